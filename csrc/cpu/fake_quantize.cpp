@@ -1,0 +1,191 @@
+// Fake quantization: quantize to integers and back, with straight-through and learned gradients.
+#include "data_types.h"
+#include "kernel_set.h"
+#include "quantizer_tables.h"
+
+namespace zscgan::cpu::ZSCGAN_ISA {
+namespace {
+
+// Appends bits to a byte stream that starts at a whole byte.
+class BitWriter {
+public:
+    explicit BitWriter(uint8_t* target) : target_(target) {}
+    void append(uint32_t bits, int n) {
+        pending_ |= static_cast<uint64_t>(bits) << count_;
+        count_ += n;
+        for (; count_ >= 8; count_ -= 8, pending_ >>= 8) *target_++ = static_cast<uint8_t>(pending_);
+    }
+    void flush() {
+        if (count_ > 0) *target_ = static_cast<uint8_t>(pending_);
+    }
+
+private:
+    uint8_t* target_;
+    uint64_t pending_ = 0;
+    int count_ = 0;
+};
+
+template <class V, class T>
+void forward_chunk(const Extent& extent, QuantizerTable<V>& table, const Bounds<V>& bounds,
+                   const T* x, T* y, uint8_t* mask, int64_t begin, int64_t end) {
+    BitWriter writer(mask ? mask + begin / 8 : nullptr);
+    for_quantized_segments(
+        extent, table, begin, end, [&](int64_t position, int64_t count, auto parameters) {
+            for_lanes<V>(count, [&](int64_t i, int n) {
+                const Quantizer<V> quantizer = parameters(i, n);
+                const V integer = unclamped(V::load(x + position + i, n), quantizer);
+                dequantize(clamp(integer, bounds), quantizer).store(y + position + i, n);
+                if (mask) writer.append(is_inside(integer, bounds).bits() & ((1u << n) - 1), n);
+            });
+        });
+    if (mask) writer.flush();
+}
+
+template <class V, class T>
+void forward(const Extent& extent, const QuantRange& range, QuantizerTable<V>& table, const T* x,
+             T* y, uint8_t* mask, int threads) {
+    const Bounds<V> bounds = broadcast_bounds<V>(range);
+    const int64_t numel = extent.numel();
+    if (numel == 0) return;
+    const int64_t chunk = elementwise_chunk(extent);
+    parallel_for(ceil_divide(numel, chunk), threads, [&](int64_t task) {
+        const int64_t begin = task * chunk;
+        forward_chunk(extent, table, bounds, x, y, mask, begin, smaller(numel, begin + chunk));
+    });
+}
+
+// The two sums of a channel's learned gradients, with grad_x written on the way.
+template <class V, class T>
+struct LearnedBackward {
+    using Real = typename V::Real;
+    const T* x;
+    const T* grad;
+    T* grad_x;
+    QuantizerTable<V>& table;
+    Bounds<V> bounds;
+
+    Real initial_first() const { return 0; }
+    Real initial_second() const { return 0; }
+
+    LearnedTerms<V> step(int64_t position, int n, const Quantizer<V>& quantizer) {
+        const V zero = V::broadcast(0);
+        const V value = V::load(x + position, n);
+        const V incoming = V::load(grad + position, n);
+        const V integer = unclamped(value, quantizer);
+        const auto inside = is_inside(integer, bounds);
+        select(inside, incoming, zero).store(grad_x + position, n);
+        return learned_terms(value, incoming, integer, inside, quantizer, bounds, zero);
+    }
+
+    // Short runs in float32, their sums in float64.
+    Pair row(int64_t position, int64_t count, int64_t channel) {
+        constexpr int64_t run = 4096;
+        const Quantizer<V> quantizer = table.channel(channel);
+        Pair total{0, 0};
+        for (int64_t start = 0; start < count; start += run) {
+            V scale_sum = V::broadcast(0), zero_point_sum = V::broadcast(0);
+            for_lanes<V>(smaller(run, count - start), [&](int64_t i, int n) {
+                const LearnedTerms<V> terms = step(position + start + i, n, quantizer);
+                scale_sum = scale_sum + terms.scale;
+                zero_point_sum = zero_point_sum + terms.zero_point;
+            });
+            total = Addition::merge(total, {scale_sum.sum(), zero_point_sum.sum()});
+        }
+        return total;
+    }
+
+    void columns(int64_t position, int64_t count, Real* scale_sums, Real* zero_point_sums) {
+        for_lanes<V>(count, [&](int64_t i, int n) {
+            const LearnedTerms<V> terms = step(position + i, n, table.lanes(i, n));
+            (V::load(scale_sums + i, n) + terms.scale).store(scale_sums + i, n);
+            (V::load(zero_point_sums + i, n) + terms.zero_point).store(zero_point_sums + i, n);
+        });
+    }
+};
+
+template <class V, class T>
+void learned_backward(const LearnedTensor& tensor, int threads) {
+    using Real = typename V::Real;
+    if (tensor.extent.numel() == 0) {
+        for (int64_t c = 0; c < tensor.extent.channels; ++c) {
+            static_cast<Real*>(tensor.grad_scale)[c] = 0;
+            static_cast<Real*>(tensor.grad_zero_point)[c] = 0;
+        }
+        return;
+    }
+    QuantizerTable<V> table(tensor.extent, tensor.scale, tensor.zero_point);
+    table.round_zero_points(tensor.range);
+    const Reduction reduction(tensor.extent);
+    Scratch<Pair> partials(reduction.partials());
+    LearnedBackward<V, T> kernel{static_cast<const T*>(tensor.x), static_cast<const T*>(tensor.grad),
+                                 static_cast<T*>(tensor.grad_x), table,
+                                 broadcast_bounds<V>(tensor.range)};
+    parallel_for(reduction.tasks(), threads, [&](int64_t task) {
+        reduce_task<Addition, Real>(reduction, task, partials.data(), kernel);
+    });
+    merge_partials<Addition>(
+        partials.data(), reduction.slots(), tensor.extent.channels, [&](int64_t c, Pair total) {
+            static_cast<Real*>(tensor.grad_scale)[c] =
+                static_cast<Real>(tensor.gradient_scale * total.first);
+            static_cast<Real*>(tensor.grad_zero_point)[c] =
+                static_cast<Real>(tensor.gradient_scale * total.second);
+        });
+}
+
+}  // namespace
+
+void fake_quantize(DataType type, Extent extent, QuantRange range, const void* x, const void* scale,
+                   const void* zero_point, void* y, uint8_t* mask, int threads) {
+    if (extent.numel() == 0) return;
+    with_types(type, [&](auto types) {
+        using T = typename decltype(types)::Element;
+        QuantizerTable<typename decltype(types)::Vector> table(extent, scale, zero_point);
+        forward(extent, range, table, static_cast<const T*>(x), static_cast<T*>(y), mask, threads);
+    });
+}
+
+void fake_quantize_backward(DataType type, int64_t numel, const void* grad, const uint8_t* mask,
+                            void* grad_x, int threads) {
+    with_types(type, [&](auto types) {
+        using V = typename decltype(types)::Vector;
+        using T = typename decltype(types)::Element;
+        parallel_for(ceil_divide(numel, task_elements), threads, [&](int64_t task) {
+            const int64_t begin = task * task_elements;
+            const T* source = static_cast<const T*>(grad) + begin;
+            T* target = static_cast<T*>(grad_x) + begin;
+            const uint8_t* bytes = mask + begin / 8;
+            for_lanes<V>(smaller(task_elements, numel - begin), [&](int64_t i, int n) {
+                uint32_t bits = bytes[i / 8];
+                if (V::lanes == 16 && n > 8) bits |= static_cast<uint32_t>(bytes[i / 8 + 1]) << 8;
+                select(V::Mask::from_bits(bits), V::load(source + i, n), V::broadcast(0))
+                    .store(target + i, n);
+            });
+        });
+    });
+}
+
+void fake_quantize_learned(DataType type, const LearnedTensor* tensors, int64_t count, int threads) {
+    with_types(type, [&](auto types) {
+        using T = typename decltype(types)::Element;
+        parallel_for_tensors(tensors, count, threads, [&](const LearnedTensor& tensor, int team) {
+            if (tensor.extent.numel() == 0) return;
+            QuantizerTable<typename decltype(types)::Vector> table(tensor.extent, tensor.scale,
+                                                                   tensor.zero_point);
+            table.round_zero_points(tensor.range);
+            forward(tensor.extent, tensor.range, table, static_cast<const T*>(tensor.x),
+                    static_cast<T*>(tensor.y), nullptr, team);
+        });
+    });
+}
+
+void fake_quantize_learned_backward(DataType type, const LearnedTensor* tensors, int64_t count,
+                                    int threads) {
+    with_types(type, [&](auto types) {
+        parallel_for_tensors(tensors, count, threads, [&](const LearnedTensor& tensor, int team) {
+            learned_backward<typename decltype(types)::Vector, typename decltype(types)::Element>(
+                tensor, team);
+        });
+    });
+}
+
+}  // namespace zscgan::cpu::ZSCGAN_ISA

@@ -1,0 +1,187 @@
+// Walking a tensor [outer, channels, inner] in memory order, and reducing it per channel.
+//
+// Elementwise kernels see segments: runs of elements whose parameters are either one channel's
+// (inner > 1) or a table in step with the elements (inner == 1). Reductions are cut into tasks by
+// sizes alone and merged in a fixed order, so their bits do not depend on the number of threads.
+#pragma once
+
+#include <memory>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace zscgan::cpu::ZSCGAN_ISA {
+
+// Scratch memory that aligns with full vectors and needs no constructor calls.
+template <class T>
+struct Scratch {
+    explicit Scratch(int64_t count) : values(new T[static_cast<size_t>(count)]) {}
+    T* data() { return values.get(); }
+    T& operator[](int64_t i) { return values[static_cast<size_t>(i)]; }
+    std::unique_ptr<T[]> values;
+};
+
+// The shortest run of whole rows of channels that fills vectors, for inner == 1.
+inline int64_t channel_period(int64_t channels) {
+    return channels * ceil_divide(256, channels);
+}
+
+// Calls body(position, n) for runs of at most V::lanes elements that cover [0, count).
+template <class V, class Body>
+inline void for_lanes(int64_t count, Body body) {
+    int64_t i = 0;
+    for (; i + V::lanes <= count; i += V::lanes) body(i, V::lanes);
+    if (i < count) body(i, static_cast<int>(count - i));
+}
+
+// Calls segment(position, n, channel) for the runs of one channel inside [begin, end).
+template <class Segment>
+inline void for_rows(const Extent& extent, int64_t begin, int64_t end, Segment segment) {
+    const int64_t row = begin / extent.inner;
+    int64_t channel = row % extent.channels;
+    int64_t stop = (row + 1) * extent.inner;
+    for (int64_t position = begin; position < end; stop += extent.inner) {
+        const int64_t limit = stop < end ? stop : end;
+        segment(position, limit - position, channel);
+        position = limit;
+        channel = channel + 1 == extent.channels ? 0 : channel + 1;
+    }
+}
+
+// The elements of one elementwise task: whole bytes of a bit mask, and whole periods if inner == 1.
+inline int64_t elementwise_chunk(const Extent& extent) {
+    if (extent.inner != 1) return task_elements;
+    const int64_t unit = 8 * channel_period(extent.channels);
+    return unit * ceil_divide(task_elements, unit);
+}
+
+// Two sums (or a minimum and a maximum) of one channel.
+struct Pair {
+    double first;
+    double second;
+};
+
+struct Addition {
+    static Pair identity() { return {0, 0}; }
+    static Pair merge(Pair a, Pair b) { return {a.first + b.first, a.second + b.second}; }
+};
+
+// How a reduction is cut. Each task covers some outer indices x some channels x a piece of a row.
+struct RowPlan {
+    int64_t outer_group, channel_group, piece;     // sizes of a task
+    int64_t outer_tasks, channel_tasks, piece_tasks;
+
+    explicit RowPlan(const Extent& e) {
+        constexpr int64_t target = 2 * task_elements;
+        piece = e.inner < target ? e.inner : target;
+        piece_tasks = ceil_divide(e.inner, piece);
+        const int64_t rows = target / piece;
+        channel_group = rows < e.channels ? rows : e.channels;
+        channel_tasks = ceil_divide(e.channels, channel_group);
+        const int64_t images = rows / channel_group;
+        outer_group = images < e.outer ? images : e.outer;
+        outer_tasks = ceil_divide(e.outer, outer_group);
+    }
+    int64_t slots() const { return outer_tasks * piece_tasks; }
+    int64_t tasks() const { return slots() * channel_tasks; }
+};
+
+inline int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+// A task of a reduction with inner > 1: fills partials[slot][channel] with what
+// row(position, n, channel) gives, in memory order.
+template <class Merge, class Row>
+void reduce_rows_task(const Extent& e, const RowPlan& plan, int64_t task, Pair* partials, Row row) {
+    const int64_t slot = task / plan.channel_tasks;
+    const int64_t first_channel = task % plan.channel_tasks * plan.channel_group;
+    const int64_t last_channel = smaller(e.channels, first_channel + plan.channel_group);
+    const int64_t offset = slot % plan.piece_tasks * plan.piece;
+    const int64_t length = smaller(plan.piece, e.inner - offset);
+    const int64_t first_outer = slot / plan.piece_tasks * plan.outer_group;
+    const int64_t last_outer = smaller(e.outer, first_outer + plan.outer_group);
+    Pair* totals = partials + slot * e.channels;
+    for (int64_t c = first_channel; c < last_channel; ++c) totals[c] = Merge::identity();
+    for (int64_t o = first_outer; o < last_outer; ++o) {
+        for (int64_t c = first_channel; c < last_channel; ++c) {
+            const int64_t position = (o * e.channels + c) * e.inner + offset;
+            totals[c] = Merge::merge(totals[c], row(position, length, c));
+        }
+    }
+}
+
+// How a reduction with inner == 1 is cut: rows of channels.
+struct ColumnPlan {
+    int64_t period;  // elements whose channels repeat, a whole number of rows
+    int64_t chunk;   // elements of a task, a whole number of periods
+    int64_t numel;
+
+    explicit ColumnPlan(const Extent& e) : period(channel_period(e.channels)), numel(e.numel()) {
+        const int64_t target = 2 * task_elements;
+        const int64_t wanted = 64 * e.channels > target ? 64 * e.channels : target;
+        chunk = period * ceil_divide(wanted, period);
+    }
+    int64_t tasks() const { return ceil_divide(numel, chunk); }
+};
+
+// Merges partials[slot][channel] in the order of slots and hands finish(channel, total) the results.
+template <class Merge, class Finish>
+void merge_partials(const Pair* partials, int64_t slots, int64_t channels, Finish finish) {
+    Scratch<Pair> totals(channels);
+    for (int64_t c = 0; c < channels; ++c) totals[c] = Merge::identity();
+    for (int64_t slot = 0; slot < slots; ++slot) {
+        for (int64_t c = 0; c < channels; ++c) {
+            totals[c] = Merge::merge(totals[c], partials[slot * channels + c]);
+        }
+    }
+    for (int64_t c = 0; c < channels; ++c) finish(c, totals[c]);
+}
+
+// A per-channel reduction of one tensor: which tasks it has and where their results go.
+struct Reduction {
+    Extent extent;
+    bool by_rows;
+    RowPlan rows;
+    ColumnPlan columns;
+
+    explicit Reduction(const Extent& e) : extent(e), by_rows(e.inner != 1), rows(e), columns(e) {}
+    int64_t slots() const { return by_rows ? rows.slots() : columns.tasks(); }
+    int64_t tasks() const { return by_rows ? rows.tasks() : columns.tasks(); }
+    int64_t partials() const { return slots() * extent.channels; }
+    int64_t periods() const { return by_rows ? 0 : columns.period; }
+};
+
+// Runs one task. `kernel` offers
+//   Pair row(position, n, channel)                    n elements of one channel
+//   void columns(position, n, Real* first, Real* second)   adds n elements to rows of accumulators
+//   Real initial_first(), initial_second()
+template <class Merge, class Real, class Kernel>
+void reduce_task(const Reduction& r, int64_t task, Pair* partials, Kernel& kernel) {
+    if (r.by_rows) {
+        reduce_rows_task<Merge>(r.extent, r.rows, task, partials,
+                                [&](int64_t p, int64_t n, int64_t c) { return kernel.row(p, n, c); });
+        return;
+    }
+    const int64_t period = r.columns.period;
+    Scratch<Real> first(period), second(period);
+    for (int64_t i = 0; i < period; ++i) {
+        first[i] = kernel.initial_first();
+        second[i] = kernel.initial_second();
+    }
+    const int64_t begin = task * r.columns.chunk;
+    const int64_t end = smaller(r.columns.numel, begin + r.columns.chunk);
+    for (int64_t position = begin; position < end; position += period) {
+        kernel.columns(position, smaller(period, end - position), first.data(), second.data());
+    }
+    const int64_t channels = r.extent.channels;
+    Pair* totals = partials + task * channels;
+    for (int64_t c = 0; c < channels; ++c) totals[c] = Merge::identity();
+    for (int64_t i = 0; i < period; i += channels) {
+        for (int64_t c = 0; c < channels; ++c) {
+            totals[c] = Merge::merge(totals[c], Pair{first[i + c], second[i + c]});
+        }
+    }
+}
+
+}  // namespace zscgan::cpu::ZSCGAN_ISA

@@ -1,0 +1,197 @@
+// Batch-norm matching: statistics of a batch by channel, their distance to stored ones, gradients.
+#include "../quant_math.h"
+#include "elementwise.cuh"
+#include "reduction_launcher.cuh"
+
+namespace zscgan::cuda {
+namespace {
+
+// The sums of (x - shift) and of its square.
+template <class T>
+struct Statistics : SumReduction {
+    using Element = T;
+    using Parameters = float;
+    static constexpr bool has_gradient = false;
+    const T* source;
+    const float* shift;
+    float* mean;
+    float* variance;
+    double elements_per_channel;
+
+    bool is_wide() const { return cuda::is_wide({source}); }
+
+    __device__ __forceinline__ float parameters(int64_t channel) const { return shift[channel]; }
+    __device__ __forceinline__ float visit(float x, float, float shift, Accumulator& sums) const {
+        const float offset = x - shift;
+        sums.first += offset;
+        sums.second = fmaf(offset, offset, sums.second);
+        return x;
+    }
+    __device__ __forceinline__ void finish(int64_t channel, const Pair& sums) const {
+        const double offset = sums.first / elements_per_channel;
+        const double square = sums.second / elements_per_channel;
+        mean[channel] = static_cast<float>(shift[channel] + offset);
+        variance[channel] = static_cast<float>(maximum(0.0, square - offset * offset));
+    }
+};
+
+// grad_x = a + b * x, with one a and one b by channel.
+template <class T>
+struct StatisticsBackward {
+    using Element = T;
+    struct Parameters {
+        float a;
+        float b;
+    };
+    const T* source;
+    T* target;
+    const float* mean;
+    const float* grad_mean;
+    const float* grad_variance;
+    float elements_per_channel;
+
+    __device__ __forceinline__ Parameters parameters(int64_t channel) const {
+        const float b = 2.0f * grad_variance[channel] / elements_per_channel;
+        return {grad_mean[channel] / elements_per_channel - b * mean[channel], b};
+    }
+    __device__ __forceinline__ float apply(float x, const Parameters& coefficients, bool&) const {
+        return fmaf(coefficients.b, x, coefficients.a);
+    }
+    __device__ __forceinline__ void store_flags(int64_t, unsigned) const {}
+};
+
+constexpr int most_layers = (parameter_bytes - 48) / static_cast<int>(sizeof(DistanceLayer));
+
+struct DistanceTask {
+    DistanceLayer layers[most_layers];
+    double* parts;  // [layers of this launch]
+    unsigned* counter;
+    float* result;
+    int64_t layer_count;  // of all launches
+    int count;
+    Distance distance;
+    bool is_first;
+};
+
+__device__ __forceinline__ DistanceTerms channel_terms(Distance distance,
+                                                       const DistanceLayer& layer,
+                                                       int64_t channel) {
+    return distance_terms(distance, layer.mean[channel], layer.variance[channel],
+                          layer.running_mean[channel], layer.running_var[channel], layer.eps);
+}
+
+// What the sums of a layer's parts become, and the factors of its gradients.
+struct LayerDistance {
+    double value;
+    double mean_factor;
+    double variance_factor;
+};
+
+__device__ __forceinline__ LayerDistance layer_distance(Distance distance, int64_t channels,
+                                                        const Pair& sums) {
+    if (distance == Distance::l2) {
+        const double mean_root = sqrt(sums.first);
+        const double variance_root = sqrt(sums.second);
+        return {mean_root + variance_root, sums.first == 0 ? 0.0 : 1 / (2 * mean_root),
+                sums.second == 0 ? 0.0 : 1 / (2 * variance_root)};
+    }
+    const auto count = static_cast<double>(channels);
+    return {(sums.first + sums.second) / count, 1 / count, 1 / count};
+}
+
+__device__ __forceinline__ LayerDistance reduce_layer(Distance distance,
+                                                      const DistanceLayer& layer) {
+    __shared__ LayerDistance shared;
+    Pair sums = {0.0, 0.0};
+    for (int64_t channel = threadIdx.x; channel < layer.channels; channel += block_threads) {
+        const DistanceTerms terms = channel_terms(distance, layer, channel);
+        sums = SumReduction::combine(sums, Pair{terms.mean_part, terms.variance_part});
+    }
+    sums = combine_block<SumReduction>(sums);
+    if (threadIdx.x == 0) shared = layer_distance(distance, layer.channels, sums);
+    __syncthreads();
+    return shared;
+}
+
+// One block reduces one layer; the last adds the layers up.
+__global__ __launch_bounds__(block_threads) void reduce_distance(
+    const __grid_constant__ DistanceTask task) {
+    const DistanceLayer& layer = task.layers[blockIdx.x];
+    const auto layers = static_cast<double>(task.layer_count);
+    const LayerDistance total = reduce_layer(task.distance, layer);
+    for (int64_t channel = threadIdx.x; channel < layer.channels; channel += block_threads) {
+        const DistanceTerms terms = channel_terms(task.distance, layer, channel);
+        layer.grad_mean[channel] = static_cast<float>(terms.grad_mean * total.mean_factor / layers);
+        layer.grad_variance[channel] =
+            static_cast<float>(terms.grad_variance * total.variance_factor / layers);
+    }
+    if (threadIdx.x == 0) task.parts[blockIdx.x] = total.value;
+    if (!is_last_block(task.counter, task.count) || threadIdx.x != 0) return;
+    double sum = 0;
+    for (int i = 0; i < task.count; ++i) sum += __ldcg(task.parts + i);
+    *task.result = static_cast<float>((task.is_first ? 0.0 : *task.result) + sum / layers);
+}
+
+double elements_per_channel(const Extent& extent) {
+    return static_cast<double>(extent.outer * extent.inner);
+}
+
+}  // namespace
+
+const char* batch_norm_statistics(DataType type, Extent extent, const void* x, const void* shift,
+                                  void* mean, void* variance, Launch target) {
+    return dispatch(type, [&](auto element) -> const char* {
+        using T = decltype(element);
+        const Statistics<T> operation{{},
+                                      static_cast<const T*>(x),
+                                      static_cast<const float*>(shift),
+                                      static_cast<float*>(mean),
+                                      static_cast<float*>(variance),
+                                      elements_per_channel(extent)};
+        ReductionLauncher<Statistics<T>, 1, 1> launcher(target);
+        const char* error = launcher.add(operation, extent);
+        return error ? error : launcher.flush();
+    });
+}
+
+const char* batch_norm_statistics_backward(DataType type, Extent extent, const void* x,
+                                           const void* mean, const void* grad_mean,
+                                           const void* grad_variance, void* grad_x, Launch target) {
+    return dispatch(type, [&](auto element) -> const char* {
+        using T = decltype(element);
+        const StatisticsBackward<T> operation{static_cast<const T*>(x),
+                                              static_cast<T*>(grad_x),
+                                              static_cast<const float*>(mean),
+                                              static_cast<const float*>(grad_mean),
+                                              static_cast<const float*>(grad_variance),
+                                              static_cast<float>(elements_per_channel(extent))};
+        ElementwiseLauncher<StatisticsBackward<T>, 1, 1> launcher(target.stream);
+        const char* error = launcher.add(operation, extent, false);
+        return error ? error : launcher.flush();
+    });
+}
+
+const char* batch_norm_distance(Distance distance, const DistanceLayer* layers, int64_t count,
+                                float* result, Launch target) {
+    WorkspaceCutter workspace(target.workspace);
+    DistanceTask task = {};
+    task.parts = reinterpret_cast<double*>(workspace.take_partials(most_layers));
+    task.counter = workspace.take_counters(1);
+    task.result = result;
+    task.layer_count = count;
+    task.distance = distance;
+    for (int64_t first = 0; first < count; first += most_layers) {
+        task.count = static_cast<int>(bounded(count - first, 1, most_layers));
+        task.is_first = first == 0;
+        for (int i = 0; i < task.count; ++i) task.layers[i] = layers[first + i];
+        const char* error = launch(reduce_distance, task.count, task, target.stream);
+        if (error) return error;
+    }
+    return nullptr;
+}
+
+int64_t distance_workspace() {
+    return workspace_zeroed_bytes + most_layers * static_cast<int64_t>(sizeof(Pair));
+}
+
+}  // namespace zscgan::cuda

@@ -1,0 +1,214 @@
+// Reductions by channel where inner == 1: the channel is the fastest index. Threads lie along the
+// channels, so that loads coalesce, and walk down the rows.
+//
+// Rows are joined until they are a multiple of eight elements long. The columns of such a joined
+// row are reduced one by one and folded to channels in the end.
+#pragma once
+
+#include <numeric>
+
+#include "reduction.cuh"
+
+namespace zscgan::cuda {
+
+// Columns that one block reduces: 128 bytes of a row in half precision.
+constexpr int tile_octets = 8;
+constexpr int tile_columns = tile_octets * octet_size;
+
+struct ColumnPartition {
+    int64_t numel;
+    int64_t channels;
+    int64_t octets_per_row;  // of a joined row
+    int64_t rows;            // joined rows
+    int64_t rows_per_block;
+    unsigned* counters;  // [tiles], or [1] where columns are folded
+    Pair* partials;      // [splits, columns]
+    int tiles;
+    int splits;
+    int folds;  // rows in a joined row
+    bool wide;
+
+    int64_t blocks() const { return int64_t{tiles} * splits; }
+    __host__ __device__ __forceinline__ bool is_merged() const { return splits > 1 || folds > 1; }
+    int64_t counter_count() const { return !is_merged() ? 0 : folds > 1 ? 1 : tiles; }
+    int64_t partial_count() const { return is_merged() ? splits * octets_per_row * octet_size : 0; }
+};
+
+template <class Operation>
+struct ColumnReductionTask {
+    Operation operation;
+    ColumnPartition partition;
+};
+
+// Depends on sizes alone, so that the same values give the same bits wherever they lie.
+inline ColumnPartition plan_column_reduction(const Extent& extent) {
+    constexpr int64_t most_splits = 512;
+    ColumnPartition partition = {};
+    partition.numel = extent.numel();
+    partition.channels = extent.channels;
+    partition.folds = octet_size / std::gcd(extent.channels, int64_t{octet_size});
+    partition.octets_per_row = extent.channels * partition.folds / octet_size;
+    partition.rows = divide_up(partition.numel, partition.octets_per_row * octet_size);
+    partition.tiles = static_cast<int>(divide_up(partition.octets_per_row, tile_octets));
+    const int64_t lanes = block_threads / bounded(partition.octets_per_row, 1, tile_octets);
+    const int64_t splits = bounded(partition.rows / (lanes * fewest_octets_per_thread), 1,
+                                   bounded(most_column_blocks / partition.tiles, 1, most_splits));
+    partition.rows_per_block = bounded(divide_up(partition.rows, splits), 1, INT64_MAX);
+    partition.splits =
+        static_cast<int>(bounded(divide_up(partition.rows, partition.rows_per_block), 1, splits));
+    return partition;
+}
+
+// A thread's eight columns and their running results.
+template <class Operation>
+struct Columns {
+    typename Operation::Parameters parameters[octet_size];
+    Accumulator sums[octet_size];
+
+    __device__ __forceinline__ Columns(const Operation& operation, int64_t channels,
+                                       int64_t octet) {
+        int64_t channel = octet * octet_size % channels;
+#pragma unroll
+        for (int j = 0; j < octet_size; ++j) {
+            parameters[j] = operation.parameters(channel);
+            sums[j] = Operation::start();
+            channel = channel + 1 == channels ? 0 : channel + 1;
+        }
+    }
+
+    __device__ __forceinline__ void visit(const Operation& operation, int64_t first, unsigned valid,
+                                          bool wide,
+                                          const Octet<typename Operation::Element>& source,
+                                          const Octet<typename Operation::Element>& gradient) {
+        float values[octet_size];
+        float gradients[octet_size] = {};
+        unpack(source, values);
+        if constexpr (Operation::has_gradient) unpack(gradient, gradients);
+#pragma unroll
+        for (int j = 0; j < octet_size; ++j) {
+            Accumulator next = sums[j];
+            values[j] = operation.visit(values[j], gradients[j], parameters[j], next);
+            if (valid >> j & 1) sums[j] = next;
+        }
+        if constexpr (Operation::has_gradient) {
+            Octet<typename Operation::Element> packed;
+            pack(values, packed);
+            store_octet(operation.target, first, valid, wide, packed);
+        }
+    }
+};
+
+// Rows begin, begin + lanes, ... of one octet of columns.
+template <class Operation>
+__device__ __forceinline__ void reduce_lane(const Operation& operation,
+                                            const ColumnPartition& partition, int64_t octet,
+                                            int64_t begin, int64_t end, int lanes,
+                                            Columns<Operation>& columns) {
+    constexpr int batch = reduction_batch<Operation>;
+#pragma unroll 1
+    for (int64_t row = begin; row < end; row += batch * lanes) {
+        Octet<typename Operation::Element> source[batch], gradient[batch];
+        int64_t first[batch];
+        unsigned valid[batch];
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            const int64_t current = row + i * lanes;
+            first[i] = (current * partition.octets_per_row + octet) * octet_size;
+            valid[i] = current < end ? octet_bits(0, partition.numel - first[i]) : 0;
+            const bool wide = partition.wide && valid[i] == whole_octet;
+            source[i] = load_octet(operation.source, first[i], valid[i], wide);
+            if constexpr (Operation::has_gradient) {
+                gradient[i] = load_octet(operation.gradient, first[i], valid[i], wide);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            columns.visit(operation, first[i], valid[i], partition.wide && valid[i] == whole_octet,
+                          source[i], gradient[i]);
+        }
+    }
+}
+
+// The results of a block's columns: thread c < columns gets column c of the tile.
+template <class Operation>
+__device__ __forceinline__ Pair combine_lanes(const Columns<Operation>& columns, int width,
+                                              int lanes) {
+    __shared__ Accumulator sums[octet_size][block_threads];
+#pragma unroll
+    for (int j = 0; j < octet_size; ++j) sums[j][threadIdx.x] = columns.sums[j];
+    __syncthreads();
+    const int count = width * octet_size;
+    const int helpers = block_threads / count;
+    const int column = threadIdx.x % count;
+    Pair pair = widen(Operation::start());
+    if (threadIdx.x / count < helpers) {
+        for (int lane = threadIdx.x / count; lane < lanes; lane += helpers) {
+            const Accumulator& sum = sums[column % octet_size][lane * width + column / octet_size];
+            pair = Operation::combine(pair, widen(sum));
+        }
+    }
+    return combine_helpers<Operation>(pair, count, helpers);
+}
+
+// Folds and merges the partials of the channels begin <= c < end.
+template <class Operation>
+__device__ __forceinline__ void merge_columns(const Operation& operation,
+                                              const ColumnPartition& partition, int64_t begin,
+                                              int64_t end) {
+    constexpr int helpers = block_threads / tile_columns;
+    const int64_t columns = partition.octets_per_row * octet_size;
+    for (int64_t base = begin; base < end; base += tile_columns) {
+        const int64_t channel = base + threadIdx.x % tile_columns;
+        Pair pair = widen(Operation::start());
+        for (int64_t column = channel; channel < end && column < columns;
+             column += partition.channels) {
+            for (int split = threadIdx.x / tile_columns; split < partition.splits;
+                 split += helpers) {
+                pair = Operation::combine(
+                    pair, read_partial(partition.partials + split * columns + column));
+            }
+        }
+        pair = combine_helpers<Operation>(pair, tile_columns, helpers);
+        if (threadIdx.x < tile_columns && channel < end) operation.finish(channel, pair);
+    }
+}
+
+template <class Operation, int capacity>
+__global__ __launch_bounds__(block_threads, 2) void reduce_columns(
+    const __grid_constant__ Table<ColumnReductionTask<Operation>, capacity> table) {
+    const int index = table.index_of_block(blockIdx.x);
+    const Operation& operation = table.tasks[index].operation;
+    const ColumnPartition& partition = table.tasks[index].partition;
+    const int block = static_cast<int>(blockIdx.x) - table.first_block[index];
+    const int split = block / partition.tiles;
+    const int tile = block - split * partition.tiles;
+    const int64_t rest = partition.octets_per_row - int64_t{tile} * tile_octets;
+    const int width = rest < tile_octets ? static_cast<int>(rest) : tile_octets;
+    const int lanes = block_threads / width;
+    const int64_t octet = int64_t{tile} * tile_octets + threadIdx.x % width;
+    const int lane = threadIdx.x / width;
+    const int64_t begin = split * partition.rows_per_block;
+    const int64_t limit = begin + partition.rows_per_block;
+    const int64_t end = lane >= lanes ? 0 : limit < partition.rows ? limit : partition.rows;
+    Columns<Operation> columns(operation, partition.channels, octet);
+    reduce_lane(operation, partition, octet, begin + lane, end, lanes, columns);
+    const Pair pair = combine_lanes(columns, width, lanes);
+    const int64_t column = int64_t{tile} * tile_columns + threadIdx.x;
+    const bool owner = threadIdx.x < width * octet_size;
+    if (!partition.is_merged()) {
+        if (owner) operation.finish(column, pair);
+        return;
+    }
+    const int64_t row_columns = partition.octets_per_row * octet_size;
+    if (owner) partition.partials[split * row_columns + column] = pair;
+    const bool folded = partition.folds > 1;
+    unsigned* counter = partition.counters + (folded ? 0 : tile);
+    if (!is_last_block(counter, folded ? partition.tiles * partition.splits : partition.splits)) {
+        return;
+    }
+    const int64_t first = folded ? 0 : int64_t{tile} * tile_columns;
+    merge_columns(operation, partition, first,
+                  folded ? partition.channels : first + width * octet_size);
+}
+
+}  // namespace zscgan::cuda

@@ -1,0 +1,140 @@
+// What reductions by channel share: pairs of partial results, and their merge in a fixed order by
+// the last block to finish.
+//
+// An operation derives from SumReduction or gives its own `identity`, `combine` and `Accumulator`:
+//   using Element;              // float, __half or __nv_bfloat16
+//   using Parameters;           // of one channel
+//   const Element* source;
+//   static constexpr bool has_gradient;  // reads `gradient` and writes `target` beside `source`
+//   Parameters parameters(int64_t channel) const;
+//   float visit(float x, float grad, const Parameters&, Accumulator&) const;  // returns the target
+//   void finish(int64_t channel, const Pair&) const;
+#pragma once
+
+#include "launch.cuh"
+#include "octet.cuh"
+
+namespace zscgan::cuda {
+
+// A block of a split channel has at least this many octets for each thread.
+constexpr int fewest_octets_per_thread = 2;
+
+template <class Operation>
+constexpr int reduction_batch = octets_in_flight < typename Operation::Element,
+              Operation::has_gradient ? 2 : 1 > ;
+
+// A tensor's partial results fill at most this many blocks, so that their merge stays short.
+constexpr int64_t most_row_blocks = 4096;
+constexpr int64_t most_column_blocks = 2048;
+
+struct alignas(16) Pair {
+    double first;
+    double second;
+};
+
+// What one thread gathers over one octet, before it goes on in float64.
+struct alignas(8) Accumulator {
+    float first;
+    float second;
+};
+
+struct SumReduction {
+    static __device__ __forceinline__ Accumulator start() { return {0.0f, 0.0f}; }
+    template <class Values>
+    static __device__ __forceinline__ Values combine(const Values& a, const Values& b) {
+        return {a.first + b.first, a.second + b.second};
+    }
+};
+
+__device__ __forceinline__ Pair widen(const Accumulator& values) {
+    return {values.first, values.second};
+}
+
+// Partials written by other blocks are read past the first-level cache, which may hold older ones.
+__device__ __forceinline__ Pair read_partial(const Pair* partial) {
+    const double2 loaded = __ldcg(reinterpret_cast<const double2*>(partial));
+    return {loaded.x, loaded.y};
+}
+
+// The result is that of lane 0.
+template <class Operation>
+__device__ __forceinline__ Pair combine_warp(Pair pair) {
+#pragma unroll
+    for (int distance = warp_threads / 2; distance > 0; distance /= 2) {
+        const Pair other = {__shfl_down_sync(0xffffffffu, pair.first, distance),
+                            __shfl_down_sync(0xffffffffu, pair.second, distance)};
+        pair = Operation::combine(pair, other);
+    }
+    return pair;
+}
+
+// The result is that of thread 0.
+template <class Operation>
+__device__ __forceinline__ Pair combine_block(Pair pair) {
+    __shared__ Pair warps[block_warps];
+    pair = combine_warp<Operation>(pair);
+    __syncthreads();  // a former call's reads are over
+    if (threadIdx.x % warp_threads == 0) warps[threadIdx.x / warp_threads] = pair;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+#pragma unroll
+        for (int i = 1; i < block_warps; ++i) pair = Operation::combine(pair, warps[i]);
+    }
+    return pair;
+}
+
+// Thread (helper * channels + c) brings a share of channel c; the result is that of helper 0.
+template <class Operation>
+__device__ __forceinline__ Pair combine_helpers(Pair pair, int channels, int helpers) {
+    __shared__ Pair shares[block_threads];
+    __syncthreads();  // a former call's reads are over
+    shares[threadIdx.x] = pair;
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < channels) {
+        for (int i = 1; i < helpers; ++i) {
+            pair = Operation::combine(pair, shares[i * channels + threadIdx.x]);
+        }
+    }
+    return pair;
+}
+
+// Called by every thread after it stored its partials: true in all threads of the block that comes
+// last of `blocks`, which then sees the partials of all. The counter is zero again afterwards.
+__device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicInc(counter, blocks - 1) == blocks - 1;
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}
+
+// Cuts the workspace of a launch into counters, zeroed by the caller once, and partials.
+class WorkspaceCutter {
+   public:
+    explicit WorkspaceCutter(void* workspace)
+        : counters_(static_cast<unsigned*>(workspace)),
+          partials_(
+              reinterpret_cast<Pair*>(static_cast<char*>(workspace) + workspace_zeroed_bytes)) {}
+
+    bool has_counters(int64_t count) const { return used_counters_ + count <= all_counters; }
+    unsigned* take_counters(int64_t count) {
+        used_counters_ += count;
+        return counters_ + used_counters_ - count;
+    }
+    Pair* take_partials(int64_t count) {
+        used_partials_ += count;
+        return partials_ + used_partials_ - count;
+    }
+    void reset_counters() { used_counters_ = 0; }
+
+   private:
+    static constexpr int64_t all_counters = workspace_zeroed_bytes / sizeof(unsigned);
+    unsigned* counters_;
+    Pair* partials_;
+    int64_t used_counters_ = 0;
+    int64_t used_partials_ = 0;
+};
+
+}  // namespace zscgan::cuda

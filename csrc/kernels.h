@@ -1,0 +1,151 @@
+// Every kernel of the native core: raw pointers, sizes and a stream; no framework types.
+//
+// All tensors are dense and seen as [outer, channels, inner] in memory order. "Real" is float, or
+// double where the data is float64: scales, zero points and statistics are Reals. `docs/kernels.md`
+// gives the formulas and the bytes that each kernel moves.
+#pragma once
+
+#include <cstdint>
+
+namespace zscgan {
+
+enum class DataType : int { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 };
+
+enum class Distance : int { gaussian_kl = 0, mse = 1, std_mse = 2, l2 = 3 };
+
+struct Extent {
+    int64_t outer;
+    int64_t channels;
+    int64_t inner;
+
+    constexpr int64_t numel() const { return outer * channels * inner; }
+};
+
+struct QuantRange {
+    double quant_min;
+    double quant_max;
+};
+
+// One tensor of a fake quantization with learned scales. A call takes many.
+struct LearnedTensor {
+    Extent extent;
+    QuantRange range;
+    double gradient_scale;     // factor of grad_scale and grad_zero_point
+    const void* x;             // [outer, channels, inner]
+    const void* scale;         // Real [channels]
+    const void* zero_point;    // Real [channels], rounded and clamped before use
+    void* y;                   // forward: [outer, channels, inner]
+    const void* grad;          // backward: [outer, channels, inner]
+    void* grad_x;              // backward: [outer, channels, inner]
+    void* grad_scale;          // backward: Real [channels]
+    void* grad_zero_point;     // backward: Real [channels]
+};
+
+// The running state of a min/max observer.
+struct ObserverState {
+    float* running_min;  // [channels], +inf before the first observation
+    float* running_max;  // [channels], -inf before the first observation
+    float* scale;        // [channels]
+    float* zero_point;   // [channels]
+    double averaging_constant;
+    QuantRange range;
+    bool symmetric;
+};
+
+// One batch-norm layer of a distance between batch and stored statistics.
+template <class Real>
+struct DistanceLayerOf {
+    int64_t channels;
+    double eps;
+    const Real* mean;          // [channels]
+    const Real* variance;      // [channels]
+    const Real* running_mean;  // [channels]
+    const Real* running_var;   // [channels]
+    Real* grad_mean;           // [channels]
+    Real* grad_variance;       // [channels]
+};
+using DistanceLayer = DistanceLayerOf<float>;
+
+namespace cpu {
+
+// Name of the instruction set that the kernels below use on this machine.
+const char* instruction_set();
+
+// Restrict to `avx512`, `avx2` or `portable`; false where this machine or build lacks it.
+bool select_instruction_set(const char* name);
+
+// mask: one bit per element in memory order, (numel + 7) / 8 bytes, or null.
+void fake_quantize(DataType, Extent, QuantRange, const void* x, const void* scale,
+                   const void* zero_point, void* y, uint8_t* mask, int threads);
+
+void fake_quantize_backward(DataType, int64_t numel, const void* grad, const uint8_t* mask,
+                            void* grad_x, int threads);
+
+void fake_quantize_learned(DataType, const LearnedTensor* tensors, int64_t count, int threads);
+
+void fake_quantize_learned_backward(DataType, const LearnedTensor* tensors, int64_t count,
+                                    int threads);
+
+void observe(DataType, Extent, const void* x, const ObserverState&, int threads);
+
+void batch_norm_statistics(DataType, Extent, const void* x, const void* shift, void* mean,
+                           void* variance, int threads);
+
+void batch_norm_statistics_backward(DataType, Extent, const void* x, const void* mean,
+                                    const void* grad_mean, const void* grad_variance, void* grad_x,
+                                    int threads);
+
+// distance: Real [1], the mean over layers.
+void batch_norm_distance(Distance, const DistanceLayerOf<float>* layers, int64_t count,
+                         float* distance);
+void batch_norm_distance(Distance, const DistanceLayerOf<double>* layers, int64_t count,
+                         double* distance);
+
+}  // namespace cpu
+
+namespace cuda {
+
+constexpr int64_t workspace_zeroed_bytes = 32768;
+
+// What a launch needs beside its operands. `workspace` holds at least the bytes that the matching
+// `*_workspace` function asks for, at an address that is a multiple of 16; its first
+// `workspace_zeroed_bytes` were zeroed once and are left zero. Launches without a `*_workspace`
+// function use none.
+struct Launch {
+    void* stream;  // cudaStream_t
+    void* workspace;
+};
+
+int64_t reduction_workspace(Extent);  // observe, batch_norm_statistics
+int64_t learned_backward_workspace(const LearnedTensor* tensors, int64_t count);
+int64_t distance_workspace();
+
+// Each returns null, or CUDA's text for the error of the launch.
+const char* fake_quantize(DataType, Extent, QuantRange, const void* x, const void* scale,
+                          const void* zero_point, void* y, uint8_t* mask, Launch);
+
+const char* fake_quantize_backward(DataType, int64_t numel, const void* grad, const uint8_t* mask,
+                                   void* grad_x, Launch);
+
+const char* fake_quantize_learned(DataType, const LearnedTensor* tensors, int64_t count, Launch);
+
+const char* fake_quantize_learned_backward(DataType, const LearnedTensor* tensors, int64_t count,
+                                           Launch);
+
+const char* observe(DataType, Extent, const void* x, const ObserverState&, Launch);
+
+const char* batch_norm_statistics(DataType, Extent, const void* x, const void* shift, void* mean,
+                                  void* variance, Launch);
+
+const char* batch_norm_statistics_backward(DataType, Extent, const void* x, const void* mean,
+                                           const void* grad_mean, const void* grad_variance,
+                                           void* grad_x, Launch);
+
+const char* batch_norm_distance(Distance, const DistanceLayer* layers, int64_t count,
+                                float* distance, Launch);
+
+// Null, or why no device can be used.
+const char* unavailable_reason();
+
+}  // namespace cuda
+}  // namespace zscgan

@@ -1,0 +1,107 @@
+"""The op `fake_quantize`: fixed scale and zero point, straight-through gradient."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zscgan_ext.ops.checks import check_axis, check_quantizer
+from zscgan_ext.ops.layout import dense, with_strides
+from zscgan_ext.ops.library import OPS, define, differentiable, kernels
+
+
+def fake_quantize_kernel(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    with_mask: bool,
+) -> tuple[Tensor, Tensor]:
+    x = dense(x, axis)
+    return kernels(x).fake_quantize(x, scale, zero_point, quant_min, quant_max, axis, with_mask)
+
+
+def fake_quantize_fake(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    with_mask: bool,
+) -> tuple[Tensor, Tensor]:
+    size = (x.numel() + 7) // 8 if with_mask else 0
+    return torch.empty_like(dense(x, axis)), x.new_empty((size,), dtype=torch.uint8)
+
+
+def fake_quantize_backward_kernel(grad: Tensor, mask: Tensor, strides: Sequence[int]) -> Tensor:
+    return kernels(grad).fake_quantize_backward(with_strides(grad, strides), mask)
+
+
+def fake_quantize_backward_fake(grad: Tensor, mask: Tensor, strides: Sequence[int]) -> Tensor:
+    return torch.empty_like(with_strides(grad, strides))
+
+
+def fake_quantize_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    y, mask = output
+    ctx.save_for_backward(mask)
+    ctx.strides = y.stride()
+    ctx.mark_non_differentiable(mask)
+
+
+def fake_quantize_gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    (mask,) = ctx.saved_tensors
+    return OPS.fake_quantize_backward(grad, mask, ctx.strides), *[None] * 6
+
+
+define(
+    "fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max,"
+    " int? axis, bool with_mask) -> (Tensor, Tensor)",
+    fake_quantize_kernel,
+    fake_quantize_fake,
+)
+define(
+    "fake_quantize_backward(Tensor grad, Tensor mask, SymInt[] strides) -> Tensor",
+    fake_quantize_backward_kernel,
+    fake_quantize_backward_fake,
+)
+differentiable("fake_quantize", fake_quantize_setup, fake_quantize_gradient)
+
+
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None = None,
+) -> Tensor:
+    """Quantize to integers and back, with a straight-through gradient for `x`.
+
+    `q = clamp(rint(x / scale) + zero_point, quant_min, quant_max)`, `y = (q - zero_point) * scale`;
+    the gradient passes where nothing was clamped. In float32 the result has the bits of
+    `torch.fake_quantize_per_tensor_affine` and `torch.fake_quantize_per_channel_affine`.
+
+    Args:
+        x: any shape.
+        scale: [1], or [C] for `axis`, positive.
+        zero_point: like `scale`, integers in floating point.
+        quant_min: smallest integer.
+        quant_max: largest integer.
+        axis: dimension of `x` that has one scale per index; None for one scale in all.
+
+    Returns:
+        A tensor with the shape, dtype and memory format of `x`.
+
+    Raises:
+        ValueError: if shapes, dtypes, devices or bounds do not fit.
+    """
+    axis = check_axis(x, axis)
+    check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
+    # The mask is written only where a gradient will need it.
+    with_mask = x.requires_grad and torch.is_grad_enabled()
+    y: Tensor = OPS.fake_quantize(x, scale, zero_point, quant_min, quant_max, axis, with_mask)[0]
+    return y

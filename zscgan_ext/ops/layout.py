@@ -1,0 +1,84 @@
+"""The one index space of all kernels: every tensor is (outer, channels, inner).
+
+NCHW activations are (N, C, H*W), channels_last ones (N*H*W, C, 1), a weight quantized along its
+first dimension is (1, O, rest), a tensor with one scale is (1, 1, numel).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Extent(NamedTuple):
+    """Sizes of a dense tensor seen as [outer, channels, inner] in memory order."""
+
+    outer: int
+    channels: int
+    inner: int
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of arithmetic, scales and statistics: float32, or float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def spread(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
+    """Reshape one value per channel, [C] or [1], so that it broadcasts over `x`."""
+    if axis is None:
+        return values.reshape(())
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Tell whether the elements fill one block of memory without gaps or overlap."""
+    if x.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Tell whether dimension 1 is the innermost in memory and the others follow in order."""
+    return x.dim() > 2 and x.movedim(1, -1).is_contiguous()
+
+
+def fits(x: Tensor, axis: int | None) -> bool:
+    """Tell whether the memory of `x` is (outer, channels, inner) for this axis."""
+    if x.is_contiguous():
+        return True
+    return is_dense(x) if axis is None else axis == 1 and is_channels_last(x)
+
+
+def dense(x: Tensor, axis: int | None) -> Tensor:
+    """Return `x`, copied only if its memory does not fit the index space for this axis."""
+    if fits(x, axis):
+        return x
+    copy = torch.empty_like(x).copy_(x)  # keeps the order of the strides where it can
+    return copy if fits(copy, axis) else x.contiguous()
+
+
+def extent_of(x: Tensor, axis: int | None) -> Extent:
+    """View a tensor that `dense` returned as (outer, channels, inner)."""
+    if axis is None:
+        return Extent(1, 1, x.numel())
+    channels = x.shape[axis]
+    if not x.is_contiguous():
+        return Extent(x.numel() // max(channels, 1), channels, 1)
+    inner = x[(0,) * (axis + 1)].numel() if x.numel() else 0
+    return Extent(x.numel() // max(channels * inner, 1), channels, inner)
+
+
+def with_strides(x: Tensor, strides: Sequence[int]) -> Tensor:
+    """Return `x` laid out with these strides, copied only if its own differ."""
+    if x.stride() == tuple(strides):
+        return x
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)

@@ -1,0 +1,272 @@
+"""The ops `fake_quantize_learned` and `fake_quantize_learned_many`: scales get gradients too.
+
+The kernels take lists of tensors; the op for one tensor passes lists of one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zscgan_ext.ops.checks import check_axis, check_quantizer, check_same_length
+from zscgan_ext.ops.layout import dense, with_strides
+from zscgan_ext.ops.library import OPS, define, differentiable, kernels
+
+
+def per_output_channel(scales: Sequence[Tensor]) -> list[int | None]:
+    """Return the axis of each weight: its first dimension, or None for one scale in all."""
+    return [None if scale.numel() == 1 else 0 for scale in scales]
+
+
+# ---- one tensor ---------------------------------------------------------------------------------
+
+
+def learned_kernel(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    gradient_scale: float,
+) -> Tensor:
+    x = dense(x, axis)
+    (y,) = kernels(x).fake_quantize_learned(
+        [x], [scale], [zero_point], [quant_min], [quant_max], [axis]
+    )
+    return y
+
+
+def learned_fake(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    gradient_scale: float,
+) -> Tensor:
+    return torch.empty_like(dense(x, axis))
+
+
+def learned_backward_kernel(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    gradient_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = dense(x, axis)
+    grad = with_strides(grad, x.stride())
+    grad_xs, grad_scales, grad_zero_points = kernels(x).fake_quantize_learned_backward(
+        [grad], [x], [scale], [zero_point], [quant_min], [quant_max], [gradient_scale], [axis]
+    )
+    return grad_xs[0], grad_scales[0], grad_zero_points[0]
+
+
+def learned_backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    gradient_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = torch.empty_like(dense(x, axis))
+    return grad_x, torch.empty_like(scale), torch.empty_like(zero_point)
+
+
+def learned_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, scale, zero_point, *ctx.settings = inputs
+    ctx.save_for_backward(x, scale, zero_point)
+
+
+def learned_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    gradients = OPS.fake_quantize_learned_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return *gradients, None, None, None, None
+
+
+ONE = (
+    "Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max, int? axis,"
+    " float gradient_scale"
+)
+define(f"fake_quantize_learned({ONE}) -> Tensor", learned_kernel, learned_fake)
+define(
+    f"fake_quantize_learned_backward(Tensor grad, {ONE}) -> (Tensor, Tensor, Tensor)",
+    learned_backward_kernel,
+    learned_backward_fake,
+)
+differentiable("fake_quantize_learned", learned_setup, learned_gradient)
+
+
+# ---- many tensors -------------------------------------------------------------------------------
+
+
+def many_kernel(
+    xs: list[Tensor],
+    scales: list[Tensor],
+    zero_points: list[Tensor],
+    quant_mins: Sequence[int],
+    quant_maxs: Sequence[int],
+    gradient_scales: Sequence[float],
+) -> list[Tensor]:
+    xs = [x.contiguous() for x in xs]
+    axes = per_output_channel(scales)
+    results: list[Tensor] = kernels(xs[0]).fake_quantize_learned(
+        xs, scales, zero_points, quant_mins, quant_maxs, axes
+    )
+    return results
+
+
+def many_fake(
+    xs: list[Tensor],
+    scales: list[Tensor],
+    zero_points: list[Tensor],
+    quant_mins: Sequence[int],
+    quant_maxs: Sequence[int],
+    gradient_scales: Sequence[float],
+) -> list[Tensor]:
+    return [torch.empty_like(x.contiguous()) for x in xs]
+
+
+def many_backward_kernel(
+    grads: list[Tensor],
+    xs: list[Tensor],
+    scales: list[Tensor],
+    zero_points: list[Tensor],
+    quant_mins: Sequence[int],
+    quant_maxs: Sequence[int],
+    gradient_scales: Sequence[float],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    grads, xs = [grad.contiguous() for grad in grads], [x.contiguous() for x in xs]
+    axes = per_output_channel(scales)
+    gradients: tuple[list[Tensor], list[Tensor], list[Tensor]] = kernels(
+        xs[0]
+    ).fake_quantize_learned_backward(
+        grads, xs, scales, zero_points, quant_mins, quant_maxs, gradient_scales, axes
+    )
+    return gradients
+
+
+def many_backward_fake(
+    grads: list[Tensor],
+    xs: list[Tensor],
+    scales: list[Tensor],
+    zero_points: list[Tensor],
+    quant_mins: Sequence[int],
+    quant_maxs: Sequence[int],
+    gradient_scales: Sequence[float],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    grad_xs = [torch.empty_like(x.contiguous()) for x in xs]
+    grad_scales = [torch.empty_like(scale) for scale in scales]
+    return grad_xs, grad_scales, [torch.empty_like(zero_point) for zero_point in zero_points]
+
+
+def many_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    xs, scales, zero_points, *ctx.settings = inputs
+    ctx.count = len(xs)
+    ctx.save_for_backward(*xs, *scales, *zero_points)
+
+
+def many_gradient(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    saved, count = list(ctx.saved_tensors), ctx.count
+    gradients = OPS.fake_quantize_learned_many_backward(
+        grads, saved[:count], saved[count : 2 * count], saved[2 * count :], *ctx.settings
+    )
+    return *gradients, None, None, None
+
+
+MANY = (
+    "Tensor[] xs, Tensor[] scales, Tensor[] zero_points, int[] quant_mins, int[] quant_maxs,"
+    " float[] gradient_scales"
+)
+define(f"fake_quantize_learned_many({MANY}) -> Tensor[]", many_kernel, many_fake)
+define(
+    f"fake_quantize_learned_many_backward(Tensor[] grads, {MANY})"
+    " -> (Tensor[], Tensor[], Tensor[])",
+    many_backward_kernel,
+    many_backward_fake,
+)
+differentiable("fake_quantize_learned_many", many_setup, many_gradient)
+
+
+def fake_quantize_learned(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None = None,
+    gradient_scale: float = 1.0,
+) -> Tensor:
+    """Quantize to integers and back, with gradients for `x`, `scale` and `zero_point`.
+
+    The learned step size of LSQ (Esser et al., 2020, equations 1 to 3) with the learned offset of
+    LSQ+ (Bhalgat et al., 2020). The zero point is rounded and clamped before use.
+
+    Args:
+        x: any shape.
+        scale: [1], or [C] for `axis`, positive.
+        zero_point: like `scale`.
+        quant_min: smallest integer.
+        quant_max: largest integer.
+        axis: dimension of `x` that has one scale per index; None for one scale in all.
+        gradient_scale: factor of the gradients of `scale` and `zero_point`; LSQ takes
+            `1 / sqrt(elements per scale * quant_max)`.
+
+    Returns:
+        A tensor with the shape, dtype and memory format of `x`.
+
+    Raises:
+        ValueError: if shapes, dtypes, devices or bounds do not fit.
+    """
+    axis = check_axis(x, axis)
+    check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
+    y: Tensor = OPS.fake_quantize_learned(
+        x, scale, zero_point, quant_min, quant_max, axis, gradient_scale
+    )
+    return y
+
+
+def fake_quantize_learned_many(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zero_points: Sequence[Tensor],
+    quant_mins: Sequence[int],
+    quant_maxs: Sequence[int],
+    gradient_scales: Sequence[float],
+) -> list[Tensor]:
+    """Apply `fake_quantize_learned` to many tensors along their first dimension, in one launch.
+
+    Made for all weights of a network, which are many and small.
+
+    Args:
+        xs: tensors of one device and dtype, each [C_i, ...].
+        scales: [C_i] or [1] each.
+        zero_points: like `scales`.
+        quant_mins: smallest integer of each.
+        quant_maxs: largest integer of each.
+        gradient_scales: factor of the gradients of each `scale` and `zero_point`.
+
+    Returns:
+        One tensor for each of `xs`.
+
+    Raises:
+        ValueError: if lengths, shapes, dtypes, devices or bounds do not fit.
+    """
+    check_same_length(xs, scales, zero_points, quant_mins, quant_maxs, gradient_scales)
+    columns = zip(xs, scales, zero_points, quant_mins, quant_maxs, strict=True)
+    for x, scale, zero_point, quant_min, quant_max in columns:
+        check_quantizer(
+            x, scale, zero_point, quant_min, quant_max, None if scale.numel() == 1 else 0
+        )
+    ys: list[Tensor] = OPS.fake_quantize_learned_many(
+        list(xs), list(scales), list(zero_points), quant_mins, quant_maxs, gradient_scales
+    )
+    return ys

@@ -1,0 +1,259 @@
+"""Calling the native core: allocates results, passes addresses, sizes, dtype codes and streams.
+
+The functions have the signatures of their namesakes in `zscgan_ext.ops.reference` and take tensors
+that `layout.dense` returned.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zscgan_ext.ops.implementation import NATIVE
+from zscgan_ext.ops.layout import compute_dtype, extent_of
+
+core: Any = NATIVE
+DATA_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+DISTANCE_CODES = {"gaussian_kl": 0, "mse": 1, "std_mse": 2, "l2": 3}
+WORKSPACES: dict[tuple[int, int], Tensor] = {}
+
+
+def workspace(device: torch.device, stream: int, size: int) -> Tensor:
+    """Return scratch memory of this stream, zeroed when it was made and kept for later calls."""
+    key = (device.index, stream)
+    if key not in WORKSPACES or WORKSPACES[key].numel() < size:
+        WORKSPACES[key] = torch.zeros(size, dtype=torch.uint8, device=device)
+    return WORKSPACES[key]
+
+
+def place(x: Tensor, workspace_size: int = 0) -> tuple[Any, tuple[int, ...]]:
+    """Return the native module of the tensor's device and the arguments that end its calls."""
+    if x.device.type == "cpu":
+        return core.cpu, (torch.get_num_threads(),)
+    stream = torch.cuda.current_stream(x.device).cuda_stream
+    scratch = workspace(x.device, stream, workspace_size).data_ptr() if workspace_size else 0
+    return core.cuda, (x.device.index, stream, scratch)
+
+
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    with_mask: bool,
+) -> tuple[Tensor, Tensor]:
+    """Quantize and dequantize; with the mask of the values inside the range, one bit each."""
+    y = torch.empty_like(x)
+    mask = x.new_empty(((x.numel() + 7) // 8 if with_mask else 0,), dtype=torch.uint8)
+    module, where = place(x)
+    module.fake_quantize(
+        DATA_TYPES[x.dtype],
+        extent_of(x, axis),
+        quant_min,
+        quant_max,
+        x.data_ptr(),
+        scale.data_ptr(),
+        zero_point.data_ptr(),
+        y.data_ptr(),
+        mask.data_ptr() if with_mask else 0,
+        *where,
+    )
+    return y, mask
+
+
+def fake_quantize_backward(grad: Tensor, mask: Tensor) -> Tensor:
+    """Pass the gradient where the value was inside the range."""
+    grad_x = torch.empty_like(grad)
+    module, where = place(grad)
+    module.fake_quantize_backward(
+        DATA_TYPES[grad.dtype],
+        grad.numel(),
+        grad.data_ptr(),
+        mask.data_ptr(),
+        grad_x.data_ptr(),
+        *where,
+    )
+    return grad_x
+
+
+def fake_quantize_learned(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zero_points: Sequence[Tensor],
+    quant_mins: Sequence[int],
+    quant_maxs: Sequence[int],
+    axes: Sequence[int | None],
+) -> list[Tensor]:
+    """Quantize and dequantize many tensors with zero points that are rounded first."""
+    ys = [torch.empty_like(x) for x in xs]
+    tensors = [
+        (
+            extent_of(x, axis),
+            quant_min,
+            quant_max,
+            1.0,
+            x.data_ptr(),
+            scale.data_ptr(),
+            zero_point.data_ptr(),
+            y.data_ptr(),
+            *(0, 0, 0, 0),
+        )
+        for x, scale, zero_point, quant_min, quant_max, axis, y in zip(
+            xs, scales, zero_points, quant_mins, quant_maxs, axes, ys, strict=True
+        )
+    ]
+    module, where = place(xs[0])
+    module.fake_quantize_learned(DATA_TYPES[xs[0].dtype], tensors, *where)
+    return ys
+
+
+def fake_quantize_learned_backward(
+    grads: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zero_points: Sequence[Tensor],
+    quant_mins: Sequence[int],
+    quant_maxs: Sequence[int],
+    gradient_scales: Sequence[float],
+    axes: Sequence[int | None],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of x, scale and zero point of many tensors."""
+    grad_xs = [torch.empty_like(x) for x in xs]
+    grad_scales = [torch.empty_like(scale) for scale in scales]
+    grad_zero_points = [torch.empty_like(zero_point) for zero_point in zero_points]
+    tensors = [
+        (extent_of(x, axis), quant_min, quant_max, gradient_scale, x.data_ptr())
+        + (scale.data_ptr(), zero_point.data_ptr(), 0, grad.data_ptr())
+        + (grad_x.data_ptr(), grad_scale.data_ptr(), grad_zero_point.data_ptr())
+        for (
+            grad,
+            x,
+            scale,
+            zero_point,
+            quant_min,
+            quant_max,
+            gradient_scale,
+            axis,
+            grad_x,
+            grad_scale,
+            grad_zero_point,
+        ) in zip(
+            grads,
+            xs,
+            scales,
+            zero_points,
+            quant_mins,
+            quant_maxs,
+            gradient_scales,
+            axes,
+            grad_xs,
+            grad_scales,
+            grad_zero_points,
+            strict=True,
+        )
+    ]
+    size = 0 if xs[0].device.type == "cpu" else core.cuda.learned_workspace(tensors)
+    module, where = place(xs[0], size)
+    module.fake_quantize_learned_backward(DATA_TYPES[xs[0].dtype], tensors, *where)
+    return grad_xs, grad_scales, grad_zero_points
+
+
+def observe(
+    x: Tensor,
+    running_min: Tensor,
+    running_max: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    averaging_constant: float,
+    quant_min: int,
+    quant_max: int,
+    symmetric: bool,
+    axis: int | None,
+) -> None:
+    """Average minimum and maximum into the running ones; write scale and zero point."""
+    extent = extent_of(x, axis)
+    size = 0 if x.device.type == "cpu" else core.cuda.reduction_workspace(extent)
+    module, where = place(x, size)
+    module.observe(
+        DATA_TYPES[x.dtype],
+        extent,
+        x.data_ptr(),
+        quant_min,
+        quant_max,
+        averaging_constant,
+        symmetric,
+        running_min.data_ptr(),
+        running_max.data_ptr(),
+        scale.data_ptr(),
+        zero_point.data_ptr(),
+        *where,
+    )
+
+
+def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of [N, C, ...]."""
+    mean = torch.empty((x.shape[1],), dtype=compute_dtype(x), device=x.device)
+    variance = torch.empty_like(mean)
+    extent = extent_of(x, 1)
+    size = 0 if x.device.type == "cpu" else core.cuda.reduction_workspace(extent)
+    module, where = place(x, size)
+    module.batch_norm_statistics(
+        DATA_TYPES[x.dtype],
+        extent,
+        x.data_ptr(),
+        shift.data_ptr(),
+        mean.data_ptr(),
+        variance.data_ptr(),
+        *where,
+    )
+    return mean, variance
+
+
+def batch_norm_statistics_backward(
+    x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor
+) -> Tensor:
+    """The gradient of the statistics, affine in x for each channel: a + b * x."""
+    grad_x = torch.empty_like(x)
+    module, where = place(x)
+    module.batch_norm_statistics_backward(
+        DATA_TYPES[x.dtype],
+        extent_of(x, 1),
+        x.data_ptr(),
+        mean.data_ptr(),
+        grad_mean.data_ptr(),
+        grad_variance.data_ptr(),
+        grad_x.data_ptr(),
+        *where,
+    )
+    return grad_x
+
+
+def batch_norm_distance(
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    running_means: Sequence[Tensor],
+    running_vars: Sequence[Tensor],
+    eps: Sequence[float],
+    distance: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over layers of the distance, and its gradients for all means and variances joined."""
+    sizes = [mean.shape[0] for mean in means]
+    total = torch.empty((), dtype=means[0].dtype, device=means[0].device)
+    grad_means = total.new_empty((sum(sizes),))
+    grad_variances = torch.empty_like(grad_means)
+    layers, offset = [], 0
+    columns = zip(sizes, eps, means, variances, running_means, running_vars, strict=True)
+    for size, layer_eps, *statistics in columns:
+        addresses = (values.data_ptr() for values in statistics)
+        start = offset * total.element_size()
+        ends = (grad_means.data_ptr() + start, grad_variances.data_ptr() + start)
+        layers.append((size, layer_eps, *addresses, *ends))
+        offset += size
+    device = means[0].device.type
+    module, where = place(means[0], 0 if device == "cpu" else core.cuda.distance_workspace())
+    code = DISTANCE_CODES[distance]
+    module.batch_norm_distance(code, DATA_TYPES[total.dtype], layers, total.data_ptr(), *where)
+    return total, grad_means, grad_variances

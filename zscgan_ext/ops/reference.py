@@ -1,0 +1,224 @@
+"""Every kernel in plain torch: the oracle of the tests and the fallback without the native core.
+
+The functions have the signatures of their namesakes in `zscgan_ext.ops.native`. Arithmetic is
+float32, or float64 for float64 input. Formulas of distances and gradients are in `docs/kernels.md`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from zscgan_ext.ops.layout import compute_dtype, spread
+
+# The smallest scale an observer gives, as in torch.ao.quantization.
+SMALLEST_SCALE = torch.finfo(torch.float32).eps
+
+
+def pack_bits(bits: Tensor) -> Tensor:
+    """Pack booleans in memory order, eight to a byte, the first in the lowest bit."""
+    flat = bits.as_strided((bits.numel(),), (1,)).to(torch.uint8)
+    padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
+    weights = 1 << torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (padded * weights).sum(1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor, like: Tensor) -> Tensor:
+    """Undo `pack_bits` into a boolean tensor with the shape and strides of `like`."""
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    flat = ((packed.view(-1, 1) >> places) & 1).bool().view(-1)[: like.numel()]
+    return flat.as_strided(like.shape, like.stride())
+
+
+def quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x in the compute dtype, scale and zero point over x, and the unclamped integers."""
+    wide = x.to(compute_dtype(x))
+    scale = spread(scale.to(wide.dtype), x, axis)
+    zero_point = spread(zero_point.to(wide.dtype), x, axis)
+    return wide, scale, zero_point, torch.round(wide * (1 / scale)) + zero_point
+
+
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    with_mask: bool,
+) -> tuple[Tensor, Tensor]:
+    """Quantize and dequantize; with the mask of the values inside the range, one bit each."""
+    _, scale, zero_point, unclamped = quantize(x, scale, zero_point, quant_min, quant_max, axis)
+    y = ((unclamped.clamp(quant_min, quant_max) - zero_point) * scale).to(x.dtype)
+    if not with_mask:
+        return y, x.new_empty(0, dtype=torch.uint8)
+    return y, pack_bits((unclamped >= quant_min) & (unclamped <= quant_max))
+
+
+def fake_quantize_backward(grad: Tensor, mask: Tensor) -> Tensor:
+    """Pass the gradient where the value was inside the range."""
+    return torch.where(unpack_bits(mask, grad), grad, 0)
+
+
+def learned_zero_point(zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """Round a learned zero point to the integer that quantization uses."""
+    return zero_point.round().clamp(quant_min, quant_max)
+
+
+def learned_gradients(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    gradient_scale: float,
+    axis: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, scale and zero point (LSQ, Esser et al. 2020, eq. 3; LSQ+, Bhalgat 2020)."""
+    integer = learned_zero_point(zero_point, quant_min, quant_max)
+    wide, steps, offset, unclamped = quantize(x, scale, integer, quant_min, quant_max, axis)
+    wide_grad = grad.to(wide.dtype)
+    inside = (unclamped >= quant_min) & (unclamped <= quant_max)
+    scaled = wide * (1 / steps)
+    bound = unclamped.clamp(quant_min, quant_max) - offset
+    by_scale = wide_grad * torch.where(inside, torch.round(scaled) - scaled, bound)
+    by_zero_point = torch.where(inside, 0, -wide_grad * steps)
+    grad_scale, grad_zero_point = (
+        (gradient_scale * per_channel_sum(terms, axis)).reshape(scale.shape).to(scale.dtype)
+        for terms in (by_scale, by_zero_point)
+    )
+    return torch.where(inside, grad, 0), grad_scale, grad_zero_point
+
+
+def per_channel_sum(terms: Tensor, axis: int | None) -> Tensor:
+    """Sum over all dimensions but `axis`, in float64."""
+    if axis is None:
+        return terms.sum(dtype=torch.float64)
+    return terms.movedim(axis, 0).flatten(1).sum(1, dtype=torch.float64)
+
+
+def fake_quantize_learned_backward(
+    grads: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zero_points: Sequence[Tensor],
+    quant_mins: Sequence[int],
+    quant_maxs: Sequence[int],
+    gradient_scales: Sequence[float],
+    axes: Sequence[int | None],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of x, scale and zero point of many tensors."""
+    columns = zip(
+        grads, xs, scales, zero_points, quant_mins, quant_maxs, gradient_scales, axes, strict=True
+    )
+    grad_xs, grad_scales, grad_zero_points = zip(
+        *(learned_gradients(*row) for row in columns), strict=True
+    )
+    return list(grad_xs), list(grad_scales), list(grad_zero_points)
+
+
+def fake_quantize_learned(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zero_points: Sequence[Tensor],
+    quant_mins: Sequence[int],
+    quant_maxs: Sequence[int],
+    axes: Sequence[int | None],
+) -> list[Tensor]:
+    """Quantize and dequantize many tensors with zero points that are rounded first."""
+    columns = zip(xs, scales, zero_points, quant_mins, quant_maxs, axes, strict=True)
+    return [
+        fake_quantize(x, scale, learned_zero_point(zero_point, low, high), low, high, axis, False)[0]
+        for x, scale, zero_point, low, high, axis in columns
+    ]
+
+
+def observe(
+    x: Tensor,
+    running_min: Tensor,
+    running_max: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    averaging_constant: float,
+    quant_min: int,
+    quant_max: int,
+    symmetric: bool,
+    axis: int | None,
+) -> None:
+    """Average minimum and maximum into the running ones; write the scale and zero point they give."""
+    if x.numel() == 0:
+        return
+    channels = x.reshape(1, -1) if axis is None else x.movedim(axis, 0).flatten(1)
+    low, high = channels.float().aminmax(dim=1)
+    first = running_min > running_max
+    running_min.copy_(torch.where(first, low, running_min + averaging_constant * (low - running_min)))
+    running_max.copy_(
+        torch.where(first, high, running_max + averaging_constant * (high - running_max))
+    )
+    negative, positive = running_min.clamp(max=0), running_max.clamp(min=0)
+    steps = quant_max - quant_min
+    if symmetric:
+        scale.copy_((2 * torch.maximum(-negative, positive) / steps).clamp(min=SMALLEST_SCALE))
+        zero_point.fill_(0 if quant_min < 0 else (quant_min + quant_max + 1) // 2)
+    else:
+        scale.copy_(((positive - negative) / steps).clamp(min=SMALLEST_SCALE))
+        zero_point.copy_((quant_min - torch.round(negative / scale)).clamp(quant_min, quant_max))
+
+
+def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of [N, C, ...]; `shift` changes rounding alone."""
+    wide = x.to(compute_dtype(x))
+    dimensions = tuple(d for d in range(x.dim()) if d != 1)
+    variance, mean = torch.var_mean(wide, dimensions, correction=0)
+    return mean, variance
+
+
+def batch_norm_statistics_backward(
+    x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor
+) -> Tensor:
+    """The gradient of the statistics, affine in x for each channel: a + b * x."""
+    count = x.numel() // x.shape[1]
+    b = 2 * grad_variance / count
+    a = grad_mean / count - b * mean
+    return (spread(a, x, 1) + spread(b, x, 1) * x.to(a.dtype)).to(x.dtype)
+
+
+def layer_distance(
+    mean: Tensor, variance: Tensor, running_mean: Tensor, running_var: Tensor, eps: float, name: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer's distance, a scalar, and its gradients by mean and by variance."""
+    offset, excess, count = mean - running_mean, variance - running_var, mean.numel()
+    if name == "gaussian_kl":
+        stored = running_var + eps
+        ratio = (variance + eps) / stored
+        value = (offset**2 / (2 * stored) + (ratio - 1 - ratio.log()) / 2).mean()
+        return value, offset / stored / count, (1 - 1 / ratio) / (2 * stored) / count
+    if name == "mse":
+        return (offset**2 + excess**2).mean(), 2 * offset / count, 2 * excess / count
+    if name == "std_mse":
+        deviation = (variance + eps).sqrt()
+        difference = deviation - (running_var + eps).sqrt()
+        value = (offset**2 + difference**2).mean()
+        return value, 2 * offset / count, difference / deviation / count
+    norms = torch.linalg.vector_norm(offset), torch.linalg.vector_norm(excess)
+    directions = (torch.nan_to_num(v / n) for v, n in zip((offset, excess), norms, strict=True))
+    return norms[0] + norms[1], *directions
+
+
+def batch_norm_distance(
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    running_means: Sequence[Tensor],
+    running_vars: Sequence[Tensor],
+    eps: Sequence[float],
+    distance: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over layers of the distance, and its gradients for all means and variances joined."""
+    columns = zip(means, variances, running_means, running_vars, eps, strict=True)
+    layers = [layer_distance(*layer, distance) for layer in columns]
+    values, grad_means, grad_variances = zip(*layers, strict=True)
+    count = len(layers)
+    return sum(values) / count, torch.cat(grad_means) / count, torch.cat(grad_variances) / count

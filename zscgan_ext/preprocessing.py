@@ -1,0 +1,29 @@
+"""What a classifier expects of its input."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Input shape and normalization: `(pixel / 255 - mean) / std` per channel."""
+
+    channels: int
+    image_size: int  # pixels, height and width
+    mean: tuple[float, ...]  # in units of a pixel range of 0 to 1
+    std: tuple[float, ...]  # in units of a pixel range of 0 to 1
+
+    def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Turn pixels, uint8 [N, C, H, W], into the classifier's input, float32 [N, C, H, W]."""
+        scaled = pixels.to(torch.float32) / 255
+        return (scaled - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
+
+    def denormalize(self, inputs: Tensor) -> Tensor:
+        """Turn the classifier's input back into pixels between 0 and 1, float32 [N, C, H, W]."""
+        pixels = inputs * self._per_channel(self.std, inputs) + self._per_channel(self.mean, inputs)
+        return pixels.clamp(0, 1)

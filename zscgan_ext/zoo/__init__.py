@@ -1,0 +1,36 @@
+"""The bundled classifiers: trained on Fashion-MNIST, small enough for a CPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.zoo.mobilenet_v2_small import MobileNetV2Small
+from zscgan_ext.zoo.resnet20 import ResNet20
+
+FASHION_MNIST_PREPROCESSING = Preprocessing(
+    channels=1, image_size=28, mean=(0.2860,), std=(0.3530,)
+)
+
+
+@dataclass(frozen=True)
+class BundledClassifier:
+    """An architecture and the safetensors file of its trained weights."""
+
+    build: Callable[[], nn.Module]
+    weights: Path
+    num_classes: int
+    preprocessing: Preprocessing
+
+
+def _bundled(name: str, build: Callable[[], nn.Module]) -> BundledClassifier:
+    weights = Path(__file__).parent / f"{name}.safetensors"
+    return BundledClassifier(build, weights, 10, FASHION_MNIST_PREPROCESSING)
+
+
+BUNDLED_CLASSIFIERS = {
+    "resnet20": _bundled("resnet20", ResNet20),
+    "mobilenet_v2_small": _bundled("mobilenet_v2_small", MobileNetV2Small),
+}
