@@ -1,12 +1,14 @@
 // The Python module zscgan_ext._native: checks arguments, turns addresses into pointers and calls
-// the CPU or CUDA kernels. Submodules `cpu` and `cuda` offer the same functions; they end with the
-// number of threads, or with the device, stream and workspace of the launch.
+// the CPU or CUDA kernels. Submodules `cpu` and `cuda` offer the same functions; their calls end with
+// the number of threads, or with the device, stream and workspace of the launch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
@@ -51,22 +53,71 @@ T* pointer(Address address, int64_t count, const char* name) {
 
 // ---- where to run: threads of the CPU, or a stream of a GPU -------------------------------------
 
-struct CpuPlace {
-    int threads;
+// A backend lists its kernels and calls them with what ends their arguments.
+struct Cpu {
+    static constexpr auto fake_quantize = &cpu::fake_quantize;
+    static constexpr auto fake_quantize_backward = &cpu::fake_quantize_backward;
+    static constexpr auto fake_quantize_learned = &cpu::fake_quantize_learned;
+    static constexpr auto fake_quantize_learned_backward = &cpu::fake_quantize_learned_backward;
+    static constexpr auto observe = &cpu::observe;
+    static constexpr auto batch_norm_statistics = &cpu::batch_norm_statistics;
+    static constexpr auto batch_norm_statistics_backward = &cpu::batch_norm_statistics_backward;
 
-    explicit CpuPlace(int count) : threads(count) { require(count >= 1, "threads: must be positive"); }
+    using Where = std::tuple<int>;  // threads
+
+    template <class Kernel, class... Arguments>
+    static void call(const Where& where, Kernel kernel, Arguments... arguments) {
+        const int threads = std::get<0>(where);
+        require(threads >= 1, "threads: must be positive");
+        py::gil_scoped_release release;
+        kernel(arguments..., threads);
+    }
+
+    template <class Real>
+    static void distance(const Where&, Distance distance,
+                         const std::vector<DistanceLayerOf<Real>>& layers, Real* result) {
+        cpu::batch_norm_distance(distance, layers.data(), static_cast<int64_t>(layers.size()),
+                                 result);
+    }
 };
 
 #ifdef ZSCGAN_CUDA
-struct CudaPlace {
-    cuda::Launch launch;
+struct Cuda {
+    static constexpr auto fake_quantize = &cuda::fake_quantize;
+    static constexpr auto fake_quantize_backward = &cuda::fake_quantize_backward;
+    static constexpr auto fake_quantize_learned = &cuda::fake_quantize_learned;
+    static constexpr auto fake_quantize_learned_backward = &cuda::fake_quantize_learned_backward;
+    static constexpr auto observe = &cuda::observe;
+    static constexpr auto batch_norm_statistics = &cuda::batch_norm_statistics;
+    static constexpr auto batch_norm_statistics_backward = &cuda::batch_norm_statistics_backward;
 
-    CudaPlace(int device, Address stream, Address workspace)
-        : launch{reinterpret_cast<void*>(stream), reinterpret_cast<void*>(workspace)} {
-        check(cuda::set_device(device));
-    }
+    using Where = std::tuple<int, Address, Address>;  // device, stream, workspace
+
     static void check(const char* error) {
         if (error) throw std::runtime_error(std::string("CUDA: ") + error);
+    }
+
+    template <class Kernel, class... Arguments>
+    static void call(const Where& where, Kernel kernel, Arguments... arguments) {
+        const auto [device, stream, workspace] = where;
+        const cuda::Launch launch{reinterpret_cast<void*>(stream),
+                                  reinterpret_cast<void*>(workspace)};
+        py::gil_scoped_release release;
+        const int before = cuda::current_device();
+        check(cuda::set_device(device));
+        const char* error = kernel(arguments..., launch);
+        check(cuda::set_device(before));
+        check(error);
+    }
+
+    static void distance(const Where& where, Distance distance,
+                         const std::vector<DistanceLayer>& layers, float* result) {
+        call(where, &cuda::batch_norm_distance, distance, layers.data(),
+             static_cast<int64_t>(layers.size()), result);
+    }
+    static void distance(const Where&, Distance, const std::vector<DistanceLayerOf<double>>&,
+                         double*) {
+        throw std::invalid_argument("data type code: float64 is for the CPU alone");
     }
 };
 #endif
@@ -129,115 +180,154 @@ Distance distance_of(int code) {
     return static_cast<Distance>(code);
 }
 
-ObserverState observer_state(const Extent& extent, double quant_min, double quant_max,
-                             double averaging_constant, bool symmetric, Address running_min,
-                             Address running_max, Address scale, Address zero_point) {
-    const int64_t channels = extent.channels;
-    return {pointer<float>(running_min, channels, "running_min"),
-            pointer<float>(running_max, channels, "running_max"),
-            pointer<float>(scale, channels, "scale"),
-            pointer<float>(zero_point, channels, "zero_point"),
-            averaging_constant,
-            range_of(quant_min, quant_max),
-            symmetric};
+// ---- the functions of both backends -------------------------------------------------------------
+
+template <class Backend>
+void define_fake_quantize(py::module_& module) {
+    using Where = typename Backend::Where;
+    module.def("fake_quantize", [](int type, Sizes sizes, double quant_min, double quant_max,
+                                   Address x, Address scale, Address zero_point, Address y,
+                                   Address mask, Where where) {
+        const Extent e = extent_of(sizes);
+        Backend::call(where, Backend::fake_quantize, data_type(type), e,
+                      range_of(quant_min, quant_max), pointer<const void>(x, e.numel(), "x"),
+                      pointer<const void>(scale, e.channels, "scale"),
+                      pointer<const void>(zero_point, e.channels, "zero_point"),
+                      pointer(y, e.numel(), "y"), reinterpret_cast<uint8_t*>(mask));
+    });
+    module.def("fake_quantize_backward", [](int type, int64_t numel, Address grad, Address mask,
+                                            Address grad_x, Where where) {
+        require(numel >= 0, "numel: must not be negative");
+        Backend::call(where, Backend::fake_quantize_backward, data_type(type), numel,
+                      pointer<const void>(grad, numel, "grad"),
+                      pointer<const uint8_t>(mask, numel, "mask"), pointer(grad_x, numel, "grad_x"));
+    });
+    module.def("fake_quantize_learned",
+               [](int type, const std::vector<LearnedArguments>& list, Where where) {
+                   const auto tensors = learned_tensors(list, false);
+                   Backend::call(where, Backend::fake_quantize_learned, data_type(type),
+                                 tensors.data(), static_cast<int64_t>(tensors.size()));
+               });
+    module.def("fake_quantize_learned_backward",
+               [](int type, const std::vector<LearnedArguments>& list, Where where) {
+                   const auto tensors = learned_tensors(list, true);
+                   Backend::call(where, Backend::fake_quantize_learned_backward, data_type(type),
+                                 tensors.data(), static_cast<int64_t>(tensors.size()));
+               });
 }
 
-// ---- the CPU's functions ------------------------------------------------------------------------
+template <class Backend>
+void define_observe(py::module_& module) {
+    module.def("observe", [](int type, Sizes sizes, Address x, double quant_min, double quant_max,
+                             double averaging_constant, bool symmetric, Address running_min,
+                             Address running_max, Address scale, Address zero_point,
+                             typename Backend::Where where) {
+        const Extent e = extent_of(sizes);
+        const ObserverState state{pointer<float>(running_min, e.channels, "running_min"),
+                                  pointer<float>(running_max, e.channels, "running_max"),
+                                  pointer<float>(scale, e.channels, "scale"),
+                                  pointer<float>(zero_point, e.channels, "zero_point"),
+                                  averaging_constant,
+                                  range_of(quant_min, quant_max),
+                                  symmetric};
+        Backend::call(where, Backend::observe, data_type(type), e,
+                      pointer<const void>(x, e.numel(), "x"), state);
+    });
+}
 
-void define_cpu(py::module_ module) {
-    using py::gil_scoped_release;
+template <class Backend>
+void define_batch_norm_matching(py::module_& module) {
+    using Where = typename Backend::Where;
+    module.def("batch_norm_statistics", [](int type, Sizes sizes, Address x, Address shift,
+                                           Address mean, Address variance, Where where) {
+        const Extent e = extent_of(sizes);
+        Backend::call(where, Backend::batch_norm_statistics, data_type(type), e,
+                      pointer<const void>(x, e.numel(), "x"),
+                      pointer<const void>(shift, e.channels, "shift"),
+                      pointer(mean, e.channels, "mean"), pointer(variance, e.channels, "variance"));
+    });
+    module.def("batch_norm_statistics_backward", [](int type, Sizes sizes, Address x, Address mean,
+                                                    Address grad_mean, Address grad_variance,
+                                                    Address grad_x, Where where) {
+        const Extent e = extent_of(sizes);
+        Backend::call(where, Backend::batch_norm_statistics_backward, data_type(type), e,
+                      pointer<const void>(x, e.numel(), "x"),
+                      pointer<const void>(mean, e.channels, "mean"),
+                      pointer<const void>(grad_mean, e.channels, "grad_mean"),
+                      pointer<const void>(grad_variance, e.channels, "grad_variance"),
+                      pointer(grad_x, e.numel(), "grad_x"));
+    });
+    module.def("batch_norm_distance", [](int distance, int type,
+                                         const std::vector<LayerArguments>& list, Address result,
+                                         Where where) {
+        if (data_type(type) == DataType::float64) {
+            Backend::distance(where, distance_of(distance), distance_layers<double>(list),
+                              pointer<double>(result, 1, "result"));
+        } else {
+            Backend::distance(where, distance_of(distance), distance_layers<float>(list),
+                              pointer<float>(result, 1, "result"));
+        }
+    });
+}
+
+template <class Backend>
+py::module_ define_backend(py::module_& parent, const char* name) {
+    py::module_ module = parent.def_submodule(name);
+    define_fake_quantize<Backend>(module);
+    define_observe<Backend>(module);
+    define_batch_norm_matching<Backend>(module);
+    return module;
+}
+
+void define_cpu(py::module_& parent) {
+    py::module_ module = define_backend<Cpu>(parent, "cpu");
     module.def("instruction_set", &cpu::instruction_set);
+    module.def("instruction_sets", [] {
+        std::vector<std::string> names;
+        for (const char* name : {"avx512", "avx2", "portable"}) {
+            if (cpu::has_instruction_set(name)) names.emplace_back(name);
+        }
+        return names;
+    });
     module.def("select_instruction_set", [](const std::string& name) {
         require(cpu::select_instruction_set(name.c_str()),
                 "instruction set: accepted are avx512, avx2 and portable, where built and supported");
     });
-    module.def("fake_quantize", [](int type, Sizes sizes, double quant_min, double quant_max,
-                                   Address x, Address scale, Address zero_point, Address y,
-                                   Address mask, int threads) {
-        const Extent e = extent_of(sizes);
-        const int64_t n = e.numel();
-        const CpuPlace place(threads);
-        gil_scoped_release release;
-        cpu::fake_quantize(data_type(type), e, range_of(quant_min, quant_max), pointer(x, n, "x"),
-                           pointer(scale, e.channels, "scale"),
-                           pointer(zero_point, e.channels, "zero_point"), pointer(y, n, "y"),
-                           reinterpret_cast<uint8_t*>(mask), place.threads);
+}
+
+#ifdef ZSCGAN_CUDA
+void define_cuda(py::module_& parent) {
+    py::module_ module = define_backend<Cuda>(parent, "cuda");
+    module.def("reduction_workspace",
+               [](Sizes sizes) { return cuda::reduction_workspace(extent_of(sizes)); });
+    module.def("learned_backward_workspace", [](const std::vector<LearnedArguments>& list) {
+        const auto tensors = learned_tensors(list, true);
+        return cuda::learned_backward_workspace(tensors.data(),
+                                                static_cast<int64_t>(tensors.size()));
     });
-    module.def("fake_quantize_backward", [](int type, int64_t numel, Address grad, Address mask,
-                                            Address grad_x, int threads) {
-        require(numel >= 0, "numel: must not be negative");
-        const CpuPlace place(threads);
-        gil_scoped_release release;
-        cpu::fake_quantize_backward(data_type(type), numel, pointer(grad, numel, "grad"),
-                                    pointer<uint8_t>(mask, numel, "mask"),
-                                    pointer(grad_x, numel, "grad_x"), place.threads);
-    });
-    module.def("fake_quantize_learned",
-               [](int type, const std::vector<LearnedArguments>& list, int threads) {
-                   const auto tensors = learned_tensors(list, false);
-                   const CpuPlace place(threads);
-                   gil_scoped_release release;
-                   cpu::fake_quantize_learned(data_type(type), tensors.data(),
-                                              static_cast<int64_t>(tensors.size()), place.threads);
-               });
-    module.def("fake_quantize_learned_backward",
-               [](int type, const std::vector<LearnedArguments>& list, int threads) {
-                   const auto tensors = learned_tensors(list, true);
-                   const CpuPlace place(threads);
-                   gil_scoped_release release;
-                   cpu::fake_quantize_learned_backward(data_type(type), tensors.data(),
-                                                       static_cast<int64_t>(tensors.size()),
-                                                       place.threads);
-               });
-    module.def("observe", [](int type, Sizes sizes, Address x, double quant_min, double quant_max,
-                             double averaging_constant, bool symmetric, Address running_min,
-                             Address running_max, Address scale, Address zero_point, int threads) {
-        const Extent e = extent_of(sizes);
-        const ObserverState state =
-            observer_state(e, quant_min, quant_max, averaging_constant, symmetric, running_min,
-                           running_max, scale, zero_point);
-        const CpuPlace place(threads);
-        gil_scoped_release release;
-        cpu::observe(data_type(type), e, pointer(x, e.numel(), "x"), state, place.threads);
-    });
-    module.def("batch_norm_statistics", [](int type, Sizes sizes, Address x, Address shift,
-                                           Address mean, Address variance, int threads) {
-        const Extent e = extent_of(sizes);
-        const CpuPlace place(threads);
-        gil_scoped_release release;
-        cpu::batch_norm_statistics(data_type(type), e, pointer(x, e.numel(), "x"),
-                                   pointer(shift, e.channels, "shift"),
-                                   pointer(mean, e.channels, "mean"),
-                                   pointer(variance, e.channels, "variance"), place.threads);
-    });
-    module.def("batch_norm_statistics_backward",
-               [](int type, Sizes sizes, Address x, Address mean, Address grad_mean,
-                  Address grad_variance, Address grad_x, int threads) {
-                   const Extent e = extent_of(sizes);
-                   const CpuPlace place(threads);
-                   gil_scoped_release release;
-                   cpu::batch_norm_statistics_backward(
-                       data_type(type), e, pointer(x, e.numel(), "x"),
-                       pointer(mean, e.channels, "mean"), pointer(grad_mean, e.channels, "grad_mean"),
-                       pointer(grad_variance, e.channels, "grad_variance"),
-                       pointer(grad_x, e.numel(), "grad_x"), place.threads);
-               });
-    module.def("batch_norm_distance", [](int distance, int type,
-                                         const std::vector<LayerArguments>& list, Address result,
-                                         int threads) {
-        const CpuPlace place(threads);
-        if (data_type(type) == DataType::float64) {
-            const auto layers = distance_layers<double>(list);
-            cpu::batch_norm_distance(distance_of(distance), layers.data(),
-                                     static_cast<int64_t>(layers.size()),
-                                     pointer<double>(result, 1, "result"));
-            return;
-        }
-        const auto layers = distance_layers<float>(list);
-        cpu::batch_norm_distance(distance_of(distance), layers.data(),
-                                 static_cast<int64_t>(layers.size()),
-                                 pointer<float>(result, 1, "result"));
-    });
+    module.def("distance_workspace", &cuda::distance_workspace);
+}
+#endif
+
+// What this build holds, for `python -m zscgan_ext.info`.
+py::dict build_info() {
+    py::dict info;
+    info["compiler"] = ZSCGAN_COMPILER;
+    info["cpu_instruction_sets"] = std::vector<std::string>{
+#ifdef ZSCGAN_X86
+        "avx512", "avx2",
+#endif
+        "portable"};
+#ifdef ZSCGAN_CUDA
+    info["cuda"] = true;
+    info["cuda_architectures"] = ZSCGAN_CUDA_ARCHITECTURES;
+    info["cuda_compiler"] = ZSCGAN_CUDA_COMPILER;
+#else
+    info["cuda"] = false;
+    info["cuda_architectures"] = "";
+    info["cuda_compiler"] = "";
+#endif
+    return info;
 }
 
 }  // namespace
@@ -245,5 +335,12 @@ void define_cpu(py::module_ module) {
 
 PYBIND11_MODULE(_native, module) {
     module.doc() = "Kernels of zscgan_ext; called by zscgan_ext.ops alone.";
-    zscgan::define_cpu(module.def_submodule("cpu"));
+    module.def("build_info", &zscgan::build_info);
+    zscgan::define_cpu(module);
+#ifdef ZSCGAN_CUDA
+    zscgan::define_cuda(module);
+    module.def("cuda_unavailable_reason", &zscgan::cuda::unavailable_reason);
+#else
+    module.def("cuda_unavailable_reason", [] { return "the native core was built without CUDA"; });
+#endif
 }

@@ -71,6 +71,9 @@ namespace cpu {
 // Name of the instruction set that the kernels below use on this machine.
 const char* instruction_set();
 
+// Whether this machine and this build have `avx512`, `avx2` or `portable`.
+bool has_instruction_set(const char* name);
+
 // Restrict to `avx512`, `avx2` or `portable`; false where this machine or build lacks it.
 bool select_instruction_set(const char* name);
 
@@ -146,6 +149,10 @@ const char* batch_norm_distance(Distance, const DistanceLayer* layers, int64_t c
 
 // Null, or why no device can be used.
 const char* unavailable_reason();
+
+// The device of this thread's launches, and choosing another. Null, or CUDA's text for the error.
+int current_device();
+const char* set_device(int device);
 
 }  // namespace cuda
 }  // namespace zscgan

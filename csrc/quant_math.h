@@ -104,7 +104,7 @@ ZSCGAN_INLINE ScaleAndZeroPoint range_to_quantizer(float low, float high, float 
     const float positive = maximum(0.0f, high);
     const float steps = quant_max - quant_min;
     if (symmetric) {
-        const float magnitude = maximum(-negative, positive);
+        const float magnitude = negative == negative ? maximum(-negative, positive) : negative;
         const float middle = quant_min < 0 ? 0.0f : floorf((quant_min + quant_max + 1) / 2);
         return {maximum(smallest_scale, 2 * magnitude / steps), middle};
     }

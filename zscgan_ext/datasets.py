@@ -5,13 +5,21 @@ rows that had the data (`--reference-data`).
 """
 
 import gzip
+import math
+import os
+import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import functional as transforms
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.preprocessing import Preprocessing
@@ -31,6 +39,32 @@ FASHION_MNIST_CLASSES = (
 BUNDLED_FASHION_MNIST = Path(__file__).parent / "zoo" / "fashion_mnist"
 # Where Debian's package dataset-fashion-mnist installs the training images.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+# The folders of a split, where a tree has them above its class folders.
+SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
+IMAGE_MODES = {1: "L", 3: "RGB"}
+Split = Literal["train", "test"]
+
+
+class Images(Protocol):
+    """Labelled images, wherever they lie."""
+
+    @property
+    def labels(self) -> Tensor:
+        """All labels, int64 [N]."""
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, batch_size: int, preprocessing: Preprocessing
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once, in order: normalized [B, C, H, W] float32 and labels [B]."""
+
+    def random_batches(
+        self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches drawn uniformly with replacement, forever."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +94,59 @@ class LabelledImages:
             yield preprocessing.normalize(self.images[index]), self.labels[index]
 
 
+@dataclass(frozen=True)
+class ImageTree:
+    """Image files of an ImageFolder tree, read when their batch is due.
+
+    The shorter side is resized to 256/224 of the classifier's image size and the centre cropped,
+    the usual evaluation on ImageNet.
+    """
+
+    files: tuple[Path, ...]
+    labels: Tensor  # int64 [N]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batches(
+        self, batch_size: int, preprocessing: Preprocessing
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once, in order: normalized [B, C, H, W] float32 and labels [B]."""
+        for start in range(0, len(self), batch_size):
+            index = torch.arange(start, min(start + batch_size, len(self)))
+            yield self._read(index, preprocessing), self.labels[index]
+
+    def random_batches(
+        self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches drawn uniformly with replacement, forever."""
+        while True:
+            index = torch.randint(len(self), (batch_size,), generator=random)
+            yield self._read(index, preprocessing), self.labels[index]
+
+    def _read(self, index: Tensor, preprocessing: Preprocessing) -> Tensor:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            pixels = pool.map(lambda i: read_image(self.files[i], preprocessing), index.tolist())
+            return preprocessing.normalize(torch.stack(list(pixels)))
+
+
+def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
+    """Read one image file in the classifier's size and channels, uint8 [C, H, W].
+
+    Raises:
+        InputError: if the file cannot be decoded.
+    """
+    size = preprocessing.image_size
+    try:
+        with Image.open(file) as image:
+            converted = image.convert(IMAGE_MODES[preprocessing.channels])
+    except Exception as error:  # decoders raise nearly anything
+        raise InputError(f"{file}: cannot be read as an image ({error})") from None
+    resized = transforms.resize(converted, round(size * 256 / 224))
+    pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(resized, size))
+    return pixels
+
+
 def read_idx(file: Path) -> np.ndarray:
     """Read one idx file of unsigned bytes, gzipped or not, as a uint8 array.
 
@@ -68,19 +155,21 @@ def read_idx(file: Path) -> np.ndarray:
     """
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file}: cannot be read as an idx file ({error})") from None
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise InputError(f"{file}: not an idx file of unsigned bytes")
     dimensions = data[3]
     header = 4 + 4 * dimensions
+    if len(data) < header:
+        raise InputError(f"{file}: truncated in its header")
     shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))
-    if len(shape) != dimensions or len(data) != header + int(np.prod(shape, dtype=np.int64)):
+    if len(data) != header + math.prod(shape):
         raise InputError(f"{file}: truncated, its header announces shape {shape}")
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape).copy()
 
 
-def read_idx_folder(folder: Path, split: str) -> LabelledImages:
+def read_idx_folder(folder: Path, split: Split) -> LabelledImages:
     """Read `{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]` from a folder.
 
     Args:
@@ -105,3 +194,84 @@ def read_idx_folder(folder: Path, split: str) -> LabelledImages:
     return LabelledImages(
         torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).to(torch.int64)
     )
+
+
+def read_tree(folder: Path, split: Split) -> ImageTree:
+    """List an ImageFolder tree: one folder for each class, labels in the order of their names.
+
+    Args:
+        folder: holds the class folders, or `train` and `test` or `val` with the class folders.
+        split: `train` or `test`, for a tree that has both.
+
+    Raises:
+        InputError: if there is no class folder, or one without an image.
+    """
+    inner = (folder / name for name in SPLIT_FOLDERS[split])
+    root = next((path for path in inner if path.is_dir()), folder)
+    try:
+        samples = ImageFolder(str(root)).samples
+    except OSError as error:
+        raise InputError(f"{root}: not an ImageFolder tree ({error})") from None
+    files = tuple(Path(file) for file, _ in samples)
+    return ImageTree(files, torch.tensor([label for _, label in samples]))
+
+
+def fashion_mnist_folder(split: Split) -> Path:
+    """Return the folder of Fashion-MNIST's idx files: bundled for testing, Debian's for training.
+
+    Raises:
+        InputError: if the training images are not installed.
+    """
+    if split == "test":
+        return BUNDLED_FASHION_MNIST
+    if not DEBIAN_FASHION_MNIST.is_dir():
+        raise InputError(
+            "fashion-mnist: only its test images are bundled; install Debian's package "
+            "dataset-fashion-mnist or give the folder that holds the idx files"
+        )
+    return DEBIAN_FASHION_MNIST
+
+
+def open_images(name: str, split: Split, preprocessing: Preprocessing) -> Images:
+    """Open labelled images for a classifier.
+
+    Args:
+        name: `fashion-mnist`, a folder of idx files, or an ImageFolder tree.
+        split: `test` to measure accuracy, `train` to fine-tune.
+        preprocessing: of the classifier. The images of an idx folder must have its shape.
+
+    Raises:
+        InputError: if there is nothing to read, it is damaged, or its shape does not fit.
+    """
+    folder = fashion_mnist_folder(split) if name == "fashion-mnist" else Path(name)
+    if not os.path.isdir(folder):
+        raise InputError(f"{name}: no such folder, accepted are fashion-mnist or a folder")
+    if not any(folder.glob("*-ubyte")) and not any(folder.glob("*-ubyte.gz")):
+        if preprocessing.channels not in IMAGE_MODES:
+            raise InputError(
+                f"{name}: holds images of 1 or 3 channels, "
+                f"the classifier takes {preprocessing.channels}"
+            )
+        return read_tree(folder, split)
+    data = read_idx_folder(folder, split)
+    size = preprocessing.image_size
+    needed = (preprocessing.channels, size, size)
+    if tuple(data.images.shape[1:]) != needed or not len(data):
+        raise InputError(
+            f"{name}: holds images of shape {tuple(data.images.shape)}, "
+            f"the classifier takes {('N', *needed)}"
+        )
+    return data
+
+
+def check_labels(data: Images, num_classes: int) -> None:
+    """Require labels that the classifier has.
+
+    Raises:
+        InputError: naming the largest label.
+    """
+    largest = int(data.labels.max())
+    if largest >= num_classes:
+        raise InputError(
+            f"labels up to {largest} were found, the classifier has {num_classes} classes"
+        )

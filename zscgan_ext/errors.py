@@ -1,4 +1,7 @@
-"""The one exception a user can cause."""
+"""The one exception a user can cause, and what its messages share."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -7,3 +10,9 @@ class InputError(ValueError):
     The message is one line that names what was given, what was found and what is accepted. The
     command line prints it and exits with code 2.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `, did you mean ...?` with the known names nearest to `name`, or nothing."""
+    nearest = difflib.get_close_matches(name, list(known), n=3)
+    return f", did you mean {' or '.join(nearest)}?" if nearest else ""

@@ -15,6 +15,11 @@ class Preprocessing:
     mean: tuple[float, ...]  # in units of a pixel range of 0 to 1
     std: tuple[float, ...]  # in units of a pixel range of 0 to 1
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of one image, (C, H, W)."""
+        return self.channels, self.image_size, self.image_size
+
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
 

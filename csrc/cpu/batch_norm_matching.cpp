@@ -44,7 +44,7 @@ struct ShiftedSums {
 
     // Short runs in float32, their sums in float64.
     Pair row(int64_t position, int64_t count, int64_t channel) {
-        constexpr int64_t run = 4096;
+        constexpr int64_t run = 1024;
         const V offset = shift.channel(channel);
         Pair total{0, 0};
         for (int64_t start = 0; start < count; start += run) {

@@ -51,6 +51,10 @@ const char* instruction_set() {
     return chosen->name;
 }
 
+bool has_instruction_set(const char* name) {
+    return available(name) != nullptr;
+}
+
 bool select_instruction_set(const char* name) {
     const KernelSet* set = available(name);
     if (set) chosen = set;

@@ -1,6 +1,6 @@
 // Batch-norm matching: statistics of a batch by channel, their distance to stored ones, gradients.
 #include "../quant_math.h"
-#include "elementwise.cuh"
+#include "map_launcher.cuh"
 #include "reduction_launcher.cuh"
 
 namespace zscgan::cuda {
@@ -165,7 +165,7 @@ const char* batch_norm_statistics_backward(DataType type, Extent extent, const v
                                               static_cast<const float*>(grad_mean),
                                               static_cast<const float*>(grad_variance),
                                               static_cast<float>(elements_per_channel(extent))};
-        ElementwiseLauncher<StatisticsBackward<T>, 1, 1> launcher(target.stream);
+        MapLauncher<StatisticsBackward<T>, 1, 1> launcher(target.stream);
         const char* error = launcher.add(operation, extent, false);
         return error ? error : launcher.flush();
     });

@@ -76,25 +76,26 @@ struct Columns {
         }
     }
 
-    __device__ __forceinline__ void visit(const Operation& operation, int64_t first, unsigned valid,
-                                          bool wide,
+    __device__ __forceinline__ void visit(const Operation& operation, const OctetPart& part,
                                           const Octet<typename Operation::Element>& source,
                                           const Octet<typename Operation::Element>& gradient) {
         float values[octet_size];
         float gradients[octet_size] = {};
         unpack(source, values);
         if constexpr (Operation::has_gradient) unpack(gradient, gradients);
+        if (part.valid == whole_octet) {
 #pragma unroll
-        for (int j = 0; j < octet_size; ++j) {
-            Accumulator next = sums[j];
-            values[j] = operation.visit(values[j], gradients[j], parameters[j], next);
-            if (valid >> j & 1) sums[j] = next;
+            for (int j = 0; j < octet_size; ++j) {
+                values[j] = operation.visit(values[j], gradients[j], parameters[j], sums[j]);
+            }
+        } else {
+#pragma unroll
+            for (int j = 0; j < octet_size; ++j) {
+                if (!(part.valid >> j & 1)) continue;
+                values[j] = operation.visit(values[j], gradients[j], parameters[j], sums[j]);
+            }
         }
-        if constexpr (Operation::has_gradient) {
-            Octet<typename Operation::Element> packed;
-            pack(values, packed);
-            store_octet(operation.target, first, valid, wide, packed);
-        }
+        if constexpr (Operation::has_gradient) store_octet(operation.target, part, values);
     }
 };
 
@@ -105,26 +106,24 @@ __device__ __forceinline__ void reduce_lane(const Operation& operation,
                                             int64_t begin, int64_t end, int lanes,
                                             Columns<Operation>& columns) {
     constexpr int batch = reduction_batch<Operation>;
+    const int64_t step = lanes * partition.octets_per_row * octet_size;
+    int64_t first = (begin * partition.octets_per_row + octet) * octet_size;
 #pragma unroll 1
-    for (int64_t row = begin; row < end; row += batch * lanes) {
+    for (int64_t row = begin; row < end;) {
+        OctetPart part[batch];
         Octet<typename Operation::Element> source[batch], gradient[batch];
-        int64_t first[batch];
-        unsigned valid[batch];
 #pragma unroll
-        for (int i = 0; i < batch; ++i) {
-            const int64_t current = row + i * lanes;
-            first[i] = (current * partition.octets_per_row + octet) * octet_size;
-            valid[i] = current < end ? octet_bits(0, partition.numel - first[i]) : 0;
-            const bool wide = partition.wide && valid[i] == whole_octet;
-            source[i] = load_octet(operation.source, first[i], valid[i], wide);
+        for (int i = 0; i < batch; ++i, row += lanes, first += step) {
+            const int length = row < end ? clamp_to_octet(partition.numel - first) : 0;
+            part[i] = {first, octet_bits(0, length), partition.wide && length == octet_size};
+            source[i] = load_octet(operation.source, part[i]);
             if constexpr (Operation::has_gradient) {
-                gradient[i] = load_octet(operation.gradient, first[i], valid[i], wide);
+                gradient[i] = load_octet(operation.gradient, part[i]);
             }
         }
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
-            columns.visit(operation, first[i], valid[i], partition.wide && valid[i] == whole_octet,
-                          source[i], gradient[i]);
+            columns.visit(operation, part[i], source[i], gradient[i]);
         }
     }
 }

@@ -78,4 +78,16 @@ const char* unavailable_reason() {
     return problem.empty() ? nullptr : problem.c_str();
 }
 
+int current_device() {
+    int device = 0;
+    cudaGetDevice(&device);
+    return device;
+}
+
+const char* set_device(int device) {
+    if (device == current_device()) return nullptr;
+    const cudaError_t error = cudaSetDevice(device);
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
 }  // namespace zscgan::cuda

@@ -1,8 +1,6 @@
 // Fake quantization: quantize to integers and back, with straight-through and learned gradients.
 #include "../quant_math.h"
-#include "elementwise.cuh"
-#include "launch.cuh"
-#include "octet.cuh"
+#include "map_launcher.cuh"
 #include "reduction_launcher.cuh"
 
 namespace zscgan::cuda {
@@ -122,27 +120,30 @@ __global__ __launch_bounds__(block_threads) void mask_gradient(
     constexpr int batch = octets_in_flight<T, 1>;
     const Octets& octets = task.octets;
     const auto* gradient = static_cast<const T*>(task.gradient);
+    auto* target = static_cast<T*>(task.target);
     const int64_t begin = int64_t{blockIdx.x} * batch * block_threads + threadIdx.x;
     Octet<T> loaded[batch];
     unsigned mask[batch];
 #pragma unroll
     for (int i = 0; i < batch; ++i) {
         const int64_t octet = begin + i * block_threads;
-        const unsigned valid = octets.valid(octet);
-        mask[i] = valid ? task.mask[octet] : 0;
-        loaded[i] =
-            load_octet(gradient, octets.first(octet), valid, octets.wide && valid == whole_octet);
+        mask[i] = octet < octets.count ? task.mask[octet] : 0;
+        loaded[i] = octets.is_wide(octet)
+                        ? load_wide(gradient, octets.first(octet))
+                        : load_narrow(gradient, octets.first(octet), octets.valid(octet));
     }
 #pragma unroll
     for (int i = 0; i < batch; ++i) {
         const int64_t octet = begin + i * block_threads;
-        const unsigned valid = octets.valid(octet);
 #pragma unroll
         for (int j = 0; j < octet_size; ++j) {
             if (!(mask[i] >> j & 1)) loaded[i].clear(j);
         }
-        store_octet(static_cast<T*>(task.target), octets.first(octet), valid,
-                    octets.wide && valid == whole_octet, loaded[i]);
+        if (octets.is_wide(octet)) {
+            store_wide(target, octets.first(octet), loaded[i]);
+        } else {
+            store_narrow(target, octets.first(octet), octets.valid(octet), loaded[i]);
+        }
     }
 }
 
@@ -180,7 +181,7 @@ const char* fake_quantize(DataType type, Extent extent, QuantRange range, const 
                                         static_cast<const float*>(zero_point),
                                         mask,
                                         float_bounds(range)};
-        ElementwiseLauncher<FakeQuantize<T>, 1, 1> launcher(target.stream);
+        MapLauncher<FakeQuantize<T>, 1, 1> launcher(target.stream);
         const char* error = launcher.add(operation, extent, mask != nullptr);
         return error ? error : launcher.flush();
     });
@@ -200,8 +201,8 @@ const char* fake_quantize_learned(DataType type, const LearnedTensor* tensors, i
                                   Launch target) {
     return dispatch(type, [&](auto element) -> const char* {
         using Operation = FakeQuantizeLearned<decltype(element)>;
-        ElementwiseLauncher<Operation, table_capacity<RowMapTask<Operation>>,
-                            table_capacity<ColumnMapTask<Operation>>>
+        MapLauncher<Operation, table_capacity<RowMapTask<Operation>>,
+                    table_capacity<ColumnMapTask<Operation>>>
             launcher(target.stream);
         for (int64_t i = 0; i < count; ++i) {
             const Operation operation = learned_operation<decltype(element)>(tensors[i]);

@@ -31,7 +31,7 @@ constexpr int64_t bounded(int64_t value, int64_t low, int64_t high) {
 // 2^(bits - 1) < divisor <= 2^bits, multiplier = ceil(2^(63 + bits) / divisor) is exact (Granlund
 // and Montgomery, "Division by Invariant Integers using Multiplication", PLDI 1994).
 class Divider {
-   public:
+public:
     Divider() = default;
     explicit Divider(int64_t divisor) : divisor_(divisor) {
         if (divisor == 1) return;
@@ -48,7 +48,7 @@ class Divider {
                                     shift_);
     }
 
-   private:
+private:
     int64_t divisor_ = 1;
     uint64_t multiplier_ = 0;
     int shift_ = 0;
@@ -110,7 +110,7 @@ const char* launch(void (*kernel)(Parameters), int64_t blocks, const Parameters&
 // Gathers tasks into tables and launches each table when it is full; `flush` launches the rest.
 template <class Task, int size>
 class TableLauncher {
-   public:
+public:
     using Kernel = void (*)(Table<Task, size>);
     TableLauncher(Kernel kernel, void* stream) : kernel_(kernel), stream_(stream) {}
 
@@ -130,7 +130,7 @@ class TableLauncher {
         return error;
     }
 
-   private:
+private:
     Kernel kernel_;
     void* stream_;
     Table<Task, size> table_ = {};

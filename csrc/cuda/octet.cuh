@@ -21,11 +21,13 @@ constexpr unsigned whole_octet = 0xff;
 template <class Element, int operands>
 constexpr int octets_in_flight = 64 / (octet_size * static_cast<int>(sizeof(Element)) * operands);
 
-// The bits j of an octet with begin <= j < end.
-__device__ __forceinline__ unsigned octet_bits(int64_t begin, int64_t end) {
-    const int low = begin < 0 ? 0 : begin > octet_size ? octet_size : static_cast<int>(begin);
-    const int high = end < 0 ? 0 : end > octet_size ? octet_size : static_cast<int>(end);
-    return ((1u << high) - 1) & ~((1u << low) - 1);
+__host__ __device__ __forceinline__ int clamp_to_octet(int64_t index) {
+    return index < 0 ? 0 : index > octet_size ? octet_size : static_cast<int>(index);
+}
+
+// The bits j of an octet with begin <= j < end, for 0 <= begin, end <= 8.
+__device__ __forceinline__ unsigned octet_bits(int begin, int end) {
+    return ((1u << end) - 1) & ~((1u << begin) - 1);
 }
 
 // Eight elements as they lie in memory: kept unconverted, so that several loads are in flight
@@ -59,48 +61,56 @@ struct Octet<float> {
     __device__ __forceinline__ void clear(int index) { word[index] = 0; }
 };
 
-// The octet at `tensor[first]`; 16-byte loads if `wide`, else the elements in `valid` one by one.
+// The octet at `tensor[first]`, a multiple of 16 bytes.
 template <class Element>
-__device__ __forceinline__ Octet<Element> load_octet(const Element* tensor, int64_t first,
-                                                     unsigned valid, bool wide) {
-    using Bits = typename Octet<Element>::Bits;
+__device__ __forceinline__ Octet<Element> load_wide(const Element* tensor, int64_t first) {
+    const auto* source = reinterpret_cast<const uint4*>(tensor + first);
     Octet<Element> octet;
-    if (wide) {
-        const auto* source = reinterpret_cast<const uint4*>(tensor + first);
 #pragma unroll
-        for (int i = 0; i < Octet<Element>::words; i += 4) {
-            const uint4 loaded = source[i / 4];
-            octet.word[i] = loaded.x;
-            octet.word[i + 1] = loaded.y;
-            octet.word[i + 2] = loaded.z;
-            octet.word[i + 3] = loaded.w;
-        }
-    } else {
-        const auto* source = reinterpret_cast<const Bits*>(tensor);
-#pragma unroll
-        for (int j = 0; j < octet_size; ++j) {
-            octet.set(j, valid >> j & 1 ? source[first + j] : Bits{0});
-        }
+    for (int i = 0; i < Octet<Element>::words; i += 4) {
+        const uint4 loaded = source[i / 4];
+        octet.word[i] = loaded.x;
+        octet.word[i + 1] = loaded.y;
+        octet.word[i + 2] = loaded.z;
+        octet.word[i + 3] = loaded.w;
     }
     return octet;
 }
 
+// The elements in `valid` one by one, zeros in place of the others.
 template <class Element>
-__device__ __forceinline__ void store_octet(Element* tensor, int64_t first, unsigned valid,
-                                            bool wide, const Octet<Element>& octet) {
-    if (wide) {
-        auto* target = reinterpret_cast<uint4*>(tensor + first);
+__device__ __forceinline__ Octet<Element> load_narrow(const Element* tensor, int64_t first,
+                                                      unsigned valid) {
+    using Bits = typename Octet<Element>::Bits;
+    const auto* source = reinterpret_cast<const Bits*>(tensor);
+    Octet<Element> octet;
 #pragma unroll
-        for (int i = 0; i < Octet<Element>::words; i += 4) {
-            target[i / 4] =
-                make_uint4(octet.word[i], octet.word[i + 1], octet.word[i + 2], octet.word[i + 3]);
-        }
-    } else {
-        auto* target = reinterpret_cast<typename Octet<Element>::Bits*>(tensor);
+    for (int j = 0; j < octet_size; ++j) {
+        octet.set(j, valid >> j & 1 ? source[first + j] : Bits{0});
+    }
+    return octet;
+}
+
+// The compiler splits a plain assignment of 16 bytes where it merges branches; `__stwb` stays
+// whole.
+template <class Element>
+__device__ __forceinline__ void store_wide(Element* tensor, int64_t first,
+                                           const Octet<Element>& octet) {
+    auto* target = reinterpret_cast<uint4*>(tensor + first);
 #pragma unroll
-        for (int j = 0; j < octet_size; ++j) {
-            if (valid >> j & 1) target[first + j] = octet.get(j);
-        }
+    for (int i = 0; i < Octet<Element>::words; i += 4) {
+        __stwb(target + i / 4,
+               make_uint4(octet.word[i], octet.word[i + 1], octet.word[i + 2], octet.word[i + 3]));
+    }
+}
+
+template <class Element>
+__device__ __forceinline__ void store_narrow(Element* tensor, int64_t first, unsigned valid,
+                                             const Octet<Element>& octet) {
+    auto* target = reinterpret_cast<typename Octet<Element>::Bits*>(tensor);
+#pragma unroll
+    for (int j = 0; j < octet_size; ++j) {
+        if (valid >> j & 1) target[first + j] = octet.get(j);
     }
 }
 

@@ -38,6 +38,30 @@ struct alignas(8) Accumulator {
     float second;
 };
 
+// The elements of an octet of memory that a thread visits. `wide`: all eight may be read.
+struct OctetPart {
+    int64_t first;
+    unsigned valid;
+    bool wide;
+};
+
+template <class Element>
+__device__ __forceinline__ Octet<Element> load_octet(const Element* tensor, const OctetPart& part) {
+    return part.wide ? load_wide(tensor, part.first) : load_narrow(tensor, part.first, part.valid);
+}
+
+template <class Element>
+__device__ __forceinline__ void store_octet(Element* tensor, const OctetPart& part,
+                                            const float (&values)[octet_size]) {
+    Octet<Element> octet;
+    pack(values, octet);
+    if (part.wide && part.valid == whole_octet) {
+        store_wide(tensor, part.first, octet);
+    } else {
+        store_narrow(tensor, part.first, part.valid, octet);
+    }
+}
+
 struct SumReduction {
     static __device__ __forceinline__ Accumulator start() { return {0.0f, 0.0f}; }
     template <class Values>
@@ -112,7 +136,7 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks
 
 // Cuts the workspace of a launch into counters, zeroed by the caller once, and partials.
 class WorkspaceCutter {
-   public:
+public:
     explicit WorkspaceCutter(void* workspace)
         : counters_(static_cast<unsigned*>(workspace)),
           partials_(
@@ -129,7 +153,7 @@ class WorkspaceCutter {
     }
     void reset_counters() { used_counters_ = 0; }
 
-   private:
+private:
     static constexpr int64_t all_counters = workspace_zeroed_bytes / sizeof(unsigned);
     unsigned* counters_;
     Pair* partials_;

@@ -25,7 +25,7 @@ inline int64_t partial_bytes(const Extent& extent) {
 
 template <class Operation, int row_capacity, int column_capacity>
 class ReductionLauncher {
-   public:
+public:
     explicit ReductionLauncher(const Launch& target)
         : workspace_(target.workspace),
           rows_(reduce_rows<Operation, row_capacity>, target.stream),
@@ -45,7 +45,7 @@ class ReductionLauncher {
         return error ? error : columns_.flush();
     }
 
-   private:
+private:
     template <class Tasks, class Partition>
     const char* add_partition(Tasks& tasks, const Operation& operation, Partition partition) {
         if (!workspace_.has_counters(partition.counter_count())) {

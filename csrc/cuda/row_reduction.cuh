@@ -17,6 +17,7 @@ struct RowPartition {
     Pair* partials;      // [channels, splits]
     int splits;
     bool warp_per_channel;
+    bool whole_rows;  // every octet lies in one row
     bool wide;
 
     int64_t blocks() const {
@@ -36,13 +37,14 @@ struct RowReductionTask {
 inline RowPartition plan_row_reduction(const Extent& extent) {
     constexpr int64_t octets_of_warp = 8 * warp_threads;
     constexpr int64_t fewest_octets_of_block = fewest_octets_per_thread * block_threads;
-    const bool whole = extent.inner % octet_size == 0;
-    const int64_t octets_per_row =
-        bounded((extent.inner + (whole ? 0 : 2 * (octet_size - 1))) / octet_size, 1, INT64_MAX);
+    const bool whole_rows = extent.inner % octet_size == 0;
+    const int64_t octets_per_row = bounded(
+        (extent.inner + (whole_rows ? 0 : 2 * (octet_size - 1))) / octet_size, 1, INT64_MAX);
     RowPartition partition = {};
     partition.numel = extent.numel();
     partition.channels = extent.channels;
     partition.inner = extent.inner;
+    partition.whole_rows = whole_rows;
     partition.octets = partition.numel == 0 ? 0 : extent.outer * octets_per_row;
     partition.octets_per_row = Divider(octets_per_row);
     partition.warp_per_channel = partition.octets <= octets_of_warp;
@@ -54,47 +56,70 @@ inline RowPartition plan_row_reduction(const Extent& extent) {
     return partition;
 }
 
-// The elements of a channel in one octet of memory.
-struct RowOctet {
-    int64_t first;
-    unsigned valid;
-    bool wide;
-};
+// Walks over the octets of a channel in steps of a team of threads.
+class RowWalker {
+public:
+    __device__ __forceinline__ RowWalker(const RowPartition& partition, int64_t channel,
+                                         int64_t index, int team)
+        : partition_(partition) {
+        const Divider& per_row = partition.octets_per_row;
+        const int64_t row = per_row.quotient(index);
+        const int64_t step_rows = per_row.quotient(team);
+        position_ = index - row * per_row.divisor();
+        start_ = row * partition.channels * partition.inner + channel * partition.inner;
+        step_position_ = team - step_rows * per_row.divisor();
+        step_start_ = step_rows * partition.channels * partition.inner;
+    }
+    __device__ __forceinline__ void advance() {
+        position_ += step_position_;
+        start_ += step_start_;
+        if (position_ >= partition_.octets_per_row.divisor()) {
+            position_ -= partition_.octets_per_row.divisor();
+            start_ += partition_.channels * partition_.inner;
+        }
+    }
+    __device__ __forceinline__ OctetPart octet() const {
+        if (partition_.whole_rows) {
+            return {start_ + position_ * octet_size, whole_octet, partition_.wide};
+        }
+        const int64_t first = (start_ / octet_size + position_) * octet_size;
+        const int skipped = position_ == 0 ? static_cast<int>(start_ % octet_size) : 0;
+        const int end = clamp_to_octet(start_ + partition_.inner - first);
+        return {first, octet_bits(skipped, end),
+                partition_.wide && first + octet_size <= partition_.numel};
+    }
 
-__device__ __forceinline__ RowOctet locate_octet(const RowPartition& partition, int64_t channel,
-                                                 int64_t index, int64_t end) {
-    const int64_t row = partition.octets_per_row.quotient(index);
-    const int64_t start = (row * partition.channels + channel) * partition.inner;
-    const int64_t position = index - row * partition.octets_per_row.divisor();
-    const int64_t first = (start / octet_size + position) * octet_size;
-    const unsigned valid =
-        index < end ? octet_bits(start - first, start + partition.inner - first) : 0;
-    const bool readable = valid != 0 && first + octet_size <= partition.numel;
-    return {first, valid, partition.wide && readable};
-}
+private:
+    const RowPartition& partition_;
+    int64_t start_;     // element at which the row starts
+    int64_t position_;  // octet within the row
+    int64_t step_start_;
+    int64_t step_position_;
+};
 
 template <class Operation>
 __device__ __forceinline__ Accumulator
 visit_row_octet(const Operation& operation, const typename Operation::Parameters& parameters,
-                const RowOctet& at, const Octet<typename Operation::Element>& source,
+                const OctetPart& part, const Octet<typename Operation::Element>& source,
                 const Octet<typename Operation::Element>& gradient) {
     float values[octet_size];
     float gradients[octet_size] = {};
     unpack(source, values);
     if constexpr (Operation::has_gradient) unpack(gradient, gradients);
     Accumulator sums = Operation::start();
+    if (part.valid == whole_octet) {
 #pragma unroll
-    for (int j = 0; j < octet_size; ++j) {
-        Accumulator next = sums;
-        values[j] = operation.visit(values[j], gradients[j], parameters, next);
-        if (at.valid >> j & 1) sums = next;
+        for (int j = 0; j < octet_size; ++j) {
+            values[j] = operation.visit(values[j], gradients[j], parameters, sums);
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < octet_size; ++j) {
+            if (!(part.valid >> j & 1)) continue;
+            values[j] = operation.visit(values[j], gradients[j], parameters, sums);
+        }
     }
-    if constexpr (Operation::has_gradient) {
-        Octet<typename Operation::Element> packed;
-        pack(values, packed);
-        store_octet(operation.target, at.first, at.valid, at.wide && at.valid == whole_octet,
-                    packed);
-    }
+    if constexpr (Operation::has_gradient) store_octet(operation.target, part, values);
     return sums;
 }
 
@@ -103,25 +128,26 @@ template <class Operation>
 __device__ __forceinline__ Pair reduce_octets(const Operation& operation,
                                               const RowPartition& partition, int64_t channel,
                                               int64_t begin, int64_t end, int team) {
-    const auto parameters = operation.parameters(channel);
-    Accumulator total = Operation::start();
     constexpr int batch = reduction_batch<Operation>;
+    const auto parameters = operation.parameters(channel);
+    RowWalker walker(partition, channel, begin, team);
+    Accumulator total = Operation::start();
 #pragma unroll 1
-    for (int64_t index = begin; index < end; index += batch * team) {
-        RowOctet at[batch];
+    for (int64_t index = begin; index < end;) {
+        OctetPart part[batch];
         Octet<typename Operation::Element> source[batch], gradient[batch];
 #pragma unroll
-        for (int i = 0; i < batch; ++i) {
-            at[i] = locate_octet(partition, channel, index + i * team, end);
-            source[i] = load_octet(operation.source, at[i].first, at[i].valid, at[i].wide);
+        for (int i = 0; i < batch; ++i, index += team, walker.advance()) {
+            part[i] = index < end ? walker.octet() : OctetPart{0, 0, false};
+            source[i] = load_octet(operation.source, part[i]);
             if constexpr (Operation::has_gradient) {
-                gradient[i] = load_octet(operation.gradient, at[i].first, at[i].valid, at[i].wide);
+                gradient[i] = load_octet(operation.gradient, part[i]);
             }
         }
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
             total = Operation::combine(
-                total, visit_row_octet(operation, parameters, at[i], source[i], gradient[i]));
+                total, visit_row_octet(operation, parameters, part[i], source[i], gradient[i]));
         }
     }
     return widen(total);

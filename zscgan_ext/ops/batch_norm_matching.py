@@ -22,12 +22,14 @@ DISTANCES = ("gaussian_kl", "mse", "std_mse", "l2")
 
 
 def statistics_kernel(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the forward kernel on memory that fits the index space."""
     x = dense(x, 1)
     statistics: tuple[Tensor, Tensor] = kernels(x).batch_norm_statistics(x, shift)
     return statistics
 
 
 def statistics_fake(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Describe the results of the forward kernel."""
     mean = x.new_empty((x.shape[1],), dtype=compute_dtype(x))
     return mean, torch.empty_like(mean)
 
@@ -35,6 +37,7 @@ def statistics_fake(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
 def statistics_backward_kernel(
     x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor
 ) -> Tensor:
+    """Run the backward kernel on memory that fits the index space."""
     x = dense(x, 1)
     grad_x: Tensor = kernels(x).batch_norm_statistics_backward(
         x, mean, grad_mean.contiguous(), grad_variance.contiguous()
@@ -45,14 +48,17 @@ def statistics_backward_kernel(
 def statistics_backward_fake(
     x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor
 ) -> Tensor:
+    """Describe the result of the backward kernel."""
     return torch.empty_like(dense(x, 1))
 
 
 def statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Save x and its mean."""
     ctx.save_for_backward(inputs[0], output[0])
 
 
 def statistics_gradient(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Any, ...]:
+    """Give the gradient of x."""
     return OPS.batch_norm_statistics_backward(*ctx.saved_tensors, grad_mean, grad_variance), None
 
 
@@ -81,6 +87,7 @@ def distance_kernel(
     eps: Sequence[float],
     distance: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the kernel of all layers; the gradients come with the distance."""
     columns = [
         [values.contiguous() for values in column]
         for column in (means, variances, running_means, running_vars)
@@ -99,11 +106,13 @@ def distance_fake(
     eps: Sequence[float],
     distance: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Describe the results of the kernel."""
     joined = means[0].new_empty((sum(mean.shape[0] for mean in means),))
     return means[0].new_empty(()), joined, torch.empty_like(joined)
 
 
 def distance_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save the gradients that the kernel gave."""
     _, grad_means, grad_variances = output
     ctx.save_for_backward(grad_means, grad_variances)
     ctx.sizes = [mean.shape[0] for mean in inputs[0]]
@@ -111,6 +120,7 @@ def distance_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def distance_gradient(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    """Scale the saved gradients and part them by layer."""
     grad_means, grad_variances = (grad * saved for saved in ctx.saved_tensors)
     nothing = [None] * len(ctx.sizes)
     split = (list(joined.split(ctx.sizes)) for joined in (grad_means, grad_variances))

@@ -22,9 +22,7 @@ def check_axis(x: Tensor, axis: int | None) -> int | None:
     return axis % x.dim()
 
 
-def check_per_channel(
-    name: str, values: Tensor, count: int, x: Tensor, dtype: torch.dtype
-) -> None:
+def check_per_channel(name: str, values: Tensor, count: int, x: Tensor, dtype: torch.dtype) -> None:
     """Require `values` to be contiguous [count] of this dtype on the device of x."""
     if values.numel() != count or values.dim() > 1:
         raise ValueError(f"{name}: shape {tuple(values.shape)}, needed is ({count},)")
@@ -75,6 +73,16 @@ def check_statistics(x: Tensor, shift: Tensor) -> None:
     if x.dim() < 2:
         raise ValueError(f"x: shape {tuple(x.shape)}, needed is [N, C, ...]")
     check_per_channel("shift", shift, x.shape[1], x, compute_dtype(x))
+
+
+def check_alike(name: str, tensors: Sequence[Tensor]) -> None:
+    """Require one dtype and one device for a list of tensors."""
+    first = tensors[0]
+    for x in tensors:
+        if x.dtype != first.dtype:
+            raise ValueError(f"{name}: dtype {x.dtype} and {first.dtype}, needed is one for all")
+        if x.device != first.device:
+            raise ValueError(f"{name}: on {x.device} and on {first.device}, needed is one for all")
 
 
 def check_same_length(*columns: Sequence[Any]) -> None:

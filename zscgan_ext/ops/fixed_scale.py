@@ -20,8 +20,12 @@ def fake_quantize_kernel(
     axis: int | None,
     with_mask: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Run the forward kernel on memory that fits the index space."""
     x = dense(x, axis)
-    return kernels(x).fake_quantize(x, scale, zero_point, quant_min, quant_max, axis, with_mask)
+    result: tuple[Tensor, Tensor] = kernels(x).fake_quantize(
+        x, scale, zero_point, quant_min, quant_max, axis, with_mask
+    )
+    return result
 
 
 def fake_quantize_fake(
@@ -33,19 +37,24 @@ def fake_quantize_fake(
     axis: int | None,
     with_mask: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Describe the results of the forward kernel."""
     size = (x.numel() + 7) // 8 if with_mask else 0
     return torch.empty_like(dense(x, axis)), x.new_empty((size,), dtype=torch.uint8)
 
 
 def fake_quantize_backward_kernel(grad: Tensor, mask: Tensor, strides: Sequence[int]) -> Tensor:
-    return kernels(grad).fake_quantize_backward(with_strides(grad, strides), mask)
+    """Run the backward kernel on a gradient laid out like the result."""
+    grad_x: Tensor = kernels(grad).fake_quantize_backward(with_strides(grad, strides), mask)
+    return grad_x
 
 
 def fake_quantize_backward_fake(grad: Tensor, mask: Tensor, strides: Sequence[int]) -> Tensor:
+    """Describe the result of the backward kernel."""
     return torch.empty_like(with_strides(grad, strides))
 
 
 def fake_quantize_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Save the mask, the one thing that the gradient needs."""
     y, mask = output
     ctx.save_for_backward(mask)
     ctx.strides = y.stride()
@@ -53,6 +62,7 @@ def fake_quantize_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 
 def fake_quantize_gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    """Pass the gradient of x where nothing was clamped."""
     (mask,) = ctx.saved_tensors
     return OPS.fake_quantize_backward(grad, mask, ctx.strides), *[None] * 6
 
@@ -103,5 +113,6 @@ def fake_quantize(
     check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
     # The mask is written only where a gradient will need it.
     with_mask = x.requires_grad and torch.is_grad_enabled()
-    y: Tensor = OPS.fake_quantize(x, scale, zero_point, quant_min, quant_max, axis, with_mask)[0]
+    fixed = (scale.detach(), zero_point.detach())
+    y: Tensor = OPS.fake_quantize(x, *fixed, quant_min, quant_max, axis, with_mask)[0]
     return y

@@ -62,4 +62,5 @@ def cuda_missing_reason() -> str | None:
     """Return None if the native CUDA kernels can run, or why they cannot."""
     if NATIVE is None:
         return MISSING_REASON
-    return NATIVE.cuda_unavailable_reason()
+    reason: str | None = NATIVE.cuda_unavailable_reason()
+    return reason

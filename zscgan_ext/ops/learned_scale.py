@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.checks import check_axis, check_quantizer, check_same_length
+from zscgan_ext.ops.checks import check_alike, check_axis, check_quantizer, check_same_length
 from zscgan_ext.ops.layout import dense, with_strides
 from zscgan_ext.ops.library import OPS, define, differentiable, kernels
 
@@ -31,11 +31,12 @@ def learned_kernel(
     axis: int | None,
     gradient_scale: float,
 ) -> Tensor:
+    """Run the forward kernel on memory that fits the index space."""
     x = dense(x, axis)
-    (y,) = kernels(x).fake_quantize_learned(
+    ys: list[Tensor] = kernels(x).fake_quantize_learned(
         [x], [scale], [zero_point], [quant_min], [quant_max], [axis]
     )
-    return y
+    return ys[0]
 
 
 def learned_fake(
@@ -47,6 +48,7 @@ def learned_fake(
     axis: int | None,
     gradient_scale: float,
 ) -> Tensor:
+    """Describe the result of the forward kernel."""
     return torch.empty_like(dense(x, axis))
 
 
@@ -60,6 +62,7 @@ def learned_backward_kernel(
     axis: int | None,
     gradient_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the backward kernel on a gradient laid out like the result."""
     x = dense(x, axis)
     grad = with_strides(grad, x.stride())
     grad_xs, grad_scales, grad_zero_points = kernels(x).fake_quantize_learned_backward(
@@ -78,16 +81,19 @@ def learned_backward_fake(
     axis: int | None,
     gradient_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Describe the results of the backward kernel."""
     grad_x = torch.empty_like(dense(x, axis))
     return grad_x, torch.empty_like(scale), torch.empty_like(zero_point)
 
 
 def learned_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Save the inputs, from which the backward kernel computes everything again."""
     x, scale, zero_point, *ctx.settings = inputs
     ctx.save_for_backward(x, scale, zero_point)
 
 
 def learned_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Give the gradients of x, scale and zero point."""
     gradients = OPS.fake_quantize_learned_backward(grad, *ctx.saved_tensors, *ctx.settings)
     return *gradients, None, None, None, None
 
@@ -116,6 +122,7 @@ def many_kernel(
     quant_maxs: Sequence[int],
     gradient_scales: Sequence[float],
 ) -> list[Tensor]:
+    """Run the forward kernel on contiguous tensors."""
     xs = [x.contiguous() for x in xs]
     axes = per_output_channel(scales)
     results: list[Tensor] = kernels(xs[0]).fake_quantize_learned(
@@ -132,6 +139,7 @@ def many_fake(
     quant_maxs: Sequence[int],
     gradient_scales: Sequence[float],
 ) -> list[Tensor]:
+    """Describe the results of the forward kernel."""
     return [torch.empty_like(x.contiguous()) for x in xs]
 
 
@@ -144,6 +152,7 @@ def many_backward_kernel(
     quant_maxs: Sequence[int],
     gradient_scales: Sequence[float],
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Run the backward kernel on contiguous tensors."""
     grads, xs = [grad.contiguous() for grad in grads], [x.contiguous() for x in xs]
     axes = per_output_channel(scales)
     gradients: tuple[list[Tensor], list[Tensor], list[Tensor]] = kernels(
@@ -163,18 +172,21 @@ def many_backward_fake(
     quant_maxs: Sequence[int],
     gradient_scales: Sequence[float],
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Describe the results of the backward kernel."""
     grad_xs = [torch.empty_like(x.contiguous()) for x in xs]
     grad_scales = [torch.empty_like(scale) for scale in scales]
     return grad_xs, grad_scales, [torch.empty_like(zero_point) for zero_point in zero_points]
 
 
 def many_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    """Save the inputs, from which the backward kernel computes everything again."""
     xs, scales, zero_points, *ctx.settings = inputs
     ctx.count = len(xs)
     ctx.save_for_backward(*xs, *scales, *zero_points)
 
 
 def many_gradient(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    """Give the gradients of all tensors, scales and zero points."""
     saved, count = list(ctx.saved_tensors), ctx.count
     gradients = OPS.fake_quantize_learned_many_backward(
         grads, saved[:count], saved[count : 2 * count], saved[2 * count :], *ctx.settings
@@ -261,11 +273,12 @@ def fake_quantize_learned_many(
         ValueError: if lengths, shapes, dtypes, devices or bounds do not fit.
     """
     check_same_length(xs, scales, zero_points, quant_mins, quant_maxs, gradient_scales)
-    columns = zip(xs, scales, zero_points, quant_mins, quant_maxs, strict=True)
-    for x, scale, zero_point, quant_min, quant_max in columns:
-        check_quantizer(
-            x, scale, zero_point, quant_min, quant_max, None if scale.numel() == 1 else 0
-        )
+    check_alike("xs", xs)
+    axes = per_output_channel(scales)
+    columns = zip(xs, scales, zero_points, quant_mins, quant_maxs, axes, strict=True)
+    for x, scale, zero_point, quant_min, quant_max, axis in columns:
+        check_axis(x, axis)
+        check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
     ys: list[Tensor] = OPS.fake_quantize_learned_many(
         list(xs), list(scales), list(zero_points), quant_mins, quant_maxs, gradient_scales
     )

@@ -28,7 +28,7 @@ def workspace(device: torch.device, stream: int, size: int) -> Tensor:
 
 
 def place(x: Tensor, workspace_size: int = 0) -> tuple[Any, tuple[int, ...]]:
-    """Return the native module of the tensor's device and the arguments that end its calls."""
+    """Return the native module of the tensor's device, and where there its kernels run."""
     if x.device.type == "cpu":
         return core.cpu, (torch.get_num_threads(),)
     stream = torch.cuda.current_stream(x.device).cuda_stream
@@ -59,7 +59,7 @@ def fake_quantize(
         zero_point.data_ptr(),
         y.data_ptr(),
         mask.data_ptr() if with_mask else 0,
-        *where,
+        where,
     )
     return y, mask
 
@@ -74,7 +74,7 @@ def fake_quantize_backward(grad: Tensor, mask: Tensor) -> Tensor:
         grad.data_ptr(),
         mask.data_ptr(),
         grad_x.data_ptr(),
-        *where,
+        where,
     )
     return grad_x
 
@@ -106,7 +106,7 @@ def fake_quantize_learned(
         )
     ]
     module, where = place(xs[0])
-    module.fake_quantize_learned(DATA_TYPES[xs[0].dtype], tensors, *where)
+    module.fake_quantize_learned(DATA_TYPES[xs[0].dtype], tensors, where)
     return ys
 
 
@@ -125,9 +125,20 @@ def fake_quantize_learned_backward(
     grad_scales = [torch.empty_like(scale) for scale in scales]
     grad_zero_points = [torch.empty_like(zero_point) for zero_point in zero_points]
     tensors = [
-        (extent_of(x, axis), quant_min, quant_max, gradient_scale, x.data_ptr())
-        + (scale.data_ptr(), zero_point.data_ptr(), 0, grad.data_ptr())
-        + (grad_x.data_ptr(), grad_scale.data_ptr(), grad_zero_point.data_ptr())
+        (
+            extent_of(x, axis),
+            quant_min,
+            quant_max,
+            gradient_scale,
+            x.data_ptr(),
+            scale.data_ptr(),
+            zero_point.data_ptr(),
+            0,
+            grad.data_ptr(),
+            grad_x.data_ptr(),
+            grad_scale.data_ptr(),
+            grad_zero_point.data_ptr(),
+        )
         for (
             grad,
             x,
@@ -155,9 +166,9 @@ def fake_quantize_learned_backward(
             strict=True,
         )
     ]
-    size = 0 if xs[0].device.type == "cpu" else core.cuda.learned_workspace(tensors)
+    size = 0 if xs[0].device.type == "cpu" else core.cuda.learned_backward_workspace(tensors)
     module, where = place(xs[0], size)
-    module.fake_quantize_learned_backward(DATA_TYPES[xs[0].dtype], tensors, *where)
+    module.fake_quantize_learned_backward(DATA_TYPES[xs[0].dtype], tensors, where)
     return grad_xs, grad_scales, grad_zero_points
 
 
@@ -189,7 +200,7 @@ def observe(
         running_max.data_ptr(),
         scale.data_ptr(),
         zero_point.data_ptr(),
-        *where,
+        where,
     )
 
 
@@ -207,7 +218,7 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         shift.data_ptr(),
         mean.data_ptr(),
         variance.data_ptr(),
-        *where,
+        where,
     )
     return mean, variance
 
@@ -226,7 +237,7 @@ def batch_norm_statistics_backward(
         grad_mean.data_ptr(),
         grad_variance.data_ptr(),
         grad_x.data_ptr(),
-        *where,
+        where,
     )
     return grad_x
 
@@ -255,5 +266,5 @@ def batch_norm_distance(
     device = means[0].device.type
     module, where = place(means[0], 0 if device == "cpu" else core.cuda.distance_workspace())
     code = DISTANCE_CODES[distance]
-    module.batch_norm_distance(code, DATA_TYPES[total.dtype], layers, total.data_ptr(), *where)
+    module.batch_norm_distance(code, DATA_TYPES[total.dtype], layers, total.data_ptr(), where)
     return total, grad_means, grad_variances

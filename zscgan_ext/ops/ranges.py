@@ -20,10 +20,13 @@ def observe_kernel(
     symmetric: bool,
     axis: int | None,
 ) -> None:
+    """Run the kernel on memory that fits the index space."""
     state = (running_min, running_max, scale, zero_point)
     settings = (averaging_constant, quant_min, quant_max, symmetric, axis)
     with torch.no_grad():
         kernels(x).observe(dense(x.detach(), axis), *state, *settings)
+    # Autograd then refuses a backward pass that needs values from before this call.
+    torch.autograd.graph.increment_version(v for v in state if not v.is_inference())
 
 
 def observe_fake(
@@ -38,6 +41,7 @@ def observe_fake(
     symmetric: bool,
     axis: int | None,
 ) -> None:
+    """Give nothing: the op writes to its arguments alone."""
     return None
 
 

@@ -93,11 +93,16 @@ def learned_gradients(
     return torch.where(inside, grad, 0), grad_scale, grad_zero_point
 
 
+def rows(x: Tensor, axis: int | None) -> Tensor:
+    """View or copy x as one row per channel, [C, elements of a channel]."""
+    if axis is None:
+        return x.reshape(1, -1)
+    return x.unsqueeze(-1).movedim(axis, 0).flatten(1)
+
+
 def per_channel_sum(terms: Tensor, axis: int | None) -> Tensor:
     """Sum over all dimensions but `axis`, in float64."""
-    if axis is None:
-        return terms.sum(dtype=torch.float64)
-    return terms.movedim(axis, 0).flatten(1).sum(1, dtype=torch.float64)
+    return rows(terms, axis).sum(1, dtype=torch.float64)
 
 
 def fake_quantize_learned_backward(
@@ -130,10 +135,11 @@ def fake_quantize_learned(
 ) -> list[Tensor]:
     """Quantize and dequantize many tensors with zero points that are rounded first."""
     columns = zip(xs, scales, zero_points, quant_mins, quant_maxs, axes, strict=True)
-    return [
-        fake_quantize(x, scale, learned_zero_point(zero_point, low, high), low, high, axis, False)[0]
-        for x, scale, zero_point, low, high, axis in columns
-    ]
+    ys = []
+    for x, scale, zero_point, low, high, axis in columns:
+        integer = learned_zero_point(zero_point, low, high)
+        ys.append(fake_quantize(x, scale, integer, low, high, axis, False)[0])
+    return ys
 
 
 def observe(
@@ -148,16 +154,14 @@ def observe(
     symmetric: bool,
     axis: int | None,
 ) -> None:
-    """Average minimum and maximum into the running ones; write the scale and zero point they give."""
+    """Average minimum and maximum into the running ones; write scale and zero point."""
     if x.numel() == 0:
         return
-    channels = x.reshape(1, -1) if axis is None else x.movedim(axis, 0).flatten(1)
-    low, high = channels.float().aminmax(dim=1)
+    low, high = rows(x, axis).float().aminmax(dim=1)
     first = running_min > running_max
-    running_min.copy_(torch.where(first, low, running_min + averaging_constant * (low - running_min)))
-    running_max.copy_(
-        torch.where(first, high, running_max + averaging_constant * (high - running_max))
-    )
+    for running, observed in ((running_min, low), (running_max, high)):
+        average = running + averaging_constant * (observed - running)
+        running.copy_(torch.where(first, observed, average))
     negative, positive = running_min.clamp(max=0), running_max.clamp(min=0)
     steps = quant_max - quant_min
     if symmetric:
@@ -171,6 +175,9 @@ def observe(
 def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of [N, C, ...]; `shift` changes rounding alone."""
     wide = x.to(compute_dtype(x))
+    if x.numel() == 0:  # var_mean would warn
+        mean = wide.new_full((x.shape[1],), torch.nan)
+        return mean, mean.clone()
     dimensions = tuple(d for d in range(x.dim()) if d != 1)
     variance, mean = torch.var_mean(wide, dimensions, correction=0)
     return mean, variance
@@ -180,7 +187,7 @@ def batch_norm_statistics_backward(
     x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor
 ) -> Tensor:
     """The gradient of the statistics, affine in x for each channel: a + b * x."""
-    count = x.numel() // x.shape[1]
+    count = x.numel() // max(x.shape[1], 1)
     b = 2 * grad_variance / count
     a = grad_mean / count - b * mean
     return (spread(a, x, 1) + spread(b, x, 1) * x.to(a.dtype)).to(x.dtype)

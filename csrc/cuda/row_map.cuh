@@ -1,0 +1,139 @@
+// Maps where inner > 1: a row is `inner` consecutive elements of one channel. An octet lies in one
+// row, or it crosses into the next.
+#pragma once
+
+#include "map.cuh"
+
+namespace zscgan::cuda {
+
+struct RowMap {
+    Octets octets;
+    Divider inner;
+    Divider channels;
+    int step_channels;  // channels and elements from an octet of a thread to its next
+    int step_elements;
+    int octets_per_block;
+
+    int64_t blocks() const { return divide_up(octets.count, octets_per_block); }
+};
+
+template <class Operation>
+struct RowMapTask {
+    Operation operation;
+    RowMap map;
+};
+
+// Where an octet starts: a channel, and the elements of its row before the octet. Elements before
+// the tensor count as the last channels.
+struct RowPosition {
+    int64_t channel;
+    int64_t element;
+
+    __device__ __forceinline__ RowPosition(const RowMap& map, int64_t octet) {
+        const int64_t first = map.octets.first(octet);
+        const int64_t channels = map.channels.divisor();
+        const int64_t start =
+            first < 0 ? first + octet_size * channels * map.inner.divisor() : first;
+        const int64_t row = map.inner.quotient(start);
+        channel = row - map.channels.quotient(row) * channels;
+        element = start - row * map.inner.divisor();
+    }
+    __device__ __forceinline__ void advance(const RowMap& map) {
+        channel += map.step_channels;
+        element += map.step_elements;
+        if (element >= map.inner.divisor()) {
+            element -= map.inner.divisor();
+            ++channel;
+        }
+        if (channel >= map.channels.divisor()) channel -= map.channels.divisor();
+    }
+};
+
+template <class Operation>
+__device__ __forceinline__ unsigned map_crossing_octet(const Operation& operation,
+                                                       const RowMap& map, unsigned valid,
+                                                       RowPosition at,
+                                                       float (&values)[octet_size]) {
+    auto parameters = operation.parameters(at.channel);
+    unsigned flags = 0;
+#pragma unroll
+    for (int j = 0; j < octet_size; ++j, ++at.element) {
+        if (at.element == map.inner.divisor()) {
+            at.element = 0;
+            at.channel = at.channel + 1 == map.channels.divisor() ? 0 : at.channel + 1;
+            parameters = operation.parameters(at.channel);
+        }
+        if (!(valid >> j & 1)) continue;
+        bool flag = false;
+        values[j] = operation.apply(values[j], parameters, flag);
+        flags |= static_cast<unsigned>(flag) << j;
+    }
+    return flags;
+}
+
+template <class Operation>
+__device__ __forceinline__ unsigned map_octet(const Operation& operation,
+                                              const typename Operation::Parameters& parameters,
+                                              float (&values)[octet_size]) {
+    unsigned flags = 0;
+#pragma unroll
+    for (int j = 0; j < octet_size; ++j) {
+        bool flag = false;
+        values[j] = operation.apply(values[j], parameters, flag);
+        flags |= static_cast<unsigned>(flag) << j;
+    }
+    return flags;
+}
+
+template <class Operation, int capacity>
+__global__ __launch_bounds__(block_threads, 3) void map_rows(
+    const __grid_constant__ Table<RowMapTask<Operation>, capacity> table) {
+    const int index = table.index_of_block(blockIdx.x);
+    const Operation& operation = table.tasks[index].operation;
+    const RowMap& map = table.tasks[index].map;
+    const int64_t block = static_cast<int>(blockIdx.x) - table.first_block[index];
+    const int64_t limit = (block + 1) * map.octets_per_block;
+    const int64_t end = limit < map.octets.count ? limit : map.octets.count;
+    int64_t octet = block * map.octets_per_block + threadIdx.x;
+    RowPosition at(map, octet);
+    int64_t known_channel = at.channel;
+    auto parameters = operation.parameters(known_channel);
+#pragma unroll 1
+    while (octet < end) {
+        Octet<typename Operation::Element> source[map_batch];
+#pragma unroll
+        for (int i = 0; i < map_batch; ++i) {
+            source[i] = load_source(operation, map.octets, octet + i * block_threads);
+        }
+#pragma unroll
+        for (int i = 0; i < map_batch && octet < end; ++i, octet += block_threads) {
+            float values[octet_size];
+            unpack(source[i], values);
+            if (at.channel != known_channel) {
+                known_channel = at.channel;
+                parameters = operation.parameters(known_channel);
+            }
+            const bool crossing = at.element + octet_size > map.inner.divisor();
+            const unsigned flags =
+                crossing ? map_crossing_octet(operation, map, map.octets.valid(octet), at, values)
+                         : map_octet(operation, parameters, values);
+            store_target(operation, map.octets, octet, values, flags);
+            at.advance(map);
+        }
+    }
+}
+
+inline RowMap plan_row_map(const Extent& extent, const Octets& octets) {
+    constexpr int64_t step = block_threads * octet_size;
+    RowMap map = {};
+    map.octets = octets;
+    map.inner = Divider(extent.inner);
+    map.channels = Divider(extent.channels);
+    map.step_channels = static_cast<int>(step / extent.inner % extent.channels);
+    map.step_elements = static_cast<int>(step % extent.inner);
+    const int64_t batches = divide_up(octets_per_thread(octets), map_batch);
+    map.octets_per_block = static_cast<int>(batches * map_batch * block_threads);
+    return map;
+}
+
+}  // namespace zscgan::cuda

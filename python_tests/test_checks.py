@@ -1,0 +1,157 @@
+"""Wrong arguments: the error is one line that names the argument."""
+
+import pytest
+import torch
+
+from zscgan_ext.ops import (
+    batch_norm_distance,
+    batch_norm_statistics,
+    fake_quantize,
+    fake_quantize_learned,
+    fake_quantize_learned_many,
+    observe,
+)
+from zscgan_ext.ops.checks import check_per_channel
+
+X = torch.zeros(2, 3, 4)
+ONE, THREE = torch.ones(1), torch.ones(3)
+
+# (axis, scale, zero_point, bounds, x) that differ from good ones -> the argument that is named
+QUANTIZER_CASES = {
+    "x-integers": ({"x": X.int()}, "x: dtype torch.int32"),
+    "x-complex": ({"x": X.to(torch.complex64)}, "x: dtype torch.complex64"),
+    "axis-above": ({"axis": 3}, "axis: 3"),
+    "axis-below": ({"axis": -4}, "axis: -4"),
+    "scale-too-long": ({"scale": torch.ones(4)}, r"scale: shape \(4,\), needed is \(3,\)"),
+    "scale-too-short": ({"scale": ONE}, r"scale: shape \(1,\), needed is \(3,\)"),
+    "scale-two-dimensions": ({"scale": torch.ones(3, 1)}, "scale: shape"),
+    "scale-half": ({"scale": THREE.half()}, "scale: dtype torch.float16"),
+    "scale-of-double": ({"x": X.double()}, "scale: dtype torch.float32, needed is torch.float64"),
+    "scale-device": ({"scale": torch.ones(3, device="meta")}, "scale: on meta, but x is on cpu"),
+    "scale-strided": ({"scale": torch.ones(6)[::2]}, r"scale: strides \(2,\)"),
+    "zero-point-length": ({"zero_point": ONE}, "zero_point: shape"),
+    "zero-point-integers": ({"zero_point": THREE.int()}, "zero_point: dtype torch.int32"),
+    "zero-point-device": ({"zero_point": torch.ones(3, device="meta")}, "zero_point: on meta"),
+    "zero-point-expanded": ({"zero_point": ONE.expand(3)}, r"zero_point: strides \(0,\)"),
+    "bounds-equal": ({"quant_min": 7}, "quant_min: 7, must be below quant_max, 7"),
+    "bounds-swapped": ({"quant_min": 8}, "quant_min: 8"),
+}
+
+
+@pytest.mark.parametrize("op", [fake_quantize, fake_quantize_learned], ids=lambda op: op.__name__)
+@pytest.mark.parametrize("case", QUANTIZER_CASES)
+def test_quantizers(op, case):
+    change, message = QUANTIZER_CASES[case]
+    good = {"x": X, "scale": THREE, "zero_point": THREE, "axis": 1, "quant_min": -8, "quant_max": 7}
+    op(**good)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        op(**(good | change))
+
+
+@pytest.mark.parametrize("axis", [None, -1, 0, 2])
+def test_scale_counts_the_channels_of_its_axis(axis):
+    count = 1 if axis is None else X.shape[axis]
+    fake_quantize(X, torch.ones(count), torch.zeros(count), -8, 7, axis)
+    with pytest.raises(ValueError, match=rf"^scale: shape \(7,\), needed is \({count},\)"):
+        fake_quantize(X, torch.ones(7), torch.zeros(count), -8, 7, axis)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("running_min", torch.zeros(4), "running_min: shape"),
+        ("running_max", torch.zeros(3, dtype=torch.float64), "running_max: dtype"),
+        ("scale", torch.zeros(3, device="meta"), "scale: on meta"),
+        ("zero_point", torch.zeros(3).int(), "zero_point: dtype"),
+        ("running_min", torch.zeros(6)[::2], "running_min: strides"),
+        ("axis", 5, "axis: 5"),
+        ("x", X.int(), "x: dtype"),
+        ("quant_max", -8, "quant_min: -8"),
+    ],
+)
+def test_observe(name, values, message):
+    good = {name: torch.zeros(3) for name in ("running_min", "running_max", "scale", "zero_point")}
+    good |= {"x": X, "averaging_constant": 0.1, "quant_min": -8, "quant_max": 7}
+    good |= {"symmetric": False, "axis": 1}
+    observe(**good)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        observe(**(good | {name: values}))
+
+
+@pytest.mark.parametrize(
+    ("x", "shift", "message"),
+    [
+        (X.long(), THREE, "x: dtype torch.int64"),
+        (torch.zeros(3), THREE, r"x: shape \(3,\), needed is \[N, C, ...\]"),
+        (X, ONE, r"shift: shape \(1,\), needed is \(3,\)"),
+        (X, THREE.double(), "shift: dtype torch.float64"),
+        (X.double(), THREE, "shift: dtype torch.float32"),
+        (X, torch.ones(3, device="meta"), "shift: on meta"),
+        (X, torch.ones(6)[::2], "shift: strides"),
+    ],
+    ids=["integers", "one-dimension", "length", "double", "single", "device", "strided"],
+)
+def test_batch_norm_statistics(x, shift, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        batch_norm_statistics(x, shift)
+
+
+def distance_arguments():
+    """Two layers of three channels."""
+    names = ("means", "variances", "running_means", "running_vars")
+    return {name: [THREE, THREE] for name in names} | {"eps": [1e-5, 1e-5], "distance": "mse"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distance": "kl"}, "distance: 'kl', accepted are gaussian_kl, mse, std_mse, l2"),
+        ({"eps": [1e-5]}, r"lists of \[2, 2, 2, 2, 1\] entries"),
+        ({"means": [THREE]}, r"lists of \[1, 2, 2, 2, 2\] entries"),
+        ({"variances": [THREE, ONE]}, r"statistics: shapes \[\(3,\), \(1,\), \(3,\), \(3,\)\]"),
+        ({"means": [X, X]}, "statistics: shapes"),
+        ({"running_vars": [THREE, THREE.half()]}, "statistics: dtype torch.float16"),
+        ({"running_means": [THREE, THREE.double()]}, "statistics: dtype torch.float64"),
+        ({"running_vars": [THREE, torch.ones(3, device="meta")]}, "statistics: on meta and on cpu"),
+    ],
+    ids=["name", "eps", "count", "channels", "dimensions", "half", "mixed", "device"],
+)
+def test_batch_norm_distance(change, message):
+    batch_norm_distance(**distance_arguments())
+    with pytest.raises(ValueError, match=f"^{message}"):
+        batch_norm_distance(**(distance_arguments() | change))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_batch_norm_distance_needs_a_layer_with_channels(count):
+    column = [torch.ones(0)] * count
+    with pytest.raises(ValueError, match=r"above 0|needed is the same"):
+        batch_norm_distance(column, column, column, column, [1e-5] * count)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quant_mins": [-8]}, r"lists of \[2, 2, 2, 1, 2, 2\] entries"),
+        ({"xs": []}, r"lists of \[0, "),
+        ({"scales": [torch.ones(2), torch.ones(5)]}, "scale: shape"),
+        ({"zero_points": [torch.ones(2), torch.ones(3)]}, "zero_point: shape"),
+        ({"quant_maxs": [7, -8]}, "quant_min: -8"),
+        ({"xs": [X.int(), X.int()]}, "x: dtype torch.int32"),
+        ({"xs": [X, X.half()]}, "xs: dtype torch.float16 and torch.float32"),
+        ({"xs": [X, X.to("meta")]}, "xs: on meta and on cpu"),
+        ({"xs": [X, ONE[0]]}, "axis: 0, but x has 0 dimensions"),
+    ],
+    ids=["count", "none", "scale", "zero-point", "bounds", "integers", "mixed", "device", "scalar"],
+)
+def test_fake_quantize_learned_many(change, message):
+    columns = {"xs": [X, X], "scales": [torch.ones(2)] * 2, "zero_points": [torch.ones(2)] * 2}
+    columns |= {"quant_mins": [-8] * 2, "quant_maxs": [7] * 2, "gradient_scales": [1.0] * 2}
+    fake_quantize_learned_many(**columns)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        fake_quantize_learned_many(**(columns | change))
+
+
+def test_scalars_count_as_one_channel():
+    check_per_channel("scale", torch.tensor(1.0), 1, X, torch.float32)
+    assert fake_quantize(X, torch.tensor(1.0), torch.tensor(0.0), -8, 7).shape == X.shape

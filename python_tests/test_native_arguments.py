@@ -1,0 +1,177 @@
+"""Every entry of the native core refuses what would make it touch memory that is not there."""
+
+import pytest
+import torch
+from tensors import same_bits, sample
+
+from zscgan_ext.ops.implementation import NATIVE
+
+EXTENT = (2, 3, 4)
+NUMEL, CHANNELS = 24, 3
+BUFFERS = {
+    "x": NUMEL,
+    "grad": NUMEL,
+    "y": NUMEL,
+    "grad_x": NUMEL,
+    "mask": (NUMEL + 7) // 8 // 4 + 1,
+    "result": 1,
+}
+QUANTIZER = ("scale", "zero_point")
+RUNNING = ("running_min", "running_max", *QUANTIZER)
+LAYER = ("mean", "variance", "running_mean", "running_var", "grad_mean", "grad_variance")
+
+# Each argument by its name, in order; those without a value in PLAIN are addresses.
+ENTRIES = {
+    "fake_quantize": ("type", "extent", "low", "high", "x", *QUANTIZER, "y", "mask", "threads"),
+    "fake_quantize_backward": ("type", "numel", "grad", "mask", "grad_x", "threads"),
+    "observe": ("type", "extent", "x", "low", "high", "constant", "symmetric", *RUNNING, "threads"),
+    "batch_norm_statistics": ("type", "extent", "x", "shift", "mean", "variance", "threads"),
+    "batch_norm_statistics_backward": (
+        ("type", "extent", "x", "mean", "grad_mean", "grad_variance", "grad_x", "threads")
+    ),
+    "fake_quantize_learned": ("type", "tensors", "threads"),
+    "fake_quantize_learned_backward": ("type", "tensors", "threads"),
+    "batch_norm_distance": ("distance", "type", "layers", "result", "threads"),
+}
+LEARNED = ("extent", "low", "high", "factor", "x", *QUANTIZER, "y")
+LEARNED_GRADIENTS = ("grad", "grad_x", "grad_scale", "grad_zero_point")
+ROWS = {"tensors": (*LEARNED, *LEARNED_GRADIENTS), "layers": ("channels", "eps", *LAYER)}
+PLAIN = {"type": 0, "extent": EXTENT, "low": -8, "high": 7, "numel": NUMEL, "threads": (1,)}
+PLAIN |= {"constant": 0.1, "symmetric": False, "factor": 1.0, "distance": 0}
+PLAIN |= {"channels": CHANNELS, "eps": 1e-5}
+
+
+def flat_names(entry):
+    """Names of all arguments, those inside a list of tensors or layers too."""
+    for name in ENTRIES[entry]:
+        yield from ROWS.get(name, (name,))
+
+
+def addresses(entry):
+    """Names of the addresses that this entry cannot do without."""
+    optional = {"fake_quantize": ("mask",), "fake_quantize_learned": LEARNED_GRADIENTS}
+    optional["fake_quantize_learned_backward"] = ("y",)
+    skipped = (*PLAIN, *optional.get(entry, ()))
+    return [name for name in flat_names(entry) if name not in skipped]
+
+
+class Call:
+    """A good call of one entry, whose arguments can be changed by name."""
+
+    def __init__(self, entry, changes=()):
+        names = [name for name in flat_names(entry) if name not in PLAIN]
+        self.buffers = {name: sample(BUFFERS.get(name, CHANNELS)).abs() + 0.5 for name in names}
+        values = PLAIN | {name: buffer.data_ptr() for name, buffer in self.buffers.items()}
+        self.values = values | dict(changes)
+        self.entry = entry
+
+    def __call__(self):
+        arguments = []
+        for name in ENTRIES[self.entry]:
+            row = tuple(self.values[inner] for inner in ROWS.get(name, ()))
+            arguments.append([row] if row else self.values[name])
+        return getattr(NATIVE.cpu, self.entry)(*arguments)
+
+
+def changes(name, values):
+    """One case for every entry that has the argument."""
+    return [
+        pytest.param(entry, {name: value}, id=f"{entry}-{name}={value}")
+        for entry in ENTRIES
+        for value in values
+        if name in flat_names(entry)
+    ]
+
+
+def refused(entry, change):
+    """Run the call, which must fail and leave every buffer as it was; return the error's text."""
+    call = Call(entry, change)
+    before = {name: buffer.clone() for name, buffer in call.buffers.items()}
+    with pytest.raises((ValueError, TypeError)) as caught:
+        call()
+    assert all(same_bits(call.buffers[name], values) for name, values in before.items())
+    return str(caught.value)
+
+
+def test_no_entry_is_forgotten():
+    settings = {"instruction_set", "instruction_sets", "select_instruction_set"}
+    assert {name for name in dir(NATIVE.cpu) if name[0] != "_"} - settings == set(ENTRIES)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_good_call_writes_its_results(entry):
+    call = Call(entry)
+    before = {name: buffer.clone() for name, buffer in call.buffers.items()}
+    call()
+    assert any(not torch.equal(call.buffers[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"), [(entry, name) for entry in ENTRIES for name in addresses(entry)]
+)
+def test_null_pointers(entry, name):
+    assert refused(entry, {name: 0}) == f"{name}: null pointer"
+
+
+@pytest.mark.parametrize(("entry", "change"), changes("type", [-1, 4, 2**31, "float32", None]))
+def test_dtype_codes(entry, change):
+    assert refused(entry, change)
+
+
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    changes(
+        "extent",
+        [
+            (-1, 3, 4),
+            (2, -3, 4),
+            (2, 3, -4),
+            (-2, -3, 4),
+            (2**31, 2**31, 2**31),
+            (2, 3),
+            (2**64, 1, 1),
+        ],
+    )
+    + changes("numel", [-1, -(2**63), 2**64])
+    + changes("channels", [0, -1, 2**64]),
+)
+def test_sizes(entry, change):
+    assert refused(entry, change)
+
+
+@pytest.mark.parametrize(("entry", "change"), changes("threads", [(0,), (-1,), (2**31,), (), None]))
+def test_threads(entry, change):
+    assert refused(entry, change)
+
+
+@pytest.mark.parametrize(
+    ("entry", "change"), changes("low", [7, 8, float("nan")]) + changes("high", [float("nan")])
+)
+def test_bounds(entry, change):
+    assert refused(entry, change) == "quant_min: must be below quant_max"
+
+
+@pytest.mark.parametrize(("entry", "change"), changes("distance", [-1, 4]))
+def test_distance_codes(entry, change):
+    assert refused(entry, change) == "distance code: accepted are 0 to 3"
+
+
+@pytest.mark.parametrize("entry", [name for name in ENTRIES if "extent" in flat_names(name)])
+@pytest.mark.parametrize("extent", [(0, 3, 4), (2, 3, 0), (0, 0, 0)], ids=str)
+def test_empty_tensors_need_no_address(entry, extent):
+    names = [name for name in addresses(entry) if BUFFERS.get(name) == NUMEL]
+    Call(entry, {"extent": extent} | dict.fromkeys(names, 0))()
+
+
+def test_distance_needs_a_layer():
+    result = torch.zeros(1)
+    with pytest.raises(ValueError, match="layers: needed is at least one"):
+        NATIVE.cpu.batch_norm_distance(0, 0, [], result.data_ptr(), 1)
+
+
+@pytest.mark.parametrize("name", ["", "sse", "AVX2"])
+def test_unknown_instruction_set(name):
+    before = NATIVE.cpu.instruction_set()
+    with pytest.raises(ValueError, match="instruction set: accepted are avx512, avx2 and portable"):
+        NATIVE.cpu.select_instruction_set(name)
+    assert NATIVE.cpu.instruction_set() == before

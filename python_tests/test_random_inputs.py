@@ -1,0 +1,126 @@
+"""Native core against reference for shapes, layouts, values and ranges that hypothesis makes up."""
+
+import math
+
+import hypothesis.strategies as st
+import torch
+from hypothesis import given, settings
+from tensors import DTYPES, LAYOUTS, same_bits, same_values
+
+from zscgan_ext.ops import native, reference
+from zscgan_ext.ops.layout import compute_dtype, dense
+
+SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-40, 3e38, -3e38, 0.5, 1.5, -2.5)
+
+
+@st.composite
+def tensors(draw, dimensions=(1, 5), finite=False):
+    """A tensor of any dtype and layout, sliced or not, with zero sizes, special values."""
+    shape = draw(st.lists(st.integers(0, 7), min_size=dimensions[0], max_size=dimensions[1]))
+    if draw(st.booleans()):
+        shape[draw(st.integers(0, len(shape) - 1))] = draw(st.integers(0, 700))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x *= 10.0 ** draw(st.integers(-4, 4))
+    if not finite and x.numel():
+        for value in draw(st.lists(st.sampled_from(SPECIAL), max_size=4)):
+            x.view(-1)[draw(st.integers(0, x.numel() - 1))] = value
+    x = x.to(draw(st.sampled_from(DTYPES)))
+    x = LAYOUTS[draw(st.sampled_from(list(LAYOUTS)))](x)
+    return x[draw(st.integers(0, 2)) :] if draw(st.booleans()) else x
+
+
+def memory_order(x):
+    """Strides of the dimensions that have several entries; none if x is empty."""
+    sizes = zip(x.shape, x.stride(), strict=True)
+    return [stride for size, stride in sizes if size > 1 and x.numel()]
+
+
+@st.composite
+def quantizations(draw):
+    """A tensor, an axis, its scales and zero points, and the bounds."""
+    x = draw(tensors())
+    axis = draw(st.sampled_from([None, *range(x.dim())]))
+    count = 1 if axis is None else x.shape[axis]
+    low = draw(st.integers(-128, 100))
+    high = draw(st.integers(low + 1, low + 255))
+    exponents = torch.linspace(*(draw(st.integers(-30, 30)) for _ in range(2)), max(count, 1))
+    scale = (10.0 ** exponents.double())[:count].to(compute_dtype(x))
+    zero_point = torch.linspace(low - 2.4, high + 2.4, max(count, 1), dtype=scale.dtype)[:count]
+    return dense(x, axis), scale, zero_point, low, high, axis
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(quantizations())
+def test_fake_quantize(case):
+    x, scale, zero_point, *bounds, axis = case
+    outcomes = []
+    for module in (native, reference):
+        y, mask = module.fake_quantize(x, scale, zero_point.round(), *bounds, axis, True)
+        outcomes.append((y, mask, module.fake_quantize_backward(x, mask)))
+    for actual, expected in zip(*outcomes, strict=True):
+        assert same_bits(actual, expected)
+        assert memory_order(actual) == memory_order(expected)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(quantizations(), st.floats(0, 2))
+def test_fake_quantize_learned(case, factor):
+    x, scale, zero_point, low, high, axis = case
+    grad = x.flip(0).nan_to_num(1, 2, -2).clamp(-100, 100)
+    grad = torch.empty_like(x).copy_(grad)
+    outcomes = []
+    for module in (native, reference):
+        settings_ = ([x], [scale], [zero_point], [low], [high])
+        (y,) = module.fake_quantize_learned(*settings_, [axis])
+        columns = module.fake_quantize_learned_backward([grad], *settings_, [factor], [axis])
+        outcomes.append((y, *(column[0] for column in columns)))
+    (y, grad_x, *sums), (expected_y, expected_grad_x, *expected_sums) = outcomes
+    assert same_bits(y, expected_y)
+    assert same_bits(grad_x, expected_grad_x)
+    size = factor * grad.double().abs().sum().item()
+    largest_terms = (high - low + 1.0, max(scale.tolist(), default=0.0))
+    for actual, wanted, term in zip(sums, expected_sums, largest_terms, strict=True):
+        limit = 1e-5 * size * term
+        assert ((actual - wanted).abs() <= limit).all() or same_values(actual, wanted)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(
+    st.lists(tensors(), min_size=1, max_size=3),
+    st.floats(0, 1),
+    st.integers(-128, 0),
+    st.booleans(),
+    st.integers(-1, 4),
+)
+def test_observe(xs, constant, low, symmetric, axis):
+    for module_x in xs:
+        choice = None if axis < 0 or axis >= module_x.dim() else axis
+        count = 1 if choice is None else module_x.shape[choice]
+        states = [
+            [torch.full((count,), v) for v in (math.inf, -math.inf, 0.0, 0.0)] for _ in range(2)
+        ]
+        for x in (module_x, module_x * 2):
+            for module, state in zip((native, reference), states, strict=True):
+                observer = (constant, low, low + 255, symmetric, choice)
+                module.observe(dense(x, choice), *state, *observer)
+            for actual, expected in zip(*states, strict=True):
+                assert same_values(actual, expected)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(tensors(dimensions=(2, 5), finite=True))
+def test_batch_norm_statistics(x):
+    x = dense(x, 1)
+    shift = torch.zeros(x.shape[1], dtype=compute_dtype(x))
+    (mean, variance), (true_mean, true_variance) = (
+        module.batch_norm_statistics(x, shift) for module in (native, reference)
+    )
+    size = x.double().abs().max().item() if x.numel() else 0.0
+    torch.testing.assert_close(mean, true_mean, rtol=0, atol=1e-6 * size, equal_nan=True)
+    torch.testing.assert_close(variance, true_variance, rtol=0, atol=2e-6 * size**2, equal_nan=True)
+    given_ = [torch.linspace(-1, 1, x.shape[1], dtype=shift.dtype)] * 3
+    grads = [module.batch_norm_statistics_backward(x, *given_) for module in (native, reference)]
+    assert memory_order(grads[0]) == memory_order(grads[1]) == memory_order(x)
+    tolerance = 4 * torch.finfo(x.dtype).eps
+    torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance * max(size, 1))

@@ -1,0 +1,196 @@
+"""The ops as torch sees them: opcheck, torch.compile, autocast, inference mode."""
+
+import pytest
+import torch
+from tensors import DEVICES, channels_last, same_bits, same_values, sample
+
+from zscgan_ext.ops import (
+    batch_norm_distance,
+    batch_norm_statistics,
+    fake_quantize,
+    fake_quantize_learned,
+    fake_quantize_learned_many,
+    observe,
+)
+from zscgan_ext.ops.library import OPS
+
+LAYOUTS = {
+    "contiguous": torch.clone,
+    "channels_last": channels_last,
+    "transposed": lambda x: x.transpose(0, 2).contiguous().transpose(0, 2),
+}
+
+
+def quantizer(device, gradient=False):
+    """Scales and zero points of three channels."""
+    scale = torch.tensor([0.1, 0.2, 0.3], device=device, requires_grad=gradient)
+    return scale, torch.tensor([0.0, 1.0, 2.0], device=device, requires_grad=gradient)
+
+
+def activations(device, layout="contiguous", seed=0, gradient=False):
+    """[N, C, H, W] with three channels."""
+    x = LAYOUTS[layout](sample(2, 3, 4, 5, device=device, seed=seed))
+    return x.requires_grad_(gradient)
+
+
+def state(device):
+    """Running minimum, maximum, scale and zero point of three channels."""
+    return [torch.full((3,), v, device=device) for v in (torch.inf, -torch.inf, 0.0, 0.0)]
+
+
+def statistics(device, gradient=False):
+    """Means, variances and stored ones of two layers."""
+    columns = [[sample(n, device=device, seed=k).abs() + 0.1 for n in (3, 5)] for k in range(4)]
+    return *([v.requires_grad_(gradient) for v in column] for column in columns[:2]), *columns[2:]
+
+
+def many(device, gradient=False):
+    """Two weights with their scales and zero points."""
+    xs = [sample(3, 4, device=device), sample(2, 3, 5, device=device)]
+    scales = [torch.full((n,), 0.2, device=device) for n in (3, 1)]
+    columns = (xs, scales, [scale * 3 for scale in scales])
+    return tuple([v.requires_grad_(gradient) for v in column] for column in columns)
+
+
+MANY_SETTINGS = ([-8, -8], [7, 7], [1.0, 0.5])
+
+# Arguments of each registered op, for a device and a layout.
+OPCHECK_CASES = {
+    "fake_quantize": lambda d, m: (activations(d, m, 0, True), *quantizer(d), -8, 7, 1, True),
+    "fake_quantize_backward": lambda d, m: (
+        *(activations(d, m), torch.zeros(15, dtype=torch.uint8, device=d), [60, 1, 15, 3]),
+    ),
+    "fake_quantize_learned": lambda d, m: (
+        *(activations(d, m, 0, True), *quantizer(d, True), -8, 7, 1, 0.5),
+    ),
+    "fake_quantize_learned_backward": lambda d, m: (
+        *(activations(d), activations(d, m), *quantizer(d), -8, 7, 1, 0.5),
+    ),
+    "fake_quantize_learned_many": lambda d, m: (*many(d, True), *MANY_SETTINGS),
+    "fake_quantize_learned_many_backward": lambda d, m: (many(d)[0], *many(d), *MANY_SETTINGS),
+    "observe": lambda d, m: (activations(d, m), *state(d), 0.1, -8, 7, False, 1),
+    "batch_norm_statistics": lambda d, m: (activations(d, m, 0, True), torch.zeros(3, device=d)),
+    "batch_norm_statistics_backward": lambda d, m: (
+        *(activations(d, m), *(sample(3, device=d, seed=k) for k in range(3))),
+    ),
+    "batch_norm_distance": lambda d, m: (*statistics(d, True), [1e-5, 1e-3], "gaussian_kl"),
+}
+
+
+def registered():
+    """Names of all ops of the library."""
+    names = torch._C._dispatch_get_all_op_names()
+    return {name.split("::")[1] for name in names if name.startswith("zscgan_ext::")}
+
+
+def test_no_op_is_forgotten():
+    assert registered() == set(OPCHECK_CASES)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPCHECK_CASES)
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # its own
+def test_opcheck(device, layout, name):
+    checked = torch.library.opcheck(getattr(OPS, name), OPCHECK_CASES[name](device, layout))
+    assert set(checked.values()) == {"SUCCESS"}
+
+
+def distances(x, shift, running_var):
+    """Statistics and distance of a layer together."""
+    mean, variance = batch_norm_statistics(x, shift)
+    return batch_norm_distance([mean], [variance], [shift], [running_var], [1e-5])
+
+
+def observed(x, running_min, running_max, scale, zero_point):
+    """A mutating op between two others."""
+    observe(2 * x, running_min, running_max, scale, zero_point, 0.1, -8, 7, False, 1)
+    return fake_quantize(x, scale, zero_point, -8, 7, 1)
+
+
+COMPILED_CASES = {
+    "fake_quantize": (
+        lambda *v: fake_quantize(*v, -8, 7, 1),
+        lambda d: (activations(d, "channels_last", 0, True), *quantizer(d)),
+    ),
+    "fake_quantize_learned": (
+        lambda *v: fake_quantize_learned(*v, -8, 7, 1, 0.5),
+        lambda d: (activations(d, "channels_last", 0, True), *quantizer(d, True)),
+    ),
+    "fake_quantize_learned_many": (
+        lambda *v: torch.cat(
+            [y.flatten() for y in fake_quantize_learned_many(v[:2], v[2:4], v[4:], *MANY_SETTINGS)]
+        ),
+        lambda d: [v for column in many(d, True) for v in column],
+    ),
+    "observe": (observed, lambda d: (activations(d, gradient=True), *state(d))),
+    "batch_norm": (
+        distances,
+        lambda d: (
+            *(activations(d, gradient=True), torch.zeros(3, device=d), torch.ones(3, device=d)),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", COMPILED_CASES)
+def test_compiles_without_a_graph_break(device, name):
+    function, arguments = COMPILED_CASES[name]
+    outcomes = []
+    for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        inputs = arguments(device)
+        y = run(*inputs)
+        wanted = [v for v in inputs if v.requires_grad]
+        outcomes.append([y, *torch.autograd.grad(y.sum(), wanted), *inputs])
+    for eager, compiled in zip(*outcomes, strict=True):
+        assert same_bits(compiled, eager)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.usefixtures("implementation")
+def test_autocast_keeps_the_dtype_of_the_activations(device, dtype):
+    x, weight = sample(4, 3, device=device), sample(3, 3, device=device).requires_grad_()
+    with torch.autocast(device, dtype):
+        activations = torch.nn.functional.linear(x, weight)
+        y = fake_quantize(activations, *quantizer(device), -8, 7, 1)
+        learned = fake_quantize_learned(activations, *quantizer(device, True), -8, 7, 1)
+        mean, variance = batch_norm_statistics(activations, torch.zeros(3, device=device))
+        loss = batch_norm_distance([mean], [variance], [mean * 0], [variance * 0 + 1], [1e-5])
+    assert (y.dtype, learned.dtype) == (dtype, dtype)
+    assert (mean.dtype, loss.dtype) == (torch.float32, torch.float32)
+    (grad,) = torch.autograd.grad(y.sum() + learned.sum() + loss, weight)
+    assert grad.dtype == torch.float32
+    assert (grad != 0).any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.usefixtures("implementation")
+def test_inference_mode(device):
+    x = activations(device)
+    normal = fake_quantize(x, *quantizer(device), -8, 7, 1)
+    mean, variance = batch_norm_statistics(x, torch.zeros(3, device=device))
+    with torch.inference_mode():
+        running = state(device)
+        observe(x, *running, 0.1, -8, 7, False, 1)
+        assert same_bits(fake_quantize(x, *quantizer(device), -8, 7, 1), normal)
+        assert same_bits(fake_quantize_learned(x, *quantizer(device), -8, 7, 1), normal)
+        again = batch_norm_statistics(x, torch.zeros(3, device=device))
+    assert same_bits(again[0], mean)
+    assert same_bits(again[1], variance)
+    assert same_values(running[0], x.amin((0, 2, 3)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_observe_tells_autograd_what_it_changed(device):
+    x, running = activations(device), state(device)
+    versions = [values._version for values in running]
+    observe(x, *running, 0.1, -8, 7, False, 1)
+    assert all(v._version > before for v, before in zip(running, versions, strict=True))
+    scale = running[2].requires_grad_()
+    y = fake_quantize_learned(x, scale, running[3], -8, 7, 1)
+    observe(x, *running[:2], scale, running[3], 0.1, -8, 7, False, 1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

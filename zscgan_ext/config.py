@@ -1,0 +1,304 @@
+"""Every setting of the main program, once.
+
+The command line and the YAML file of `--config` are two ways to write the same settings: the
+file's entries become arguments that stand before those of the command line, which therefore win.
+"""
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import simple_parsing
+import torch
+import yaml
+from simple_parsing.wrappers.field_wrapper import ArgumentGenerationMode, DashVariant
+
+from zscgan_ext.errors import InputError, did_you_mean
+
+LARGEST_CONFIG = 1 << 20  # bytes
+
+
+def setting(default: Any, metavar: str, nargs: str | None = None) -> Any:
+    """Declare a setting whose value `--help` shows as `metavar`."""
+    return simple_parsing.field(default=default, metavar=metavar, nargs=nargs)
+
+
+def choice_or_none(*choices: str) -> Any:
+    """Declare a setting that is one of `choices`, or None."""
+    return simple_parsing.field(default=None, choices=choices, type=str, nargs=None)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to quantize, how, and where the results go."""
+
+    classifier: str = setting("resnet20", "NAME")
+    """bundled classifier (resnet20, mobilenet_v2_small) or module:function that returns a model"""
+    weights: Path | None = setting(None, "FILE")
+    """safetensors or state-dict file with the classifier's weights (None: those it comes with)"""
+    num_classes: int | None = setting(None, "N")
+    """number of classes (None: what the classifier gives)"""
+    image_size: int | None = setting(None, "PIXELS")
+    """height and width of the classifier's input, pixels (None: a bundled classifier's, or 224)"""
+    mean: tuple[float, ...] | None = setting(None, "MEAN", "+")
+    """mean that the classifier's input is normalized with, one for each channel, pixels from 0 to
+    1 (None: a bundled classifier's, or ImageNet's)"""
+    std: tuple[float, ...] | None = setting(None, "STD", "+")
+    """standard deviation that the classifier's input is normalized with, one for each channel,
+    pixels from 0 to 1 (None: a bundled classifier's, or ImageNet's)"""
+
+    bits: str = setting("w4a4", "wNaN")
+    """width of weights and activations, bits, 2 to 8 each"""
+    scheme: Literal["deploy", "paper"] = "deploy"
+    """deploy: what an int8 runtime executes; paper: comparable with published tables"""
+
+    distance: Literal["gaussian_kl", "mse", "std_mse", "l2"] = "gaussian_kl"
+    """distance between the batch-norm statistics of generated images and the stored ones"""
+    latent_dim: int = setting(64, "N")
+    """length of the generator's latent vector"""
+    batch_size: int = setting(128, "N")
+    """images in a batch"""
+    synthesis_steps: int = setting(300, "N")
+    """steps of generator learning"""
+    calibration_batches: int = setting(8, "N")
+    """batches that the initial ranges are taken from"""
+    fine_tuning_steps: int = setting(200, "N")
+    """steps of fine-tuning the quantized classifier (0: only calibrate)"""
+    synthesis_learning_rate: float = setting(1e-3, "X")
+    """Adam's learning rate for the generator"""
+    fine_tuning_learning_rate: float = setting(1e-3, "X")
+    """learning rate for the quantized classifier"""
+    cross_entropy_weight: float = setting(1.0, "X")
+    """weight of the teacher's cross-entropy in the generator's loss"""
+    batch_norm_weight: float = setting(10.0, "X")
+    """weight of the batch-norm distance in the generator's loss"""
+    distillation_weight: float = setting(1.0, "X")
+    """weight of the distillation from the float classifier in fine-tuning"""
+    label_weight: float = setting(0.0, "X")
+    """weight of the cross-entropy with the generator's labels in fine-tuning"""
+    temperature: float = setting(4.0, "X")
+    """temperature of the distillation's softmax"""
+
+    seed: int = setting(0, "N")
+    """seed of every random number"""
+    device: str = setting("auto", "DEVICE")
+    """auto (CUDA where there is one), cpu, cuda or cuda:N"""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """dtype of the forward and backward passes; float16 on CUDA only"""
+    output: Path | None = setting(None, "DIR")
+    """folder of the run (None: runs/<classifier>-<bits>-<scheme>-seed<seed>)"""
+    overwrite: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
+    """replace the run that the output folder holds"""
+    evaluation_data: str | None = setting(None, "DATA")
+    """labelled images that measure accuracy: fashion-mnist, a folder of idx files or an ImageFolder
+    tree (None: the bundled test images for a bundled classifier, otherwise no accuracy)"""
+    reference_data: str | None = setting(None, "DATA")
+    """labelled training images for the comparison with fine-tuning on real images, given like
+    --evaluation-data (None: no comparison)"""
+    stop_after: Literal["synthesis"] | None = choice_or_none("synthesis")
+    """stage to stop after (None: run them all)"""
+    log_interval: int = setting(50, "N")
+    """steps between two entries in the log"""
+
+    def output_folder(self) -> Path:
+        """Return the folder of the run: `output`, or a name made of the main settings."""
+        if self.output is not None:
+            return self.output
+        classifier = re.sub(r"[^\w.]+", "-", self.classifier)
+        return Path("runs", f"{classifier}-{self.bits.lower()}-{self.scheme}-seed{self.seed}")
+
+
+ABOVE_ZERO = (
+    *("num_classes", "image_size", "latent_dim", "batch_size", "synthesis_steps"),
+    *("calibration_batches", "synthesis_learning_rate", "fine_tuning_learning_rate"),
+    *("temperature", "log_interval"),
+)
+ZERO_OR_ABOVE = (
+    *("fine_tuning_steps", "cross_entropy_weight", "batch_norm_weight", "distillation_weight"),
+    *("label_weight", "seed"),
+)
+
+
+class Parser(simple_parsing.ArgumentParser):
+    """A parser whose errors are `InputError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found wrong as one line."""
+        raise InputError(message)
+
+
+def make_parser() -> Parser:
+    """Build the command line from `Settings`."""
+    parser = Parser(
+        prog="python -m zscgan_ext.train",
+        description="Quantize a trained image classifier without its training data.",
+        allow_abbrev=False,
+        add_option_string_dash_variants=DashVariant.DASH,
+        argument_generation_mode=ArgumentGenerationMode.FLAT,
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with any of these settings; the command line wins over it",
+    )
+    parser.add_arguments(Settings, dest="settings")
+    return parser
+
+
+def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
+    """Read the settings from a command line and the YAML file that it may name.
+
+    Args:
+        arguments: the command line without the program's name; `sys.argv[1:]` for None.
+
+    Raises:
+        InputError: if a setting is unknown, has the wrong type or is out of range.
+    """
+    parsed, unknown = make_parser().parse_known_args(arguments)
+    if parsed.config is not None and not unknown:
+        from_file = config_arguments(parsed.config)
+        rest = sys.argv[1:] if arguments is None else arguments
+        parsed, unknown = make_parser().parse_known_args([*from_file, *rest])
+    if unknown:
+        options = [f"--{field.name.replace('_', '-')}" for field in fields(Settings)]
+        hint = did_you_mean(unknown[0].split("=")[0], [*options, "--config"])
+        raise InputError(f"unknown argument {unknown[0]}{hint}; --help lists all")
+    settings: Settings = parsed.settings
+    check_settings(settings)
+    return settings
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which could make a small file expand without bound."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse an alias, compose everything else."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not accepted")
+        return super().compose_node(parent, index)
+
+
+def read_config(file: Path) -> dict[Any, Any]:
+    """Read a YAML file that holds one mapping."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(LARGEST_CONFIG + 1)
+        if len(data) > LARGEST_CONFIG:
+            raise InputError(f"config: {file} is larger than {LARGEST_CONFIG} bytes")
+        entries = yaml.load(data.decode(), PlainLoader)
+    except OSError as error:
+        raise InputError(f"config: {file} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"config: {file} is not UTF-8 text") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"config: {file} is not valid YAML ({problem})") from None
+    if not isinstance(entries, dict):
+        found = type(entries).__name__
+        raise InputError(f"config: {file} holds a {found}, needed is a mapping of settings")
+    return entries
+
+
+def config_arguments(file: Path) -> list[str]:
+    """Turn a YAML file into the arguments that say the same.
+
+    Raises:
+        InputError: if the file cannot be read or holds an unknown setting.
+    """
+    defaults = {field.name: field.default for field in fields(Settings)}
+    arguments: list[str] = []
+    for name, value in read_config(file).items():
+        if name not in defaults:
+            hint = did_you_mean(str(name), list(defaults))
+            raise InputError(f"config: {file} has an unknown setting {name!r}{hint}")
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, list) and name in ("mean", "std"):
+            arguments += [option, *(scalar_text(file, name, item) for item in value)]
+        elif value is not None or defaults[name] is not None:
+            arguments.append(f"{option}={scalar_text(file, name, value)}")
+    return arguments
+
+
+def scalar_text(file: Path, name: str, value: Any) -> str:
+    """Write one YAML scalar as on the command line."""
+    if not isinstance(value, str | int | float):
+        found = type(value).__name__
+        raise InputError(f"config: {file} gives {name} a {found}, which is not accepted there")
+    return str(value)
+
+
+def settings_to_yaml(settings: Settings) -> str:
+    """Write every setting as YAML that `--config` reads back."""
+    entries = asdict(settings)
+    for name, value in entries.items():
+        if isinstance(value, Path):
+            entries[name] = str(value)
+        elif isinstance(value, tuple):
+            entries[name] = list(value)
+    text: str = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def check_settings(settings: Settings) -> None:
+    """Check the ranges of all settings.
+
+    Raises:
+        InputError: naming the first setting that is out of range.
+    """
+    for name, value in asdict(settings).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"{name}: {number}, needed is a finite number")
+        if name in ABOVE_ZERO and value is not None and value <= 0:
+            raise InputError(f"{name}: {value}, needed is a number above 0")
+        if name in ZERO_OR_ABOVE and value < 0:
+            raise InputError(f"{name}: {value}, needed is 0 or above")
+    parse_bits(settings.bits)
+    check_normalization(settings.mean, settings.std)
+    device = resolve_device(settings.device)
+    if settings.precision == "float16" and device.type != "cuda":
+        raise InputError(f"precision: float16 on {device}, accepted are float32 and bfloat16 there")
+
+
+def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    """Require a mean and a positive standard deviation for the same number of channels."""
+    if mean is not None and std is not None and len(mean) != len(std):
+        raise InputError(f"mean, std: {len(mean)} and {len(std)} values, needed is the same number")
+    if std is not None and min(std) <= 0:
+        raise InputError(f"std: {min(std)}, needed are numbers above 0")
+
+
+def parse_bits(text: str) -> tuple[int, int]:
+    """Read widths like `w4a8` as (4, 8): bits of the weights, bits of the activations.
+
+    Raises:
+        InputError: if the text has another form or a width is not between 2 and 8.
+    """
+    match = re.fullmatch(r"w([2-8])a([2-8])", text, re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise InputError(f"bits: {text!r}, accepted are w2a2 to w8a8, such as w4a4 or w4a8")
+    return int(match[1]), int(match[2])
+
+
+def resolve_device(text: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that exists.
+
+    Raises:
+        InputError: if the text has another form, or there is no such CUDA device.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text, re.ASCII):
+        raise InputError(f"device: {text!r}, accepted are auto, cpu, cuda and cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "auto":
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    if text == "cpu":
+        return torch.device("cpu")
+    index = int(text.removeprefix("cuda").removeprefix(":") or 0)
+    if index >= count:
+        raise InputError(f"device: {text!r}, but torch finds {count or 'no'} CUDA device(s)")
+    return torch.device("cuda", index)

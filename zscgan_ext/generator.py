@@ -1,0 +1,87 @@
+"""The conditional generator: from a latent vector and a class to an image."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zscgan_ext.preprocessing import Preprocessing
+
+SMALLEST_MAP = 7  # pixels of the first feature map, about
+WIDEST = 128  # channels of the first feature maps
+
+
+class UpsampleBlock(nn.Module):
+    """Double the resolution, then convolve, normalize and activate."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, in_channels, H, W] to [N, out_channels, 2H, 2W]."""
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.leaky_relu(self.bn(self.conv(x)), 0.2)
+
+
+class ConditionalGenerator(nn.Module):
+    """Images of a wanted class, in the classifier's own input units.
+
+    A class embedding is joined to the latent vector; a linear layer makes a small feature map of
+    it, which blocks of nearest upsampling and 3x3 convolution bring to the image size (the shape
+    of GDFQ's generator, Xu et al., 2020). A sigmoid gives pixels, which are normalized as the
+    classifier's preprocessing would.
+
+    Args:
+        num_classes: classes of the classifier.
+        latent_dim: length of the latent vector, and of the class embedding.
+        preprocessing: image shape and normalization of the classifier.
+    """
+
+    def __init__(self, num_classes: int, latent_dim: int, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.latent_dim = latent_dim
+        self.image_size = preprocessing.image_size
+        doublings = max(1, round(math.log2(self.image_size / SMALLEST_MAP)))
+        self.map_size = math.ceil(self.image_size / 2**doublings)
+        finest = 32 if self.image_size <= 64 else 16
+        widths = [min(WIDEST, finest * 2 ** (doublings - level)) for level in range(doublings + 1)]
+        self.embedding = nn.Embedding(num_classes, latent_dim)
+        self.linear = nn.Linear(2 * latent_dim, widths[0] * self.map_size**2)
+        self.bn = nn.BatchNorm2d(widths[0])
+        self.blocks = nn.Sequential(
+            *(UpsampleBlock(widths[i], widths[i + 1]) for i in range(doublings))
+        )
+        self.to_pixels = nn.Conv2d(widths[-1], preprocessing.channels, 3, padding=1)
+        self.pixel_bn = nn.BatchNorm2d(preprocessing.channels)
+        mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)  # [C, 1, 1]
+        std = torch.tensor(preprocessing.std).view(-1, 1, 1)  # [C, 1, 1]
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
+        """Generate images.
+
+        Args:
+            latent: [N, latent_dim], standard normal.
+            labels: int64 [N].
+
+        Returns:
+            Normalized images [N, C, image_size, image_size].
+        """
+        joined = torch.cat([latent, self.embedding(labels)], dim=1)  # [N, 2 * latent_dim]
+        x = self.linear(joined).view(len(latent), -1, self.map_size, self.map_size)
+        x = self.blocks(F.leaky_relu(self.bn(x), 0.2))  # [N, finest, >= image_size, ...]
+        x = x[:, :, : self.image_size, : self.image_size]
+        pixels = torch.sigmoid(2 * self.pixel_bn(self.to_pixels(x)))
+        return (pixels - self.get_buffer("mean")) / self.get_buffer("std")
+
+    def random_inputs(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw latent vectors [count, latent_dim] and uniform labels [count] on its device."""
+        device = self.embedding.weight.device
+        latent = torch.randn((count, self.latent_dim), generator=random, device=device)
+        labels = torch.randint(self.num_classes, (count,), generator=random, device=device)
+        return latent, labels

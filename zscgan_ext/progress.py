@@ -1,0 +1,54 @@
+"""Showing how a stage goes: a bar on a terminal, one line per log interval elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Progress of one stage, used as a context manager.
+
+    Args:
+        stage: its name.
+        steps: how many it has.
+        log_interval: steps between two lines where there is no terminal.
+    """
+
+    def __init__(self, stage: str, steps: int, log_interval: int) -> None:
+        self.stage = stage
+        self.steps = steps
+        self.log_interval = log_interval
+        self.start = time.perf_counter()
+        self.bar = tqdm(total=steps, desc=stage, unit="step", disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether a step, from 1, belongs into the log."""
+        return step % self.log_interval == 0 or step in (1, self.steps)
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the values that a step, from 1, measured."""
+        texts = {name: f"{value:.4g}" for name, value in values.items()}
+        self.bar.update(1)
+        self.bar.set_postfix(texts, refresh=False)
+        if self.bar.disable and self.is_due(step):
+            rate = step / (time.perf_counter() - self.start)
+            shown = "  ".join(f"{name} {text}" for name, text in texts.items())
+            left = (self.steps - step) / rate
+            print(
+                f"{self.stage} {step}/{self.steps}  {shown}  {rate:.1f} steps/s  {left:.0f} s left",
+                flush=True,
+            )

@@ -1,0 +1,214 @@
+"""From a float classifier to a quantized one, through its graph."""
+
+import copy
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from zscgan_ext import ops
+from zscgan_ext.errors import InputError
+from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
+from zscgan_ext.quantization.scheme import Scheme
+
+ACTIVATIONS: tuple[Any, ...] = (
+    *(nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish),
+    *(nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.PReLU),
+    *(torch.relu, F.relu, F.relu6, F.hardtanh, F.hardswish, F.silu, F.gelu, F.leaky_relu),
+    *(torch.sigmoid, F.hardsigmoid, torch.tanh, "relu", "relu_", "sigmoid", "tanh"),
+)
+RECTIFIERS: tuple[Any, ...] = (nn.ReLU, nn.ReLU6, torch.relu, F.relu, F.relu6, "relu", "relu_")
+# Nodes whose results lie on the grid of their input.
+GRID_KEEPING: tuple[Any, ...] = (
+    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.MaxPool2d, nn.Unflatten),
+    *(nn.ChannelShuffle, nn.Upsample, F.dropout, F.max_pool2d, F.interpolate),
+    *(torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.squeeze),
+    *(torch.unsqueeze, torch.chunk, torch.split, operator.getitem),
+    *("flatten", "view", "reshape", "transpose", "permute", "squeeze", "unsqueeze"),
+    *("contiguous", "chunk", "split", "detach", "clone"),
+)
+
+
+class QuantizedClassifier(nn.Module):
+    """A classifier whose weights and activations pass quantizers.
+
+    `scheme` tells where; `graph` is the traced classifier.
+    """
+
+    def __init__(self, graph: fx.GraphModule, scheme: Scheme) -> None:
+        super().__init__()
+        self.graph = graph
+        self.scheme = scheme
+        modules = list(graph.modules())
+        self.layers = [module for module in modules if isinstance(module, QuantizedLayer)]
+        self.activation_quantizers = [
+            module for module in modules if isinstance(module, ActivationQuantizer)
+        ]
+
+    def set_activation_mode(self, mode: ActivationMode) -> None:
+        """Tell all activation quantizers to observe, to quantize or to pass tensors on."""
+        for quantizer in self.activation_quantizers:
+            quantizer.mode = mode
+
+    def quantize_weights(self) -> None:
+        """Quantize the weights of all layers; those with learned scales in one launch."""
+        if not self.scheme.symmetric_weights:
+            for layer in self.layers:
+                layer.quantized_weight = layer.quantize_by_range()
+            return
+        weights = [layer.layer.weight for layer in self.layers]
+        sizes = [weight.shape[0] for weight in weights]
+        scales = torch.cat([layer.log_scale for layer in self.layers]).exp().split(sizes)
+        quantized = ops.fake_quantize_learned_many(
+            weights,
+            scales,
+            [layer.zero_point for layer in self.layers],
+            [layer.integers.quant_min for layer in self.layers],
+            [layer.integers.quant_max for layer in self.layers],
+            [
+                (weight[0].numel() * layer.integers.quant_max) ** -0.5
+                for weight, layer in zip(weights, self.layers, strict=True)
+            ],
+        )
+        for layer, weight in zip(self.layers, quantized, strict=True):
+            layer.quantized_weight = weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [N, C, H, W] to logits [N, num_classes]."""
+        self.quantize_weights()
+        logits: Tensor = self.graph(images)
+        for layer in self.layers:
+            layer.quantized_weight = None
+        return logits
+
+
+def convert(model: nn.Module, scheme: Scheme, image_shape: tuple[int, int, int]) -> QuantizedClassifier:
+    """Copy a classifier and put quantizers into the copy.
+
+    Args:
+        model: a float classifier in evaluation mode.
+        scheme: where quantizers stand and what they are.
+        image_shape: (C, H, W) of its input.
+
+    Returns:
+        The quantized classifier, its activation quantizers off.
+
+    Raises:
+        InputError: if the classifier cannot be traced or has no layer to quantize.
+    """
+    graph = trace(copy.deepcopy(model))
+    if scheme.folds_batch_norm:
+        fold_batch_norm(graph)
+    ShapeProp(graph).propagate(torch.zeros(1, *image_shape, device=device_of(graph)))
+    ends = quantize_layers(graph, scheme)
+    insert_activation_quantizers(graph, scheme, ends)
+    graph.recompile()
+    return QuantizedClassifier(graph.requires_grad_(True), scheme).eval()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter."""
+    return next(model.parameters()).device
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """Trace a model's graph, or say in one line why that is impossible."""
+    try:
+        return fx.symbolic_trace(model)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"classifier: torch.fx cannot trace its graph ({reason})") from None
+
+
+def module_of(graph: fx.GraphModule, node: Any) -> nn.Module | None:
+    """Return the module that a node calls, if it calls one."""
+    if isinstance(node, fx.Node) and node.op == "call_module":
+        return graph.get_submodule(str(node.target))
+    return None
+
+
+def is_one_of(graph: fx.GraphModule, node: fx.Node, kinds: tuple[Any, ...]) -> bool:
+    """Tell whether a node calls one of these module types, functions or methods."""
+    module = module_of(graph, node)
+    if module is not None:
+        return isinstance(module, tuple(kind for kind in kinds if isinstance(kind, type)))
+    return node.op in ("call_function", "call_method") and node.target in kinds
+
+
+def fold_batch_norm(graph: fx.GraphModule) -> None:
+    """Fold each batch norm that directly follows a convolution into it."""
+    for node in list(graph.graph.nodes):
+        norm = module_of(graph, node)
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        source = node.args[0]
+        conv = module_of(graph, source)
+        if not isinstance(conv, nn.Conv2d) or len(source.users) > 1:
+            continue
+        graph.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
+        node.replace_all_uses_with(source)
+        graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
+def quantize_layers(graph: fx.GraphModule, scheme: Scheme) -> tuple[fx.Node, fx.Node]:
+    """Wrap every convolution and linear layer; return the nodes of the first and the last."""
+    nodes = [
+        node
+        for node in graph.graph.nodes
+        if isinstance(module_of(graph, node), nn.Conv2d | nn.Linear)
+    ]
+    if not nodes:
+        raise InputError("classifier: holds no Conv2d or Linear layer to quantize")
+    ends = (nodes[0], nodes[-1])
+    for node in nodes:
+        layer = module_of(graph, node)
+        if isinstance(layer, nn.Conv2d | nn.Linear):  # a shared module is wrapped already
+            integers = scheme.weight_range(at_an_end=node in ends)
+            wrapped = QuantizedLayer(layer, integers, scheme.symmetric_weights)
+            graph.set_submodule(str(node.target), wrapped)
+    return ends
+
+
+def insert_activation_quantizers(
+    graph: fx.GraphModule, scheme: Scheme, ends: tuple[fx.Node, fx.Node]
+) -> None:
+    """Put a quantizer behind every node whose result the scheme quantizes."""
+    quantizers = nn.ModuleDict()
+    graph.add_submodule("activation_quantizers", quantizers)
+    end_sources = {source_of_values(graph, end.args[0]) for end in ends}
+    for node in list(graph.graph.nodes):
+        if not is_quantized(graph, node, scheme):
+            continue
+        integers = scheme.activation_range(at_an_end=node in end_sources)
+        quantizers[node.name] = ActivationQuantizer(integers)
+        with graph.graph.inserting_after(node):
+            inserted = graph.graph.call_module(f"activation_quantizers.{node.name}", (node,))
+        node.replace_all_uses_with(inserted, lambda user, new=inserted: user is not new)
+    quantizers.to(device_of(graph))
+
+
+def source_of_values(graph: fx.GraphModule, node: Any) -> Any:
+    """Follow a node back to the one that computed its values."""
+    while is_one_of(graph, node, GRID_KEEPING):
+        node = node.args[0]
+    return node
+
+
+def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
+    """Tell whether the scheme quantizes a node's result."""
+    meta = node.meta.get("tensor_meta")
+    if node.op == "output" or meta is None or not getattr(meta, "dtype", torch.int64).is_floating_point:
+        return False
+    if not scheme.quantizes_every_activation:
+        return is_one_of(graph, node, RECTIFIERS)
+    if is_one_of(graph, node, GRID_KEEPING) or node.op == "get_attr":
+        return False
+    users = list(node.users)
+    # An activation function is part of the operation before it; logits leave as they are.
+    return not all(user.op == "output" or is_one_of(graph, user, ACTIVATIONS) for user in users)

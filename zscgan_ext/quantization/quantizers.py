@@ -1,0 +1,148 @@
+"""Quantizers of weights and activations, and the layers that carry them."""
+
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zscgan_ext import ops
+from zscgan_ext.quantization.scheme import IntegerRange
+
+
+class ActivationMode(Enum):
+    """What activation quantizers do with the tensors that pass them."""
+
+    OFF = "off"
+    OBSERVE = "observe"
+    QUANTIZE = "quantize"
+
+
+class ActivationQuantizer(nn.Module):
+    """One scale and zero point for a whole tensor, observed first and learned afterwards.
+
+    The scale is stored as its logarithm, so that it stays positive whatever an optimizer does.
+    """
+
+    running_min: Tensor
+    running_max: Tensor
+    zero_point: Tensor
+
+    def __init__(self, integers: IntegerRange) -> None:
+        super().__init__()
+        self.integers = integers
+        self.mode = ActivationMode.OFF
+        self.observed_batches = 0
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.register_buffer("zero_point", torch.zeros(1))
+        self.register_buffer("running_min", torch.full((1,), torch.inf))
+        self.register_buffer("running_max", torch.full((1,), -torch.inf))
+
+    def reset(self) -> None:
+        """Forget what was observed."""
+        self.observed_batches = 0
+        self.running_min.fill_(torch.inf)
+        self.running_max.fill_(-torch.inf)
+
+    def observe(self, x: Tensor) -> None:
+        """Average the range of `x` with those of the batches before it."""
+        self.observed_batches += 1
+        scale = torch.empty_like(self.zero_point)
+        ops.observe(
+            x,
+            self.running_min,
+            self.running_max,
+            scale,
+            self.zero_point,
+            1 / self.observed_batches,
+            self.integers.quant_min,
+            self.integers.quant_max,
+            symmetric=False,
+        )
+        with torch.no_grad():
+            self.log_scale.copy_(scale.log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe, quantize or pass on a tensor of any shape."""
+        if self.mode is ActivationMode.OFF:
+            return x
+        if self.mode is ActivationMode.OBSERVE:
+            self.observe(x)
+            return x
+        low, high = self.integers.quant_min, self.integers.quant_max
+        gradient_scale = (x.numel() * high) ** -0.5
+        return ops.fake_quantize_learned(
+            x, self.log_scale.exp(), self.zero_point, low, high, None, gradient_scale
+        )
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or linear layer whose weight is quantized per output channel.
+
+    Args:
+        layer: the layer, whose weight and bias stay its parameters.
+        integers: integers of the weight.
+        symmetric: learned symmetric scales; otherwise asymmetric minimum and maximum, taken anew
+            from the weight at each step.
+    """
+
+    zero_point: Tensor
+
+    def __init__(
+        self, layer: nn.Conv2d | nn.Linear, integers: IntegerRange, symmetric: bool
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.integers = integers
+        self.symmetric = symmetric
+        channels = layer.weight.shape[0]
+        self.register_buffer("zero_point", torch.zeros(channels))
+        self.quantized_weight: Tensor | None = None
+        if symmetric:
+            self.log_scale = nn.Parameter(best_symmetric_scale(layer.weight, integers).log())
+
+    def quantize_by_range(self) -> Tensor:
+        """Quantize the weight between the minimum and maximum of each output channel."""
+        weight = self.layer.weight
+        low, high = torch.full_like(self.zero_point, torch.inf), -torch.inf
+        scale = torch.empty_like(self.zero_point)
+        low, high = self.integers.quant_min, self.integers.quant_max
+        running_min = torch.full_like(scale, torch.inf)
+        ops.observe(
+            weight, running_min, -running_min, scale, self.zero_point, 1.0, low, high, False, 0
+        )
+        return ops.fake_quantize(weight, scale, self.zero_point, low, high, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer with its quantized weight."""
+        assert self.quantized_weight is not None
+        weight, bias = self.quantized_weight, self.layer.bias
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(x, weight, bias)
+        return self.layer._conv_forward(x, weight, bias)
+
+
+def best_symmetric_scale(weight: Tensor, integers: IntegerRange, candidates: int = 32) -> Tensor:
+    """Search, for each output channel, the scale with the least squared quantization error.
+
+    Args:
+        weight: [O, ...].
+        integers: symmetric integers.
+        candidates: scales tried, from the one that clips nothing down to a quarter of it.
+
+    Returns:
+        Scales [O], float32, positive.
+    """
+    rows = weight.detach().flatten(1).float()  # [O, elements]
+    largest = (rows.abs().amax(1) / integers.quant_max).clamp(min=torch.finfo(torch.float32).tiny)
+    best, least = largest, torch.full_like(largest, torch.inf)
+    zero_point = torch.zeros_like(largest)
+    for fraction in torch.linspace(1, 0.25, candidates).tolist():
+        scale = largest * fraction
+        rounded = ops.fake_quantize(
+            rows, scale, zero_point, integers.quant_min, integers.quant_max, 0
+        )
+        error = (rounded - rows).square().sum(1)
+        best = torch.where(error < least, scale, best)
+        least = torch.minimum(error, least)
+    return best

@@ -1,0 +1,156 @@
+"""The folder of a run. No file in it is ever half written under its own name."""
+
+import contextlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from zscgan_ext.errors import InputError
+
+PARTIAL = ".partial"
+# All that a run writes, and all that `overwrite` deletes.
+RUN_FILES = (
+    "config.yaml",
+    "metrics.json",
+    "metrics.jsonl",
+    "samples/*.png",
+    "generator.safetensors",
+    "quantized.safetensors",
+    f".*{PARTIAL}",
+    f"samples/.*{PARTIAL}",
+)
+SMALLEST_SAMPLE = 56  # pixels, so that 28x28 images can be made out
+FONT_SIZE = 14  # pixels
+GAP = 2  # pixels between images
+
+
+class RunFolder:
+    """Creates the folder of a run and writes its files, each one whole or not at all."""
+
+    def __init__(self, path: Path, overwrite: bool = False) -> None:
+        """Create the folder and its parents.
+
+        Args:
+            path: the folder.
+            overwrite: whether to delete the files of the run that the folder holds.
+
+        Raises:
+            InputError: if it cannot be written, or holds a run and `overwrite` is not given.
+        """
+        self.path = path
+        # os.path answers False where Path raises, on a name that is too long for example.
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise InputError(f"output: {path} is a file, needed is a folder")
+        signs = (path / "config.yaml", path / "metrics.json")
+        if not overwrite and any(map(os.path.exists, signs)):
+            raise InputError(
+                f"output: {path} already holds a run; give --overwrite to replace it, "
+                "or another --output"
+            )
+        with self._one_line_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            for pattern in RUN_FILES:
+                for file in path.glob(pattern):
+                    file.unlink()
+        self._check_writable()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file."""
+        self._write(name, text.encode())
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file, its keys sorted."""
+        self.write_text(name, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    def append_jsonl(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Add one line of JSON to a file."""
+        with self._one_line_errors(self.path / name), (self.path / name).open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+    def save_tensors(
+        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a safetensors file; tensors may lie anywhere and share memory."""
+        copies = {
+            key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, tensor in tensors.items()
+        }
+        self._write(name, safetensors.torch.save(copies, dict(metadata or {})))
+
+    def save_image_grid(self, name: str, images: Tensor, labels: Sequence[str]) -> None:
+        """Write a PNG with rows of images and a label at the left of each row.
+
+        Args:
+            name: the file in the folder, such as `samples/step-000300.png`.
+            images: [rows, columns, C, H, W], pixels from 0 to 1, one or three channels.
+            labels: one for each row.
+        """
+        buffer = io.BytesIO()
+        draw_grid(images, labels).save(buffer, format="PNG")
+        self._write(name, buffer.getvalue())
+
+    def _write(self, name: str, data: bytes) -> None:
+        file = self.path / name
+        partial = file.with_name(f".{file.name}{PARTIAL}")
+        with self._one_line_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(partial, file)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def _check_writable(self) -> None:
+        probe = self.path / f".write-test{PARTIAL}"
+        with self._one_line_errors(self.path):
+            probe.touch()
+            probe.unlink()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _one_line_errors(file: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"output: {file} cannot be written ({reason})") from error
+
+
+def draw_grid(images: Tensor, labels: Sequence[str]) -> Image.Image:
+    """Draw rows of images, [rows, columns, C, H, W] from 0 to 1, labels at their left."""
+    rows, columns, _, height, width = images.shape
+    if rows != len(labels):
+        raise ValueError(f"labels: {len(labels)}, needed is one for each of {rows} rows")
+    zoom = max(1, math.ceil(SMALLEST_SAMPLE / height))
+    font = ImageFont.load_default(FONT_SIZE)
+    left = math.ceil(max(font.getlength(label) for label in labels)) + 4 * GAP
+    row_height, column_width = height * zoom + GAP, width * zoom + GAP
+    grid = Image.new("RGB", (left + columns * column_width, rows * row_height), "white")
+    draw = ImageDraw.Draw(grid)
+    for row, label in enumerate(labels):
+        middle = row * row_height + row_height // 2
+        draw.text((2 * GAP, middle), label, fill="black", font=font, anchor="lm")
+        for column in range(columns):
+            image = to_image(images[row, column], zoom)
+            grid.paste(image, (left + column * column_width, row * row_height))
+    return grid
+
+
+def to_image(pixels: Tensor, zoom: int) -> Image.Image:
+    """Turn [C, H, W] from 0 to 1 into an RGB image, every pixel `zoom` wide and high."""
+    values = (pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    rgb = values.expand(3, -1, -1).permute(1, 2, 0).contiguous()  # [H, W, 3]
+    image = Image.fromarray(rgb.numpy())
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)

@@ -1,0 +1,140 @@
+"""Reading a classifier's weights from a file, without ever running what the file holds."""
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from zscgan_ext.errors import InputError
+
+# The keys under which training scripts keep a state dict, averaged weights first.
+NESTS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+# What DataParallel and torch.compile put before every name.
+WRAPPERS = ("module.", "_orig_mod.")
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Fill a model with the weights of a safetensors file or a torch state dict.
+
+    Values are converted to the model's dtypes. A state dict may lie under a key such as
+    `state_dict` or `model` and may carry DataParallel's `module.` before its names.
+
+    Raises:
+        InputError: if the file is missing, damaged, holds pickled code or does not fit the model.
+    """
+    needed = {
+        name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)
+    }
+    found = unwrap_names(read_state_dict(file), needed)
+    check_names(file, found, needed)
+    check_shapes(file, found, needed)
+    model.load_state_dict(found, strict=False)
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """Read the named tensors of a file.
+
+    Raises:
+        InputError: if the file cannot be read or holds something else.
+    """
+    try:
+        with file.open("rb") as stream:
+            empty = not stream.read(1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"weights: {file} cannot be read ({reason})") from None
+    if empty:
+        raise InputError(f"weights: {file} is empty")
+    content = read_safetensors(file) if file.suffix == ".safetensors" else read_checkpoint(file)
+    for nest in NESTS:
+        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
+            content = content[nest]
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"weights: {file} holds a {type(content).__name__}, not a state dict")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            found = type(value).__name__
+            raise InputError(
+                f"weights: {file} is not a state dict, {name!r} is a {found}, not a tensor"
+            )
+    return dict(content)
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file."""
+    try:
+        return dict(safetensors.torch.load_file(file))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"weights: {file} is truncated or not a safetensors file ({first_line(error)})"
+        ) from None
+
+
+def read_checkpoint(file: Path) -> Any:
+    """Read what `torch.save` wrote, tensors and plain containers only."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # Torch's own message advises to run the file's code.
+        raise InputError(
+            f"weights: {file} holds pickled code, which is never run, or is damaged; "
+            "needed is a safetensors file or a state dict of tensors"
+        ) from None
+    except Exception:  # a damaged file raises nearly anything
+        raise InputError(
+            f"weights: {file} is truncated or not a torch file; "
+            "needed is a safetensors file or a state dict of tensors"
+        ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where there is none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def unwrap_names(found: dict[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove what wrappers put before every name, unless the model's own names have it."""
+    for wrapper in WRAPPERS:
+        if any(name.startswith(wrapper) for name in needed):
+            continue
+        if all(name.startswith(wrapper) for name in found):
+            found = {name.removeprefix(wrapper): value for name, value in found.items()}
+    return found
+
+
+def check_names(file: Path, found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+    """Require the model's names; files older than torch 0.4.1 have no num_batches_tracked."""
+    missing = [
+        name
+        for name in needed
+        if name not in found and not name.endswith(("num_batches_tracked", "_extra_state"))
+    ]
+    unexpected = [name for name in found if name not in needed]
+    if missing:
+        more = f", {len(missing)} missing in all" if len(missing) > 1 else ""
+        hint = f" (it has {unexpected[0]} instead)" if unexpected else ""
+        raise InputError(f"weights: {file} lacks {missing[0]}{more}{hint}")
+    if unexpected:
+        more = f", {len(unexpected)} such in all" if len(unexpected) > 1 else ""
+        raise InputError(f"weights: {file} has {unexpected[0]}, which the model lacks{more}")
+
+
+def check_shapes(file: Path, found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+    """Require the model's shapes."""
+    wrong = [name for name, value in found.items() if value.shape != needed[name].shape]
+    if wrong:
+        name = wrong[0]
+        more = f", {len(wrong)} wrong shapes in all" if len(wrong) > 1 else ""
+        raise InputError(
+            f"weights: {file} has {name} of shape {tuple(found[name].shape)}, "
+            f"the model needs {tuple(needed[name].shape)}{more}"
+        )
