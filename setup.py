@@ -1,6 +1,7 @@
 """Builds the native core with CMake; everything else about the package is in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,17 +10,20 @@ import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+ROOT = Path(__file__).parent.resolve()
+
 
 class CMakeBuild(build_ext):
-    """Configure, build and install `zscgan_ext._native` where setuptools wants it."""
+    """Configure, build and install `zscgan_ext._native` into the wheel and the checkout."""
 
     def build_extension(self, ext: Extension) -> None:
         """Run CMake with ninja in setuptools' temporary folder."""
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent.parent
         configure = [
-            *("cmake", "-G", "Ninja", "-S", str(Path(__file__).parent.resolve()), "-B", str(build)),
+            *("cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)),
+            # A build before this one may have left the ninja of an isolation that is gone.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             "-DCMAKE_BUILD_TYPE=Release",
@@ -27,7 +31,11 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
         subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
-        subprocess.run(["cmake", "--install", str(build), "--prefix", str(target)], check=True)
+        wheel = Path(self.get_ext_fullpath(ext.name)).resolve().parent.parent
+        # `python -m` run in the checkout imports the sources there, not the installed package:
+        # the native core has to stand beside them too.
+        for folder in {wheel, ROOT}:
+            subprocess.run(["cmake", "--install", str(build), "--prefix", str(folder)], check=True)
 
 
 setup(

@@ -1,6 +1,6 @@
 // The Python module zscgan_ext._native: checks arguments, turns addresses into pointers and calls
-// the CPU or CUDA kernels. Submodules `cpu` and `cuda` offer the same functions; their calls end with
-// the number of threads, or with the device, stream and workspace of the launch.
+// the CPU or CUDA kernels. Submodules `cpu` and `cuda` offer the same functions; their calls end
+// with the number of threads, or with the device, stream and workspace of the launch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -47,7 +47,8 @@ QuantRange range_of(double quant_min, double quant_max) {
 
 template <class T = void>
 T* pointer(Address address, int64_t count, const char* name) {
-    if (address == 0 && count > 0) throw std::invalid_argument(std::string(name) + ": null pointer");
+    if (address == 0 && count > 0)
+        throw std::invalid_argument(std::string(name) + ": null pointer");
     return reinterpret_cast<T*>(address);
 }
 
@@ -126,10 +127,11 @@ struct Cuda {
 
 // (extent, quant_min, quant_max, gradient_scale, x, scale, zero_point, y, grad, grad_x, grad_scale,
 // grad_zero_point)
-using LearnedArguments = std::tuple<Sizes, double, double, double, Address, Address, Address, Address,
-                                    Address, Address, Address, Address>;
+using LearnedArguments = std::tuple<Sizes, double, double, double, Address, Address, Address,
+                                    Address, Address, Address, Address, Address>;
 
-std::vector<LearnedTensor> learned_tensors(const std::vector<LearnedArguments>& list, bool backward) {
+std::vector<LearnedTensor> learned_tensors(const std::vector<LearnedArguments>& list,
+                                           bool backward) {
     std::vector<LearnedTensor> tensors;
     tensors.reserve(list.size());
     for (const auto& [sizes, quant_min, quant_max, gradient_scale, x, scale, zero_point, y, grad,
@@ -147,7 +149,8 @@ std::vector<LearnedTensor> learned_tensors(const std::vector<LearnedArguments>& 
         tensor.grad = pointer(grad, backward ? numel : 0, "grad");
         tensor.grad_x = pointer(grad_x, backward ? numel : 0, "grad_x");
         tensor.grad_scale = pointer(grad_scale, backward ? channels : 0, "grad_scale");
-        tensor.grad_zero_point = pointer(grad_zero_point, backward ? channels : 0, "grad_zero_point");
+        tensor.grad_zero_point =
+            pointer(grad_zero_point, backward ? channels : 0, "grad_zero_point");
         tensors.push_back(tensor);
     }
     return tensors;
@@ -200,7 +203,8 @@ void define_fake_quantize(py::module_& module) {
         require(numel >= 0, "numel: must not be negative");
         Backend::call(where, Backend::fake_quantize_backward, data_type(type), numel,
                       pointer<const void>(grad, numel, "grad"),
-                      pointer<const uint8_t>(mask, numel, "mask"), pointer(grad_x, numel, "grad_x"));
+                      pointer<const uint8_t>(mask, numel, "mask"),
+                      pointer(grad_x, numel, "grad_x"));
     });
     module.def("fake_quantize_learned",
                [](int type, const std::vector<LearnedArguments>& list, Where where) {
@@ -246,28 +250,28 @@ void define_batch_norm_matching(py::module_& module) {
                       pointer<const void>(shift, e.channels, "shift"),
                       pointer(mean, e.channels, "mean"), pointer(variance, e.channels, "variance"));
     });
-    module.def("batch_norm_statistics_backward", [](int type, Sizes sizes, Address x, Address mean,
-                                                    Address grad_mean, Address grad_variance,
-                                                    Address grad_x, Where where) {
-        const Extent e = extent_of(sizes);
-        Backend::call(where, Backend::batch_norm_statistics_backward, data_type(type), e,
-                      pointer<const void>(x, e.numel(), "x"),
-                      pointer<const void>(mean, e.channels, "mean"),
-                      pointer<const void>(grad_mean, e.channels, "grad_mean"),
-                      pointer<const void>(grad_variance, e.channels, "grad_variance"),
-                      pointer(grad_x, e.numel(), "grad_x"));
-    });
-    module.def("batch_norm_distance", [](int distance, int type,
-                                         const std::vector<LayerArguments>& list, Address result,
-                                         Where where) {
-        if (data_type(type) == DataType::float64) {
-            Backend::distance(where, distance_of(distance), distance_layers<double>(list),
-                              pointer<double>(result, 1, "result"));
-        } else {
-            Backend::distance(where, distance_of(distance), distance_layers<float>(list),
-                              pointer<float>(result, 1, "result"));
-        }
-    });
+    module.def("batch_norm_statistics_backward",
+               [](int type, Sizes sizes, Address x, Address mean, Address grad_mean,
+                  Address grad_variance, Address grad_x, Where where) {
+                   const Extent e = extent_of(sizes);
+                   Backend::call(where, Backend::batch_norm_statistics_backward, data_type(type), e,
+                                 pointer<const void>(x, e.numel(), "x"),
+                                 pointer<const void>(mean, e.channels, "mean"),
+                                 pointer<const void>(grad_mean, e.channels, "grad_mean"),
+                                 pointer<const void>(grad_variance, e.channels, "grad_variance"),
+                                 pointer(grad_x, e.numel(), "grad_x"));
+               });
+    module.def(
+        "batch_norm_distance", [](int distance, int type, const std::vector<LayerArguments>& list,
+                                  Address result, Where where) {
+            if (data_type(type) == DataType::float64) {
+                Backend::distance(where, distance_of(distance), distance_layers<double>(list),
+                                  pointer<double>(result, 1, "result"));
+            } else {
+                Backend::distance(where, distance_of(distance), distance_layers<float>(list),
+                                  pointer<float>(result, 1, "result"));
+            }
+        });
 }
 
 template <class Backend>
@@ -290,8 +294,9 @@ void define_cpu(py::module_& parent) {
         return names;
     });
     module.def("select_instruction_set", [](const std::string& name) {
-        require(cpu::select_instruction_set(name.c_str()),
-                "instruction set: accepted are avx512, avx2 and portable, where built and supported");
+        require(
+            cpu::select_instruction_set(name.c_str()),
+            "instruction set: accepted are avx512, avx2 and portable, where built and supported");
     });
 }
 

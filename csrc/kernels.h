@@ -30,15 +30,15 @@ struct QuantRange {
 struct LearnedTensor {
     Extent extent;
     QuantRange range;
-    double gradient_scale;     // factor of grad_scale and grad_zero_point
-    const void* x;             // [outer, channels, inner]
-    const void* scale;         // Real [channels]
-    const void* zero_point;    // Real [channels], rounded and clamped before use
-    void* y;                   // forward: [outer, channels, inner]
-    const void* grad;          // backward: [outer, channels, inner]
-    void* grad_x;              // backward: [outer, channels, inner]
-    void* grad_scale;          // backward: Real [channels]
-    void* grad_zero_point;     // backward: Real [channels]
+    double gradient_scale;   // factor of grad_scale and grad_zero_point
+    const void* x;           // [outer, channels, inner]
+    const void* scale;       // Real [channels]
+    const void* zero_point;  // Real [channels], rounded and clamped before use
+    void* y;                 // forward: [outer, channels, inner]
+    const void* grad;        // backward: [outer, channels, inner]
+    void* grad_x;            // backward: [outer, channels, inner]
+    void* grad_scale;        // backward: Real [channels]
+    void* grad_zero_point;   // backward: Real [channels]
 };
 
 // The running state of a min/max observer.

@@ -15,24 +15,12 @@
 namespace zscgan {
 
 // minimum(bound, x) and maximum(bound, x) return x when it is NaN.
-ZSCGAN_INLINE float minimum(float bound, float x) {
-    return bound < x ? bound : x;
-}
-ZSCGAN_INLINE float maximum(float bound, float x) {
-    return bound > x ? bound : x;
-}
-ZSCGAN_INLINE double minimum(double bound, double x) {
-    return bound < x ? bound : x;
-}
-ZSCGAN_INLINE double maximum(double bound, double x) {
-    return bound > x ? bound : x;
-}
-ZSCGAN_INLINE float round_to_even(float x) {
-    return rintf(x);
-}
-ZSCGAN_INLINE double round_to_even(double x) {
-    return rint(x);
-}
+ZSCGAN_INLINE float minimum(float bound, float x) { return bound < x ? bound : x; }
+ZSCGAN_INLINE float maximum(float bound, float x) { return bound > x ? bound : x; }
+ZSCGAN_INLINE double minimum(double bound, double x) { return bound < x ? bound : x; }
+ZSCGAN_INLINE double maximum(double bound, double x) { return bound > x ? bound : x; }
+ZSCGAN_INLINE float round_to_even(float x) { return rintf(x); }
+ZSCGAN_INLINE double round_to_even(double x) { return rint(x); }
 template <class Value>
 ZSCGAN_INLINE Value select(bool condition, Value yes, Value no) {
     return condition ? yes : no;

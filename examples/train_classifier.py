@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zscgan_ext.datasets import DEBIAN_FASHION_MNIST, LabelledImages, read_idx_folder
+from zscgan_ext.evaluation import predict, top1
+from zscgan_ext.memory_format import to_channels_last
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS, FASHION_MNIST_PREPROCESSING
 
 
@@ -56,19 +58,10 @@ def augment(images: Tensor) -> Tensor:
     return shifted.masked_fill(erased, 0)
 
 
-def channels_last(images: Tensor) -> Tensor:
-    """Copy to channels_last strides, which `Tensor.to` leaves ambiguous for one channel."""
-    return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
-
-
-@torch.inference_mode()
-def top1(model: nn.Module, data: LabelledImages) -> float:
-    """Measure the percentage of images whose largest logit is their label's."""
-    model.eval()
-    correct = 0
-    for images, labels in data.batches(500, FASHION_MNIST_PREPROCESSING):
-        correct += int((model(channels_last(images)).argmax(1) == labels).sum())
-    return 100 * correct / len(data)
+def measure(model: nn.Module, data: LabelledImages) -> float:
+    """Measure top-1, percent."""
+    logits = predict(model.eval(), data, FASHION_MNIST_PREPROCESSING, 500, torch.device("cpu"))
+    return top1(logits, data.labels)
 
 
 def train_epoch(
@@ -81,7 +74,9 @@ def train_epoch(
     """See every training image once, in random order."""
     model.train()
     for index in torch.randperm(len(data)).split(arguments.batch_size):
-        images = channels_last(augment(FASHION_MNIST_PREPROCESSING.normalize(data.images[index])))
+        images = to_channels_last(
+            augment(FASHION_MNIST_PREPROCESSING.normalize(data.images[index]))
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bfloat16):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), data.labels[index])
@@ -117,10 +112,10 @@ def main() -> None:
     for epoch in range(arguments.epochs):
         start = time.perf_counter()
         train_epoch(model, training, optimizer, schedule, arguments)
-        measured = f", held-out top-1 {top1(model, held_out):.2f} %" if held_out else ""
+        measured = f", held-out top-1 {measure(model, held_out):.2f} %" if held_out else ""
         print(f"epoch {epoch + 1}: {time.perf_counter() - start:.0f} s{measured}", flush=True)
     if held_out is None:
-        print(f"test top-1 {top1(model, read_idx_folder(arguments.data, 'test')):.2f} %")
+        print(f"test top-1 {measure(model, read_idx_folder(arguments.data, 'test')):.2f} %")
     if arguments.output:
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(state, arguments.output)

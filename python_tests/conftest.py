@@ -1,4 +1,4 @@
-"""What all tests share: those marked `cuda` need a GPU; the summary counts those without one."""
+"""What all tests share: those marked `cuda` need a GPU, and nothing else may be skipped."""
 
 import pytest
 import torch
@@ -13,11 +13,27 @@ def pytest_runtest_setup(item):
         pytest.skip(NO_GPU)
 
 
+def skipped_reports(config):
+    """Return the reports of skipped tests: those without a GPU, and all others."""
+    reports = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    without_gpu = [report for report in reports if NO_GPU in str(report.longrepr)]
+    return without_gpu, [report for report in reports if report not in without_gpu]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session, exitstatus):
+    _, others = skipped_reports(session.config)
+    if others and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter):
-    skipped = terminalreporter.stats.get("skipped", [])
-    count = sum(NO_GPU in str(report.longrepr) for report in skipped)
-    if count:
+    without_gpu, others = skipped_reports(terminalreporter.config)
+    if without_gpu:
+        count = len(without_gpu)
         terminalreporter.write_line(f"{count} GPU tests were skipped because there is no GPU")
+    for report in others:
+        terminalreporter.write_line(f"{report.nodeid} was skipped, which only GPU tests may be")
 
 
 @pytest.fixture(params=["native", "reference"])

@@ -70,7 +70,7 @@ class Settings:
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the generator"""
-    fine_tuning_learning_rate: float = setting(1e-3, "X")
+    fine_tuning_learning_rate: float = setting(3e-4, "X")
     """learning rate for the quantized classifier"""
     cross_entropy_weight: float = setting(1.0, "X")
     """weight of the teacher's cross-entropy in the generator's loss"""

@@ -10,10 +10,13 @@ from zscgan_ext.preprocessing import Preprocessing
 
 SMALLEST_MAP = 7  # pixels of the first feature map, about
 WIDEST = 128  # channels of the first feature maps
+# Standard deviation of the noise in every block, whose features have one: without it the images of
+# a class come out nearly alike, since the class alone satisfies the loss.
+NOISE = 0.5
 
 
 class UpsampleBlock(nn.Module):
-    """Double the resolution, then convolve, normalize and activate."""
+    """Double the resolution, then convolve, normalize, add noise and activate."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -22,8 +25,8 @@ class UpsampleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, out_channels, 2H, 2W]."""
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return F.leaky_relu(self.bn(self.conv(x)), 0.2)
+        x = self.bn(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+        return F.leaky_relu(x + NOISE * torch.randn_like(x), 0.2)
 
 
 class ConditionalGenerator(nn.Module):
@@ -63,7 +66,7 @@ class ConditionalGenerator(nn.Module):
         self.register_buffer("std", std, persistent=False)
 
     def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
-        """Generate images.
+        """Generate images; the noise of the blocks comes from torch's default generator.
 
         Args:
             latent: [N, latent_dim], standard normal.

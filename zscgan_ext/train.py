@@ -30,7 +30,13 @@ from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder import RunFolder
-from zscgan_ext.synthesis import SynthesisStep, noise_batches, synthetic_batches, train_generator
+from zscgan_ext.synthesis import (
+    SynthesisStep,
+    mixed_batches,
+    noise_batches,
+    synthetic_batches,
+    train_generator,
+)
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 EVALUATION_BATCH = 500  # images
@@ -94,7 +100,7 @@ def prepare(settings: Settings) -> Run:
     new_student(settings, classifier)
     folder = RunFolder(settings.output_folder(), settings.overwrite)
     folder.write_text("config.yaml", settings_to_yaml(settings))
-    classifier.model.to(device, memory_format=torch.channels_last)
+    classifier.model.to(device).to(memory_format=torch.channels_last)
     stages = ("synthesis", "calibration", "fine_tuning", "evaluation")
     seconds = dict.fromkeys(stages, 0.0)
     return Run(settings, device, classifier, evaluation, reference, folder, seconds, {})
@@ -129,7 +135,8 @@ def learn_generator(run: Run) -> ConditionalGenerator:
     settings, classifier = run.settings, run.classifier
     generator = ConditionalGenerator(
         classifier.num_classes, settings.latent_dim, classifier.preprocessing
-    ).to(run.device, memory_format=torch.channels_last)
+    )
+    generator.to(run.device).to(memory_format=torch.channels_last)
     teacher = FrozenTeacher(classifier.model, settings.distance)
     steps = settings.synthesis_steps
     sampled = {1, *(max(1, round(fraction * steps)) for fraction in SAMPLED_FRACTIONS)}
@@ -166,9 +173,7 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
     run.folder.save_image_grid(f"samples/step-{step:06d}.png", grid, names)
 
 
-def quantize(
-    run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str
-) -> QuantizedClassifier:
+def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
     """Convert the classifier, take its ranges from these images, and evaluate it."""
     with run.timed("calibration"):
         student = new_student(run.settings, run.classifier)
@@ -182,10 +187,9 @@ def fine_tune_student(
 ) -> None:
     """Fine-tune a calibrated student on these images, and evaluate it."""
     settings = run.settings
-    stage = f"{ROWS[row]}"
     with (
         run.timed("fine_tuning"),
-        Progress(stage, settings.fine_tuning_steps, settings.log_interval) as progress,
+        Progress(ROWS[row], settings.fine_tuning_steps, settings.log_interval) as progress,
     ):
 
         def report(step: FineTuningStep) -> None:
@@ -193,7 +197,8 @@ def fine_tune_student(
             if progress.is_due(step.step):
                 run.folder.append_jsonl("metrics.jsonl", {"stage": row, **asdict(step)})
 
-        fine_tune(student, run.classifier.model, batches, settings, report)
+        mixed = mixed_batches(batches, run.random(5))
+        fine_tune(student, run.classifier.model, mixed, settings, report)
     evaluate(run, student, row)
 
 
@@ -223,13 +228,12 @@ def metrics(run: Run, total_seconds: float) -> dict[str, Any]:
     """Collect what `metrics.json` holds; None where nothing was measured."""
     settings = run.settings
     weight_bits, activation_bits = parse_bits(settings.bits)
-    reference = run.logits.get("float")
-    measured_top1, measured_agreement = {}, {}
-    for row in ROWS:
-        logits = run.logits.get(row)
-        is_measured = logits is not None and reference is not None and run.evaluation is not None
-        measured_top1[row] = top1(logits, run.evaluation.labels) if is_measured else None
-        measured_agreement[row] = agreement(logits, reference) if is_measured else None
+    measured_top1: dict[str, float | None] = dict.fromkeys(ROWS)
+    measured_agreement: dict[str, float | None] = dict.fromkeys(ROWS)
+    if run.evaluation is not None:
+        for row, logits in run.logits.items():
+            measured_top1[row] = top1(logits, run.evaluation.labels)
+            measured_agreement[row] = agreement(logits, run.logits["float"])
     return {
         "classifier": settings.classifier,
         "bits": {"weights": weight_bits, "activations": activation_bits},

@@ -1,5 +1,5 @@
-// The distance between batch and stored statistics of all layers, with its gradients. Compiled once:
-// a few thousand channels need no vectors.
+// The distance between batch and stored statistics of all layers, with its gradients. Compiled
+// once: a few thousand channels need no vectors.
 #include <cmath>
 
 #include "../quant_math.h"
@@ -8,9 +8,7 @@ namespace zscgan::cpu {
 namespace {
 
 // The derivative of sqrt(square) times that of the square; zero at the root's corner.
-double root_factor(double square) {
-    return square > 0 ? 1 / (2 * std::sqrt(square)) : 0;
-}
+double root_factor(double square) { return square > 0 ? 1 / (2 * std::sqrt(square)) : 0; }
 
 template <class Real>
 double layer_distance(Distance distance, const DistanceLayerOf<Real>& layer, int64_t layers) {
@@ -30,8 +28,8 @@ double layer_distance(Distance distance, const DistanceLayerOf<Real>& layer, int
     for (int64_t c = 0; c < layer.channels; ++c) {
         layer.grad_mean[c] =
             static_cast<Real>(2 * (double(layer.mean[c]) - layer.running_mean[c]) * mean_factor);
-        layer.grad_variance[c] =
-            static_cast<Real>(2 * (double(layer.variance[c]) - layer.running_var[c]) * variance_factor);
+        layer.grad_variance[c] = static_cast<Real>(
+            2 * (double(layer.variance[c]) - layer.running_var[c]) * variance_factor);
     }
     return std::sqrt(mean_part) + std::sqrt(variance_part);
 }

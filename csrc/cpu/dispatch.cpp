@@ -3,7 +3,6 @@
 #include <initializer_list>
 
 #include "../kernels.h"
-
 #include "kernel_set.h"
 
 namespace zscgan::cpu {
@@ -27,9 +26,9 @@ const KernelSet* available(const char* name) {
 #ifdef ZSCGAN_X86
     __builtin_cpu_init();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
-    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
-                            __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool has_avx512 =
+        has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (!std::strcmp(name, "avx512") && has_avx512) return &avx512::kernel_set;
     if (!std::strcmp(name, "avx2") && has_avx2) return &avx2::kernel_set;
 #endif
@@ -47,13 +46,9 @@ const KernelSet* chosen = best();
 
 }  // namespace
 
-const char* instruction_set() {
-    return chosen->name;
-}
+const char* instruction_set() { return chosen->name; }
 
-bool has_instruction_set(const char* name) {
-    return available(name) != nullptr;
-}
+bool has_instruction_set(const char* name) { return available(name) != nullptr; }
 
 bool select_instruction_set(const char* name) {
     const KernelSet* set = available(name);
@@ -71,7 +66,8 @@ void fake_quantize_backward(DataType type, int64_t numel, const void* grad, cons
     chosen->fake_quantize_backward(type, numel, grad, mask, grad_x, threads);
 }
 
-void fake_quantize_learned(DataType type, const LearnedTensor* tensors, int64_t count, int threads) {
+void fake_quantize_learned(DataType type, const LearnedTensor* tensors, int64_t count,
+                           int threads) {
     chosen->fake_quantize_learned(type, tensors, count, threads);
 }
 

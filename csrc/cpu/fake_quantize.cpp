@@ -13,7 +13,8 @@ public:
     void append(uint32_t bits, int n) {
         pending_ |= static_cast<uint64_t>(bits) << count_;
         count_ += n;
-        for (; count_ >= 8; count_ -= 8, pending_ >>= 8) *target_++ = static_cast<uint8_t>(pending_);
+        for (; count_ >= 8; count_ -= 8, pending_ >>= 8)
+            *target_++ = static_cast<uint8_t>(pending_);
     }
     void flush() {
         if (count_ > 0) *target_ = static_cast<uint8_t>(pending_);
@@ -117,19 +118,19 @@ void learned_backward(const LearnedTensor& tensor, int threads) {
     table.round_zero_points(tensor.range);
     const Reduction reduction(tensor.extent);
     Scratch<Pair> partials(reduction.partials());
-    LearnedBackward<V, T> kernel{static_cast<const T*>(tensor.x), static_cast<const T*>(tensor.grad),
-                                 static_cast<T*>(tensor.grad_x), table,
-                                 broadcast_bounds<V>(tensor.range)};
+    LearnedBackward<V, T> kernel{static_cast<const T*>(tensor.x),
+                                 static_cast<const T*>(tensor.grad), static_cast<T*>(tensor.grad_x),
+                                 table, broadcast_bounds<V>(tensor.range)};
     parallel_for(reduction.tasks(), threads, [&](int64_t task) {
         reduce_task<Addition, Real>(reduction, task, partials.data(), kernel);
     });
-    merge_partials<Addition>(
-        partials.data(), reduction.slots(), tensor.extent.channels, [&](int64_t c, Pair total) {
-            static_cast<Real*>(tensor.grad_scale)[c] =
-                static_cast<Real>(tensor.gradient_scale * total.first);
-            static_cast<Real*>(tensor.grad_zero_point)[c] =
-                static_cast<Real>(tensor.gradient_scale * total.second);
-        });
+    merge_partials<Addition>(partials.data(), reduction.slots(), tensor.extent.channels,
+                             [&](int64_t c, Pair total) {
+                                 static_cast<Real*>(tensor.grad_scale)[c] =
+                                     static_cast<Real>(tensor.gradient_scale * total.first);
+                                 static_cast<Real*>(tensor.grad_zero_point)[c] =
+                                     static_cast<Real>(tensor.gradient_scale * total.second);
+                             });
 }
 
 }  // namespace
@@ -164,7 +165,8 @@ void fake_quantize_backward(DataType type, int64_t numel, const void* grad, cons
     });
 }
 
-void fake_quantize_learned(DataType type, const LearnedTensor* tensors, int64_t count, int threads) {
+void fake_quantize_learned(DataType type, const LearnedTensor* tensors, int64_t count,
+                           int threads) {
     with_types(type, [&](auto types) {
         using T = typename decltype(types)::Element;
         parallel_for_tensors(tensors, count, threads, [&](const LearnedTensor& tensor, int team) {

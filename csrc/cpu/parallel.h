@@ -8,9 +8,7 @@ namespace zscgan::cpu::ZSCGAN_ISA {
 // Elements of one task. Below it a call stays on its own thread: waking others costs more.
 constexpr int64_t task_elements = 32768;
 
-constexpr int64_t ceil_divide(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
+constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Calls task(index) for every index; neighbours run on the same thread.
 template <class Task>

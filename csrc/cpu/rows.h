@@ -22,9 +22,7 @@ struct Scratch {
 };
 
 // The shortest run of whole rows of channels that fills vectors, for inner == 1.
-inline int64_t channel_period(int64_t channels) {
-    return channels * ceil_divide(256, channels);
-}
+inline int64_t channel_period(int64_t channels) { return channels * ceil_divide(256, channels); }
 
 // Calls body(position, n) for runs of at most V::lanes elements that cover [0, count).
 template <class V, class Body>
@@ -68,7 +66,7 @@ struct Addition {
 
 // How a reduction is cut. Each task covers some outer indices x some channels x a piece of a row.
 struct RowPlan {
-    int64_t outer_group, channel_group, piece;     // sizes of a task
+    int64_t outer_group, channel_group, piece;  // sizes of a task
     int64_t outer_tasks, channel_tasks, piece_tasks;
 
     explicit RowPlan(const Extent& e) {
@@ -86,9 +84,7 @@ struct RowPlan {
     int64_t tasks() const { return slots() * channel_tasks; }
 };
 
-inline int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // A task of a reduction with inner > 1: fills partials[slot][channel] with what
 // row(position, n, channel) gives, in memory order.
@@ -125,7 +121,8 @@ struct ColumnPlan {
     int64_t tasks() const { return ceil_divide(numel, chunk); }
 };
 
-// Merges partials[slot][channel] in the order of slots and hands finish(channel, total) the results.
+// Merges partials[slot][channel] in the order of slots and hands finish(channel, total) the
+// results.
 template <class Merge, class Finish>
 void merge_partials(const Pair* partials, int64_t slots, int64_t channels, Finish finish) {
     Scratch<Pair> totals(channels);
@@ -159,8 +156,9 @@ struct Reduction {
 template <class Merge, class Real, class Kernel>
 void reduce_task(const Reduction& r, int64_t task, Pair* partials, Kernel& kernel) {
     if (r.by_rows) {
-        reduce_rows_task<Merge>(r.extent, r.rows, task, partials,
-                                [&](int64_t p, int64_t n, int64_t c) { return kernel.row(p, n, c); });
+        reduce_rows_task<Merge>(
+            r.extent, r.rows, task, partials,
+            [&](int64_t p, int64_t n, int64_t c) { return kernel.row(p, n, c); });
         return;
     }
     const int64_t period = r.columns.period;

@@ -1,5 +1,5 @@
-// Vectors of lanes for three instruction sets behind one interface. Every file that includes this is
-// compiled once per instruction set, with ZSCGAN_ISA naming the namespace.
+// Vectors of lanes for three instruction sets behind one interface. Every file that includes this
+// is compiled once per instruction set, with ZSCGAN_ISA naming the namespace.
 //
 // A vector type has `lanes`, `Real`, load and store of n <= lanes elements of any data type,
 // arithmetic, comparisons that give a `Mask`, and the functions of quant_math.h.
@@ -23,12 +23,8 @@ struct BFloat16 {
     uint16_t bits;
 };
 
-inline float widen(float x) {
-    return x;
-}
-inline double widen(double x) {
-    return x;
-}
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
 inline float widen(BFloat16 x) {
     const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
     float result;
@@ -50,12 +46,8 @@ inline float widen(Float16 x) {
     return result;
 }
 
-inline void narrow(float x, float& result) {
-    result = x;
-}
-inline void narrow(double x, double& result) {
-    result = x;
-}
+inline void narrow(float x, float& result) { result = x; }
+inline void narrow(double x, double& result) { result = x; }
 inline void narrow(float x, BFloat16& result) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
@@ -77,7 +69,8 @@ inline void narrow(float x, Float16& result) {
     } else if (bits < 0x38800000u) {  // below the smallest normal: units of 2^-24
         float magnitude;
         std::memcpy(&magnitude, &bits, sizeof magnitude);
-        result.bits = static_cast<uint16_t>(sign | static_cast<uint16_t>(rintf(magnitude * 16777216.0f)));
+        result.bits =
+            static_cast<uint16_t>(sign | static_cast<uint16_t>(rintf(magnitude * 16777216.0f)));
     } else {
         const uint32_t rounded = bits + 0xfffu + ((bits >> 13) & 1u) - (112u << 23);
         result.bits = static_cast<uint16_t>(sign | (rounded >> 13));
@@ -104,7 +97,8 @@ struct ArrayVector {
     }
     template <class T>
     static ArrayVector load(const T* source, int n) {
-        return generate([&](int i) { return i < n ? static_cast<Real>(widen(source[i])) : Real(0); });
+        return generate(
+            [&](int i) { return i < n ? static_cast<Real>(widen(source[i])) : Real(0); });
     }
     template <class T>
     void store(T* target, int n) const {
@@ -153,7 +147,8 @@ struct ArrayVector {
         return generate([&](int i) { return zscgan::round_to_even(x.values[i]); });
     }
     friend ArrayVector select(Mask mask, ArrayVector yes, ArrayVector no) {
-        return generate([&](int i) { return (mask.value >> i) & 1 ? yes.values[i] : no.values[i]; });
+        return generate(
+            [&](int i) { return (mask.value >> i) & 1 ? yes.values[i] : no.values[i]; });
     }
 };
 

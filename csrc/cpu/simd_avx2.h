@@ -11,8 +11,7 @@ struct Avx2Vector {
         static Mask from_bits(uint32_t bits) {
             const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
             const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
-            return {_mm256_castsi256_ps(
-                _mm256_cmpeq_epi32(_mm256_and_si256(all, place), place))};
+            return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, place), place))};
         }
         friend Mask operator&(Mask a, Mask b) { return {_mm256_and_ps(a.value, b.value)}; }
     };
@@ -54,7 +53,8 @@ struct Avx2Vector {
         store_half(_mm256_castsi256_si128(packed), target, n);
     }
     void store(Float16* target, int n) const {
-        store_half(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), target, n);
+        store_half(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), target,
+                   n);
     }
     double sum() const {
         const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(value));

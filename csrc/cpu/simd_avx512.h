@@ -9,7 +9,9 @@ struct Avx512Vector {
         __mmask16 value;
         uint32_t bits() const { return value; }
         static Mask from_bits(uint32_t bits) { return {static_cast<__mmask16>(bits)}; }
-        friend Mask operator&(Mask a, Mask b) { return {static_cast<__mmask16>(a.value & b.value)}; }
+        friend Mask operator&(Mask a, Mask b) {
+            return {static_cast<__mmask16>(a.value & b.value)};
+        }
     };
 
     __m512 value;
@@ -45,7 +47,8 @@ struct Avx512Vector {
         store_half(_mm512_cvtepi32_epi16(result), target, n);
     }
     void store(Float16* target, int n) const {
-        store_half(_mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), target, n);
+        store_half(_mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), target,
+                   n);
     }
     double sum() const {
         const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(value));

@@ -13,7 +13,7 @@ from zscgan_ext.ops.checks import (
     check_statistics,
 )
 from zscgan_ext.ops.layout import compute_dtype, dense
-from zscgan_ext.ops.library import OPS, define, differentiable, kernels
+from zscgan_ext.ops.library import define, differentiable, kernels
 
 DISTANCES = ("gaussian_kl", "mse", "std_mse", "l2")
 
@@ -59,21 +59,22 @@ def statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Te
 
 def statistics_gradient(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Any, ...]:
     """Give the gradient of x."""
-    return OPS.batch_norm_statistics_backward(*ctx.saved_tensors, grad_mean, grad_variance), None
+    gradient = BATCH_NORM_STATISTICS_BACKWARD(*ctx.saved_tensors, grad_mean, grad_variance)
+    return gradient, None
 
 
-define(
+BATCH_NORM_STATISTICS = define(
     "batch_norm_statistics(Tensor x, Tensor shift) -> (Tensor, Tensor)",
     statistics_kernel,
     statistics_fake,
 )
-define(
+BATCH_NORM_STATISTICS_BACKWARD = define(
     "batch_norm_statistics_backward(Tensor x, Tensor mean, Tensor grad_mean,"
     " Tensor grad_variance) -> Tensor",
     statistics_backward_kernel,
     statistics_backward_fake,
 )
-differentiable("batch_norm_statistics", statistics_setup, statistics_gradient)
+differentiable(BATCH_NORM_STATISTICS, statistics_setup, statistics_gradient)
 
 
 # ---- batch_norm_distance ------------------------------------------------------------------------
@@ -127,13 +128,13 @@ def distance_gradient(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     return *split, nothing, nothing, None, None
 
 
-define(
+BATCH_NORM_DISTANCE = define(
     "batch_norm_distance(Tensor[] means, Tensor[] variances, Tensor[] running_means,"
     " Tensor[] running_vars, float[] eps, str distance) -> (Tensor, Tensor, Tensor)",
     distance_kernel,
     distance_fake,
 )
-differentiable("batch_norm_distance", distance_setup, distance_gradient)
+differentiable(BATCH_NORM_DISTANCE, distance_setup, distance_gradient)
 
 
 def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +152,7 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: if shapes, dtypes or devices do not fit.
     """
     check_statistics(x, shift)
-    mean, variance = OPS.batch_norm_statistics(x, shift)
+    mean, variance = BATCH_NORM_STATISTICS(x, shift)
     return mean, variance
 
 
@@ -193,5 +194,5 @@ def batch_norm_distance(
     check_same_length(means, variances, running_means, running_vars, eps)
     check_layers(means, variances, running_means, running_vars)
     statistics = (list(means), list(variances), list(running_means), list(running_vars))
-    total: Tensor = OPS.batch_norm_distance(*statistics, eps, distance)[0]
+    total: Tensor = BATCH_NORM_DISTANCE(*statistics, eps, distance)[0]
     return total

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zscgan_ext.ops.checks import check_axis, check_quantizer
 from zscgan_ext.ops.layout import dense, with_strides
-from zscgan_ext.ops.library import OPS, define, differentiable, kernels
+from zscgan_ext.ops.library import define, differentiable, kernels
 
 
 def fake_quantize_kernel(
@@ -59,26 +59,27 @@ def fake_quantize_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     ctx.save_for_backward(mask)
     ctx.strides = y.stride()
     ctx.mark_non_differentiable(mask)
+    ctx.set_materialize_grads(False)
 
 
-def fake_quantize_gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+def fake_quantize_gradient(ctx: Any, grad: Tensor, _: None) -> tuple[Any, ...]:
     """Pass the gradient of x where nothing was clamped."""
     (mask,) = ctx.saved_tensors
-    return OPS.fake_quantize_backward(grad, mask, ctx.strides), *[None] * 6
+    return FAKE_QUANTIZE_BACKWARD(grad, mask, ctx.strides), *[None] * 6
 
 
-define(
+FAKE_QUANTIZE = define(
     "fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max,"
     " int? axis, bool with_mask) -> (Tensor, Tensor)",
     fake_quantize_kernel,
     fake_quantize_fake,
 )
-define(
+FAKE_QUANTIZE_BACKWARD = define(
     "fake_quantize_backward(Tensor grad, Tensor mask, SymInt[] strides) -> Tensor",
     fake_quantize_backward_kernel,
     fake_quantize_backward_fake,
 )
-differentiable("fake_quantize", fake_quantize_setup, fake_quantize_gradient)
+differentiable(FAKE_QUANTIZE, fake_quantize_setup, fake_quantize_gradient)
 
 
 def fake_quantize(
@@ -114,5 +115,5 @@ def fake_quantize(
     # The mask is written only where a gradient will need it.
     with_mask = x.requires_grad and torch.is_grad_enabled()
     fixed = (scale.detach(), zero_point.detach())
-    y: Tensor = OPS.fake_quantize(x, *fixed, quant_min, quant_max, axis, with_mask)[0]
+    y: Tensor = FAKE_QUANTIZE(x, *fixed, quant_min, quant_max, axis, with_mask)[0]
     return y

@@ -4,6 +4,7 @@ NCHW activations are (N, C, H*W), channels_last ones (N*H*W, C, 1), a weight qua
 first dimension is (1, O, rest), a tensor with one scale is (1, 1, numel).
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ def extent_of(x: Tensor, axis: int | None) -> Extent:
     channels = x.shape[axis]
     if not x.is_contiguous():
         return Extent(x.numel() // max(channels, 1), channels, 1)
-    inner = x[(0,) * (axis + 1)].numel() if x.numel() else 0
+    inner = math.prod(x.shape[axis + 1 :]) if x.numel() else 0
     return Extent(x.numel() // max(channels * inner, 1), channels, inner)
 
 

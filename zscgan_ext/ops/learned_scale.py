@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zscgan_ext.ops.checks import check_alike, check_axis, check_quantizer, check_same_length
 from zscgan_ext.ops.layout import dense, with_strides
-from zscgan_ext.ops.library import OPS, define, differentiable, kernels
+from zscgan_ext.ops.library import define, differentiable, kernels
 
 
 def per_output_channel(scales: Sequence[Tensor]) -> list[int | None]:
@@ -94,7 +94,7 @@ def learned_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def learned_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """Give the gradients of x, scale and zero point."""
-    gradients = OPS.fake_quantize_learned_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    gradients = FAKE_QUANTIZE_LEARNED_BACKWARD(grad, *ctx.saved_tensors, *ctx.settings)
     return *gradients, None, None, None, None
 
 
@@ -102,13 +102,15 @@ ONE = (
     "Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max, int? axis,"
     " float gradient_scale"
 )
-define(f"fake_quantize_learned({ONE}) -> Tensor", learned_kernel, learned_fake)
-define(
+FAKE_QUANTIZE_LEARNED = define(
+    f"fake_quantize_learned({ONE}) -> Tensor", learned_kernel, learned_fake
+)
+FAKE_QUANTIZE_LEARNED_BACKWARD = define(
     f"fake_quantize_learned_backward(Tensor grad, {ONE}) -> (Tensor, Tensor, Tensor)",
     learned_backward_kernel,
     learned_backward_fake,
 )
-differentiable("fake_quantize_learned", learned_setup, learned_gradient)
+differentiable(FAKE_QUANTIZE_LEARNED, learned_setup, learned_gradient)
 
 
 # ---- many tensors -------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def many_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def many_gradient(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     """Give the gradients of all tensors, scales and zero points."""
     saved, count = list(ctx.saved_tensors), ctx.count
-    gradients = OPS.fake_quantize_learned_many_backward(
+    gradients = FAKE_QUANTIZE_LEARNED_MANY_BACKWARD(
         grads, saved[:count], saved[count : 2 * count], saved[2 * count :], *ctx.settings
     )
     return *gradients, None, None, None
@@ -198,14 +200,16 @@ MANY = (
     "Tensor[] xs, Tensor[] scales, Tensor[] zero_points, int[] quant_mins, int[] quant_maxs,"
     " float[] gradient_scales"
 )
-define(f"fake_quantize_learned_many({MANY}) -> Tensor[]", many_kernel, many_fake)
-define(
+FAKE_QUANTIZE_LEARNED_MANY = define(
+    f"fake_quantize_learned_many({MANY}) -> Tensor[]", many_kernel, many_fake
+)
+FAKE_QUANTIZE_LEARNED_MANY_BACKWARD = define(
     f"fake_quantize_learned_many_backward(Tensor[] grads, {MANY})"
     " -> (Tensor[], Tensor[], Tensor[])",
     many_backward_kernel,
     many_backward_fake,
 )
-differentiable("fake_quantize_learned_many", many_setup, many_gradient)
+differentiable(FAKE_QUANTIZE_LEARNED_MANY, many_setup, many_gradient)
 
 
 def fake_quantize_learned(
@@ -240,7 +244,7 @@ def fake_quantize_learned(
     """
     axis = check_axis(x, axis)
     check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
-    y: Tensor = OPS.fake_quantize_learned(
+    y: Tensor = FAKE_QUANTIZE_LEARNED(
         x, scale, zero_point, quant_min, quant_max, axis, gradient_scale
     )
     return y
@@ -279,7 +283,7 @@ def fake_quantize_learned_many(
     for x, scale, zero_point, quant_min, quant_max, axis in columns:
         check_axis(x, axis)
         check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
-    ys: list[Tensor] = OPS.fake_quantize_learned_many(
+    ys: list[Tensor] = FAKE_QUANTIZE_LEARNED_MANY(
         list(xs), list(scales), list(zero_points), quant_mins, quant_maxs, gradient_scales
     )
     return ys

@@ -29,7 +29,7 @@ def workspace(device: torch.device, stream: int, size: int) -> Tensor:
 
 def place(x: Tensor, workspace_size: int = 0) -> tuple[Any, tuple[int, ...]]:
     """Return the native module of the tensor's device, and where there its kernels run."""
-    if x.device.type == "cpu":
+    if x.is_cpu:
         return core.cpu, (torch.get_num_threads(),)
     stream = torch.cuda.current_stream(x.device).cuda_stream
     scratch = workspace(x.device, stream, workspace_size).data_ptr() if workspace_size else 0
@@ -47,7 +47,8 @@ def fake_quantize(
 ) -> tuple[Tensor, Tensor]:
     """Quantize and dequantize; with the mask of the values inside the range, one bit each."""
     y = torch.empty_like(x)
-    mask = x.new_empty(((x.numel() + 7) // 8 if with_mask else 0,), dtype=torch.uint8)
+    size = (x.numel() + 7) // 8 if with_mask else 0
+    mask = torch.empty(size, dtype=torch.uint8, device=x.device)
     module, where = place(x)
     module.fake_quantize(
         DATA_TYPES[x.dtype],
@@ -166,7 +167,7 @@ def fake_quantize_learned_backward(
             strict=True,
         )
     ]
-    size = 0 if xs[0].device.type == "cpu" else core.cuda.learned_backward_workspace(tensors)
+    size = 0 if xs[0].is_cpu else core.cuda.learned_backward_workspace(tensors)
     module, where = place(xs[0], size)
     module.fake_quantize_learned_backward(DATA_TYPES[xs[0].dtype], tensors, where)
     return grad_xs, grad_scales, grad_zero_points
@@ -186,7 +187,7 @@ def observe(
 ) -> None:
     """Average minimum and maximum into the running ones; write scale and zero point."""
     extent = extent_of(x, axis)
-    size = 0 if x.device.type == "cpu" else core.cuda.reduction_workspace(extent)
+    size = 0 if x.is_cpu else core.cuda.reduction_workspace(extent)
     module, where = place(x, size)
     module.observe(
         DATA_TYPES[x.dtype],
@@ -209,7 +210,7 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     mean = torch.empty((x.shape[1],), dtype=compute_dtype(x), device=x.device)
     variance = torch.empty_like(mean)
     extent = extent_of(x, 1)
-    size = 0 if x.device.type == "cpu" else core.cuda.reduction_workspace(extent)
+    size = 0 if x.is_cpu else core.cuda.reduction_workspace(extent)
     module, where = place(x, size)
     module.batch_norm_statistics(
         DATA_TYPES[x.dtype],

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from zscgan_ext.ops.checks import check_axis, check_observer
 from zscgan_ext.ops.layout import dense
-from zscgan_ext.ops.library import OPS, define, kernels
+from zscgan_ext.ops.library import define, kernels
 
 
 def observe_kernel(
@@ -45,7 +45,7 @@ def observe_fake(
     return None
 
 
-define(
+OBSERVE = define(
     "observe(Tensor x, Tensor(a!) running_min, Tensor(b!) running_max, Tensor(c!) scale,"
     " Tensor(d!) zero_point, float averaging_constant, int quant_min, int quant_max,"
     " bool symmetric, int? axis) -> ()",
@@ -89,7 +89,7 @@ def observe(
     """
     axis = check_axis(x, axis)
     check_observer(x, (running_min, running_max, scale, zero_point), quant_min, quant_max, axis)
-    OPS.observe(
+    OBSERVE(
         x,
         running_min,
         running_max,

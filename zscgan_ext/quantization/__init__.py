@@ -1,0 +1,1 @@
+"""Quantizing a classifier: schemes, quantizers, conversion, calibration, fine-tuning."""

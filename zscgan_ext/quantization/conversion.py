@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from zscgan_ext import ops
@@ -86,7 +86,9 @@ class QuantizedClassifier(nn.Module):
         return logits
 
 
-def convert(model: nn.Module, scheme: Scheme, image_shape: tuple[int, int, int]) -> QuantizedClassifier:
+def convert(
+    model: nn.Module, scheme: Scheme, image_shape: tuple[int, int, int]
+) -> QuantizedClassifier:
     """Copy a classifier and put quantizers into the copy.
 
     Args:
@@ -149,6 +151,8 @@ def fold_batch_norm(graph: fx.GraphModule) -> None:
         conv = module_of(graph, source)
         if not isinstance(conv, nn.Conv2d) or len(source.users) > 1:
             continue
+        if sum(other.target == source.target for other in graph.graph.nodes) > 1:
+            continue  # its other uses are followed by something else
         graph.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
@@ -203,7 +207,8 @@ def source_of_values(graph: fx.GraphModule, node: Any) -> Any:
 def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
     """Tell whether the scheme quantizes a node's result."""
     meta = node.meta.get("tensor_meta")
-    if node.op == "output" or meta is None or not getattr(meta, "dtype", torch.int64).is_floating_point:
+    is_tensor = isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
+    if node.op == "output" or not is_tensor:
         return False
     if not scheme.quantizes_every_activation:
         return is_one_of(graph, node, RECTIFIERS)

@@ -96,7 +96,7 @@ class QuantizedLayer(nn.Module):
         self.integers = integers
         self.symmetric = symmetric
         channels = layer.weight.shape[0]
-        self.register_buffer("zero_point", torch.zeros(channels))
+        self.register_buffer("zero_point", torch.zeros(channels, device=layer.weight.device))
         self.quantized_weight: Tensor | None = None
         if symmetric:
             self.log_scale = nn.Parameter(best_symmetric_scale(layer.weight, integers).log())
@@ -104,7 +104,6 @@ class QuantizedLayer(nn.Module):
     def quantize_by_range(self) -> Tensor:
         """Quantize the weight between the minimum and maximum of each output channel."""
         weight = self.layer.weight
-        low, high = torch.full_like(self.zero_point, torch.inf), -torch.inf
         scale = torch.empty_like(self.zero_point)
         low, high = self.integers.quant_min, self.integers.quant_max
         running_min = torch.full_like(scale, torch.inf)
@@ -119,7 +118,8 @@ class QuantizedLayer(nn.Module):
         weight, bias = self.quantized_weight, self.layer.bias
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, weight, bias)
-        return self.layer._conv_forward(x, weight, bias)
+        result: Tensor = self.layer._conv_forward(x, weight, bias)
+        return result
 
 
 def best_symmetric_scale(weight: Tensor, integers: IntegerRange, candidates: int = 32) -> Tensor:

@@ -46,7 +46,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, out_channels, H / stride, W / stride]."""
-        return x + self.layers(x) if self.has_shortcut else self.layers(x)
+        projected: Tensor = self.layers(x)
+        return x + projected if self.has_shortcut else projected
 
 
 class MobileNetV2Small(nn.Module):
@@ -71,4 +72,6 @@ class MobileNetV2Small(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images [N, in_channels, H, W] to logits [N, num_classes]."""
-        return self.classifier(torch.flatten(self.pool(self.features(x)), 1))
+        features = torch.flatten(self.pool(self.features(x)), 1)  # [N, HEAD_CHANNELS]
+        logits: Tensor = self.classifier(features)
+        return logits

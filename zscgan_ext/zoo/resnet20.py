@@ -25,7 +25,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, out_channels, H / stride, W / stride]."""
         residual = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        return self.relu2(residual + self.shortcut(x))
+        result: Tensor = self.relu2(residual + self.shortcut(x))
+        return result
 
 
 class ResNet20(nn.Module):
@@ -52,4 +53,5 @@ class ResNet20(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images [N, in_channels, H, W] to logits [N, num_classes]."""
         x = self.blocks(self.relu(self.bn1(self.conv1(x))))
-        return self.fc(torch.flatten(self.pool(x), 1))
+        logits: Tensor = self.fc(torch.flatten(self.pool(x), 1))
+        return logits

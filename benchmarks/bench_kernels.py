@@ -1,0 +1,272 @@
+"""Measures every op against plain PyTorch, ATen, torch.compile and a copy of the same memory.
+
+    python benchmarks/bench_kernels.py [--device cpu|cuda] [--json FILE] [--chart FILE] [--quick]
+
+Prints a table and draws a bar chart. `versus_copy` is the time over the floor: the fewest bytes
+that the op may move, at the bandwidth that a copy has in the same run on the same size.
+"""
+
+import argparse
+import datetime
+import gc
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+if os.environ.setdefault("ZSCGAN_EXT_IMPL", "native") != "native":
+    sys.exit(f"ZSCGAN_EXT_IMPL is {os.environ['ZSCGAN_EXT_IMPL']!r}, accepted here is native")
+
+import torch
+from batch_norm_cases import batch_norm_distance, batch_norm_loss, batch_norm_statistics
+from kernel_report import draw_chart, print_table, update_documentation
+from measurement import Implementation, keep_freed_memory, median_milliseconds
+from quantization_cases import (
+    fake_quantize,
+    fake_quantize_learned,
+    fake_quantize_learned_many,
+    observe,
+)
+from subject import Kind, Subject
+
+from zscgan_ext.environment import environment
+from zscgan_ext.ops.implementation import cuda_missing_reason
+
+NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR = "NCHW", "channels_last", "weights", "NCHW per tensor"
+LAYOUTS: dict[Callable[[Kind], Subject], tuple[str, ...]] = {
+    fake_quantize: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
+    fake_quantize_learned: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
+    fake_quantize_learned_many: (WEIGHTS,),
+    observe: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
+    batch_norm_statistics: (NCHW, CHANNELS_LAST),
+    batch_norm_loss: (NCHW, CHANNELS_LAST),
+    batch_norm_distance: ("vectors",),
+}
+COMPARED_BY_COMPILING = (fake_quantize_learned, batch_norm_loss)
+RESIDENT = (1024, 65536)  # elements
+DISTANCE_CHANNELS = 10_000  # of all layers together
+MANY_ELEMENTS = 11_200_000  # the convolutions of a ResNet-18
+MEBIBYTE = 2**20
+Names = dict[str, tuple[str, ...]]  # of implementations, for each direction
+DIRECTIONS = ("forward", "backward", "forward+backward")
+EVERY = ("native", "reference", "torch", "compiled")
+ALL: Names = dict.fromkeys(DIRECTIONS, EVERY)
+UNCOMPILED: Names = dict.fromkeys(DIRECTIONS, EVERY[:3])
+WITH_ATEN: Names = dict.fromkeys(DIRECTIONS, ("native", "torch"))
+NATIVE: Names = dict.fromkeys(DIRECTIONS, ("native",))
+# On a CPU slow implementations are not timed twice: what both passes take tells the backward pass.
+SPARING: Names = {**ALL, "backward": ("native",)}
+QUICK: Names = {**WITH_ATEN, "backward": ("native",)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One subject to measure, and by which implementations."""
+
+    make: Callable[[Kind], Subject]
+    kind: Kind
+    names: Names
+
+
+def quick_plan(device: torch.device) -> Iterator[Plan]:
+    """Yield one layout of every op, and bfloat16 in channels_last by the native core alone."""
+    large = 16 * MEBIBYTE
+    for make, layouts in LAYOUTS.items():
+        names = NATIVE if make is fake_quantize_learned_many else QUICK
+        if make in COMPARED_BY_COMPILING:
+            names = {**QUICK, "forward+backward": EVERY}
+        yield Plan(make, Kind(layouts[0], torch.float32, RESIDENT[0], device), UNCOMPILED)
+        yield Plan(make, Kind(layouts[0], torch.float32, large // 4, device), names)
+        if CHANNELS_LAST in layouts:
+            yield Plan(make, Kind(CHANNELS_LAST, torch.bfloat16, large // 2, device), NATIVE)
+
+
+def large_sizes(kind: Kind) -> dict[int, Names]:
+    """Return what to compare on large tensors, by their size in mebibytes."""
+    if kind.dtype == torch.float16:
+        return {32: NATIVE}
+    if kind.device.type == "cuda":
+        return {32: ALL, 256: ALL, 1024: WITH_ATEN}
+    common = kind.layout in (NCHW, CHANNELS_LAST) or kind.dtype == torch.float32
+    sizes = {32: SPARING if common and kind.layout != PER_TENSOR else QUICK}
+    if kind.dtype == torch.float32 and kind.layout != PER_TENSOR:
+        sizes[256] = NATIVE
+    return sizes
+
+
+def compiling_pays(make: Callable[[Kind], Subject], kind: Kind) -> bool:
+    """Tell whether a full run waits for torch.compile: everywhere on a GPU, else where it counts."""
+    if kind.device.type == "cuda" or make in COMPARED_BY_COMPILING:
+        return True
+    is_first = kind.layout == NCHW and kind.dtype == torch.float32
+    return is_first and make is not fake_quantize_learned_many
+
+
+def full_plan(device: torch.device) -> Iterator[Plan]:
+    """Yield every op, layout, dtype and size."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    for make, layouts in LAYOUTS.items():
+        for layout, dtype in product(layouts, dtypes):
+            for elements in RESIDENT:
+                yield Plan(make, Kind(layout, dtype, elements, device), UNCOMPILED)
+            for size, names in large_sizes(Kind(layout, dtype, 0, device)).items():
+                kind = Kind(layout, dtype, size * MEBIBYTE // dtype.itemsize, device)
+                yield Plan(make, kind, names if compiling_pays(make, kind) else uncompiled(names))
+
+
+def uncompiled(names: Names) -> Names:
+    """Return the names without torch.compile."""
+    return {d: tuple(n for n in chosen if n != "compiled") for d, chosen in names.items()}
+
+
+def sized_plan(device: torch.device, sizes: Sequence[int]) -> Iterator[Plan]:
+    """Yield every op and layout in float32 with these numbers of elements."""
+    for make, layouts in LAYOUTS.items():
+        for layout in layouts:
+            for elements in sizes:
+                yield Plan(make, Kind(layout, torch.float32, elements, device), UNCOMPILED)
+
+
+def without_repetition(plans: Iterator[Plan]) -> list[Plan]:
+    """Fit ops that are not about one tensor to sizes of their own, once each."""
+    kept: dict[tuple[str, Kind], Plan] = {}
+    for plan in plans:
+        kind, own = plan.kind, None
+        if plan.make is batch_norm_distance:
+            elements = min(kind.elements, DISTANCE_CHANNELS)
+            own = Kind(kind.layout, torch.float32, elements, kind.device)
+        if plan.make is fake_quantize_learned_many:
+            own = Kind(kind.layout, kind.dtype, min(kind.elements, MANY_ELEMENTS), kind.device)
+        kept.setdefault((plan.make.__name__, own or kind), Plan(plan.make, own or kind, plan.names))
+    return list(kept.values())
+
+
+def copy_implementation(subject: Subject, device: torch.device) -> Implementation:
+    """Copy as many elements between rotating buffers."""
+    pairs = [
+        [torch.ones(subject.elements, dtype=subject.dtype, device=device) for _ in range(2)]
+        for _ in subject.buffers
+    ]
+    return lambda index: lambda: [pairs[index][0].copy_(pairs[index][1])]
+
+
+def measure_subject(subject: Subject, plan: Plan, samples: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one subject: every direction by every implementation."""
+    device = plan.kind.device
+    moved_by_copy = 2 * subject.elements * subject.dtype.itemsize
+    copy = copy_implementation(subject, device)
+    for direction, floor in subject.bytes.items():
+        compared = subject.implementations(direction, plan.names[direction])
+        times = median_milliseconds(
+            compared | {"copy": copy}, len(subject.buffers), subject.elements, samples, device
+        )
+        for name, median in times.items():
+            moved = moved_by_copy if name == "copy" else floor
+            yield {
+                "op": subject.op,
+                "direction": direction,
+                "layout": subject.layout,
+                "dtype": str(subject.dtype).removeprefix("torch."),
+                "shape": list(subject.shape),
+                "device": device.type,
+                "implementation": name,
+                "median_ms": median,
+                "bytes": round(moved),
+                "gb_per_s": moved / median / 1e6,
+                "versus_copy": median / (times["copy"] * moved / moved_by_copy),
+            }
+
+
+def measure(plans: Sequence[Plan], samples: int) -> list[dict[str, Any]]:
+    """Measure all plans, with a line of progress for each."""
+    rows: list[dict[str, Any]] = []
+    for number, plan in enumerate(plans, 1):
+        torch.compiler.reset()
+        subject = plan.make(plan.kind)
+        print(f"[{number}/{len(plans)}] {subject.op} {subject.layout}", file=sys.stderr)
+        rows += measure_subject(subject, plan, samples)
+        del subject
+        gc.collect()
+    return rows
+
+
+def made_with(device: torch.device, allocator: str, samples: int) -> dict[str, Any]:
+    """Describe the machine and the run."""
+    versions = environment()
+    return {
+        "commit": versions["commit"],
+        "cpu": versions["cpu"],
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "allocator": allocator,
+        "samples": samples,
+    }
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows")
+    parser.add_argument(
+        "--chart", type=Path, metavar="FILE", help="default: beside the JSON, or kernels.png"
+    )
+    parser.add_argument("--quick", action="store_true", help="the main cases, in under a minute")
+    parser.add_argument("--samples", type=int, default=20, help="default: %(default)s")
+    parser.add_argument(
+        "--elements", type=int, nargs="+", help="only float32 tensors of about these sizes"
+    )
+    parser.add_argument(
+        "--update-docs",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing; write the rows of --json into the table of this document",
+    )
+    return parser.parse_args(arguments)
+
+
+def plans_for(options: argparse.Namespace, device: torch.device) -> list[Plan]:
+    """Choose what to measure."""
+    if options.elements:
+        return without_repetition(sized_plan(device, options.elements))
+    return without_repetition(quick_plan(device) if options.quick else full_plan(device))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, write the JSON file, draw the chart and print the table."""
+    options = parse(arguments)
+    if options.update_docs:
+        if options.json is None or not options.json.is_file():
+            sys.exit(
+                f"--update-docs: needs --json with a file of an earlier run, got {options.json}"
+            )
+        return update_documentation(options.update_docs, options.json)
+    if options.device == "cuda" and (reason := cuda_missing_reason()):
+        sys.exit(f"--device cuda: {reason}, accepted here is cpu")
+    device = torch.device(options.device)
+    allocator = keep_freed_memory()
+    torch.manual_seed(0)
+    gc.disable()
+    rows = measure(plans_for(options, device), options.samples)
+    gc.enable()
+    result = {"made_with": made_with(device, allocator, options.samples), "rows": rows}
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    print_table(rows)
+    chart = options.json.with_suffix(".png") if options.json else Path("kernels.png")
+    draw_chart(rows, options.chart or chart)
+
+
+if __name__ == "__main__":
+    main()

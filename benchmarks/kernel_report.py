@@ -1,0 +1,121 @@
+"""Tables and the chart of `bench_kernels.py`."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+SUBJECT = ("op", "direction", "layout", "dtype", "shape", "device")
+BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+LARGE_BYTES = 12e6  # a tensor of the chart: main memory is what limits it
+COLORS = {"native": "#1b7837", "torch": "#c2a5cf", "compiled": "#9970ab", "reference": "#762a83"}
+
+
+def subjects(rows: list[Row]) -> list[dict[str, Row]]:
+    """Group rows that differ in the implementation alone."""
+    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        key = tuple(str(row[name]) for name in SUBJECT)
+        groups.setdefault(key, {})[row["implementation"]] = row
+    return list(groups.values())
+
+
+def shape_text(row: Row) -> str:
+    """Write a shape as 128x64x28x28."""
+    return "x".join(str(size) for size in row["shape"])
+
+
+def print_table(rows: list[Row]) -> None:
+    """Print every row."""
+    titles = ("op", "direction", "layout", "dtype", "shape", "implementation")
+    lines: list[tuple[str, ...]] = [(*titles, "ms", "GB/s", "x floor")]
+    for row in rows:
+        cells = [shape_text(row) if title == "shape" else row[title] for title in titles]
+        figures = (f"{row['median_ms']:.4f}", f"{row['gb_per_s']:.2f}", f"{row['versus_copy']:.2f}")
+        lines.append((*cells, *figures))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def draw_chart(rows: list[Row], path: Path) -> None:
+    """Draw time over the floor, on large tensors where there are any."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import patches, pyplot
+
+    groups = subjects(rows)
+    large = [g for g in groups if g["copy"]["bytes"] / 2 > LARGE_BYTES and len(g) > 2] or groups
+    height = 0.22 * sum(len(group) for group in large) + 1.5
+    figure, axes = pyplot.subplots(figsize=(10, height), layout="constrained")
+    place, ticks = 0.0, []
+    for group in large:
+        start = place
+        for name, color in COLORS.items():
+            if name in group:
+                value = group[name]["versus_copy"]
+                axes.barh(place, value, color=color)
+                axes.text(value, place, f" {value:.2f}", va="center", fontsize=7)
+                place += 1
+        row = group["native"]
+        label = f"{row['op']} {row['direction']}\n{row['layout']} {row['dtype']}"
+        ticks.append(((start + place - 1) / 2, label))
+        place += 1
+    axes.set_yticks([tick for tick, _ in ticks], [label for _, label in ticks], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.margins(x=0.1, y=0.01)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("time over the floor: bytes at the bandwidth of a copy")
+    handles = [patches.Patch(color=color) for color in COLORS.values()]
+    axes.legend(handles, list(COLORS), loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def speedup(group: dict[str, Row], name: str) -> str:
+    """Return how many times faster the native core is, or a dash where nothing was compared."""
+    if name not in group:
+        return "-"
+    return f"{group[name]['median_ms'] / group['native']['median_ms']:.2f}x"
+
+
+def markdown(result: dict[str, Any], source: str) -> str:
+    """Return the table of a document."""
+    made = result["made_with"]
+    machine = made["gpu"] or f"{made['cpu']}, {made['threads']} threads"
+    lines = [
+        f"{machine}; torch {made['versions']['torch']}; commit {str(made['commit'])[:12]};"
+        f" {made['date']}; all rows in `{source}`.",
+        "",
+        "| op | direction | layout | dtype | shape | ms | GB/s | x floor"
+        " | vs reference | vs ATen | vs compiled |",
+        "|---|---|---|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for group in subjects(result["rows"]):
+        row = group["native"]
+        texts = [row["op"], row["direction"], row["layout"], row["dtype"], shape_text(row)]
+        digits = max(0, 2 - math.floor(math.log10(row["median_ms"])))
+        figures = [f"{row['median_ms']:.{digits}f}", f"{row['gb_per_s']:.1f}"]
+        figures.append(f"{row['versus_copy']:.2f}")
+        compared = [speedup(group, name) for name in ("reference", "torch", "compiled")]
+        lines.append("| " + " | ".join([*texts, *figures, *compared]) + " |")
+    return "\n".join(lines)
+
+
+def update_documentation(document: Path, source: Path) -> None:
+    """Replace what stands between the markers of a document by the table of a JSON file.
+
+    Raises:
+        SystemExit: if the document lacks the markers.
+    """
+    text = document.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{document}: has no {BEGIN} and {END} around a table")
+    table = markdown(json.loads(source.read_text()), source.name)
+    document.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")

@@ -1,0 +1,88 @@
+"""Ranges of activations from batches of images."""
+
+import pytest
+import torch
+from networks import RGB8, normal_batches, small_residual
+from torch import nn
+
+from zscgan_ext.quantization.calibration import calibrate
+from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.quantizers import ActivationMode
+from zscgan_ext.quantization.scheme import Scheme
+
+
+def identity_student(bits=8):
+    """A student whose first quantizer sees its images and whose second sees them rectified."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Conv2d(1, 1, 1))
+    nn.init.ones_(model[0].weight)
+    return convert(model, Scheme("deploy", bits, bits), (1, 2, 2))
+
+
+def images_of(*values: float):
+    return torch.tensor(values).view(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64)
+
+
+BATCHES = [images_of(-1.0, 2.0, 0.0, 1.0), images_of(-3.0, 4.0, 0.5, 1.0)]
+
+
+def test_ranges_are_the_mean_of_the_batches():
+    student = identity_student()
+    calibrate(student, iter(BATCHES), 2)
+    of_images, of_relu = student.activation_quantizers
+    assert (of_images.running_min.item(), of_images.running_max.item()) == (-2.0, 3.0)
+    assert of_images.log_scale.exp().item() == pytest.approx(5 / 255, rel=1e-6)
+    assert of_images.zero_point.item() == round(2 / (5 / 255))
+    assert (of_relu.running_min.item(), of_relu.running_max.item()) == pytest.approx((0, 3))
+    assert of_relu.log_scale.exp().item() == pytest.approx(3 / 255, rel=1e-6)
+    assert of_relu.zero_point.item() == 0
+
+
+def test_only_the_wanted_batches_are_taken():
+    student = identity_student()
+    batches = iter(BATCHES)
+    calibrate(student, batches, 1)
+    assert student.activation_quantizers[0].running_max.item() == 2.0
+    assert next(batches) is BATCHES[1]
+
+
+def test_a_second_calibration_forgets_the_first():
+    student, fresh = identity_student(), identity_student()
+    calibrate(student, normal_batches(2, 4, 1, 2, 2), 2)
+    before = student.activation_quantizers[0].log_scale.item()
+    calibrate(student, iter(BATCHES), 2)
+    calibrate(fresh, iter(BATCHES), 2)
+    assert student.activation_quantizers[0].log_scale.item() != before
+    for one, other in zip(student.activation_quantizers, fresh.activation_quantizers, strict=True):
+        assert torch.equal(one.log_scale, other.log_scale)
+        assert torch.equal(one.zero_point, other.zero_point)
+
+
+def test_activations_are_float_before_and_quantized_after():
+    student = identity_student(bits=2)
+    modes = {quantizer.mode for quantizer in student.activation_quantizers}
+    assert modes == {ActivationMode.OFF}
+    calibrate(student, iter(BATCHES), 2)
+    modes = {quantizer.mode for quantizer in student.activation_quantizers}
+    assert modes == {ActivationMode.QUANTIZE}
+
+
+def test_ranges_are_those_behind_quantized_weights():
+    model = nn.Sequential(nn.Conv2d(1, 1, (1, 2), bias=False), nn.ReLU(), nn.Conv2d(1, 1, 1))
+    model[0].weight.data = torch.tensor([1.0, 0.2]).view(1, 1, 1, 2)
+    student = convert(model, Scheme("paper", 2, 8), (1, 2, 2))
+    calibrate(student, iter([images_of(3.0, 3.0, 3.0, 3.0)]), 1)
+    # 2 bits from 0 to 1 have steps of 1/3: 0.2 becomes 1/3.
+    assert student.activation_quantizers[0].running_max.item() == pytest.approx(4)
+
+
+def test_noise_gives_other_ranges_than_data():
+    scheme = Scheme("deploy", 4, 4)
+    scales = []
+    for spread in (1.0, 3.0):
+        student = convert(small_residual(), scheme, RGB8.shape)
+        batches = ((spread * x, y) for x, y in normal_batches(2, 8, *RGB8.shape))
+        calibrate(student, batches, 2)
+        scales.append(torch.cat([q.log_scale.detach() for q in student.activation_quantizers]))
+    ratio = (scales[1] - scales[0]).exp()
+    assert ratio[0].item() == pytest.approx(3, rel=1e-5)  # the images themselves
+    assert (ratio > 1).sum() >= len(ratio) - 1  # ReLU6 may be full in both

@@ -1,0 +1,182 @@
+"""What README.md and docs/ say is so: commands, snippets, links, settings, modules."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import SHORT, write_fashion_mnist
+from safetensors.torch import save_file
+
+from zscgan_ext.config import Settings
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "zscgan_ext"
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PYTHON = (".venv/bin/python", "python", "python3")
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """Return the code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """Return every command of every block, those joined by && one by one."""
+    lines = [
+        line
+        for document in DOCUMENTS
+        for block in blocks(document, "bash")
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    parts = [part.strip() for line in lines for part in line.split(" && ")]
+    return sorted({part for part in parts if part and not part.startswith("#")})
+
+
+def is_program(command: str) -> bool:
+    """Tell whether a command starts a program of this package or of this repository."""
+    words = shlex.split(command)
+    return words[0] in PYTHON and (words[1:2] != ["-m"] or words[2].startswith("zscgan_ext."))
+
+
+PROGRAMS = [command for command in commands() if is_program(command)]
+OTHERS = [command for command in commands() if not is_program(command)]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the files that the README's commands name."""
+    folder = tmp_path_factory.mktemp("readme")
+    model = next(block for block in blocks(ROOT / "README.md", "python") if "def build" in block)
+    (folder / "my_model.py").write_text(model)
+    namespace: dict = {}
+    exec(model, namespace)
+    torch.manual_seed(0)
+    save_file(namespace["build"]().state_dict(), folder / "my_model.safetensors")
+    for index, name in enumerate(("cat", "dog", "owl")):
+        (folder / "photos" / name).mkdir(parents=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (120, 100, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / name / "1.jpg")
+    write_fashion_mnist(folder / "few-images", count=20)
+    return folder
+
+
+def shortened(words: list[str]) -> list[str]:
+    """Add arguments that make a run of the main program a matter of seconds."""
+    images = [] if "--evaluation-data" in words else ["--evaluation-data", "few-images"]
+    return [*words, *SHORT, "--batch-size=4", *images]
+
+
+@pytest.mark.parametrize("command", PROGRAMS)
+def test_programs_run(workplace, command):
+    words = [sys.executable, *shlex.split(command)[1:]]
+    if words[1] != "-m":
+        check_options(words)
+        return
+    if words[2] == "zscgan_ext.train" and "--help" not in words:
+        words = shortened(words)
+    done = subprocess.run(words, cwd=workplace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def check_options(words: list[str]) -> None:
+    """Require of a script, which may run for long, that it knows the options it is given."""
+    script = ROOT / words[1]
+    done = subprocess.run([words[0], script, "--help"], capture_output=True, text=True, check=True)
+    known = set(re.findall(r"--[\w-]+", done.stdout))
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_every_other_command_is_run_by_continuous_integration(command):
+    if command == ".venv/bin/pip install .":  # a part of what follows
+        command = '.venv/bin/pip install ".[test]"'
+    program = (ROOT / ".ci" / "run").read_text().replace('"$venv/bin/', '".venv/bin/')
+    program = program.replace('"$venv"', ".venv")
+    program = re.sub(r'"(\.venv/bin/[\w-]+)"', r"\1", program)
+    assert any(line.startswith(command) for line in program.splitlines()), command
+
+
+def test_both_commands_for_a_fresh_machine_are_there():
+    readme = (ROOT / "README.md").read_text()
+    assert "pip install . && .venv/bin/python -m zscgan_ext.train\n" in readme
+    assert 'pip install ".[test]" && .venv/bin/pytest\n' in readme
+    assert ".venv/bin/python -m zscgan_ext.train" in PROGRAMS
+
+
+SNIPPETS = [(d.name, block) for d in DOCUMENTS for block in blocks(d, "python")]
+
+
+@pytest.mark.parametrize(("document", "snippet"), SNIPPETS)
+def test_snippets_run(document, snippet):
+    namespace: dict = {}
+    exec(snippet, namespace)
+    # Comments like `weight.grad [64, 32, 3, 3]` state shapes.
+    for expression, shape in re.findall(r"(\w+\.grad) (\[[\d, ]+\])", snippet):
+        assert list(eval(expression, namespace).shape) == ast.literal_eval(shape), document
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_lead_to_files(document):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text())
+    for link in links:
+        if not link.startswith(("http://", "https://")):
+            assert (document.parent / link).exists(), link
+
+
+def test_the_readme_names_every_setting_and_no_other():
+    named = set(re.findall(r"`--([\w-]+)", (ROOT / "README.md").read_text()))
+    settings = {field.name.replace("_", "-") for field in fields(Settings)}
+    assert named == settings | {"config"}
+
+
+def imported(file: Path) -> set[Path]:
+    """Return the modules of the package that a module imports."""
+    tree = ast.parse(file.read_text())
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    paths = {ROOT / name.replace(".", "/") for name in names if name.startswith("zscgan_ext.")}
+    return {path for path in paths if path.is_dir() or path.with_suffix(".py").is_file()}
+
+
+def documented_modules() -> list[Path]:
+    """Return the modules and packages of the architecture's table, in its order, less `.py`."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text[text.index("### The package") : text.index("### The native core")]
+    names = re.findall(r"^\| `([\w/.]+)` \|", table, re.MULTILINE)
+    return [PACKAGE / name.removesuffix(".py").removesuffix("/") for name in names]
+
+
+def place(path: Path, order: list[Path]) -> int | None:
+    """Return the row of a module, or of the package that holds it."""
+    return next((order.index(p) for p in (path, *path.parents) if p in order), None)
+
+
+def test_the_architecture_names_every_module():
+    order = documented_modules()
+    assert all(path.is_dir() or path.with_suffix(".py").is_file() for path in order)
+    modules = [file for file in PACKAGE.rglob("*.py") if file.name != "__init__.py"]
+    assert [f for f in modules if place(f.with_suffix(""), order) is None] == []
+
+
+def test_modules_import_only_what_stands_above_them():
+    order = documented_modules()
+    for file in PACKAGE.rglob("*.py"):
+        own = place(file.with_suffix(""), order)
+        if own is None:
+            continue
+        for other in imported(file):
+            row = place(other, order)
+            assert row is None or row <= own, f"{file.name} imports {other.name}"

@@ -1,0 +1,131 @@
+"""Fine-tuning: its loss in closed form, and what it may and may not change."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from networks import RGB8, normal_batches, small_residual
+from tensors import sample
+from torch import nn
+
+from zscgan_ext.config import Settings
+from zscgan_ext.quantization.calibration import calibrate
+from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.fine_tuning import fine_tune, student_loss
+from zscgan_ext.quantization.scheme import Scheme
+
+LABELS = torch.tensor([0, 2, 1])
+TOY = Settings(batch_size=16, fine_tuning_steps=40, fine_tuning_learning_rate=3e-3)
+
+
+def logits(seed):
+    return 3 * sample(3, 4, seed=seed)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distillation_is_the_divergence_from_the_teacher(temperature):
+    settings = Settings(temperature=temperature, distillation_weight=0.7, label_weight=0.0)
+    student, teacher = logits(0), logits(1)
+    p = (teacher.double() / temperature).softmax(1)
+    q = (student.double() / temperature).softmax(1)
+    expected = 0.7 * temperature**2 * (p * (p / q).log()).sum(1).mean()
+    assert student_loss(student, teacher, LABELS, settings).item() == pytest.approx(expected.item())
+
+
+def test_labels_add_their_cross_entropy():
+    settings = Settings(distillation_weight=0.0, label_weight=0.3)
+    probabilities = logits(0).double().softmax(1)
+    expected = -0.3 * probabilities[range(3), LABELS].log().mean()
+    loss = student_loss(logits(0), logits(1), LABELS, settings)
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_equal_logits_have_no_distillation_loss_and_no_gradient():
+    student = logits(0).requires_grad_()
+    loss = student_loss(student, logits(0), LABELS, Settings(label_weight=0.0))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert student.grad.abs().max() < 1e-6
+
+
+def test_losses_of_half_precision_logits_are_float32():
+    loss = student_loss(logits(0).bfloat16(), logits(1).bfloat16(), LABELS, Settings())
+    assert loss.dtype == torch.float32
+
+
+def fine_tuned(scheme, settings=TOY):
+    """A calibrated student after fine-tuning, its float teacher, and the steps."""
+    teacher = small_residual()
+    student = convert(teacher, scheme, RGB8.shape)
+    calibrate(student, normal_batches(2, 16, *RGB8.shape, seed=1), 2)
+    steps = []
+    batches = normal_batches(settings.fine_tuning_steps, 16, *RGB8.shape, seed=2)
+    fine_tune(student, teacher, batches, settings, steps.append)
+    return student, teacher, steps
+
+
+@pytest.mark.parametrize("name", ["deploy", "paper"])
+def test_the_loss_falls(name):
+    _, _, steps = fine_tuned(Scheme(name, 2, 3))
+    assert [step.step for step in steps] == list(range(1, 41))
+    losses = [step.loss for step in steps]
+    assert sum(losses[-8:]) < 0.7 * sum(losses[:8])
+    assert all(0 <= step.agreement <= 100 for step in steps)
+
+
+def test_steps_that_change_nothing_report_one_loss():
+    settings = replace(TOY, fine_tuning_learning_rate=1e-30, fine_tuning_steps=2)
+    student, teacher, steps = fine_tuned(Scheme("deploy", 4, 4), settings)
+    images, labels = next(normal_batches(1, 16, *RGB8.shape, seed=2))
+    with torch.no_grad():
+        expected = student_loss(student(images), teacher(images), labels, settings)
+    assert steps[0].loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def scales_of(student):
+    return [value.exp() for name, value in student.named_parameters() if "log_scale" in name]
+
+
+@pytest.mark.parametrize("name", ["deploy", "paper"])
+def test_scales_stay_positive_at_a_huge_learning_rate(name):
+    settings = replace(TOY, fine_tuning_learning_rate=1.0, fine_tuning_steps=6)
+    student, _, steps = fine_tuned(Scheme(name, 4, 4), settings)
+    scales = scales_of(student)
+    assert len(scales) == (10 if name == "deploy" else 2)
+    assert all((scale > 0).all() and scale.isfinite().all() for scale in scales)
+    assert all(torch.isfinite(torch.tensor(step.loss)) for step in steps)
+
+
+def test_batch_norm_keeps_its_statistics():
+    student, teacher, _ = fine_tuned(Scheme("paper", 4, 4))
+    for name in ("stem_bn", "depthwise_bn", "project_bn"):
+        norm, original = student.graph.get_submodule(name), teacher.get_submodule(name)
+        assert torch.equal(norm.running_mean, original.running_mean)
+        assert torch.equal(norm.running_var, original.running_var)
+        assert not norm.training
+
+
+@pytest.mark.parametrize("name", ["deploy", "paper"])
+def test_every_layer_is_trained_and_the_teacher_is_not(name):
+    student, teacher, _ = fine_tuned(Scheme(name, 4, 4))
+    untouched = convert(small_residual(), Scheme(name, 4, 4), RGB8.shape)
+    for layer, before in zip(student.layers, untouched.layers, strict=True):
+        assert not torch.equal(layer.layer.weight, before.layer.weight)
+    original = small_residual().state_dict()
+    assert all(torch.equal(value, original[key]) for key, value in teacher.state_dict().items())
+
+
+def test_no_step_changes_nothing():
+    teacher = small_residual()
+    student = convert(teacher, Scheme("deploy", 4, 4), RGB8.shape)
+    before = copy.deepcopy(student.state_dict())
+    fine_tune(student, teacher, iter(()), replace(TOY, fine_tuning_steps=0), pytest.fail)
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+
+
+def test_bfloat16_trains_float32_parameters():
+    student, _, steps = fine_tuned(Scheme("deploy", 4, 4), replace(TOY, precision="bfloat16"))
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    assert sum(s.loss for s in steps[-8:]) < sum(s.loss for s in steps[:8])
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in student.modules())

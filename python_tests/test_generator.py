@@ -1,0 +1,77 @@
+"""The conditional generator: shapes, pixels, and that the class matters."""
+
+import pytest
+import torch
+
+from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.preprocessing import Preprocessing
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def generator_for(channels=3, size=28, num_classes=7, latent_dim=16):
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(channels, size, MEAN[:channels], STD[:channels])
+    return ConditionalGenerator(num_classes, latent_dim, preprocessing)
+
+
+def random(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [28, 30, 32, 33, 64, 224])
+def test_images_have_the_classifiers_shape(channels, size):
+    generator = generator_for(channels, size)
+    images = generator(*generator.random_inputs(2, random()))
+    assert images.shape == (2, channels, size, size)
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_pixels_lie_between_black_and_white(training):
+    generator = generator_for().train(training)
+    for parameter in generator.parameters():  # far from its start
+        parameter.data.mul_(5)
+    images = generator(*generator.random_inputs(16, random()))
+    std, mean = torch.tensor(STD).view(-1, 1, 1), torch.tensor(MEAN).view(-1, 1, 1)
+    pixels = images * std + mean
+    assert pixels.amin() >= -1e-6
+    assert pixels.amax() <= 1 + 1e-6
+    assert pixels.std() > 0.05
+
+
+def test_the_class_and_the_latent_vector_matter():
+    generator = generator_for().eval()
+    latent, _ = generator.random_inputs(2, random())
+    same, other = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64)
+    images = generator(latent, same)
+    assert (generator(latent, other) - images).abs().mean() > 1e-3
+    assert (images[0] - images[1]).abs().mean() > 1e-3
+    assert torch.equal(generator(latent, same), images)
+
+
+def test_every_parameter_gets_a_gradient():
+    generator = generator_for()
+    images = generator(*generator.random_inputs(32, random()))
+    (images * torch.linspace(-1, 1, images.numel()).view_as(images)).sum().backward()
+    for name, parameter in generator.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    # A bias in front of a batch norm has none but rounding errors.
+    assert generator.embedding.weight.grad.abs().sum() > 0
+
+
+def test_random_inputs_are_normal_and_uniform_and_repeatable():
+    generator = generator_for(num_classes=4)
+    latent, labels = generator.random_inputs(4000, random(1))
+    assert latent.shape == (4000, 16)
+    assert latent.mean().abs() < 0.02
+    assert latent.std().item() == pytest.approx(1, abs=0.02)
+    assert labels.dtype == torch.int64
+    assert labels.bincount(minlength=4).float().div(1000).sub(1).abs().max() < 0.15
+    again = generator.random_inputs(4000, random(1))
+    assert torch.equal(latent, again[0])
+    assert torch.equal(labels, again[1])
+    assert not torch.equal(labels, generator.random_inputs(4000, random(2))[1])

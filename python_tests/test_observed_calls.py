@@ -1,0 +1,69 @@
+"""Calls that somebody observes go through torch's dispatcher, all others around it."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zscgan_ext.ops import fake_quantize, fake_quantize_learned
+from zscgan_ext.ops.library import OPS
+
+
+class Recorder(TorchDispatchMode):
+    """Records the names of the ops that pass the dispatcher."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function._schema.name)
+        return function(*args, **(kwargs or {}))
+
+
+class Subclass(torch.Tensor):
+    """A tensor subclass that records the functions it takes part in."""
+
+    seen: list = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None) -> object:
+        cls.seen.append(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.fixture
+def tensors():
+    x = torch.linspace(-3, 3, 24).view(2, 3, 4).requires_grad_()
+    scale = torch.tensor([0.1, 0.2, 0.3], requires_grad=True)
+    return x, scale, torch.tensor([0.0, 1.0, 2.0], requires_grad=True)
+
+
+def test_a_dispatch_mode_sees_both_passes(tensors):
+    with Recorder() as recorder:
+        fake_quantize_learned(*tensors, -8, 7, 1).sum().backward()
+    assert "zscgan_ext::fake_quantize_learned" in recorder.names
+    assert "zscgan_ext::fake_quantize_learned_backward" in recorder.names
+
+
+def test_a_subclass_sees_the_op(tensors):
+    x = tensors[0].detach().as_subclass(Subclass)
+    Subclass.seen = []
+    y = fake_quantize(x, *(v.detach() for v in tensors[1:]), -8, 7, 1)
+    assert type(y) is Subclass
+    assert any(getattr(f, "__name__", "").startswith("fake_quantize") for f in Subclass.seen)
+
+
+def test_a_direct_call_gives_the_bits_of_the_registered_op(tensors):
+    outcomes = []
+    for op in (fake_quantize_learned, OPS.fake_quantize_learned):
+        y = op(*tensors, -8, 7, 1, 0.5)
+        outcomes.append((y, *torch.autograd.grad(y.square().sum(), tensors)))
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_a_fixed_scale_gets_no_gradient(tensors):
+    x, scale, zero_point = tensors
+    assert not fake_quantize(x.detach(), scale, zero_point, -8, 7, 1).requires_grad
+    fake_quantize(x, scale, zero_point, -8, 7, 1).sum().backward()
+    assert x.grad is not None
+    assert scale.grad is None

@@ -1,0 +1,101 @@
+"""Learning the generator, and the batches it gives afterwards."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from networks import RGB8, small_residual
+
+from zscgan_ext.batch_norm_matching import FrozenTeacher
+from zscgan_ext.config import Settings
+from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.synthesis import noise_batches, synthetic_batches, train_generator
+
+QUICK = Settings(latent_dim=8, batch_size=32, synthesis_steps=25, synthesis_learning_rate=3e-3)
+
+
+def random(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def learned(settings=QUICK, seed=0):
+    """A generator learned from the small classifier, and its steps."""
+    torch.manual_seed(seed)
+    generator = ConditionalGenerator(5, settings.latent_dim, RGB8)
+    teacher = FrozenTeacher(small_residual(), settings.distance)
+    steps = []
+    train_generator(generator, teacher, settings, random(seed), steps.append)
+    return generator, steps
+
+
+def test_the_loss_falls_and_the_classifier_agrees_more():
+    _, steps = learned()
+    assert [step.step for step in steps] == list(range(1, 26))
+    assert sum(s.loss for s in steps[-5:]) < 0.8 * sum(s.loss for s in steps[:5])
+    accuracies = [step.teacher_accuracy for step in steps]
+    assert all(0 <= accuracy <= 100 for accuracy in accuracies)
+    assert sum(accuracies[-5:]) > sum(accuracies[:5])
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts():
+    settings = replace(QUICK, synthesis_steps=2, cross_entropy_weight=0.5, batch_norm_weight=3.0)
+    for step in learned(settings)[1]:
+        expected = 0.5 * step.cross_entropy + 3 * step.batch_norm_distance
+        assert step.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_part_can_be_learned_alone():
+    for weight, measure in (
+        ("cross_entropy_weight", "batch_norm_distance"),
+        ("batch_norm_weight", "cross_entropy"),
+    ):
+        _, both = learned(QUICK)
+        _, alone = learned(replace(QUICK, **{weight: 0.0}))
+        other = {"batch_norm_distance": "cross_entropy", "cross_entropy": "batch_norm_distance"}
+        assert getattr(alone[-1], measure) < getattr(alone[0], measure)
+        assert getattr(alone[-1], other[measure]) > getattr(both[-1], other[measure])
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    settings = replace(QUICK, synthesis_steps=4)
+    (one, steps), (two, again), (other, _) = (learned(settings, seed) for seed in (3, 3, 4))
+    assert steps == again
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name])
+    assert not torch.equal(one.linear.weight, other.linear.weight)
+    batches = zip(
+        islice(synthetic_batches(one, 8, random(1)), 2),
+        islice(synthetic_batches(two, 8, random(1)), 2),
+        strict=True,
+    )
+    for (images, labels), (same_images, same_labels) in batches:
+        assert torch.equal(images, same_images)
+        assert torch.equal(labels, same_labels)
+
+
+def test_bfloat16_learns_too():
+    _, steps = learned(replace(QUICK, precision="bfloat16"))
+    assert steps[-1].loss < steps[0].loss
+
+
+def test_synthetic_batches_are_images_with_their_labels():
+    generator, _ = learned(replace(QUICK, synthesis_steps=1))
+    (images, labels), (more, _) = islice(synthetic_batches(generator, 6, random()), 2)
+    assert images.shape == (6, *RGB8.shape)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert not images.requires_grad
+    assert labels.shape == (6,)
+    assert not torch.equal(images, more)
+    latent, expected_labels = generator.random_inputs(6, random())
+    assert torch.equal(labels, expected_labels)
+    torch.testing.assert_close(images, generator(latent, expected_labels).detach())
+
+
+def test_noise_is_standard_normal():
+    (images, labels), (more, _) = islice(noise_batches(64, RGB8.shape, random()), 2)
+    assert images.shape == (64, *RGB8.shape)
+    assert labels.shape == (64,)
+    assert images.mean().abs() < 0.05
+    assert images.std().item() == pytest.approx(1, abs=0.05)
+    assert not torch.equal(images, more)
