@@ -42,14 +42,22 @@ def test_pixels_lie_between_black_and_white(training):
     assert pixels.std() > 0.05
 
 
-def test_the_class_and_the_latent_vector_matter():
+def generate(generator, latent, labels, seed=0):
+    """Images with the noise of a seed."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return generator(latent, labels)
+
+
+def test_class_latent_vector_and_noise_matter():
     generator = generator_for().eval()
     latent, _ = generator.random_inputs(2, random())
     same, other = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64)
-    images = generator(latent, same)
-    assert (generator(latent, other) - images).abs().mean() > 1e-3
-    assert (images[0] - images[1]).abs().mean() > 1e-3
-    assert torch.equal(generator(latent, same), images)
+    images = generate(generator, latent, same)
+    assert torch.equal(generate(generator, latent, same), images)
+    assert (generate(generator, latent, other) - images).abs().mean() > 1e-3
+    assert (generate(generator, latent + 1, same) - images).abs().mean() > 1e-3
+    assert (generate(generator, latent, same, seed=1) - images).abs().mean() > 1e-3
 
 
 def test_every_parameter_gets_a_gradient():

@@ -10,7 +10,12 @@ from networks import RGB8, small_residual
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.config import Settings
 from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.synthesis import noise_batches, synthetic_batches, train_generator
+from zscgan_ext.synthesis import (
+    mixed_batches,
+    noise_batches,
+    synthetic_batches,
+    train_generator,
+)
 
 QUICK = Settings(latent_dim=8, batch_size=32, synthesis_steps=25, synthesis_learning_rate=3e-3)
 
@@ -64,14 +69,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name])
     assert not torch.equal(one.linear.weight, other.linear.weight)
-    batches = zip(
-        islice(synthetic_batches(one, 8, random(1)), 2),
-        islice(synthetic_batches(two, 8, random(1)), 2),
-        strict=True,
-    )
-    for (images, labels), (same_images, same_labels) in batches:
+    pairs = zip(first_batches(one), first_batches(two), strict=True)
+    for (images, labels), (same_images, same_labels) in pairs:
         assert torch.equal(images, same_images)
         assert torch.equal(labels, same_labels)
+
+
+def first_batches(generator, count=2, size=6):
+    """The first synthetic batches, always with the same random numbers."""
+    torch.manual_seed(5)
+    return list(islice(synthetic_batches(generator, size, random(1)), count))
 
 
 def test_bfloat16_learns_too():
@@ -81,15 +88,30 @@ def test_bfloat16_learns_too():
 
 def test_synthetic_batches_are_images_with_their_labels():
     generator, _ = learned(replace(QUICK, synthesis_steps=1))
-    (images, labels), (more, _) = islice(synthetic_batches(generator, 6, random()), 2)
+    (images, labels), (more, _) = first_batches(generator)
     assert images.shape == (6, *RGB8.shape)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert not images.requires_grad
     assert labels.shape == (6,)
     assert not torch.equal(images, more)
-    latent, expected_labels = generator.random_inputs(6, random())
+    latent, expected_labels = generator.random_inputs(6, random(1))
     assert torch.equal(labels, expected_labels)
+    torch.manual_seed(5)
     torch.testing.assert_close(images, generator(latent, expected_labels).detach())
+
+
+def test_mixed_batches_lie_between_neighbours_and_nearer_to_their_label():
+    values = torch.tensor([0.0, 1, 4, 9, 16, 25])
+    images, labels = values.view(6, 1, 1, 1).expand(6, 2, 3, 3), torch.arange(6)
+    (mixed, same_labels), (more, _) = mixed_batches(iter([(images, labels)] * 2), random())
+    assert torch.equal(same_labels, labels)
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
+    neighbour = torch.tensor([25.0, 0, 1, 4, 9, 16])
+    weights = ((mixed.mean((1, 2, 3)) - neighbour) / (values - neighbour)).tolist()
+    assert all(0.5 <= weight <= 1 for weight in weights)
+    assert max(weights) - min(weights) > 0.1
+    assert torch.equal(mixed, mixed[:, :1, :1, :1].expand(mixed.shape))  # one weight per image
+    assert not torch.equal(mixed, more)
 
 
 def test_noise_is_standard_normal():

@@ -222,20 +222,21 @@ def test_a_model_of_ones_own_without_evaluation_data(tmp_path, monkeypatch):
 
 def test_the_reference_gives_the_same_run_to_float_tolerance(data, tmp_path):
     logs, agreements = {}, {}
+    # Slow learning: Adam makes a step of full length even of a gradient that holds nothing but
+    # rounding errors.
+    rates = ["--synthesis-learning-rate=1e-5", "--fine-tuning-learning-rate=1e-5"]
     for choice in ("native", "reference"):
         folder = tmp_path / choice
-        command = [sys.executable, "-W", "error", "-m", "zscgan_ext.train", *SHORT]
+        command = [sys.executable, "-W", "error", "-m", "zscgan_ext.train", *SHORT, *rates]
         arguments = ["--bits=w8a8", "--evaluation-data", str(data), "--output", str(folder)]
         environment = {**os.environ, "ZSCGAN_EXT_IMPL": choice}
         subprocess.run([*command, *arguments], check=True, env=environment, capture_output=True)
         logs[choice] = log_of(folder)
         agreements[choice] = metrics_of(folder)["agreement"]
     for native, reference in zip(logs["native"], logs["reference"], strict=True):
-        # Adam makes a step of the usual length of a gradient that holds nothing but rounding
-        # errors; in fine-tuning, a rounding error can move a value to the next integer.
-        tolerance = 0.02 if native["stage"] == "synthesis" else 0.2
+        # In fine-tuning, a rounding error can move a value to the next integer.
+        tolerance = 1e-3 if native["stage"] == "synthesis" else 0.1
         assert native["loss"] == pytest.approx(reference["loss"], rel=tolerance)
-    assert logs["native"][0]["loss"] == pytest.approx(logs["reference"][0]["loss"], rel=1e-5)
     for row in ("float", "noise_calibrated"):
         assert agreements["native"][row] == pytest.approx(agreements["reference"][row], abs=4)
 

@@ -62,15 +62,15 @@ class Settings:
     """length of the generator's latent vector"""
     batch_size: int = setting(128, "N")
     """images in a batch"""
-    synthesis_steps: int = setting(300, "N")
+    synthesis_steps: int = setting(200, "N")
     """steps of generator learning"""
     calibration_batches: int = setting(8, "N")
     """batches that the initial ranges are taken from"""
-    fine_tuning_steps: int = setting(200, "N")
+    fine_tuning_steps: int = setting(150, "N")
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the generator"""
-    fine_tuning_learning_rate: float = setting(3e-4, "X")
+    fine_tuning_learning_rate: float = setting(2e-4, "X")
     """learning rate for the quantized classifier"""
     cross_entropy_weight: float = setting(1.0, "X")
     """weight of the teacher's cross-entropy in the generator's loss"""

@@ -53,7 +53,7 @@ def uses_native(x: torch.Tensor) -> bool:
     """Tell whether the native core has a kernel for this tensor's device and dtype."""
     if NATIVE is None or REQUESTED == "reference":
         return False
-    if x.is_cpu:
+    if x.device.type == "cpu":
         return x.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
     return x.is_cuda and x.dtype != torch.float64 and cuda_missing_reason() is None
 
