@@ -66,17 +66,22 @@ struct Cpu {
 
     using Where = std::tuple<int>;  // threads
 
+    static int threads(const Where& where) {
+        require(std::get<0>(where) >= 1, "threads: must be positive");
+        return std::get<0>(where);
+    }
+
     template <class Kernel, class... Arguments>
     static void call(const Where& where, Kernel kernel, Arguments... arguments) {
-        const int threads = std::get<0>(where);
-        require(threads >= 1, "threads: must be positive");
+        const int team = threads(where);
         py::gil_scoped_release release;
-        kernel(arguments..., threads);
+        kernel(arguments..., team);
     }
 
     template <class Real>
-    static void distance(const Where&, Distance distance,
+    static void distance(const Where& where, Distance distance,
                          const std::vector<DistanceLayerOf<Real>>& layers, Real* result) {
+        threads(where);  // a few thousand channels need one, but a wrong number is still an error
         cpu::batch_norm_distance(distance, layers.data(), static_cast<int64_t>(layers.size()),
                                  result);
     }

@@ -166,7 +166,7 @@ def test_empty_tensors_need_no_address(entry, extent):
 def test_distance_needs_a_layer():
     result = torch.zeros(1)
     with pytest.raises(ValueError, match="layers: needed is at least one"):
-        NATIVE.cpu.batch_norm_distance(0, 0, [], result.data_ptr(), 1)
+        NATIVE.cpu.batch_norm_distance(0, 0, [], result.data_ptr(), (1,))
 
 
 @pytest.mark.parametrize("name", ["", "sse", "AVX2"])

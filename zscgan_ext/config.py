@@ -66,7 +66,7 @@ class Settings:
     """steps of generator learning"""
     calibration_batches: int = setting(8, "N")
     """batches that the initial ranges are taken from"""
-    fine_tuning_steps: int = setting(150, "N")
+    fine_tuning_steps: int = setting(250, "N")
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the generator"""
