@@ -3,6 +3,7 @@
 
 #include "data_types.h"
 #include "kernel_set.h"
+#include "memory.h"
 #include "rows.h"
 
 namespace zscgan::cpu::ZSCGAN_ISA {
@@ -58,7 +59,7 @@ struct ShiftedSums {
         V sum = V::broadcast(0), squares = V::broadcast(0);
         const int64_t whole = count - count % V::lanes;
         for (int64_t i = 0; i < whole; i += V::lanes) {
-            const V shifted = V::load(x + position + i, V::lanes) - offset;
+            const V shifted = read<V>(x + position + i, V::lanes) - offset;
             sum = sum + shifted;
             squares = squares + shifted * shifted;
         }
@@ -78,7 +79,7 @@ struct ShiftedSums {
 
     void columns(int64_t position, int64_t count, Real* sums, Real* squares) {
         for_lanes<V>(count, [&](int64_t i, int n) {
-            const V shifted = V::load(x + position + i, n) - shift.lanes(i, n);
+            const V shifted = read<V>(x + position + i, n) - shift.lanes(i, n);
             (V::load(sums + i, n) + shifted).store(sums + i, n);
             (V::load(squares + i, n) + shifted * shifted).store(squares + i, n);
         });
@@ -87,21 +88,22 @@ struct ShiftedSums {
 
 // y = a + b * x for each channel.
 template <class V, class T>
-void affine(const Extent& extent, ChannelTable<V>& a, ChannelTable<V>& b, const T* x, T* y,
-            int64_t begin, int64_t end) {
+void affine(const Extent& extent, ChannelTable<V>& a, ChannelTable<V>& b, const T* x,
+            const Output<T>& y, int64_t begin, int64_t end) {
     if (extent.inner != 1) {
         for_rows(extent, begin, end, [&](int64_t position, int64_t count, int64_t c) {
             const V constant = a.channel(c), slope = b.channel(c);
             for_lanes<V>(count, [&](int64_t i, int n) {
-                (constant + slope * V::load(x + position + i, n)).store(y + position + i, n);
+                const V value = read<V>(x + position + i, n);
+                y.template write<V>(position + i, constant + slope * value, n);
             });
         });
         return;
     }
     for (int64_t position = begin; position < end; position += a.period) {
         for_lanes<V>(smaller(a.period, end - position), [&](int64_t i, int n) {
-            const V value = V::load(x + position + i, n);
-            (a.lanes(i, n) + b.lanes(i, n) * value).store(y + position + i, n);
+            const V value = read<V>(x + position + i, n);
+            y.template write<V>(position + i, a.lanes(i, n) + b.lanes(i, n) * value, n);
         });
     }
 }
@@ -161,9 +163,10 @@ void batch_norm_statistics_backward(DataType type, Extent extent, const void* x,
         }
         const int64_t numel = extent.numel();
         const int64_t chunk = elementwise_chunk(extent);
+        const Output<T> result(grad_x, numel);
         parallel_for(ceil_divide(numel, chunk), threads, [&](int64_t task) {
             const int64_t begin = task * chunk;
-            affine(extent, a, b, static_cast<const T*>(x), static_cast<T*>(grad_x), begin,
+            affine(extent, a, b, static_cast<const T*>(x), result, begin,
                    smaller(numel, begin + chunk));
         });
     });

@@ -1,26 +1,35 @@
 // Fake quantization: quantize to integers and back, with straight-through and learned gradients.
 #include "data_types.h"
 #include "kernel_set.h"
+#include "memory.h"
 #include "quantizer_tables.h"
 
 namespace zscgan::cpu::ZSCGAN_ISA {
 namespace {
 
-// Appends bits to a byte stream that starts at a whole byte.
+// Appends bits to a byte stream that starts at a whole byte. Bytes are those of a little-endian
+// word.
 class BitWriter {
 public:
     explicit BitWriter(uint8_t* target) : target_(target) {}
     void append(uint32_t bits, int n) {
         pending_ |= static_cast<uint64_t>(bits) << count_;
         count_ += n;
-        for (; count_ >= 8; count_ -= 8, pending_ >>= 8)
-            *target_++ = static_cast<uint8_t>(pending_);
+        if (count_ >= 32) put<4>();
     }
     void flush() {
-        if (count_ > 0) *target_ = static_cast<uint8_t>(pending_);
+        while (count_ > 0) put<1>();
     }
 
 private:
+    template <int bytes>
+    void put() {
+        for (int i = 0; i < bytes; ++i) target_[i] = static_cast<uint8_t>(pending_ >> (8 * i));
+        target_ += bytes;
+        pending_ >>= 8 * bytes;
+        count_ -= 8 * bytes;
+    }
+
     uint8_t* target_;
     uint64_t pending_ = 0;
     int count_ = 0;
@@ -28,14 +37,15 @@ private:
 
 template <class V, class T>
 void forward_chunk(const Extent& extent, QuantizerTable<V>& table, const Bounds<V>& bounds,
-                   const T* x, T* y, uint8_t* mask, int64_t begin, int64_t end) {
+                   const T* x, const Output<T>& y, uint8_t* mask, int64_t begin, int64_t end) {
     BitWriter writer(mask ? mask + begin / 8 : nullptr);
     for_quantized_segments(
         extent, table, begin, end, [&](int64_t position, int64_t count, auto parameters) {
             for_lanes<V>(count, [&](int64_t i, int n) {
                 const Quantizer<V> quantizer = parameters(i, n);
-                const V integer = unclamped(V::load(x + position + i, n), quantizer);
-                dequantize(clamp(integer, bounds), quantizer).store(y + position + i, n);
+                const V integer = unclamped(read<V>(x + position + i, n), quantizer);
+                const V rounded = dequantize(clamp(integer, bounds), quantizer);
+                y.template write<V>(position + i, rounded, n);
                 if (mask) writer.append(is_inside(integer, bounds).bits() & ((1u << n) - 1), n);
             });
         });
@@ -44,10 +54,11 @@ void forward_chunk(const Extent& extent, QuantizerTable<V>& table, const Bounds<
 
 template <class V, class T>
 void forward(const Extent& extent, const QuantRange& range, QuantizerTable<V>& table, const T* x,
-             T* y, uint8_t* mask, int threads) {
+             void* result, uint8_t* mask, int threads) {
     const Bounds<V> bounds = broadcast_bounds<V>(range);
     const int64_t numel = extent.numel();
     if (numel == 0) return;
+    const Output<T> y(result, numel);
     const int64_t chunk = elementwise_chunk(extent);
     parallel_for(ceil_divide(numel, chunk), threads, [&](int64_t task) {
         const int64_t begin = task * chunk;
@@ -61,7 +72,7 @@ struct LearnedBackward {
     using Real = typename V::Real;
     const T* x;
     const T* grad;
-    T* grad_x;
+    Output<T> grad_x;
     QuantizerTable<V>& table;
     Bounds<V> bounds;
 
@@ -70,11 +81,11 @@ struct LearnedBackward {
 
     LearnedTerms<V> step(int64_t position, int n, const Quantizer<V>& quantizer) {
         const V zero = V::broadcast(0);
-        const V value = V::load(x + position, n);
-        const V incoming = V::load(grad + position, n);
+        const V value = read<V>(x + position, n);
+        const V incoming = read<V>(grad + position, n);
         const V integer = unclamped(value, quantizer);
         const auto inside = is_inside(integer, bounds);
-        select(inside, incoming, zero).store(grad_x + position, n);
+        grad_x.template write<V>(position, select(inside, incoming, zero), n);
         return learned_terms(value, incoming, integer, inside, quantizer, bounds, zero);
     }
 
@@ -118,9 +129,9 @@ void learned_backward(const LearnedTensor& tensor, int threads) {
     table.round_zero_points(tensor.range);
     const Reduction reduction(tensor.extent);
     Scratch<Pair> partials(reduction.partials());
-    LearnedBackward<V, T> kernel{static_cast<const T*>(tensor.x),
-                                 static_cast<const T*>(tensor.grad), static_cast<T*>(tensor.grad_x),
-                                 table, broadcast_bounds<V>(tensor.range)};
+    LearnedBackward<V, T> kernel{
+        static_cast<const T*>(tensor.x), static_cast<const T*>(tensor.grad),
+        Output<T>(tensor.grad_x, tensor.extent.numel()), table, broadcast_bounds<V>(tensor.range)};
     parallel_for(reduction.tasks(), threads, [&](int64_t task) {
         reduce_task<Addition, Real>(reduction, task, partials.data(), kernel);
     });
@@ -141,7 +152,7 @@ void fake_quantize(DataType type, Extent extent, QuantRange range, const void* x
     with_types(type, [&](auto types) {
         using T = typename decltype(types)::Element;
         QuantizerTable<typename decltype(types)::Vector> table(extent, scale, zero_point);
-        forward(extent, range, table, static_cast<const T*>(x), static_cast<T*>(y), mask, threads);
+        forward(extent, range, table, static_cast<const T*>(x), y, mask, threads);
     });
 }
 
@@ -150,16 +161,17 @@ void fake_quantize_backward(DataType type, int64_t numel, const void* grad, cons
     with_types(type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
+        const Output<T> result(grad_x, numel);
         parallel_for(ceil_divide(numel, task_elements), threads, [&](int64_t task) {
             const int64_t begin = task * task_elements;
             const T* source = static_cast<const T*>(grad) + begin;
-            T* target = static_cast<T*>(grad_x) + begin;
             const uint8_t* bytes = mask + begin / 8;
             for_lanes<V>(smaller(task_elements, numel - begin), [&](int64_t i, int n) {
                 uint32_t bits = bytes[i / 8];
                 if (V::lanes == 16 && n > 8) bits |= static_cast<uint32_t>(bytes[i / 8 + 1]) << 8;
-                select(V::Mask::from_bits(bits), V::load(source + i, n), V::broadcast(0))
-                    .store(target + i, n);
+                prefetch(source + i);
+                const auto passed = V::load_where(V::Mask::from_bits(bits), source + i, n);
+                result.template write<V>(begin + i, passed, n);
             });
         });
     });
@@ -174,8 +186,8 @@ void fake_quantize_learned(DataType type, const LearnedTensor* tensors, int64_t 
             QuantizerTable<typename decltype(types)::Vector> table(tensor.extent, tensor.scale,
                                                                    tensor.zero_point);
             table.round_zero_points(tensor.range);
-            forward(tensor.extent, tensor.range, table, static_cast<const T*>(tensor.x),
-                    static_cast<T*>(tensor.y), nullptr, team);
+            forward(tensor.extent, tensor.range, table, static_cast<const T*>(tensor.x), tensor.y,
+                    nullptr, team);
         });
     });
 }
