@@ -78,15 +78,24 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
 
 
 def differentiable(
-    op: Op, setup_context: Callable[..., None], backward: Callable[..., Any]
+    op: Op,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    results: int | None = None,
 ) -> None:
-    """Give an op its gradient."""
+    """Give an op its gradient.
+
+    Only so many `results` have one, where given; what comes after them is for the backward pass,
+    and a call that nothing observes does not return it.
+    """
     torch.library.register_autograd(
         f"{NAMESPACE}::{op.name}", backward, setup_context=setup_context, lib=LIBRARY
     )
 
-    around = function_of_lists if op.takes_lists else function_of_tensors
-    forward, direct_backward = around(op, setup_context, backward)
+    if op.takes_lists:
+        forward, direct_backward = function_of_lists(op, setup_context, backward)
+    else:
+        forward, direct_backward = function_of_tensors(op, setup_context, backward, results)
     methods = {"forward": staticmethod(forward), "backward": staticmethod(direct_backward)}
     op.function = type(op.name, (torch.autograd.Function,), methods)
 
@@ -95,14 +104,17 @@ Methods = tuple[Callable[..., Any], Callable[..., Any]]  # forward and backward
 
 
 def function_of_tensors(
-    op: Op, setup_context: Callable[..., None], backward: Callable[..., Any]
+    op: Op,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    results: int | None,
 ) -> Methods:
     """Return the methods of an autograd function that takes an op's own arguments."""
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         output = op.kernel(*arguments)
         setup_context(ctx, arguments, output)
-        return output
+        return output if results is None else output[:results]
 
     return forward, backward
 
