@@ -80,6 +80,26 @@ __device__ __forceinline__ Pair read_partial(const Pair* partial) {
     return {loaded.x, loaded.y};
 }
 
+// Combines partials[begin], partials[begin + step], ... below `end` with `pair`, in this order. One
+// block merges what all others left: it waits for several loads at a time, not for each.
+template <class Operation>
+__device__ __forceinline__ Pair combine_partials(Pair pair, const Pair* partials, int64_t begin,
+                                                 int64_t end, int64_t step) {
+    constexpr int batch = 4;
+#pragma unroll 1
+    for (int64_t index = begin; index < end; index += batch * step) {
+        Pair loaded[batch];
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            const int64_t place = index + i * step;
+            loaded[i] = place < end ? read_partial(partials + place) : widen(Operation::start());
+        }
+#pragma unroll
+        for (int i = 0; i < batch; ++i) pair = Operation::combine(pair, loaded[i]);
+    }
+    return pair;
+}
+
 // The result is that of lane 0.
 template <class Operation>
 __device__ __forceinline__ Pair combine_warp(Pair pair) {
