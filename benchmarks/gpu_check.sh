@@ -117,6 +117,8 @@ stage_build() {
     run build 240 env ZSCGAN_EXT_CUDA=1 ${architecture:+CUDAARCHS="$architecture"} \
         "${install[@]}" --no-build-isolation . || failed=1
     run build-info 60 env ZSCGAN_EXT_IMPL=native "$python" -m zscgan_ext.info || failed=1
+    local reason='import sys; from zscgan_ext.ops import implementation as i'
+    run build-usable 60 "$python" -c "$reason; sys.exit(i.cuda_missing_reason())" || failed=1
 }
 
 stage_test() {

@@ -11,17 +11,28 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
 STEPS = [
-    *("build", "build-info", "test-gpu", "test-cpu", "initcheck", "memcheck", "racecheck"),
+    *(
+        "build",
+        "build-info",
+        "build-usable",
+        "test-gpu",
+        "test-cpu",
+        "initcheck",
+        "memcheck",
+        "racecheck",
+    ),
     *("synccheck", "kernels", "steps", "schedule", "default"),
 ]
 PYTHON = """#!/bin/sh
 echo "$@" "$PYTHONPATH"
 case "$*" in
     *bench_kernels*) exit 3 ;;
+    *cuda_missing_reason*) echo "$REASON" && [ -z "$REASON" ] ;;
     *zscgan_ext.train*) sleep 30 ;;
 esac
 """
@@ -69,13 +80,13 @@ def test_a_dry_run_tells_every_step_and_does_nothing(tmp_path):
 
 
 def test_stages_can_be_chosen():
-    assert list(commands("schedule", "build")) == ["schedule", "build", "build-info"]
+    assert list(commands("schedule", "build")) == ["schedule", *STEPS[:3]]
 
 
 def test_wheels_are_installed_before_the_build(tmp_path):
     (tmp_path / "simple_parsing-1-py3-none-any.whl").touch()
     steps = commands("--wheels", tmp_path, "build")
-    assert list(steps) == ["build-wheels", "build", "build-info"]
+    assert list(steps) == ["build-wheels", *STEPS[:3]]
     assert steps["build-wheels"][-1] == str(tmp_path / "simple_parsing-1-py3-none-any.whl")
     assert "--no-index" in steps["build-wheels"]
 
@@ -89,6 +100,28 @@ def test_programs_know_the_options_they_are_given(step):
     options = {word for word in words if word.startswith("--")}
     assert options
     assert options <= set(re.findall(r"--[\w-]+", done.stdout))
+
+
+def test_the_kernel_stage_covers_every_op_where_memory_is_the_limit(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from plans import LAYOUTS, quick_plan, without_repetition
+
+    assert "--quick" in commands("kernels")["kernels"]
+    plans = without_repetition(quick_plan(torch.device("cuda")))
+    large = {
+        (plan.make, plan.kind.layout, plan.kind.dtype)
+        for plan in plans
+        if plan.kind.elements * plan.kind.dtype.itemsize == 256 * 2**20
+    }
+    activations = [
+        (m, x) for m, xs in LAYOUTS.items() for x in xs if x in ("NCHW", "channels_last")
+    ]
+    assert len(activations) >= 10
+    for make, layout in activations:
+        assert {(make, layout, dtype) for dtype in (torch.float32, torch.bfloat16)} <= large
+    for make in {make for make, _ in activations}:
+        elements = {plan.kind.elements for plan in plans if plan.make is make}
+        assert {2**10, 2**30} <= elements
 
 
 @pytest.mark.parametrize("step", ["initcheck", "memcheck", "racecheck", "synccheck"])
@@ -145,11 +178,19 @@ def test_a_failed_stage_stops_no_other_and_time_is_limited(interpreter, tmp_path
     assert "commit " in (tmp_path / "environment.txt").read_text()
 
 
+def test_a_build_that_cannot_use_the_gpu_fails(interpreter, tmp_path):
+    reason = "no NVIDIA driver is installed"
+    done = check("--output", tmp_path, "build", PYTHON=str(interpreter), REASON=reason)
+    assert done.returncode == 1
+    assert rows(tmp_path) == {"build": 0, "build-info": 0, "build-usable": 1}
+    assert reason in (tmp_path / "logs" / "build-usable.log").read_text()
+
+
 def test_success_is_the_exit_status(interpreter, tmp_path):
     options = ("--output", "results", "--commit", "a tarball")
     done = check(*options, "build", "test", folder=tmp_path, PYTHON=str(interpreter))
     assert done.returncode == 0, done.stdout
     output = tmp_path / "results"
-    assert rows(output) == dict.fromkeys(("build", "build-info", "test-gpu", "test-cpu"), 0)
+    assert rows(output) == dict.fromkeys(STEPS[:5], 0)
     assert (output / "environment.txt").read_text().startswith("commit a tarball\n")
     assert "--no-build-isolation ." in (output / "logs" / "build.log").read_text()

@@ -42,7 +42,8 @@ struct ColumnReductionTask {
 
 // Depends on sizes alone, so that the same values give the same bits wherever they lie.
 inline ColumnPartition plan_column_reduction(const Extent& extent) {
-    constexpr int64_t most_splits = 512;
+    // Blocks for two on each multiprocessor: what they leave is merged by one.
+    constexpr int64_t most_splits = 256;
     ColumnPartition partition = {};
     partition.numel = extent.numel();
     partition.channels = extent.channels;
