@@ -108,12 +108,9 @@ void batch_norm_distance(Distance, const DistanceLayerOf<double>* layers, int64_
 
 namespace cuda {
 
-constexpr int64_t workspace_zeroed_bytes = 32768;
-
 // What a launch needs beside its operands. `workspace` holds at least the bytes that the matching
-// `*_workspace` function asks for, at an address that is a multiple of 16; its first
-// `workspace_zeroed_bytes` were zeroed once and are left zero. Launches without a `*_workspace`
-// function use none.
+// `*_workspace` function asks for, at an address that is a multiple of 16, with any content. It may
+// be reused once the launch is queued. Launches without a `*_workspace` function use none.
 struct Launch {
     void* stream;  // cudaStream_t
     void* workspace;

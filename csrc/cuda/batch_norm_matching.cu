@@ -173,10 +173,11 @@ const char* batch_norm_statistics_backward(DataType type, Extent extent, const v
 
 const char* batch_norm_distance(Distance distance, const DistanceLayer* layers, int64_t count,
                                 float* result, Launch target) {
-    WorkspaceCutter workspace(target.workspace);
+    WorkspaceCutter workspace(target);
     DistanceTask task = {};
     task.parts = reinterpret_cast<double*>(workspace.take_partials(most_layers));
     task.counter = workspace.take_counters(1);
+    if (const char* error = workspace.zero_counters()) return error;
     task.result = result;
     task.layer_count = count;
     task.distance = distance;
@@ -191,7 +192,7 @@ const char* batch_norm_distance(Distance distance, const DistanceLayer* layers, 
 }
 
 int64_t distance_workspace() {
-    return workspace_zeroed_bytes + most_layers * static_cast<int64_t>(sizeof(Pair));
+    return workspace_bytes(most_layers * static_cast<int64_t>(sizeof(Pair)));
 }
 
 }  // namespace zscgan::cuda

@@ -42,7 +42,8 @@ struct ColumnReductionTask {
 
 // Depends on sizes alone, so that the same values give the same bits wherever they lie.
 inline ColumnPartition plan_column_reduction(const Extent& extent) {
-    constexpr int64_t most_splits = 512;
+    // Blocks for two on each multiprocessor: what they leave is merged by one.
+    constexpr int64_t most_splits = 256;
     ColumnPartition partition = {};
     partition.numel = extent.numel();
     partition.channels = extent.channels;
@@ -161,11 +162,9 @@ __device__ __forceinline__ void merge_columns(const Operation& operation,
         Pair pair = widen(Operation::start());
         for (int64_t column = channel; channel < end && column < columns;
              column += partition.channels) {
-            for (int split = threadIdx.x / tile_columns; split < partition.splits;
-                 split += helpers) {
-                pair = Operation::combine(
-                    pair, read_partial(partition.partials + split * columns + column));
-            }
+            pair = combine_partials<Operation>(pair, partition.partials,
+                                               column + threadIdx.x / tile_columns * columns,
+                                               partition.splits * columns, helpers * columns);
         }
         pair = combine_helpers<Operation>(pair, tile_columns, helpers);
         if (threadIdx.x < tile_columns && channel < end) operation.finish(channel, pair);

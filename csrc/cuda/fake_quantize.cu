@@ -230,9 +230,9 @@ const char* fake_quantize_learned_backward(DataType type, const LearnedTensor* t
 }
 
 int64_t learned_backward_workspace(const LearnedTensor* tensors, int64_t count) {
-    int64_t bytes = workspace_zeroed_bytes;
+    int64_t bytes = 0;
     for (int64_t i = 0; i < count; ++i) bytes += partial_bytes(tensors[i].extent);
-    return bytes;
+    return workspace_bytes(bytes);
 }
 
 }  // namespace zscgan::cuda

@@ -64,8 +64,6 @@ const char* observe(DataType type, Extent extent, const void* x, const ObserverS
     });
 }
 
-int64_t reduction_workspace(Extent extent) {
-    return workspace_zeroed_bytes + partial_bytes(extent);
-}
+int64_t reduction_workspace(Extent extent) { return workspace_bytes(partial_bytes(extent)); }
 
 }  // namespace zscgan::cuda

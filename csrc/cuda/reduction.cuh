@@ -80,6 +80,26 @@ __device__ __forceinline__ Pair read_partial(const Pair* partial) {
     return {loaded.x, loaded.y};
 }
 
+// Combines partials[begin], partials[begin + step], ... below `end` with `pair`, in this order. One
+// block merges what all others left: it waits for several loads at a time, not for each.
+template <class Operation>
+__device__ __forceinline__ Pair combine_partials(Pair pair, const Pair* partials, int64_t begin,
+                                                 int64_t end, int64_t step) {
+    constexpr int batch = 4;
+#pragma unroll 1
+    for (int64_t index = begin; index < end; index += batch * step) {
+        Pair loaded[batch];
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            const int64_t place = index + i * step;
+            loaded[i] = place < end ? read_partial(partials + place) : widen(Operation::start());
+        }
+#pragma unroll
+        for (int i = 0; i < batch; ++i) pair = Operation::combine(pair, loaded[i]);
+    }
+    return pair;
+}
+
 // The result is that of lane 0.
 template <class Operation>
 __device__ __forceinline__ Pair combine_warp(Pair pair) {
@@ -134,14 +154,31 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks
     return last;
 }
 
-// Cuts the workspace of a launch into counters, zeroed by the caller once, and partials.
+// The bytes of a workspace that are counters; partials follow.
+constexpr int64_t counter_bytes = 32768;
+
+// Nothing where there is nothing to merge.
+inline int64_t workspace_bytes(int64_t partial_bytes) {
+    return partial_bytes == 0 ? 0 : counter_bytes + partial_bytes;
+}
+
+// Cuts the workspace of a launch into counters and partials.
 class WorkspaceCutter {
 public:
-    explicit WorkspaceCutter(void* workspace)
-        : counters_(static_cast<unsigned*>(workspace)),
-          partials_(
-              reinterpret_cast<Pair*>(static_cast<char*>(workspace) + workspace_zeroed_bytes)) {}
+    explicit WorkspaceCutter(const Launch& target)
+        : stream_(static_cast<cudaStream_t>(target.stream)),
+          counters_(static_cast<unsigned*>(target.workspace)),
+          partials_(reinterpret_cast<Pair*>(static_cast<char*>(target.workspace) + counter_bytes)) {
+    }
 
+    // Needed once, before the first launch that counts: every launch leaves its counters zero.
+    // Zeroing belongs to the call and not to the memory, so that the workspace of a CUDA graph is
+    // the graph's own.
+    const char* zero_counters() {
+        if (zeroed_) return nullptr;
+        zeroed_ = true;
+        return error_text(cudaMemsetAsync(counters_, 0, counter_bytes, stream_));
+    }
     bool has_counters(int64_t count) const { return used_counters_ + count <= all_counters; }
     unsigned* take_counters(int64_t count) {
         used_counters_ += count;
@@ -154,11 +191,13 @@ public:
     void reset_counters() { used_counters_ = 0; }
 
 private:
-    static constexpr int64_t all_counters = workspace_zeroed_bytes / sizeof(unsigned);
+    static constexpr int64_t all_counters = counter_bytes / sizeof(unsigned);
+    cudaStream_t stream_;
     unsigned* counters_;
     Pair* partials_;
     int64_t used_counters_ = 0;
     int64_t used_partials_ = 0;
+    bool zeroed_ = false;
 };
 
 }  // namespace zscgan::cuda

@@ -167,11 +167,9 @@ __device__ __forceinline__ void reduce_channel_of_warp(const Operation& operatio
 template <class Operation>
 __device__ __forceinline__ void merge_splits(const Operation& operation,
                                              const RowPartition& partition, int64_t channel) {
-    const Pair* partials = partition.partials + channel * partition.splits;
-    Pair pair = widen(Operation::start());
-    for (int split = threadIdx.x; split < partition.splits; split += block_threads) {
-        pair = Operation::combine(pair, read_partial(partials + split));
-    }
+    Pair pair = combine_partials<Operation>(widen(Operation::start()),
+                                            partition.partials + channel * partition.splits,
+                                            threadIdx.x, partition.splits, block_threads);
     pair = combine_block<Operation>(pair);
     if (threadIdx.x == 0) operation.finish(channel, pair);
 }

@@ -16,24 +16,23 @@ from zscgan_ext.ops.layout import compute_dtype, extent_of
 core: Any = NATIVE
 DATA_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 DISTANCE_CODES = {"gaussian_kl": 0, "mse": 1, "std_mse": 2, "l2": 3}
-WORKSPACES: dict[tuple[int, int], Tensor] = {}
 
 
-def workspace(device: torch.device, stream: int, size: int) -> Tensor:
-    """Return scratch memory of this stream, zeroed when it was made and kept for later calls."""
-    key = (device.index, stream)
-    if key not in WORKSPACES or WORKSPACES[key].numel() < size:
-        WORKSPACES[key] = torch.zeros(size, dtype=torch.uint8, device=device)
-    return WORKSPACES[key]
+def workspace(x: Tensor, size: int) -> Tensor:
+    """Return scratch memory of `size` bytes, to be held until the kernel that uses it is queued.
+
+    It comes from torch's allocator for this one call: a CUDA graph under capture takes it from its
+    own memory, and no stream shares it.
+    """
+    return torch.empty(size, dtype=torch.uint8, device=x.device)
 
 
-def place(x: Tensor, workspace_size: int = 0) -> tuple[Any, tuple[int, ...]]:
+def place(x: Tensor, scratch: Tensor | None = None) -> tuple[Any, tuple[int, ...]]:
     """Return the native module of the tensor's device, and where there its kernels run."""
     if x.is_cpu:
         return core.cpu, (torch.get_num_threads(),)
     stream = torch.cuda.current_stream(x.device).cuda_stream
-    scratch = workspace(x.device, stream, workspace_size).data_ptr() if workspace_size else 0
-    return core.cuda, (x.device.index, stream, scratch)
+    return core.cuda, (x.device.index, stream, 0 if scratch is None else scratch.data_ptr())
 
 
 def fake_quantize(
@@ -167,8 +166,9 @@ def fake_quantize_learned_backward(
             strict=True,
         )
     ]
-    size = 0 if xs[0].is_cpu else core.cuda.learned_backward_workspace(tensors)
-    module, where = place(xs[0], size)
+    x = xs[0]
+    scratch = None if x.is_cpu else workspace(x, core.cuda.learned_backward_workspace(tensors))
+    module, where = place(x, scratch)
     module.fake_quantize_learned_backward(DATA_TYPES[xs[0].dtype], tensors, where)
     return grad_xs, grad_scales, grad_zero_points
 
@@ -187,8 +187,8 @@ def observe(
 ) -> None:
     """Average minimum and maximum into the running ones; write scale and zero point."""
     extent = extent_of(x, axis)
-    size = 0 if x.is_cpu else core.cuda.reduction_workspace(extent)
-    module, where = place(x, size)
+    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    module, where = place(x, scratch)
     module.observe(
         DATA_TYPES[x.dtype],
         extent,
@@ -210,8 +210,8 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     mean = torch.empty((x.shape[1],), dtype=compute_dtype(x), device=x.device)
     variance = torch.empty_like(mean)
     extent = extent_of(x, 1)
-    size = 0 if x.is_cpu else core.cuda.reduction_workspace(extent)
-    module, where = place(x, size)
+    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    module, where = place(x, scratch)
     module.batch_norm_statistics(
         DATA_TYPES[x.dtype],
         extent,
@@ -264,8 +264,8 @@ def batch_norm_distance(
         ends = (grad_means.data_ptr() + start, grad_variances.data_ptr() + start)
         layers.append((size, layer_eps, *addresses, *ends))
         offset += size
-    device = means[0].device.type
-    module, where = place(means[0], 0 if device == "cpu" else core.cuda.distance_workspace())
+    scratch = None if total.is_cpu else workspace(total, core.cuda.distance_workspace())
+    module, where = place(total, scratch)
     code = DISTANCE_CODES[distance]
     module.batch_norm_distance(code, DATA_TYPES[total.dtype], layers, total.data_ptr(), where)
     return total, grad_means, grad_variances
