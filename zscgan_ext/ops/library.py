@@ -52,6 +52,8 @@ class Op:
             return getattr(OPS, self.name)(*arguments)
         needs_gradient = False
         for tensor in arguments[: self.tensor_count]:
+            if tensor is None:
+                continue
             if type(tensor) not in PLAIN_TYPES:
                 return getattr(OPS, self.name)(*arguments)
             needs_gradient = needs_gradient or tensor.requires_grad
