@@ -5,11 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops import reference
 from zscgan_ext.ops.batch_norm_matching import BATCH_NORM_STATISTICS_BACKWARD
 from zscgan_ext.ops.checks import check_batch_norm_eval, check_statistics
 from zscgan_ext.ops.layout import compute_dtype, dense, with_strides
-from zscgan_ext.ops.library import define, differentiable
+from zscgan_ext.ops.library import define, differentiable, kernels
 
 ACTIVATIONS = ("none", "relu", "relu6")
 
@@ -30,10 +29,9 @@ def backward_kernel(
     with_residual: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the backward kernel on memory that fits the index space."""
-    x = None if x is None else dense(x, 1)
-    grad = laid_out_like(grad, x, y)
+    grad, x, y = laid_out_alike(grad, x, y)
     statistics = (mean, *(v if v is None else v.contiguous() for v in (grad_mean, grad_variance)))
-    gradients: tuple[Tensor, Tensor] = reference.batch_norm_eval_backward(
+    gradients: tuple[Tensor, Tensor] = kernels(grad).batch_norm_eval_backward(
         grad, x, y, multiplier, offset, *statistics, activation, with_residual
     )
     return gradients
@@ -52,14 +50,17 @@ def backward_fake(
     with_residual: bool,
 ) -> tuple[Tensor, Tensor]:
     """Describe the results of the backward kernel."""
-    grad_x = torch.empty_like(laid_out_like(grad, None if x is None else dense(x, 1), y))
+    grad_x = torch.empty_like(laid_out_alike(grad, x, y)[0])
     return grad_x, torch.empty_like(grad_x) if with_residual else grad_x.new_empty((0,))
 
 
-def laid_out_like(grad: Tensor, x: Tensor | None, y: Tensor | None) -> Tensor:
-    """Bring a gradient to the layout that y has, which is that of a dense x."""
-    placed = y if y is not None else x
-    return grad if placed is None else with_strides(grad, placed.stride())
+def laid_out_alike(
+    grad: Tensor, x: Tensor | None, y: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Bring all to the layout of a dense x, or without x of a dense y."""
+    strides = dense(x if x is not None else y if y is not None else grad, 1).stride()
+    x, y = (None if v is None else with_strides(v, strides) for v in (x, y))
+    return with_strides(grad, strides), x, y
 
 
 BATCH_NORM_EVAL_BACKWARD = define(
@@ -80,7 +81,7 @@ def eval_kernel(
     """Run the forward kernel on memory that fits the index space."""
     x = dense(x, 1)
     residual = None if residual is None else with_strides(residual, x.stride())
-    y: Tensor = reference.batch_norm_eval(x, multiplier, offset, residual, activation)
+    y: Tensor = kernels(x).batch_norm_eval(x, multiplier, offset, residual, activation)
     return y
 
 
@@ -151,7 +152,7 @@ def matched_kernel(
     """Run the forward kernel on memory that fits the index space."""
     x = dense(x, 1)
     residual = None if residual is None else with_strides(residual, x.stride())
-    results: tuple[Tensor, Tensor, Tensor] = reference.batch_norm_eval_matched(
+    results: tuple[Tensor, Tensor, Tensor] = kernels(x).batch_norm_eval_matched(
         x, multiplier, offset, shift, residual, activation
     )
     return results
