@@ -1,5 +1,7 @@
 // Batch norm with stored statistics, a residual and an activation; the statistics of its input on
 // the way, and the gradient of all of them.
+#include <type_traits>
+
 #include "../quant_math.h"
 #include "map_launcher.cuh"
 #include "reduction_launcher.cuh"
@@ -7,6 +9,14 @@
 
 namespace zscgan::cuda {
 namespace {
+
+// What a kernel is compiled for, as types so that its name tells.
+struct WithResidual : std::true_type {};
+struct WithoutResidual : std::false_type {};
+struct WithStatistics : std::true_type {};
+struct WithoutStatistics : std::false_type {};
+struct MaskOfY : std::true_type {};
+struct MaskOfX : std::false_type {};
 
 // The stored statistics as multiplier and offset, and the activation.
 struct Normalization {
@@ -67,14 +77,14 @@ struct BatchNormEvalResidual {
 };
 
 // y, and per channel the statistics of x.
-template <class T, bool has_residual>
+template <class T, class Residual>
 struct BatchNormEvalMatched : StatisticsReduction {
     using Element = T;
     struct Parameters {
         Normalization::Parameters normalization;
         float shift;
     };
-    static constexpr bool reads_second = has_residual;
+    static constexpr bool reads_second = Residual::value;
     static constexpr bool writes_target = true;
     const T* source;
     const T* second_source;  // the residual
@@ -82,7 +92,7 @@ struct BatchNormEvalMatched : StatisticsReduction {
     Normalization normalization;
 
     bool is_wide() const {
-        return cuda::is_wide({source, has_residual ? second_source : source, target});
+        return cuda::is_wide({source, reads_second ? second_source : source, target});
     }
     __device__ __forceinline__ Parameters parameters(int64_t channel) const {
         return {normalization.at(channel), shift[channel]};
@@ -90,7 +100,7 @@ struct BatchNormEvalMatched : StatisticsReduction {
     __device__ __forceinline__ float visit(float x, float residual, const Parameters& parameters,
                                            Accumulator& sums) const {
         add(x, parameters.shift, sums);
-        if constexpr (has_residual) {
+        if constexpr (reads_second) {
             return normalization.apply(x, residual, parameters.normalization);
         }
         return normalization.apply(x, parameters.normalization);
@@ -99,15 +109,15 @@ struct BatchNormEvalMatched : StatisticsReduction {
 
 // grad_x and grad_residual. The sources after the gradient of y are x, if any use is made of it,
 // and y, if it gives the mask.
-template <class T, bool masked_by_y, bool has_statistics>
+template <class T, class Mask, class Statistics>
 struct BatchNormEvalBackward {
     using Element = T;
     struct Parameters {
         Normalization::Parameters normalization;
         StatisticsGradient::Coefficients statistics;
     };
-    static constexpr bool reads_x = has_statistics || !masked_by_y;
-    static constexpr int more_source_count = (reads_x ? 1 : 0) + (masked_by_y ? 1 : 0);
+    static constexpr bool reads_x = Statistics::value || !Mask::value;
+    static constexpr int more_source_count = (reads_x ? 1 : 0) + (Mask::value ? 1 : 0);
     const T* source;
     const T* more_sources[more_source_count];
     T* target;
@@ -117,18 +127,18 @@ struct BatchNormEvalBackward {
 
     __device__ __forceinline__ Parameters parameters(int64_t channel) const {
         Parameters result = {normalization.at(channel), {0.0f, 0.0f}};
-        if constexpr (has_statistics) result.statistics = statistics.coefficients(channel);
+        if constexpr (Statistics::value) result.statistics = statistics.coefficients(channel);
         return result;
     }
     __device__ __forceinline__ void apply(float (&elements)[1 + more_source_count],
                                           const Parameters& p) const {
         const float x = elements[1];
         const float activated =
-            masked_by_y ? elements[more_source_count]
+            Mask::value ? elements[more_source_count]
                         : normalize(x, p.normalization.multiplier, p.normalization.offset);
         const float masked = mask_gradient(elements[0], activated, normalization.bounds, 0.0f);
         elements[0] = masked * p.normalization.multiplier;
-        if constexpr (has_statistics) elements[0] += p.statistics.at(x);
+        if constexpr (Statistics::value) elements[0] += p.statistics.at(x);
         elements[1] = masked;
     }
 };
@@ -159,9 +169,9 @@ const char* eval(const FrozenBatchNorm& norm, const Launch& target) {
     return launch_map(operation, norm.extent, target);
 }
 
-template <class T, bool has_residual>
+template <class T, class Residual>
 const char* eval_matched(const FrozenBatchNorm& norm, const Launch& target) {
-    using Operation = BatchNormEvalMatched<T, has_residual>;
+    using Operation = BatchNormEvalMatched<T, Residual>;
     const Operation operation{
         statistics_reduction(norm.extent, norm.shift, norm.mean, norm.variance),
         static_cast<const T*>(norm.x), static_cast<const T*>(norm.residual),
@@ -171,13 +181,13 @@ const char* eval_matched(const FrozenBatchNorm& norm, const Launch& target) {
     return error ? error : launcher.flush();
 }
 
-template <class T, bool masked_by_y, bool has_statistics>
+template <class T, class Mask, class Statistics>
 const char* eval_backward(const FrozenBatchNormGradient& norm, const Launch& target) {
-    using Operation = BatchNormEvalBackward<T, masked_by_y, has_statistics>;
+    using Operation = BatchNormEvalBackward<T, Mask, Statistics>;
     Operation operation{};
     operation.source = static_cast<const T*>(norm.grad);
     if (Operation::reads_x) operation.more_sources[0] = static_cast<const T*>(norm.x);
-    if (masked_by_y) {
+    if (Mask::value) {
         operation.more_sources[Operation::more_source_count - 1] = static_cast<const T*>(norm.y);
     }
     operation.target = static_cast<T*>(norm.grad_x);
@@ -194,8 +204,8 @@ const char* batch_norm_eval(DataType type, const FrozenBatchNorm& norm, Launch t
     return dispatch(type, [&](auto element) -> const char* {
         using T = decltype(element);
         if (!norm.mean) return eval<T>(norm, target);
-        return norm.residual ? eval_matched<T, true>(norm, target)
-                             : eval_matched<T, false>(norm, target);
+        return norm.residual ? eval_matched<T, WithResidual>(norm, target)
+                             : eval_matched<T, WithoutResidual>(norm, target);
     });
 }
 
@@ -204,11 +214,11 @@ const char* batch_norm_eval_backward(DataType type, const FrozenBatchNormGradien
     return dispatch(type, [&](auto element) -> const char* {
         using T = decltype(element);
         if (norm.y) {
-            return norm.mean ? eval_backward<T, true, true>(norm, target)
-                             : eval_backward<T, true, false>(norm, target);
+            return norm.mean ? eval_backward<T, MaskOfY, WithStatistics>(norm, target)
+                             : eval_backward<T, MaskOfY, WithoutStatistics>(norm, target);
         }
-        return norm.mean ? eval_backward<T, false, true>(norm, target)
-                         : eval_backward<T, false, false>(norm, target);
+        return norm.mean ? eval_backward<T, MaskOfX, WithStatistics>(norm, target)
+                         : eval_backward<T, MaskOfX, WithoutStatistics>(norm, target);
     });
 }
 

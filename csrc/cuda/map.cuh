@@ -133,7 +133,7 @@ struct MappedOctets {
 
     __device__ __forceinline__ void store(const Operation& operation, const Octets& octets,
                                           int64_t octet) const {
-        const unsigned valid = octets.valid(octet);
+        const unsigned valid = octets.is_wide(octet) ? whole_octet : octets.valid(octet);
         if (valid == 0) return;
         store_octet(operation.target, octets, octet, values[0]);
         if constexpr (count == 1) {
