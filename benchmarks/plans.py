@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from batch_norm_cases import batch_norm_distance, batch_norm_loss, batch_norm_statistics
+from batch_norm_cases import (
+    batch_norm_distance,
+    batch_norm_eval_matched,
+    batch_norm_loss,
+    batch_norm_statistics,
+)
 from quantization_cases import (
     fake_quantize,
     fake_quantize_learned,
@@ -21,6 +26,7 @@ LAYOUTS: dict[Callable[[Kind], Subject], tuple[str, ...]] = {
     fake_quantize_learned_many: (WEIGHTS,),
     observe: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
     batch_norm_statistics: (NCHW, CHANNELS_LAST),
+    batch_norm_eval_matched: (NCHW, CHANNELS_LAST),
     batch_norm_loss: (NCHW, CHANNELS_LAST),
     batch_norm_distance: ("vectors",),
 }

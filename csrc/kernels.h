@@ -13,6 +13,8 @@ enum class DataType : int { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 
 
 enum class Distance : int { gaussian_kl = 0, mse = 1, std_mse = 2, l2 = 3 };
 
+enum class Activation : int { none = 0, relu = 1, relu6 = 2 };
+
 struct Extent {
     int64_t outer;
     int64_t channels;
@@ -50,6 +52,37 @@ struct ObserverState {
     double averaging_constant;
     QuantRange range;
     bool symmetric;
+};
+
+// A batch norm with stored statistics, then a residual and an activation.
+struct FrozenBatchNorm {
+    Extent extent;
+    Activation activation;
+    const void* x;           // [outer, channels, inner]
+    const void* residual;    // [outer, channels, inner], or null
+    const void* multiplier;  // Real [channels]
+    const void* offset;      // Real [channels]
+    const void* shift;       // Real [channels], like the next two null without statistics of x
+    void* mean;              // Real [channels]
+    void* variance;          // Real [channels]
+    void* y;                 // [outer, channels, inner]
+};
+
+// Its gradient. The mask of the activation comes from y, or where y is null from x, which then had
+// no residual.
+struct FrozenBatchNormGradient {
+    Extent extent;
+    Activation activation;
+    const void* grad;           // [outer, channels, inner]
+    const void* x;              // [outer, channels, inner], or null where neither mean nor mask ask
+    const void* y;              // [outer, channels, inner], or null
+    const void* multiplier;     // Real [channels]
+    const void* offset;         // Real [channels]
+    const void* mean;           // Real [channels], like the next two null without statistics of x
+    const void* grad_mean;      // Real [channels]
+    const void* grad_variance;  // Real [channels]
+    void* grad_x;               // [outer, channels, inner]
+    void* grad_residual;        // [outer, channels, inner], or null
 };
 
 // One batch-norm layer of a distance between batch and stored statistics.
@@ -98,6 +131,10 @@ void batch_norm_statistics_backward(DataType, Extent, const void* x, const void*
                                     const void* grad_mean, const void* grad_variance, void* grad_x,
                                     int threads);
 
+void batch_norm_eval(DataType, const FrozenBatchNorm&, int threads);
+
+void batch_norm_eval_backward(DataType, const FrozenBatchNormGradient&, int threads);
+
 // distance: Real [1], the mean over layers.
 void batch_norm_distance(Distance, const DistanceLayerOf<float>* layers, int64_t count,
                          float* distance);
@@ -116,7 +153,7 @@ struct Launch {
     void* workspace;
 };
 
-int64_t reduction_workspace(Extent);  // observe, batch_norm_statistics
+int64_t reduction_workspace(Extent);  // observe, batch_norm_statistics, batch_norm_eval
 int64_t learned_backward_workspace(const LearnedTensor* tensors, int64_t count);
 int64_t distance_workspace();
 
@@ -140,6 +177,10 @@ const char* batch_norm_statistics(DataType, Extent, const void* x, const void* s
 const char* batch_norm_statistics_backward(DataType, Extent, const void* x, const void* mean,
                                            const void* grad_mean, const void* grad_variance,
                                            void* grad_x, Launch);
+
+const char* batch_norm_eval(DataType, const FrozenBatchNorm&, Launch);
+
+const char* batch_norm_eval_backward(DataType, const FrozenBatchNormGradient&, Launch);
 
 const char* batch_norm_distance(Distance, const DistanceLayer* layers, int64_t count,
                                 float* distance, Launch);

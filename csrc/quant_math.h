@@ -106,6 +106,38 @@ ZSCGAN_INLINE float moving_average(float running, float observed, float constant
     return first ? observed : running + constant * (observed - running);
 }
 
+// What an activation clamps to. NaN is no bound: every comparison with it is false.
+template <class Value>
+struct ActivationBounds {
+    Value low;
+    Value high;
+};
+
+template <class Real>
+ZSCGAN_INLINE ActivationBounds<Real> activation_bounds(Activation activation) {
+    const Real unbounded = static_cast<Real>(NAN);
+    return {activation == Activation::none ? unbounded : Real(0),
+            activation == Activation::relu6 ? Real(6) : unbounded};
+}
+
+template <class Value>
+ZSCGAN_INLINE Value activate(Value x, const ActivationBounds<Value>& bounds) {
+    return minimum(bounds.high, maximum(bounds.low, x));
+}
+
+// The gradient where the activation's input, or its result, lies between the bounds.
+template <class Value>
+ZSCGAN_INLINE Value mask_gradient(Value grad, Value x, const ActivationBounds<Value>& bounds,
+                                  Value zero) {
+    return select(x <= bounds.low, zero, select(x >= bounds.high, zero, grad));
+}
+
+// Batch norm with stored statistics, which are part of the multiplier and the offset.
+template <class Value>
+ZSCGAN_INLINE Value normalize(Value x, Value multiplier, Value offset) {
+    return x * multiplier + offset;
+}
+
 // A channel's distance between batch statistics (mean, variance) and stored ones, with its
 // derivatives. `l2` gives squares: the layer takes their roots.
 struct DistanceTerms {

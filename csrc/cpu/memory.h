@@ -48,6 +48,8 @@ public:
         : data_(static_cast<T*>(data)),
           streams_(numel * static_cast<int64_t>(sizeof(T)) >= streaming_bytes()) {}
 
+    explicit operator bool() const { return data_ != nullptr; }
+
     // Writes the first n lanes. `Values`: a vector, or what its `load_where` returns.
     template <class V, class Values>
     ZSCGAN_INLINE void write(int64_t position, const Values& values, int n) const {

@@ -75,9 +75,10 @@ template <class T>
 struct FakeQuantizeLearnedBackward : SumReduction {
     using Element = T;
     using Parameters = Quantizer<float>;
-    static constexpr bool has_gradient = true;
+    static constexpr bool reads_second = true;
+    static constexpr bool writes_target = true;
     const T* source;
-    const T* gradient;
+    const T* second_source;  // the gradient of y
     T* target;
     const float* scale;
     const float* zero_point;
@@ -86,7 +87,7 @@ struct FakeQuantizeLearnedBackward : SumReduction {
     Bounds<float> bounds;
     float gradient_scale;
 
-    bool is_wide() const { return cuda::is_wide({source, gradient, target}); }
+    bool is_wide() const { return cuda::is_wide({source, second_source, target}); }
 
     __device__ __forceinline__ Parameters parameters(int64_t channel) const {
         return read_learned_quantizer(scale, zero_point, channel, bounds);
@@ -191,7 +192,7 @@ const char* fake_quantize_backward(DataType type, int64_t numel, const void* gra
                                    const uint8_t* mask, void* grad_x, Launch target) {
     return dispatch(type, [&](auto element) -> const char* {
         using T = decltype(element);
-        const Octets octets = cut_octets(numel, sizeof(T), grad, grad_x, true);
+        const Octets octets = cut_octets(numel, sizeof(T), {grad, grad_x}, true);
         const int64_t blocks = divide_up(octets.count, octets_in_flight<T, 1> * block_threads);
         return launch(mask_gradient<T>, blocks, {mask, grad, grad_x, octets}, target.stream);
     });

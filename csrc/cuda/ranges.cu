@@ -19,7 +19,8 @@ template <class T>
 struct Observe {
     using Element = T;
     struct Parameters {};
-    static constexpr bool has_gradient = false;
+    static constexpr bool reads_second = false;
+    static constexpr bool writes_target = false;
     const T* source;
     ObserverState state;
 

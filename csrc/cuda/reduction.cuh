@@ -5,9 +5,10 @@
 //   using Element;              // float, __half or __nv_bfloat16
 //   using Parameters;           // of one channel
 //   const Element* source;
-//   static constexpr bool has_gradient;  // reads `gradient` and writes `target` beside `source`
+//   static constexpr bool reads_second;   // const Element* second_source
+//   static constexpr bool writes_target;  // Element* target
 //   Parameters parameters(int64_t channel) const;
-//   float visit(float x, float grad, const Parameters&, Accumulator&) const;  // returns the target
+//   float visit(float x, float second, const Parameters&, Accumulator&) const;  // the target
 //   void finish(int64_t channel, const Pair&) const;
 #pragma once
 
@@ -20,8 +21,11 @@ namespace zscgan::cuda {
 constexpr int fewest_octets_per_thread = 2;
 
 template <class Operation>
-constexpr int reduction_batch = octets_in_flight < typename Operation::Element,
-              Operation::has_gradient ? 2 : 1 > ;
+constexpr int reduction_operands = Operation::reads_second || Operation::writes_target ? 2 : 1;
+
+template <class Operation>
+constexpr int reduction_batch =
+    octets_in_flight<typename Operation::Element, reduction_operands<Operation>>;
 
 // A tensor's partial results fill at most this many blocks, so that their merge stays short.
 constexpr int64_t most_row_blocks = 4096;

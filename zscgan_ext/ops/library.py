@@ -14,7 +14,7 @@ from zscgan_ext.ops.implementation import uses_native
 NAMESPACE = "zscgan_ext"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 OPS = getattr(torch.ops, NAMESPACE)
-PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
+PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 def kernels(x: Tensor) -> ModuleType:
@@ -58,7 +58,7 @@ class Op:
             return getattr(OPS, self.name)(*arguments)
         if self.function is None or not torch.is_grad_enabled():
             return self.kernel(*arguments)
-        if not any([tensor.requires_grad for tensor in tensors]):
+        if not any([tensor is not None and tensor.requires_grad for tensor in tensors]):
             return self.kernel(*arguments)
         if not self.takes_lists:
             return self.function.apply(*arguments)

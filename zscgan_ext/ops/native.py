@@ -16,6 +16,7 @@ from zscgan_ext.ops.layout import compute_dtype, extent_of
 core: Any = NATIVE
 DATA_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 DISTANCE_CODES = {"gaussian_kl": 0, "mse": 1, "std_mse": 2, "l2": 3}
+ACTIVATION_CODES = {"none": 0, "relu": 1, "relu6": 2}
 
 
 def workspace(x: Tensor, size: int) -> Tensor:
@@ -33,6 +34,11 @@ def place(x: Tensor, scratch: Tensor | None = None) -> tuple[Any, tuple[int, ...
         return core.cpu, (torch.get_num_threads(),)
     stream = torch.cuda.current_stream(x.device).cuda_stream
     return core.cuda, (x.device.index, stream, 0 if scratch is None else scratch.data_ptr())
+
+
+def address(x: Tensor | None) -> int:
+    """Return where a tensor lies in memory, 0 for none."""
+    return 0 if x is None else x.data_ptr()
 
 
 def fake_quantize(
@@ -241,6 +247,94 @@ def batch_norm_statistics_backward(
         where,
     )
     return grad_x
+
+
+def batch_norm_eval(
+    x: Tensor, multiplier: Tensor, offset: Tensor, residual: Tensor | None, activation: str
+) -> Tensor:
+    """Batch norm with stored statistics, a residual and an activation."""
+    y = torch.empty_like(x)
+    module, where = place(x)
+    module.batch_norm_eval(
+        DATA_TYPES[x.dtype],
+        extent_of(x, 1),
+        ACTIVATION_CODES[activation],
+        x.data_ptr(),
+        address(residual),
+        multiplier.data_ptr(),
+        offset.data_ptr(),
+        *(0, 0, 0),
+        y.data_ptr(),
+        where,
+    )
+    return y
+
+
+def batch_norm_eval_matched(
+    x: Tensor,
+    multiplier: Tensor,
+    offset: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, with mean and biased variance of x."""
+    y = torch.empty_like(x)
+    mean = torch.empty(x.shape[1], dtype=compute_dtype(x), device=x.device)
+    variance = torch.empty_like(mean)
+    extent = extent_of(x, 1)
+    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    module, where = place(x, scratch)
+    module.batch_norm_eval(
+        DATA_TYPES[x.dtype],
+        extent,
+        ACTIVATION_CODES[activation],
+        x.data_ptr(),
+        address(residual),
+        multiplier.data_ptr(),
+        offset.data_ptr(),
+        shift.data_ptr(),
+        mean.data_ptr(),
+        variance.data_ptr(),
+        y.data_ptr(),
+        where,
+    )
+    return y, mean, variance
+
+
+def batch_norm_eval_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    y: Tensor | None,
+    multiplier: Tensor,
+    offset: Tensor,
+    mean: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_variance: Tensor | None,
+    activation: str,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the residual; the mask is that of y, or without y that of x."""
+    grad_x = torch.empty_like(grad)
+    grad_residual = torch.empty_like(grad) if with_residual else grad.new_empty(0)
+    module, where = place(grad)
+    module.batch_norm_eval_backward(
+        DATA_TYPES[grad.dtype],
+        extent_of(grad, 1),
+        ACTIVATION_CODES[activation],
+        grad.data_ptr(),
+        address(x),
+        address(y),
+        multiplier.data_ptr(),
+        offset.data_ptr(),
+        address(mean),
+        address(grad_mean),
+        address(grad_variance),
+        grad_x.data_ptr(),
+        grad_residual.data_ptr(),
+        where,
+    )
+    return grad_x, grad_residual
 
 
 def batch_norm_distance(
