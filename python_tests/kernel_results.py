@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from tensors import LAYOUTS, sample
@@ -95,6 +96,26 @@ def statistics_results(inputs, module=native):
     return found
 
 
+def frozen_batch_norm_results(inputs, module=native):
+    """Run every kernel of frozen batch norm, with and without a residual and statistics."""
+    x, grad, (multiplier, offset, shift, slope) = inputs.x, inputs.grad, inputs.vectors
+    frozen, found = (x, multiplier, -offset), {}
+    for activation, residual in product(("none", "relu", "relu6"), (None, grad)):
+        with_residual = residual is not None
+        y = module.batch_norm_eval(*frozen, residual, activation)
+        matched_y, _, _ = module.batch_norm_eval_matched(*frozen, shift, residual, activation)
+        masked_by_y = with_residual and activation != "none"
+        settings = (activation, masked_by_y)
+        saved = (grad, x, y if masked_by_y else None, multiplier, -offset)
+        plain = module.batch_norm_eval_backward(*saved, None, None, None, *settings)
+        both = module.batch_norm_eval_backward(*saved, shift, offset, slope, *settings)
+        kind = f"{activation}_with_residual" if with_residual else activation
+        columns = {"y": y, "matched_y": matched_y, "grad_x": plain[0], "grad_residual": plain[1]}
+        found |= {f"frozen_{kind}_{name}": values for name, values in columns.items()}
+        found[f"frozen_grad_x_{kind}"] = both[0]
+    return found
+
+
 def many_results(inputs, module=native):
     """Run the multi-tensor kernels on slices of x of very different sizes."""
     flat = (inputs.x.reshape(-1), inputs.grad.reshape(-1))
@@ -121,4 +142,5 @@ def all_results(inputs, module=native):
         **quantization_results(inputs, module),
         **many_results(inputs, module),
         **(statistics_results(inputs, module) if inputs.x.dim() > 1 else {}),
+        **(frozen_batch_norm_results(inputs, module) if inputs.x.dim() > 1 else {}),
     }
