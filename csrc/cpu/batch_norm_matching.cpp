@@ -39,9 +39,6 @@ struct ShiftedSums {
     const T* x;
     ChannelTable<V>& shift;
 
-    Real initial_first() const { return 0; }
-    Real initial_second() const { return 0; }
-
     // Short runs in float32, their sums in float64.
     Pair row(int64_t position, int64_t count, int64_t channel) {
         constexpr int64_t run = 1024;

@@ -30,12 +30,10 @@ struct Observation {
     using Real = typename V::Real;
     const T* x;
 
-    Real initial_first() const { return static_cast<Real>(HUGE_VAL); }
-    Real initial_second() const { return static_cast<Real>(-HUGE_VAL); }
-
     Pair row(int64_t position, int64_t count, int64_t) const {
         Real low[V::lanes], high[V::lanes];
-        V lowest = V::broadcast(initial_first()), highest = V::broadcast(initial_second());
+        V lowest = V::broadcast(static_cast<Real>(HUGE_VAL));
+        V highest = V::broadcast(static_cast<Real>(-HUGE_VAL));
         const int64_t whole = count - count % V::lanes;
         for (int64_t i = 0; i < whole; i += V::lanes) {
             const V value = V::load(x + position + i, V::lanes);

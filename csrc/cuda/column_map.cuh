@@ -35,8 +35,12 @@ __device__ __forceinline__ void read_parameters(
     }
 }
 
+// Blocks that share a multiprocessor leave registers for the parameters of eight channels.
+template <class Operation>
+constexpr int column_blocks = sizeof(typename Operation::Parameters) <= 12 ? 4 : 3;
+
 template <class Operation, int capacity>
-__global__ __launch_bounds__(block_threads, 4) void map_columns(
+__global__ __launch_bounds__(block_threads, column_blocks<Operation>) void map_columns(
     const __grid_constant__ Table<ColumnMapTask<Operation>, capacity> table) {
     const int index = table.index_of_block(blockIdx.x);
     const Operation& operation = table.tasks[index].operation;

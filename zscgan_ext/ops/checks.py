@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zscgan_ext.ops.layout import compute_dtype
 
+ACTIVATIONS = ("none", "relu", "relu6")
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -53,6 +54,19 @@ def check_quantizer(
     check_per_channel("scale", scale, count, x, compute_dtype(x))
     check_per_channel("zero_point", zero_point, count, x, compute_dtype(x))
     check_bounds(quant_min, quant_max)
+
+
+def check_activation(x: Tensor, axis: int | None, activation: str, bias: Tensor | None) -> None:
+    """Require a known activation, and one bias per channel of [N, C, ...]."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: {activation!r}, accepted are {', '.join(ACTIVATIONS)}")
+    if bias is None:
+        return
+    if x.dim() < 2 or axis not in (None, 1):
+        raise ValueError(
+            f"bias: x has shape {tuple(x.shape)} and axis {axis}, needed is [N, C, ...], None or 1"
+        )
+    check_per_channel("bias", bias, x.shape[1], x, compute_dtype(x))
 
 
 def check_observer(

@@ -43,7 +43,8 @@ class Op:
         self.name, _, arguments = schema.partition("(")
         self.kernel = kernel
         self.takes_lists = "Tensor[]" in arguments  # autograd functions do not
-        self.tensor_count = arguments.split("->")[0].count("Tensor")  # they come first
+        parameters = arguments.partition(") ->")[0].split(", ")
+        self.tensor_places = [i for i, text in enumerate(parameters) if text.startswith("Tensor")]
         self.function: type[torch.autograd.Function] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
@@ -51,7 +52,9 @@ class Op:
         if self.takes_lists or is_observed():
             return getattr(OPS, self.name)(*arguments)
         needs_gradient = False
-        for tensor in arguments[: self.tensor_count]:
+        for tensor in map(arguments.__getitem__, self.tensor_places):
+            if tensor is None:
+                continue
             if type(tensor) not in PLAIN_TYPES:
                 return getattr(OPS, self.name)(*arguments)
             needs_gradient = needs_gradient or tensor.requires_grad
