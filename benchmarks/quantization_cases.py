@@ -16,6 +16,7 @@ QUANT_MIN, QUANT_MAX = -8, 7
 SCALE, ZERO_POINT = 0.3, 1.0  # about a tenth of normally distributed values is clamped
 GRADIENT_SCALE = 0.01
 AVERAGING_CONSTANT = 0.01
+WITHOUT_ATEN_GRADIENT = (torch.float16,)  # of ATen's own learned op
 
 
 def quantizer(kind: Kind, channels: int, learned: bool) -> tuple[Tensor, Tensor]:
@@ -91,7 +92,7 @@ def fake_quantize_learned(kind: Kind) -> Subject:
         "reference": lambda xs: [plain(xs[0])],
         "compiled": lambda xs: [compiled(xs[0])],
     }
-    if kind.dtype != torch.float16:  # ATen has no backward pass for it
+    if kind.dtype not in WITHOUT_ATEN_GRADIENT:
         functions["torch"] = lambda xs: [aten_learned(xs[0], scale, zero_point, axis)]
     return Subject(
         "fake_quantize_learned",
@@ -121,7 +122,9 @@ def fake_quantize_learned_relu(kind: Kind, with_bias: bool = False) -> Subject:
     compiled = torch.compile(plain, dynamic=False)
     functions: dict[str, Function] = {
         "native": lambda xs: [
-            ops.fake_quantize_learned(xs[0], scale, zero_point, *settings, "relu", given)
+            ops.fake_quantize_learned(
+                xs[0], scale, zero_point, *settings, activation="relu", bias=given
+            )
         ],
         "reference": lambda xs: [plain(xs[0])],
         "compiled": lambda xs: [compiled(xs[0])],
@@ -176,11 +179,12 @@ def fake_quantize_learned_many(kind: Kind) -> Subject:
     functions: dict[str, Function] = {
         "native": lambda xs: ops.fake_quantize_learned_many(xs, scales, zero_points, *settings),
         "reference": plain,
-        "torch": lambda xs: [
-            aten_learned(*row, 0) for row in zip(xs, scales, zero_points, strict=True)
-        ],
         "compiled": torch.compile(plain, dynamic=False),
     }
+    if kind.dtype not in WITHOUT_ATEN_GRADIENT:
+        functions["torch"] = lambda xs: [
+            aten_learned(*row, 0) for row in zip(xs, scales, zero_points, strict=True)
+        ]
     return Subject(
         "fake_quantize_learned_many",
         kind.layout,

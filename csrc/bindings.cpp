@@ -63,6 +63,8 @@ struct Cpu {
     static constexpr auto observe = &cpu::observe;
     static constexpr auto batch_norm_statistics = &cpu::batch_norm_statistics;
     static constexpr auto batch_norm_statistics_backward = &cpu::batch_norm_statistics_backward;
+    static constexpr auto batch_norm_eval = &cpu::batch_norm_eval;
+    static constexpr auto batch_norm_eval_backward = &cpu::batch_norm_eval_backward;
 
     using Where = std::tuple<int>;  // threads
 
@@ -96,6 +98,8 @@ struct Cuda {
     static constexpr auto observe = &cuda::observe;
     static constexpr auto batch_norm_statistics = &cuda::batch_norm_statistics;
     static constexpr auto batch_norm_statistics_backward = &cuda::batch_norm_statistics_backward;
+    static constexpr auto batch_norm_eval = &cuda::batch_norm_eval;
+    static constexpr auto batch_norm_eval_backward = &cuda::batch_norm_eval_backward;
 
     using Where = std::tuple<int, Address, Address>;  // device, stream, workspace
 
@@ -201,6 +205,51 @@ Distance distance_of(int code) {
     return static_cast<Distance>(code);
 }
 
+// ---- frozen batch norm --------------------------------------------------------------------------
+
+// Statistics are wanted where `mean` is given.
+FrozenBatchNorm frozen_batch_norm(const Sizes& sizes, int activation, Address x, Address residual,
+                                  Address multiplier, Address offset, Address shift, Address mean,
+                                  Address variance, Address y) {
+    const Extent e = extent_of(sizes);
+    const int64_t counted = mean ? e.channels : 0;
+    FrozenBatchNorm norm{};
+    norm.extent = e;
+    norm.activation = activation_of(activation);
+    norm.x = pointer(x, e.numel(), "x");
+    norm.residual = pointer(residual, 0, "residual");
+    norm.multiplier = pointer(multiplier, e.channels, "multiplier");
+    norm.offset = pointer(offset, e.channels, "offset");
+    norm.shift = pointer(shift, counted, "shift");
+    norm.mean = pointer(mean, counted, "mean");
+    norm.variance = pointer(variance, counted, "variance");
+    norm.y = pointer(y, e.numel(), "y");
+    return norm;
+}
+
+FrozenBatchNormGradient frozen_batch_norm_gradient(const Sizes& sizes, int activation, Address grad,
+                                                   Address x, Address y, Address multiplier,
+                                                   Address offset, Address mean, Address grad_mean,
+                                                   Address grad_variance, Address grad_x,
+                                                   Address grad_residual) {
+    const Extent e = extent_of(sizes);
+    const int64_t counted = mean ? e.channels : 0;
+    FrozenBatchNormGradient norm{};
+    norm.extent = e;
+    norm.activation = activation_of(activation);
+    norm.grad = pointer(grad, e.numel(), "grad");
+    norm.x = pointer(x, mean || !y ? e.numel() : 0, "x");
+    norm.y = pointer(y, 0, "y");
+    norm.multiplier = pointer(multiplier, e.channels, "multiplier");
+    norm.offset = pointer(offset, e.channels, "offset");
+    norm.mean = pointer(mean, counted, "mean");
+    norm.grad_mean = pointer(grad_mean, counted, "grad_mean");
+    norm.grad_variance = pointer(grad_variance, counted, "grad_variance");
+    norm.grad_x = pointer(grad_x, e.numel(), "grad_x");
+    norm.grad_residual = pointer(grad_residual, 0, "grad_residual");
+    return norm;
+}
+
 // ---- the functions of both backends -------------------------------------------------------------
 
 template <class Backend>
@@ -293,11 +342,34 @@ void define_batch_norm_matching(py::module_& module) {
 }
 
 template <class Backend>
+void define_frozen_batch_norm(py::module_& module) {
+    using Where = typename Backend::Where;
+    module.def(
+        "batch_norm_eval",
+        [](int type, Sizes sizes, int activation, Address x, Address residual, Address multiplier,
+           Address offset, Address shift, Address mean, Address variance, Address y, Where where) {
+            Backend::call(where, Backend::batch_norm_eval, data_type(type),
+                          frozen_batch_norm(sizes, activation, x, residual, multiplier, offset,
+                                            shift, mean, variance, y));
+        });
+    module.def("batch_norm_eval_backward",
+               [](int type, Sizes sizes, int activation, Address grad, Address x, Address y,
+                  Address multiplier, Address offset, Address mean, Address grad_mean,
+                  Address grad_variance, Address grad_x, Address grad_residual, Where where) {
+                   Backend::call(where, Backend::batch_norm_eval_backward, data_type(type),
+                                 frozen_batch_norm_gradient(sizes, activation, grad, x, y,
+                                                            multiplier, offset, mean, grad_mean,
+                                                            grad_variance, grad_x, grad_residual));
+               });
+}
+
+template <class Backend>
 py::module_ define_backend(py::module_& parent, const char* name) {
     py::module_ module = parent.def_submodule(name);
     define_fake_quantize<Backend>(module);
     define_observe<Backend>(module);
     define_batch_norm_matching<Backend>(module);
+    define_frozen_batch_norm<Backend>(module);
     return module;
 }
 

@@ -58,6 +58,37 @@ struct ObserverState {
     bool symmetric;
 };
 
+// A batch norm with stored statistics, then a residual and an activation.
+struct FrozenBatchNorm {
+    Extent extent;
+    Activation activation;
+    const void* x;           // [outer, channels, inner]
+    const void* residual;    // [outer, channels, inner], or null
+    const void* multiplier;  // Real [channels]
+    const void* offset;      // Real [channels]
+    const void* shift;       // Real [channels], like the next two null without statistics of x
+    void* mean;              // Real [channels]
+    void* variance;          // Real [channels]
+    void* y;                 // [outer, channels, inner]
+};
+
+// Its gradient. The mask of the activation comes from y, or where y is null from x, which then had
+// no residual.
+struct FrozenBatchNormGradient {
+    Extent extent;
+    Activation activation;
+    const void* grad;           // [outer, channels, inner]
+    const void* x;              // [outer, channels, inner], or null where neither mean nor mask ask
+    const void* y;              // [outer, channels, inner], or null
+    const void* multiplier;     // Real [channels]
+    const void* offset;         // Real [channels]
+    const void* mean;           // Real [channels], like the next two null without statistics of x
+    const void* grad_mean;      // Real [channels]
+    const void* grad_variance;  // Real [channels]
+    void* grad_x;               // [outer, channels, inner]
+    void* grad_residual;        // [outer, channels, inner], or null
+};
+
 // One batch-norm layer of a distance between batch and stored statistics.
 template <class Real>
 struct DistanceLayerOf {
@@ -104,6 +135,10 @@ void batch_norm_statistics_backward(DataType, Extent, const void* x, const void*
                                     const void* grad_mean, const void* grad_variance, void* grad_x,
                                     int threads);
 
+void batch_norm_eval(DataType, const FrozenBatchNorm&, int threads);
+
+void batch_norm_eval_backward(DataType, const FrozenBatchNormGradient&, int threads);
+
 // distance: Real [1], the mean over layers.
 void batch_norm_distance(Distance, const DistanceLayerOf<float>* layers, int64_t count,
                          float* distance);
@@ -114,18 +149,15 @@ void batch_norm_distance(Distance, const DistanceLayerOf<double>* layers, int64_
 
 namespace cuda {
 
-constexpr int64_t workspace_zeroed_bytes = 32768;
-
 // What a launch needs beside its operands. `workspace` holds at least the bytes that the matching
-// `*_workspace` function asks for, at an address that is a multiple of 16; its first
-// `workspace_zeroed_bytes` were zeroed once and are left zero. Launches without a `*_workspace`
-// function use none.
+// `*_workspace` function asks for, at an address that is a multiple of 16, with any content. It may
+// be reused once the launch is queued. Launches without a `*_workspace` function use none.
 struct Launch {
     void* stream;  // cudaStream_t
     void* workspace;
 };
 
-int64_t reduction_workspace(Extent);  // observe, batch_norm_statistics
+int64_t reduction_workspace(Extent);  // observe, batch_norm_statistics, batch_norm_eval
 int64_t learned_backward_workspace(const LearnedTensor* tensors, int64_t count);
 int64_t distance_workspace();
 
@@ -149,6 +181,10 @@ const char* batch_norm_statistics(DataType, Extent, const void* x, const void* s
 const char* batch_norm_statistics_backward(DataType, Extent, const void* x, const void* mean,
                                            const void* grad_mean, const void* grad_variance,
                                            void* grad_x, Launch);
+
+const char* batch_norm_eval(DataType, const FrozenBatchNorm&, Launch);
+
+const char* batch_norm_eval_backward(DataType, const FrozenBatchNormGradient&, Launch);
 
 const char* batch_norm_distance(Distance, const DistanceLayer* layers, int64_t count,
                                 float* distance, Launch);

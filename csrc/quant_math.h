@@ -160,6 +160,12 @@ ZSCGAN_INLINE Value mask_gradient(Value grad, Value x, const ActivationBounds<Va
     return select(x <= bounds.low, zero, select(x >= bounds.high, zero, grad));
 }
 
+// Batch norm with stored statistics, which are part of the multiplier and the offset.
+template <class Value>
+ZSCGAN_INLINE Value normalize(Value x, Value multiplier, Value offset) {
+    return x * multiplier + offset;
+}
+
 // A channel's distance between batch statistics (mean, variance) and stored ones, with its
 // derivatives. `l2` gives squares: the layer takes their roots.
 struct DistanceTerms {

@@ -93,15 +93,34 @@ def statistics_results(x):
     return {"mean": mean, "variance": variance, "statistics_grad_x": grad_x}
 
 
+def frozen_batch_norm_results(x, residual, grad):
+    """Everything that the kernels of frozen batch norm compute for a tensor."""
+    given = [sample(x.shape[1], dtype=compute_dtype(x), seed=seed) for seed in range(6)]
+    given[2].zero_()  # the shift: near the mean, as it is meant to be
+    found = {}
+    for activation, added in (("relu6", None), ("relu", residual)):
+        outputs = native.batch_norm_eval_matched(x, *given[:3], added, activation)
+        y = None if added is None else outputs[0]
+        gradient = (grad, x, y, *given[:2], *given[3:], activation, True)
+        results = (*outputs, *native.batch_norm_eval_backward(*gradient))
+        names = ("y", "mean", "variance", "grad_x", "grad_residual")
+        found |= {f"{activation}_{name}": v for name, v in zip(names, results, strict=True)}
+    found["eval"] = native.batch_norm_eval(x, *given[:2], None, "none")
+    return found
+
+
 def results(case, dtype, threads=1):
     """All results of one tensor, by this number of threads; everything else by one."""
     shape, axis, layout = CASES[case]
     x, grad = (LAYOUTS[layout](sample(*shape, dtype=dtype, seed=seed)) for seed in range(2))
     torch.set_num_threads(threads)
     found = quantization_results(x, grad, axis)
-    if x.dim() > 1 and axis == 1:
-        found |= fused_results(x, grad)
-    found |= statistics_results(x) if x.dim() > 1 else {}
+    if x.dim() > 1:
+        found |= statistics_results(x)
+        if axis == 1:
+            residual = LAYOUTS[layout](sample(*shape, dtype=dtype, seed=2))
+            found |= fused_results(x, grad)
+            found |= frozen_batch_norm_results(x, residual, grad)
     torch.set_num_threads(1)
     return found
 
@@ -140,8 +159,9 @@ def test_instruction_sets_change_no_bit_but_of_sums(name, case, dtype):
     NATIVE.cpu.select_instruction_set(name)
     assert NATIVE.cpu.instruction_set() == name
     for key, values in results(case, dtype).items():
-        if key in SUMMED:
-            torch.testing.assert_close(values, expected[key], rtol=1e-5, atol=SUMMED[key])
+        summed = key.removeprefix("relu_").removeprefix("relu6_")
+        if summed in SUMMED:
+            torch.testing.assert_close(values, expected[key], rtol=1e-5, atol=SUMMED[summed])
         else:
             assert same_bits(values, expected[key]), key
 

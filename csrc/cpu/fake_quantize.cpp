@@ -3,26 +3,35 @@
 
 #include "data_types.h"
 #include "kernel_set.h"
+#include "memory.h"
 #include "quantizer_tables.h"
 
 namespace zscgan::cpu::ZSCGAN_ISA {
 namespace {
 
-// Appends bits to a byte stream that starts at a whole byte.
+// Appends bits to a byte stream that starts at a whole byte. Bytes are those of a little-endian
+// word.
 class BitWriter {
 public:
     explicit BitWriter(uint8_t* target) : target_(target) {}
     void append(uint32_t bits, int n) {
         pending_ |= static_cast<uint64_t>(bits) << count_;
         count_ += n;
-        for (; count_ >= 8; count_ -= 8, pending_ >>= 8)
-            *target_++ = static_cast<uint8_t>(pending_);
+        if (count_ >= 32) put<4>();
     }
     void flush() {
-        if (count_ > 0) *target_ = static_cast<uint8_t>(pending_);
+        while (count_ > 0) put<1>();
     }
 
 private:
+    template <int bytes>
+    void put() {
+        for (int i = 0; i < bytes; ++i) target_[i] = static_cast<uint8_t>(pending_ >> (8 * i));
+        target_ += bytes;
+        pending_ >>= 8 * bytes;
+        count_ -= 8 * bytes;
+    }
+
     uint8_t* target_;
     uint64_t pending_ = 0;
     int count_ = 0;
@@ -30,16 +39,17 @@ private:
 
 template <class V, class Table, class ActivationRange, class T>
 void forward_chunk(const Extent& extent, Table& table, const Bounds<V>& bounds,
-                   const ActivationRange& activation, const T* x, T* y, uint8_t* mask,
+                   const ActivationRange& activation, const T* x, const Output<T>& y, uint8_t* mask,
                    int64_t begin, int64_t end) {
     BitWriter writer(mask ? mask + begin / 8 : nullptr);
     for_quantized_segments(
         extent, table, begin, end, [&](int64_t position, int64_t count, auto parameters) {
             for_lanes<V>(count, [&](int64_t i, int n) {
                 const auto quantizer = parameters(i, n);
-                const V biased = add_bias(V::load(x + position + i, n), quantizer);
+                const V biased = add_bias(read<V>(x + position + i, n), quantizer);
                 const V integer = unclamped(activate(biased, activation), quantizer);
-                dequantize(clamp(integer, bounds), quantizer).store(y + position + i, n);
+                const V rounded = dequantize(clamp(integer, bounds), quantizer);
+                y.template write<V>(position + i, rounded, n);
                 if (mask) writer.append(is_inside(integer, bounds).bits() & ((1u << n) - 1), n);
             });
         });
@@ -48,10 +58,12 @@ void forward_chunk(const Extent& extent, Table& table, const Bounds<V>& bounds,
 
 template <class V, class Table, class ActivationRange, class T>
 void forward(const Extent& extent, const QuantRange& range, Table& table,
-             const ActivationRange& activation, const T* x, T* y, uint8_t* mask, int threads) {
+             const ActivationRange& activation, const T* x, void* result, uint8_t* mask,
+             int threads) {
     const Bounds<V> bounds = broadcast_bounds<V>(range);
     const int64_t numel = extent.numel();
     if (numel == 0) return;
+    const Output<T> y(result, numel);
     const int64_t chunk = elementwise_chunk(extent);
     parallel_for(ceil_divide(numel, chunk), threads, [&](int64_t task) {
         const int64_t begin = task * chunk;
@@ -93,7 +105,7 @@ struct LearnedBackward {
     };
     const T* x;
     const T* grad;
-    T* grad_x;
+    Output<T> grad_x;
     Table& table;
     Bounds<V> bounds;
     ActivationRange activation;
@@ -101,13 +113,13 @@ struct LearnedBackward {
     template <class Parameters>
     Terms step(int64_t position, int n, const Parameters& quantizer) {
         const V zero = V::broadcast(0);
-        const V before = add_bias(V::load(x + position, n), quantizer);
+        const V before = add_bias(read<V>(x + position, n), quantizer);
         const V value = activate(before, activation);
-        const V incoming = V::load(grad + position, n);
+        const V incoming = read<V>(grad + position, n);
         const V integer = unclamped(value, quantizer);
         const auto inside = is_inside(integer, bounds);
         const V passed = mask_gradient(select(inside, incoming, zero), before, activation, zero);
-        passed.store(grad_x + position, n);
+        grad_x.template write<V>(position, passed, n);
         return {learned_terms(value, incoming, integer, inside, quantizer, bounds, zero), passed};
     }
 
@@ -175,9 +187,12 @@ void learned_backward(const LearnedTensor& tensor, int threads) {
         using Sums = typename Kernel::Sums;
         const Reduction reduction(tensor.extent);
         Scratch<Sums> partials(reduction.partials());
-        Kernel kernel{static_cast<const T*>(tensor.x),   static_cast<const T*>(tensor.grad),
-                      static_cast<T*>(tensor.grad_x),    table,
-                      broadcast_bounds<V>(tensor.range), activation};
+        Kernel kernel{static_cast<const T*>(tensor.x),
+                      static_cast<const T*>(tensor.grad),
+                      Output<T>(tensor.grad_x, tensor.extent.numel()),
+                      table,
+                      broadcast_bounds<V>(tensor.range),
+                      activation};
         parallel_for(reduction.tasks(), threads, [&](int64_t task) {
             reduce_task<AdditionOf<Sums>, Real>(reduction, task, partials.data(), kernel);
         });
@@ -196,8 +211,8 @@ void fake_quantize(DataType type, Extent extent, QuantRange range, const void* x
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
         QuantizerTable<V> table(extent, scale, zero_point);
-        forward<V>(extent, range, table, NoActivation(), static_cast<const T*>(x),
-                   static_cast<T*>(y), mask, threads);
+        forward<V>(extent, range, table, NoActivation(), static_cast<const T*>(x), y, mask,
+                   threads);
     });
 }
 
@@ -206,16 +221,17 @@ void fake_quantize_backward(DataType type, int64_t numel, const void* grad, cons
     with_types(type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
+        const Output<T> result(grad_x, numel);
         parallel_for(ceil_divide(numel, task_elements), threads, [&](int64_t task) {
             const int64_t begin = task * task_elements;
             const T* source = static_cast<const T*>(grad) + begin;
-            T* target = static_cast<T*>(grad_x) + begin;
             const uint8_t* bytes = mask + begin / 8;
             for_lanes<V>(smaller(task_elements, numel - begin), [&](int64_t i, int n) {
                 uint32_t bits = bytes[i / 8];
                 if (V::lanes == 16 && n > 8) bits |= static_cast<uint32_t>(bytes[i / 8 + 1]) << 8;
-                select(V::Mask::from_bits(bits), V::load(source + i, n), V::broadcast(0))
-                    .store(target + i, n);
+                prefetch(source + i);
+                const auto passed = V::load_where(V::Mask::from_bits(bits), source + i, n);
+                result.template write<V>(begin + i, passed, n);
             });
         });
     });
@@ -230,8 +246,7 @@ void fake_quantize_learned(DataType type, const LearnedTensor* tensors, int64_t 
             if (tensor.extent.numel() == 0) return;
             with_parameters<V>(tensor, [&](auto& table, auto activation) {
                 forward<V>(tensor.extent, tensor.range, table, activation,
-                           static_cast<const T*>(tensor.x), static_cast<T*>(tensor.y), nullptr,
-                           team);
+                           static_cast<const T*>(tensor.x), tensor.y, nullptr, team);
             });
         });
     });

@@ -23,8 +23,16 @@ struct Scratch {
     std::unique_ptr<T[]> values;
 };
 
-// The shortest run of whole rows of channels that fills vectors, for inner == 1.
-inline int64_t channel_period(int64_t channels) { return channels * ceil_divide(256, channels); }
+// A run of whole rows of channels for inner == 1: enough elements to fill vectors, and whole ones
+// unless the rows are long.
+inline int64_t channel_period(int64_t channels) {
+    constexpr int64_t fewest = 256, whole = 16, long_row = 4096;
+    int64_t rows = ceil_divide(fewest, channels);
+    if (channels < long_row) {
+        while (rows * channels % whole != 0) ++rows;
+    }
+    return rows * channels;
+}
 
 // Calls body(position, n) for runs of at most V::lanes elements that cover [0, count).
 template <class V, class Body>

@@ -42,7 +42,8 @@ struct ColumnReductionTask {
 
 // Depends on sizes alone, so that the same values give the same bits wherever they lie.
 inline ColumnPartition plan_column_reduction(const Extent& extent) {
-    constexpr int64_t most_splits = 512;
+    // Blocks for two on each multiprocessor: what they leave is merged by one.
+    constexpr int64_t most_splits = 256;
     ColumnPartition partition = {};
     partition.numel = extent.numel();
     partition.channels = extent.channels;
@@ -78,24 +79,24 @@ struct Columns {
 
     __device__ __forceinline__ void visit(const Operation& operation, const OctetPart& part,
                                           const Octet<typename Operation::Element>& source,
-                                          const Octet<typename Operation::Element>& gradient) {
+                                          const Octet<typename Operation::Element>& second) {
         float values[octet_size];
-        float gradients[octet_size] = {};
+        float seconds[octet_size] = {};
         unpack(source, values);
-        if constexpr (Operation::has_gradient) unpack(gradient, gradients);
+        if constexpr (Operation::reads_second) unpack(second, seconds);
         if (part.valid == whole_octet) {
 #pragma unroll
             for (int j = 0; j < octet_size; ++j) {
-                values[j] = operation.visit(values[j], gradients[j], parameters[j], sums[j]);
+                values[j] = operation.visit(values[j], seconds[j], parameters[j], sums[j]);
             }
         } else {
 #pragma unroll
             for (int j = 0; j < octet_size; ++j) {
                 if (!(part.valid >> j & 1)) continue;
-                values[j] = operation.visit(values[j], gradients[j], parameters[j], sums[j]);
+                values[j] = operation.visit(values[j], seconds[j], parameters[j], sums[j]);
             }
         }
-        if constexpr (Operation::has_gradient) store_octet(operation.target, part, values);
+        if constexpr (Operation::writes_target) store_octet(operation.target, part, values);
     }
 };
 
@@ -111,19 +112,19 @@ __device__ __forceinline__ void reduce_lane(const Operation& operation,
 #pragma unroll 1
     for (int64_t row = begin; row < end;) {
         OctetPart part[batch];
-        Octet<typename Operation::Element> source[batch], gradient[batch];
+        Octet<typename Operation::Element> source[batch], second[batch];
 #pragma unroll
         for (int i = 0; i < batch; ++i, row += lanes, first += step) {
             const int length = row < end ? clamp_to_octet(partition.numel - first) : 0;
             part[i] = {first, octet_bits(0, length), partition.wide && length == octet_size};
             source[i] = load_octet(operation.source, part[i]);
-            if constexpr (Operation::has_gradient) {
-                gradient[i] = load_octet(operation.gradient, part[i]);
+            if constexpr (Operation::reads_second) {
+                second[i] = load_octet(operation.second_source, part[i]);
             }
         }
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
-            columns.visit(operation, part[i], source[i], gradient[i]);
+            columns.visit(operation, part[i], source[i], second[i]);
         }
     }
 }
@@ -161,11 +162,9 @@ __device__ __forceinline__ void merge_columns(const Operation& operation,
         auto sums = widen(Operation::start());
         for (int64_t column = channel; channel < end && column < columns;
              column += partition.channels) {
-            for (int split = threadIdx.x / tile_columns; split < partition.splits;
-                 split += helpers) {
-                const auto* partial = partials_of<Operation>(partition) + split * columns + column;
-                sums = Operation::combine(sums, read_partial(partial));
-            }
+            sums = combine_partials<Operation>(sums, partials_of<Operation>(partition),
+                                               column + threadIdx.x / tile_columns * columns,
+                                               partition.splits * columns, helpers * columns);
         }
         sums = combine_helpers<Operation>(sums, tile_columns, helpers);
         if (threadIdx.x < tile_columns && channel < end) operation.finish(channel, sums);

@@ -127,9 +127,10 @@ template <class T, class Input>
 struct FakeQuantizeLearnedBackward : Input::Sums {
     using Element = T;
     using Parameters = typename Input::Parameters;
-    static constexpr bool has_gradient = true;
+    static constexpr bool reads_second = true;
+    static constexpr bool writes_target = true;
     const T* source;
-    const T* gradient;
+    const T* second_source;  // the gradient of y
     T* target;
     LearnedQuantizer<Input> quantizer;
     float* grad_scale;
@@ -137,7 +138,7 @@ struct FakeQuantizeLearnedBackward : Input::Sums {
     float* grad_bias;
     float gradient_scale;
 
-    bool is_wide() const { return cuda::is_wide({source, gradient, target}); }
+    bool is_wide() const { return cuda::is_wide({source, second_source, target}); }
 
     __device__ __forceinline__ Parameters parameters(int64_t channel) const {
         return quantizer.parameters(channel);
@@ -272,7 +273,7 @@ const char* fake_quantize_backward(DataType type, int64_t numel, const void* gra
                                    const uint8_t* mask, void* grad_x, Launch target) {
     return dispatch(type, [&](auto element) -> const char* {
         using T = decltype(element);
-        const Octets octets = cut_octets(numel, sizeof(T), grad, grad_x, true);
+        const Octets octets = cut_octets(numel, sizeof(T), {grad, grad_x}, true);
         const int64_t blocks = divide_up(octets.count, octets_in_flight<T, 1> * block_threads);
         return launch(mask_gradient<T>, blocks, {mask, grad, grad_x, octets}, target.stream);
     });
@@ -299,12 +300,12 @@ const char* fake_quantize_learned_backward(DataType type, const LearnedTensor* t
 }
 
 int64_t learned_backward_workspace(const LearnedTensor* tensors, int64_t count) {
-    int64_t bytes = workspace_zeroed_bytes;
+    int64_t bytes = 0;
     for (int64_t i = 0; i < count; ++i) {
         bytes += tensors[i].bias ? partial_bytes<Triple>(tensors[i].extent)
                                  : partial_bytes<Pair>(tensors[i].extent);
     }
-    return bytes;
+    return workspace_bytes(bytes);
 }
 
 }  // namespace zscgan::cuda

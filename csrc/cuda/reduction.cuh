@@ -6,9 +6,10 @@
 //   using Element;              // float, __half or __nv_bfloat16
 //   using Parameters;           // of one channel
 //   const Element* source;
-//   static constexpr bool has_gradient;  // reads `gradient` and writes `target` beside `source`
+//   static constexpr bool reads_second;   // const Element* second_source
+//   static constexpr bool writes_target;  // Element* target
 //   Parameters parameters(int64_t channel) const;
-//   float visit(float x, float grad, const Parameters&, Accumulator&) const;  // returns the target
+//   float visit(float x, float second, const Parameters&, Accumulator&) const;  // the target
 //   void finish(int64_t channel, const Sums&) const;
 #pragma once
 
@@ -21,8 +22,11 @@ namespace zscgan::cuda {
 constexpr int fewest_octets_per_thread = 2;
 
 template <class Operation>
-constexpr int reduction_batch = octets_in_flight < typename Operation::Element,
-              Operation::has_gradient ? 2 : 1 > ;
+constexpr int reduction_operands = Operation::reads_second || Operation::writes_target ? 2 : 1;
+
+template <class Operation>
+constexpr int reduction_batch =
+    octets_in_flight<typename Operation::Element, reduction_operands<Operation>>;
 
 // A tensor's partial results fill at most this many blocks, so that their merge stays short.
 constexpr int64_t most_row_blocks = 4096;
@@ -126,6 +130,28 @@ __device__ __forceinline__ Triple shuffle_down(const Triple& values, int distanc
             __shfl_down_sync(0xffffffffu, values.third, distance)};
 }
 
+// Combines partials[begin], partials[begin + step], ... below `end` with `sums`, in this order. One
+// block merges what all others left: it waits for several loads at a time, not for each.
+template <class Operation>
+__device__ __forceinline__ SumsOf<Operation> combine_partials(SumsOf<Operation> sums,
+                                                              const SumsOf<Operation>* partials,
+                                                              int64_t begin, int64_t end,
+                                                              int64_t step) {
+    constexpr int batch = 4;
+#pragma unroll 1
+    for (int64_t index = begin; index < end; index += batch * step) {
+        SumsOf<Operation> loaded[batch];
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            const int64_t place = index + i * step;
+            loaded[i] = place < end ? read_partial(partials + place) : widen(Operation::start());
+        }
+#pragma unroll
+        for (int i = 0; i < batch; ++i) sums = Operation::combine(sums, loaded[i]);
+    }
+    return sums;
+}
+
 // The result is that of lane 0.
 template <class Operation>
 __device__ __forceinline__ SumsOf<Operation> combine_warp(SumsOf<Operation> sums) {
@@ -179,13 +205,30 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks
     return last;
 }
 
-// Cuts the workspace of a launch into counters, zeroed by the caller once, and partials.
+// The bytes of a workspace that are counters; partials follow.
+constexpr int64_t counter_bytes = 32768;
+
+// Nothing where there is nothing to merge.
+inline int64_t workspace_bytes(int64_t partial_bytes) {
+    return partial_bytes == 0 ? 0 : counter_bytes + partial_bytes;
+}
+
+// Cuts the workspace of a launch into counters and partials.
 class WorkspaceCutter {
 public:
-    explicit WorkspaceCutter(void* workspace)
-        : counters_(static_cast<unsigned*>(workspace)),
-          partials_(static_cast<char*>(workspace) + workspace_zeroed_bytes) {}
+    explicit WorkspaceCutter(const Launch& target)
+        : stream_(static_cast<cudaStream_t>(target.stream)),
+          counters_(static_cast<unsigned*>(target.workspace)),
+          partials_(static_cast<char*>(target.workspace) + counter_bytes) {}
 
+    // Needed once, before the first launch that counts: every launch leaves its counters zero.
+    // Zeroing belongs to the call and not to the memory, so that the workspace of a CUDA graph is
+    // the graph's own.
+    const char* zero_counters() {
+        if (zeroed_) return nullptr;
+        zeroed_ = true;
+        return error_text(cudaMemsetAsync(counters_, 0, counter_bytes, stream_));
+    }
     bool has_counters(int64_t count) const { return used_counters_ + count <= all_counters; }
     unsigned* take_counters(int64_t count) {
         used_counters_ += count;
@@ -198,11 +241,13 @@ public:
     void reset_counters() { used_counters_ = 0; }
 
 private:
-    static constexpr int64_t all_counters = workspace_zeroed_bytes / sizeof(unsigned);
+    static constexpr int64_t all_counters = counter_bytes / sizeof(unsigned);
+    cudaStream_t stream_;
     unsigned* counters_;
     char* partials_;
     int64_t used_counters_ = 0;
     int64_t used_bytes_ = 0;
+    bool zeroed_ = false;
 };
 
 }  // namespace zscgan::cuda

@@ -28,7 +28,7 @@ template <class Operation, int row_capacity, int column_capacity>
 class ReductionLauncher {
 public:
     explicit ReductionLauncher(const Launch& target)
-        : workspace_(target.workspace),
+        : workspace_(target),
           rows_(reduce_rows<Operation, row_capacity>, target.stream),
           columns_(reduce_columns<Operation, column_capacity>, target.stream) {}
 
@@ -49,6 +49,9 @@ public:
 private:
     template <class Tasks, class Partition>
     const char* add_partition(Tasks& tasks, const Operation& operation, Partition partition) {
+        if (partition.counter_count() > 0) {
+            if (const char* error = workspace_.zero_counters()) return error;
+        }
         if (!workspace_.has_counters(partition.counter_count())) {
             if (const char* error = flush()) return error;
         }

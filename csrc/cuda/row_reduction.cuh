@@ -101,25 +101,25 @@ template <class Operation>
 __device__ __forceinline__ AccumulatorOf<Operation> visit_row_octet(
     const Operation& operation, const typename Operation::Parameters& parameters,
     const OctetPart& part, const Octet<typename Operation::Element>& source,
-    const Octet<typename Operation::Element>& gradient) {
+    const Octet<typename Operation::Element>& second) {
     float values[octet_size];
-    float gradients[octet_size] = {};
+    float seconds[octet_size] = {};
     unpack(source, values);
-    if constexpr (Operation::has_gradient) unpack(gradient, gradients);
+    if constexpr (Operation::reads_second) unpack(second, seconds);
     auto sums = Operation::start();
     if (part.valid == whole_octet) {
 #pragma unroll
         for (int j = 0; j < octet_size; ++j) {
-            values[j] = operation.visit(values[j], gradients[j], parameters, sums);
+            values[j] = operation.visit(values[j], seconds[j], parameters, sums);
         }
     } else {
 #pragma unroll
         for (int j = 0; j < octet_size; ++j) {
             if (!(part.valid >> j & 1)) continue;
-            values[j] = operation.visit(values[j], gradients[j], parameters, sums);
+            values[j] = operation.visit(values[j], seconds[j], parameters, sums);
         }
     }
-    if constexpr (Operation::has_gradient) store_octet(operation.target, part, values);
+    if constexpr (Operation::writes_target) store_octet(operation.target, part, values);
     return sums;
 }
 
@@ -136,19 +136,19 @@ __device__ __forceinline__ SumsOf<Operation> reduce_octets(const Operation& oper
 #pragma unroll 1
     for (int64_t index = begin; index < end;) {
         OctetPart part[batch];
-        Octet<typename Operation::Element> source[batch], gradient[batch];
+        Octet<typename Operation::Element> source[batch], second[batch];
 #pragma unroll
         for (int i = 0; i < batch; ++i, index += team, walker.advance()) {
             part[i] = index < end ? walker.octet() : OctetPart{0, 0, false};
             source[i] = load_octet(operation.source, part[i]);
-            if constexpr (Operation::has_gradient) {
-                gradient[i] = load_octet(operation.gradient, part[i]);
+            if constexpr (Operation::reads_second) {
+                second[i] = load_octet(operation.second_source, part[i]);
             }
         }
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
             total = Operation::combine(
-                total, visit_row_octet(operation, parameters, part[i], source[i], gradient[i]));
+                total, visit_row_octet(operation, parameters, part[i], source[i], second[i]));
         }
     }
     return widen(total);
@@ -168,11 +168,9 @@ __device__ __forceinline__ void reduce_channel_of_warp(const Operation& operatio
 template <class Operation>
 __device__ __forceinline__ void merge_splits(const Operation& operation,
                                              const RowPartition& partition, int64_t channel) {
-    const auto* partials = partials_of<Operation>(partition) + channel * partition.splits;
-    auto sums = widen(Operation::start());
-    for (int split = threadIdx.x; split < partition.splits; split += block_threads) {
-        sums = Operation::combine(sums, read_partial(partials + split));
-    }
+    auto sums = combine_partials<Operation>(
+        widen(Operation::start()), partials_of<Operation>(partition) + channel * partition.splits,
+        threadIdx.x, partition.splits, block_threads);
     sums = combine_block<Operation>(sums);
     if (threadIdx.x == 0) operation.finish(channel, sums);
 }

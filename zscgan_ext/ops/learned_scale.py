@@ -13,6 +13,7 @@ from zscgan_ext.ops.checks import (
     check_activation,
     check_alike,
     check_axis,
+    check_bias,
     check_quantizer,
     check_same_length,
 )
@@ -279,7 +280,8 @@ def fake_quantize_learned(
     """
     axis = check_axis(x, axis)
     check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
-    check_activation(x, axis, activation, bias)
+    check_activation(activation)
+    check_bias(x, axis, bias)
     settings = (quant_min, quant_max, axis, gradient_scale, activation)
     y: Tensor = FAKE_QUANTIZE_LEARNED(x, scale, zero_point, *settings, bias)
     return y

@@ -17,24 +17,28 @@ core: Any = NATIVE
 DATA_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 ACTIVATION_CODES = {"none": 0, "relu": 1, "relu6": 2}
 DISTANCE_CODES = {"gaussian_kl": 0, "mse": 1, "std_mse": 2, "l2": 3}
-WORKSPACES: dict[tuple[int, int], Tensor] = {}
 
 
-def workspace(device: torch.device, stream: int, size: int) -> Tensor:
-    """Return scratch memory of this stream, zeroed when it was made and kept for later calls."""
-    key = (device.index, stream)
-    if key not in WORKSPACES or WORKSPACES[key].numel() < size:
-        WORKSPACES[key] = torch.zeros(size, dtype=torch.uint8, device=device)
-    return WORKSPACES[key]
+def workspace(x: Tensor, size: int) -> Tensor:
+    """Return scratch memory of `size` bytes, to be held until the kernel that uses it is queued.
+
+    It comes from torch's allocator for this one call: a CUDA graph under capture takes it from its
+    own memory, and no stream shares it.
+    """
+    return torch.empty(size, dtype=torch.uint8, device=x.device)
 
 
-def place(x: Tensor, workspace_size: int = 0) -> tuple[Any, tuple[int, ...]]:
+def place(x: Tensor, scratch: Tensor | None = None) -> tuple[Any, tuple[int, ...]]:
     """Return the native module of the tensor's device, and where there its kernels run."""
     if x.is_cpu:
         return core.cpu, (torch.get_num_threads(),)
     stream = torch.cuda.current_stream(x.device).cuda_stream
-    scratch = workspace(x.device, stream, workspace_size).data_ptr() if workspace_size else 0
-    return core.cuda, (x.device.index, stream, scratch)
+    return core.cuda, (x.device.index, stream, 0 if scratch is None else scratch.data_ptr())
+
+
+def address(x: Tensor | None) -> int:
+    """Return where a tensor lies in memory, 0 for none."""
+    return 0 if x is None else x.data_ptr()
 
 
 def fake_quantize(
@@ -165,8 +169,9 @@ def fake_quantize_learned_backward(
         learned_tensor((None, *gradients), *row)
         for row, gradients in zip(columns, results, strict=True)
     ]
-    size = 0 if xs[0].is_cpu else core.cuda.learned_backward_workspace(tensors)
-    module, where = place(xs[0], size)
+    x = xs[0]
+    scratch = None if x.is_cpu else workspace(x, core.cuda.learned_backward_workspace(tensors))
+    module, where = place(x, scratch)
     module.fake_quantize_learned_backward(DATA_TYPES[xs[0].dtype], tensors, where)
     for i, (scale, is_shared) in enumerate(zip(scales, shared, strict=True)):
         if is_shared:
@@ -189,8 +194,8 @@ def observe(
 ) -> None:
     """Average minimum and maximum into the running ones; write scale and zero point."""
     extent = extent_of(x, axis)
-    size = 0 if x.is_cpu else core.cuda.reduction_workspace(extent)
-    module, where = place(x, size)
+    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    module, where = place(x, scratch)
     module.observe(
         DATA_TYPES[x.dtype],
         extent,
@@ -212,8 +217,8 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     mean = torch.empty((x.shape[1],), dtype=compute_dtype(x), device=x.device)
     variance = torch.empty_like(mean)
     extent = extent_of(x, 1)
-    size = 0 if x.is_cpu else core.cuda.reduction_workspace(extent)
-    module, where = place(x, size)
+    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    module, where = place(x, scratch)
     module.batch_norm_statistics(
         DATA_TYPES[x.dtype],
         extent,
@@ -245,6 +250,94 @@ def batch_norm_statistics_backward(
     return grad_x
 
 
+def batch_norm_eval(
+    x: Tensor, multiplier: Tensor, offset: Tensor, residual: Tensor | None, activation: str
+) -> Tensor:
+    """Batch norm with stored statistics, a residual and an activation."""
+    y = torch.empty_like(x)
+    module, where = place(x)
+    module.batch_norm_eval(
+        DATA_TYPES[x.dtype],
+        extent_of(x, 1),
+        ACTIVATION_CODES[activation],
+        x.data_ptr(),
+        address(residual),
+        multiplier.data_ptr(),
+        offset.data_ptr(),
+        *(0, 0, 0),
+        y.data_ptr(),
+        where,
+    )
+    return y
+
+
+def batch_norm_eval_matched(
+    x: Tensor,
+    multiplier: Tensor,
+    offset: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, with mean and biased variance of x."""
+    y = torch.empty_like(x)
+    mean = torch.empty(x.shape[1], dtype=compute_dtype(x), device=x.device)
+    variance = torch.empty_like(mean)
+    extent = extent_of(x, 1)
+    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    module, where = place(x, scratch)
+    module.batch_norm_eval(
+        DATA_TYPES[x.dtype],
+        extent,
+        ACTIVATION_CODES[activation],
+        x.data_ptr(),
+        address(residual),
+        multiplier.data_ptr(),
+        offset.data_ptr(),
+        shift.data_ptr(),
+        mean.data_ptr(),
+        variance.data_ptr(),
+        y.data_ptr(),
+        where,
+    )
+    return y, mean, variance
+
+
+def batch_norm_eval_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    y: Tensor | None,
+    multiplier: Tensor,
+    offset: Tensor,
+    mean: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_variance: Tensor | None,
+    activation: str,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the residual; the mask is that of y, or without y that of x."""
+    grad_x = torch.empty_like(grad)
+    grad_residual = torch.empty_like(grad) if with_residual else grad.new_empty(0)
+    module, where = place(grad)
+    module.batch_norm_eval_backward(
+        DATA_TYPES[grad.dtype],
+        extent_of(grad, 1),
+        ACTIVATION_CODES[activation],
+        grad.data_ptr(),
+        address(x),
+        address(y),
+        multiplier.data_ptr(),
+        offset.data_ptr(),
+        address(mean),
+        address(grad_mean),
+        address(grad_variance),
+        grad_x.data_ptr(),
+        grad_residual.data_ptr(),
+        where,
+    )
+    return grad_x, grad_residual
+
+
 def batch_norm_distance(
     means: Sequence[Tensor],
     variances: Sequence[Tensor],
@@ -266,8 +359,8 @@ def batch_norm_distance(
         ends = (grad_means.data_ptr() + start, grad_variances.data_ptr() + start)
         layers.append((size, layer_eps, *addresses, *ends))
         offset += size
-    device = means[0].device.type
-    module, where = place(means[0], 0 if device == "cpu" else core.cuda.distance_workspace())
+    scratch = None if total.is_cpu else workspace(total, core.cuda.distance_workspace())
+    module, where = place(total, scratch)
     code = DISTANCE_CODES[distance]
     module.batch_norm_distance(code, DATA_TYPES[total.dtype], layers, total.data_ptr(), where)
     return total, grad_means, grad_variances

@@ -214,14 +214,75 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+def statistics_gradient(
+    x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor
+) -> Tensor:
+    """The gradient of the statistics in the compute dtype."""
+    count = x.numel() // max(x.shape[1], 1)
+    b = 2 * grad_variance / count
+    a = grad_mean / count - b * mean
+    return spread(a, x, 1) + spread(b, x, 1) * x.to(a.dtype)
+
+
 def batch_norm_statistics_backward(
     x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor
 ) -> Tensor:
     """The gradient of the statistics, affine in x for each channel: a + b * x."""
-    count = x.numel() // max(x.shape[1], 1)
-    b = 2 * grad_variance / count
-    a = grad_mean / count - b * mean
-    return (spread(a, x, 1) + spread(b, x, 1) * x.to(a.dtype)).to(x.dtype)
+    return statistics_gradient(x, mean, grad_mean, grad_variance).to(x.dtype)
+
+
+def frozen_batch_norm(x: Tensor, multiplier: Tensor, offset: Tensor) -> Tensor:
+    """Return x * multiplier + offset in the compute dtype."""
+    return x.to(multiplier.dtype) * spread(multiplier, x, 1) + spread(offset, x, 1)
+
+
+def batch_norm_eval(
+    x: Tensor, multiplier: Tensor, offset: Tensor, residual: Tensor | None, activation: str
+) -> Tensor:
+    """Batch norm with stored statistics, a residual and an activation."""
+    values = frozen_batch_norm(x, multiplier, offset)
+    if residual is not None:
+        values = values + residual
+    return activate(values, activation).to(x.dtype)
+
+
+def batch_norm_eval_matched(
+    x: Tensor,
+    multiplier: Tensor,
+    offset: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, with mean and biased variance of x."""
+    y = batch_norm_eval(x, multiplier, offset, residual, activation)
+    return y, *batch_norm_statistics(x, shift)
+
+
+def batch_norm_eval_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    y: Tensor | None,
+    multiplier: Tensor,
+    offset: Tensor,
+    mean: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_variance: Tensor | None,
+    activation: str,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the residual; the mask is that of y, or without y that of x."""
+    wide = grad.to(multiplier.dtype)
+    if y is None and x is not None:
+        blocked = blocks_gradient(frozen_batch_norm(x, multiplier, offset), activation)
+    else:
+        blocked = blocks_gradient(y if y is not None else grad, activation)
+    masked = torch.where(blocked, 0, wide)
+    grad_x = masked * spread(multiplier, grad, 1)
+    if x is not None and mean is not None and grad_mean is not None and grad_variance is not None:
+        grad_x = grad_x + statistics_gradient(x, mean, grad_mean, grad_variance)
+    grad_residual = masked.to(grad.dtype) if with_residual else grad.new_empty(0)
+    return grad_x.to(grad.dtype), grad_residual
 
 
 def layer_distance(
