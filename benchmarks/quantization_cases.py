@@ -111,7 +111,7 @@ def fake_quantize_learned_relu(kind: Kind, with_bias: bool = False) -> Subject:
     scale, zero_point = quantizer(kind, 1, learned=True)
     settings: tuple[Any, ...] = (QUANT_MIN, QUANT_MAX, None, GRADIENT_SCALE)
     bias = torch.full((kind.shape[1],), 0.1, device=kind.device, requires_grad=True)
-    given = bias if with_bias else None
+    before: tuple[Any, ...] = ("relu", bias if with_bias else None)
 
     def rectified(x: Tensor) -> Tensor:
         return torch.relu(x + plain_torch.per_channel(bias, x, 1) if with_bias else x)
@@ -122,9 +122,7 @@ def fake_quantize_learned_relu(kind: Kind, with_bias: bool = False) -> Subject:
     compiled = torch.compile(plain, dynamic=False)
     functions: dict[str, Function] = {
         "native": lambda xs: [
-            ops.fake_quantize_learned(
-                xs[0], scale, zero_point, *settings, activation="relu", bias=given
-            )
+            ops.fake_quantize_learned(xs[0], scale, zero_point, *(*settings, *before))
         ],
         "reference": lambda xs: [plain(xs[0])],
         "compiled": lambda xs: [compiled(xs[0])],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from tensors import LAYOUTS, sample
@@ -67,7 +68,7 @@ def quantization_results(inputs, module=native):
     lists = ([x], [scale], [zero_point], [low], [high])
     plain = (["none"], [None])
     (learned,) = module.fake_quantize_learned(*lists, [axis], *plain)
-    gradients = module.fake_quantize_learned_backward(
+    *gradients, _ = module.fake_quantize_learned_backward(
         [grad], *lists, [GRADIENT_SCALE], [axis], *plain
     )
     state = [torch.full_like(scale, v, dtype=torch.float32) for v in (torch.inf, -torch.inf, 0, 0)]
@@ -83,6 +84,29 @@ def quantization_results(inputs, module=native):
     }
 
 
+def fused_results(inputs, module=native):
+    """Run learned quantization behind every activation, with and without a bias."""
+    biases = [None, -inputs.vectors[0]] if inputs.x.dim() > 1 else [None]
+    found = {}
+    for activation, bias in product(("none", "relu", "relu6"), biases):
+        axis = inputs.axis if bias is None else None
+        count = len(inputs.scale) if axis is not None else 1
+        quantizer = ([inputs.scale[:count]], [inputs.zero_point[:count]], *([v] for v in BOUNDS))
+        stage = ([axis], [activation], [bias])
+        (y,) = module.fake_quantize_learned([inputs.x], *quantizer, *stage)
+        gradients = module.fake_quantize_learned_backward(
+            [inputs.grad], [inputs.x], *quantizer, [GRADIENT_SCALE], *stage
+        )
+        names = ("y", "grad_x", "grad_scale", "grad_zero_point", "grad_bias")
+        kind = activation if bias is None else f"{activation}_with_bias"
+        found |= {
+            f"fused_{name}_{kind}": values
+            for name, (values,) in zip(names, ([y], *gradients), strict=True)
+            if values is not None
+        }
+    return found
+
+
 def statistics_results(inputs, module=native):
     """Run every batch-norm kernel of `native` or `reference`."""
     mean, variance = module.batch_norm_statistics(inputs.x, inputs.vectors[0])
@@ -95,6 +119,26 @@ def statistics_results(inputs, module=native):
         columns = [[values, values[:1]] for values in inputs.vectors]
         values = module.batch_norm_distance(*columns, [EPS, 2 * EPS], name)
         found |= {f"{name}_{i}": value for i, value in enumerate(values)}
+    return found
+
+
+def frozen_batch_norm_results(inputs, module=native):
+    """Run every kernel of frozen batch norm, with and without a residual and statistics."""
+    x, grad, (multiplier, offset, shift, slope) = inputs.x, inputs.grad, inputs.vectors
+    frozen, found = (x, multiplier, -offset), {}
+    for activation, residual in product(("none", "relu", "relu6"), (None, grad)):
+        with_residual = residual is not None
+        y = module.batch_norm_eval(*frozen, residual, activation)
+        matched_y, _, _ = module.batch_norm_eval_matched(*frozen, shift, residual, activation)
+        masked_by_y = with_residual and activation != "none"
+        settings = (activation, masked_by_y)
+        saved = (grad, x, y if masked_by_y else None, multiplier, -offset)
+        plain = module.batch_norm_eval_backward(*saved, None, None, None, *settings)
+        both = module.batch_norm_eval_backward(*saved, shift, offset, slope, *settings)
+        kind = f"{activation}_with_residual" if with_residual else activation
+        columns = {"y": y, "matched_y": matched_y, "grad_x": plain[0], "grad_residual": plain[1]}
+        found |= {f"frozen_{kind}_{name}": values for name, values in columns.items()}
+        found[f"frozen_grad_x_{kind}"] = both[0]
     return found
 
 
@@ -124,6 +168,8 @@ def all_results(inputs, module=native):
     """Run every kernel of `native` or `reference`."""
     return {
         **quantization_results(inputs, module),
+        **fused_results(inputs, module),
         **many_results(inputs, module),
         **(statistics_results(inputs, module) if inputs.x.dim() > 1 else {}),
+        **(frozen_batch_norm_results(inputs, module) if inputs.x.dim() > 1 else {}),
     }

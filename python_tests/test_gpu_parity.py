@@ -21,13 +21,15 @@ SHAPES = {
     "wide": (2, 200, 6, 6),  # octets that cross rows; several tiles, the last one octet wide
 }
 SUMMED = ("grad_scale", "grad_zero_point", "many_grad_scale", "many_grad_zero_point")
+SUMMED += ("fused_grad_scale", "fused_grad_zero_point", "fused_grad_bias")
 # What differs from the reference by the rounding of the last operation.
-ROUNDED = ("statistics_grad_x", "gaussian_kl", "mse", "std_mse", "l2")
+ROUNDED = ("statistics_grad_x", "gaussian_kl", "mse", "std_mse", "l2", "frozen_grad_x")
+WIDE = ("mean", "variance", *ROUNDED)  # compared with float64
 
 
 def is_one_of(name, prefixes):
-    """Tell whether a result has one of these names; those of several tensors end with a number."""
-    return name in prefixes or name.rpartition("_")[0] in prefixes
+    """Tell whether a result's name is one of these, or one of these and what follows."""
+    return name in prefixes or any(name.startswith(f"{prefix}_") for prefix in prefixes)
 
 
 def assert_like_plain_torch(inputs, found):
@@ -44,7 +46,7 @@ def assert_like_plain_torch(inputs, found):
         elif is_one_of(name, ROUNDED):
             tolerance = 2 * torch.finfo(actual.dtype).eps
             limit = tolerance * wanted.abs().max().item()
-            torch.testing.assert_close(actual.double(), wanted, rtol=tolerance, atol=limit)
+            torch.testing.assert_close(actual.double(), wanted.double(), rtol=tolerance, atol=limit)
         else:
             assert same_bits(actual, wanted), name
 

@@ -71,7 +71,7 @@ def extent_of(x: Tensor, axis: int | None) -> Extent:
     numel = x.numel()
     channels = 1 if axis is None else x.shape[axis]
     if axis is None or channels == 1 or not numel:
-        return Extent(min(numel, 1), channels, numel if numel else 1)
+        return Extent(min(numel, 1), channels, numel)
     inner = x.stride(axis)
     return Extent(numel // (channels * inner), channels, inner)
 
