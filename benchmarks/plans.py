@@ -14,7 +14,9 @@ from batch_norm_cases import (
 from quantization_cases import (
     fake_quantize,
     fake_quantize_learned,
+    fake_quantize_learned_bias_relu,
     fake_quantize_learned_many,
+    fake_quantize_learned_relu,
     observe,
 )
 from subject import Kind, Subject
@@ -23,6 +25,8 @@ NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR = "NCHW", "channels_last", "weights", "
 LAYOUTS: dict[Callable[[Kind], Subject], tuple[str, ...]] = {
     fake_quantize: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
     fake_quantize_learned: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
+    fake_quantize_learned_relu: (NCHW, CHANNELS_LAST),
+    fake_quantize_learned_bias_relu: (NCHW, CHANNELS_LAST),
     fake_quantize_learned_many: (WEIGHTS,),
     observe: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
     batch_norm_statistics: (NCHW, CHANNELS_LAST),

@@ -106,6 +106,46 @@ def fake_quantize_learned(kind: Kind) -> Subject:
     )
 
 
+def fake_quantize_learned_relu(kind: Kind, with_bias: bool = False) -> Subject:
+    """Scale and zero point with gradients, one in all, behind a ReLU in the same pass."""
+    scale, zero_point = quantizer(kind, 1, learned=True)
+    settings: tuple[Any, ...] = (QUANT_MIN, QUANT_MAX, None, GRADIENT_SCALE)
+    bias = torch.full((kind.shape[1],), 0.1, device=kind.device, requires_grad=True)
+    before: tuple[Any, ...] = ("relu", bias if with_bias else None)
+
+    def rectified(x: Tensor) -> Tensor:
+        return torch.relu(x + plain_torch.per_channel(bias, x, 1) if with_bias else x)
+
+    def plain(x: Tensor) -> Tensor:
+        return plain_torch.fake_quantize_learned(rectified(x), scale, zero_point, *settings)
+
+    compiled = torch.compile(plain, dynamic=False)
+    functions: dict[str, Function] = {
+        "native": lambda xs: [
+            ops.fake_quantize_learned(xs[0], scale, zero_point, *(*settings, *before))
+        ],
+        "reference": lambda xs: [plain(xs[0])],
+        "compiled": lambda xs: [compiled(xs[0])],
+    }
+    if kind.dtype == torch.float32:  # elsewhere ATen refuses it, or what a bias makes of it
+        functions["torch"] = lambda xs: [aten_learned(rectified(xs[0]), scale, zero_point, None)]
+    return Subject(
+        "fake_quantize_learned_bias_relu" if with_bias else "fake_quantize_learned_relu",
+        kind.layout,
+        kind.dtype,
+        kind.shape,
+        functions,
+        inputs(kind),
+        learned_floor(math.prod(kind.shape), kind.dtype.itemsize),
+        [scale, zero_point, bias] if with_bias else [scale, zero_point],
+    )
+
+
+def fake_quantize_learned_bias_relu(kind: Kind) -> Subject:
+    """The same with a bias added before the ReLU."""
+    return fake_quantize_learned_relu(kind, with_bias=True)
+
+
 def resnet18_weights() -> list[tuple[int, ...]]:
     """Shapes of the convolutions of ResNet-18 (He et al., 2016)."""
     shapes: list[tuple[int, ...]] = [(64, 3, 7, 7)]

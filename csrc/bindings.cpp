@@ -134,32 +134,45 @@ struct Cuda {
 
 // ---- lists of tensors ---------------------------------------------------------------------------
 
-// (extent, quant_min, quant_max, gradient_scale, x, scale, zero_point, y, grad, grad_x, grad_scale,
-// grad_zero_point)
-using LearnedArguments = std::tuple<Sizes, double, double, double, Address, Address, Address,
-                                    Address, Address, Address, Address, Address>;
+Activation activation_of(int code) {
+    require(code >= 0 && code <= 2, "activation code: accepted are 0 to 2");
+    return static_cast<Activation>(code);
+}
+
+// (extent, quant_min, quant_max, gradient_scale, activation, quantizer_stride, x, scale,
+// zero_point, bias, y, grad, grad_x, grad_scale, grad_zero_point, grad_bias)
+using LearnedArguments =
+    std::tuple<Sizes, double, double, double, int, int64_t, Address, Address, Address, Address,
+               Address, Address, Address, Address, Address, Address>;
 
 std::vector<LearnedTensor> learned_tensors(const std::vector<LearnedArguments>& list,
                                            bool backward) {
     std::vector<LearnedTensor> tensors;
     tensors.reserve(list.size());
-    for (const auto& [sizes, quant_min, quant_max, gradient_scale, x, scale, zero_point, y, grad,
-                      grad_x, grad_scale, grad_zero_point] : list) {
+    for (const auto& [sizes, quant_min, quant_max, gradient_scale, activation, quantizer_stride, x,
+                      scale, zero_point, bias, y, grad, grad_x, grad_scale, grad_zero_point,
+                      grad_bias] : list) {
         const Extent extent = extent_of(sizes);
         const int64_t numel = extent.numel(), channels = extent.channels;
+        require(quantizer_stride == 0 || quantizer_stride == 1,
+                "quantizer_stride: accepted are 0 and 1");
         LearnedTensor tensor{};
         tensor.extent = extent;
         tensor.range = range_of(quant_min, quant_max);
         tensor.gradient_scale = gradient_scale;
+        tensor.activation = activation_of(activation);
+        tensor.quantizer_stride = quantizer_stride;
         tensor.x = pointer(x, numel, "x");
         tensor.scale = pointer(scale, channels, "scale");
         tensor.zero_point = pointer(zero_point, channels, "zero_point");
+        tensor.bias = pointer(bias, 0, "bias");
         tensor.y = pointer(y, backward ? 0 : numel, "y");
         tensor.grad = pointer(grad, backward ? numel : 0, "grad");
         tensor.grad_x = pointer(grad_x, backward ? numel : 0, "grad_x");
         tensor.grad_scale = pointer(grad_scale, backward ? channels : 0, "grad_scale");
         tensor.grad_zero_point =
             pointer(grad_zero_point, backward ? channels : 0, "grad_zero_point");
+        tensor.grad_bias = pointer(grad_bias, backward && bias ? channels : 0, "grad_bias");
         tensors.push_back(tensor);
     }
     return tensors;
@@ -193,11 +206,6 @@ Distance distance_of(int code) {
 }
 
 // ---- frozen batch norm --------------------------------------------------------------------------
-
-Activation activation_of(int code) {
-    require(code >= 0 && code <= 2, "activation code: accepted are 0 to 2");
-    return static_cast<Activation>(code);
-}
 
 // Statistics are wanted where `mean` is given.
 FrozenBatchNorm frozen_batch_norm(const Sizes& sizes, int activation, Address x, Address residual,

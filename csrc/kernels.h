@@ -28,19 +28,23 @@ struct QuantRange {
     double quant_max;
 };
 
-// One tensor of a fake quantization with learned scales. A call takes many.
+// One tensor of a fake quantization of activation(x + bias) with learned scales. A call takes many.
 struct LearnedTensor {
     Extent extent;
     QuantRange range;
-    double gradient_scale;   // factor of grad_scale and grad_zero_point
-    const void* x;           // [outer, channels, inner]
-    const void* scale;       // Real [channels]
-    const void* zero_point;  // Real [channels], rounded and clamped before use
-    void* y;                 // forward: [outer, channels, inner]
-    const void* grad;        // backward: [outer, channels, inner]
-    void* grad_x;            // backward: [outer, channels, inner]
-    void* grad_scale;        // backward: Real [channels]
-    void* grad_zero_point;   // backward: Real [channels]
+    double gradient_scale;  // factor of grad_scale and grad_zero_point
+    Activation activation;
+    int64_t quantizer_stride;  // from a channel's scale and zero point to the next ones: 1, or 0
+    const void* x;             // [outer, channels, inner]
+    const void* scale;         // Real [channels], or [1] where the stride is 0
+    const void* zero_point;    // like scale, rounded and clamped before use
+    const void* bias;          // Real [channels], or null
+    void* y;                   // forward: [outer, channels, inner]
+    const void* grad;          // backward: [outer, channels, inner]
+    void* grad_x;              // backward: [outer, channels, inner]
+    void* grad_scale;          // backward: Real [channels], also where the stride is 0
+    void* grad_zero_point;     // backward: like grad_scale
+    void* grad_bias;           // backward: Real [channels], or null where bias is
 };
 
 // The running state of a min/max observer.

@@ -35,6 +35,21 @@ struct Quantizer {
 };
 
 template <class Value>
+struct BiasedQuantizer : Quantizer<Value> {
+    Value bias;
+};
+
+// What is quantized before an activation: x, or its sum with the bias of its channel.
+template <class Value>
+ZSCGAN_INLINE Value add_bias(Value x, const Quantizer<Value>&) {
+    return x;
+}
+template <class Value>
+ZSCGAN_INLINE Value add_bias(Value x, const BiasedQuantizer<Value>& quantizer) {
+    return x + quantizer.bias;
+}
+
+template <class Value>
 struct Bounds {
     Value quant_min;
     Value quant_max;
@@ -123,6 +138,19 @@ ZSCGAN_INLINE ActivationBounds<Real> activation_bounds(Activation activation) {
 template <class Value>
 ZSCGAN_INLINE Value activate(Value x, const ActivationBounds<Value>& bounds) {
     return minimum(bounds.high, maximum(bounds.low, x));
+}
+
+// No activation at all, for kernels that are compiled without one.
+struct NoActivation {};
+
+template <class Value>
+ZSCGAN_INLINE Value activate(Value x, NoActivation) {
+    return x;
+}
+
+template <class Value>
+ZSCGAN_INLINE Value mask_gradient(Value grad, Value, NoActivation, Value) {
+    return grad;
 }
 
 // The gradient where the activation's input, or its result, lies between the bounds.

@@ -66,8 +66,11 @@ def quantization_results(inputs, module=native):
     low, high = BOUNDS
     y, mask = module.fake_quantize(x, scale, zero_point.round(), low, high, axis, True)
     lists = ([x], [scale], [zero_point], [low], [high])
-    (learned,) = module.fake_quantize_learned(*lists, [axis])
-    gradients = module.fake_quantize_learned_backward([grad], *lists, [GRADIENT_SCALE], [axis])
+    plain = (["none"], [None])
+    (learned,) = module.fake_quantize_learned(*lists, [axis], *plain)
+    *gradients, _ = module.fake_quantize_learned_backward(
+        [grad], *lists, [GRADIENT_SCALE], [axis], *plain
+    )
     state = [torch.full_like(scale, v, dtype=torch.float32) for v in (torch.inf, -torch.inf, 0, 0)]
     module.observe(x, *state, 0.1, low, high, False, axis)
     names = ("grad_x", "grad_scale", "grad_zero_point")
@@ -79,6 +82,29 @@ def quantization_results(inputs, module=native):
         "state": torch.stack(state),
         **{name: values for name, (values,) in zip(names, gradients, strict=True)},
     }
+
+
+def fused_results(inputs, module=native):
+    """Run learned quantization behind every activation, with and without a bias."""
+    biases = [None, -inputs.vectors[0]] if inputs.x.dim() > 1 else [None]
+    found = {}
+    for activation, bias in product(("none", "relu", "relu6"), biases):
+        axis = inputs.axis if bias is None else None
+        count = len(inputs.scale) if axis is not None else 1
+        quantizer = ([inputs.scale[:count]], [inputs.zero_point[:count]], *([v] for v in BOUNDS))
+        stage = ([axis], [activation], [bias])
+        (y,) = module.fake_quantize_learned([inputs.x], *quantizer, *stage)
+        gradients = module.fake_quantize_learned_backward(
+            [inputs.grad], [inputs.x], *quantizer, [GRADIENT_SCALE], *stage
+        )
+        names = ("y", "grad_x", "grad_scale", "grad_zero_point", "grad_bias")
+        kind = activation if bias is None else f"{activation}_with_bias"
+        found |= {
+            f"fused_{name}_{kind}": values
+            for name, (values,) in zip(names, ([y], *gradients), strict=True)
+            if values is not None
+        }
+    return found
 
 
 def statistics_results(inputs, module=native):
@@ -126,8 +152,10 @@ def many_results(inputs, module=native):
     axes = [0, 0, None, 0, 0]
     scales[2], zero_points[2] = inputs.scale[:1], inputs.zero_point[:1]
     settings = (xs, scales, zero_points, len(xs) * [BOUNDS[0]], len(xs) * [BOUNDS[1]])
-    ys = module.fake_quantize_learned(*settings, axes)
-    columns = module.fake_quantize_learned_backward(grads, *settings, len(xs) * [1.0], axes)
+    plain = (len(xs) * ["none"], len(xs) * [None])
+    ys = module.fake_quantize_learned(*settings, axes, *plain)
+    factors = len(xs) * [1.0]
+    columns = module.fake_quantize_learned_backward(grads, *settings, factors, axes, *plain)[:3]
     names = ("many_y", "many_grad_x", "many_grad_scale", "many_grad_zero_point")
     return {
         f"{name}_{i}": values
@@ -140,6 +168,7 @@ def all_results(inputs, module=native):
     """Run every kernel of `native` or `reference`."""
     return {
         **quantization_results(inputs, module),
+        **fused_results(inputs, module),
         **many_results(inputs, module),
         **(statistics_results(inputs, module) if inputs.x.dim() > 1 else {}),
         **(frozen_batch_norm_results(inputs, module) if inputs.x.dim() > 1 else {}),

@@ -50,6 +50,27 @@ def test_quantizers(op, case):
         op(**(good | change))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation": "gelu"}, "activation: 'gelu', accepted are none, relu, relu6"),
+        ({"bias": torch.ones(2)}, r"bias: shape \(2,\), needed is \(3,\)"),
+        ({"bias": THREE.half()}, "bias: dtype torch.float16, needed is torch.float32"),
+        ({"bias": torch.ones(3, device="meta")}, "bias: on meta, but x is on cpu"),
+        ({"bias": torch.ones(6)[::2]}, r"bias: strides \(2,\)"),
+        ({"x": THREE}, r"bias: x has shape \(3,\) and axis None, needed is"),
+        ({"axis": 2, "scale": torch.ones(4), "zero_point": torch.ones(4)}, "bias: x has shape"),
+    ],
+    ids=["activation", "length", "half", "device", "strided", "one-dimension", "axis"],
+)
+def test_activation_and_bias(change, message):
+    good = {"x": X, "scale": ONE, "zero_point": ONE, "axis": None, "quant_min": -8, "quant_max": 7}
+    good |= {"activation": "relu", "bias": THREE}
+    fake_quantize_learned(**good)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        fake_quantize_learned(**(good | change))
+
+
 @pytest.mark.parametrize("axis", [None, -1, 0, 2])
 def test_scale_counts_the_channels_of_its_axis(axis):
     count = 1 if axis is None else X.shape[axis]

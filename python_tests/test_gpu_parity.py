@@ -21,6 +21,7 @@ SHAPES = {
     "wide": (2, 200, 6, 6),  # octets that cross rows; several tiles, the last one octet wide
 }
 SUMMED = ("grad_scale", "grad_zero_point", "many_grad_scale", "many_grad_zero_point")
+SUMMED += ("fused_grad_scale", "fused_grad_zero_point", "fused_grad_bias")
 # What differs from the reference by the rounding of the last operation.
 ROUNDED = ("statistics_grad_x", "gaussian_kl", "mse", "std_mse", "l2", "frozen_grad_x")
 WIDE = ("mean", "variance", *ROUNDED)  # compared with float64

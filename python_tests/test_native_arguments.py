@@ -43,13 +43,12 @@ ENTRIES = {
     ),
     "batch_norm_distance": ("distance", "type", "layers", "result", "threads"),
 }
-LEARNED = ("extent", "low", "high", "factor", "x", *QUANTIZER, "y")
-LEARNED_GRADIENTS = ("grad", "grad_x", "grad_scale", "grad_zero_point")
+LEARNED = ("extent", "low", "high", "factor", "activation", "stride", "x", *QUANTIZER, "bias", "y")
+LEARNED_GRADIENTS = ("grad", "grad_x", "grad_scale", "grad_zero_point", "grad_bias")
 ROWS = {"tensors": (*LEARNED, *LEARNED_GRADIENTS), "layers": ("channels", "eps", *LAYER)}
 PLAIN = {"type": 0, "extent": EXTENT, "low": -8, "high": 7, "numel": NUMEL, "threads": (1,)}
 PLAIN |= {"constant": 0.1, "symmetric": False, "factor": 1.0, "distance": 0}
-PLAIN |= {"activation": 1}
-PLAIN |= {"channels": CHANNELS, "eps": 1e-5}
+PLAIN |= {"channels": CHANNELS, "eps": 1e-5, "activation": 1, "stride": 1}
 
 
 def flat_names(entry):
@@ -60,8 +59,8 @@ def flat_names(entry):
 
 def addresses(entry):
     """Names of the addresses that this entry cannot do without."""
-    optional = {"fake_quantize": ("mask",), "fake_quantize_learned": LEARNED_GRADIENTS}
-    optional["fake_quantize_learned_backward"] = ("y",)
+    optional = {"fake_quantize": ("mask",), "fake_quantize_learned": ("bias", *LEARNED_GRADIENTS)}
+    optional["fake_quantize_learned_backward"] = ("bias", "y")
     optional["batch_norm_eval"] = ("residual", "mean")  # no mean: no statistics
     optional["batch_norm_eval_backward"] = ("y", "mean", "grad_residual")
     skipped = (*PLAIN, *optional.get(entry, ()))
@@ -172,6 +171,18 @@ def test_distance_codes(entry, change):
 @pytest.mark.parametrize(("entry", "change"), changes("activation", [-1, 3]))
 def test_activation_codes(entry, change):
     assert refused(entry, change) == "activation code: accepted are 0 to 2"
+
+
+@pytest.mark.parametrize(("entry", "change"), changes("stride", [-1, 2]))
+def test_quantizer_strides(entry, change):
+    assert refused(entry, change) == "quantizer_stride: accepted are 0 and 1"
+
+
+def test_without_a_bias_its_gradient_needs_no_address():
+    call = Call("fake_quantize_learned_backward", {"bias": 0, "grad_bias": 0})
+    untouched = call.buffers["grad_bias"].clone()
+    call()
+    assert same_bits(call.buffers["grad_bias"], untouched)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,17 @@ def test_a_direct_call_gives_the_bits_of_the_registered_op(tensors):
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
 
+def test_a_bias_alone_gets_its_gradient(tensors):
+    x, scale, zero_point = (v.detach() for v in tensors)
+    bias = torch.tensor([0.1, 0.2, 0.3], requires_grad=True)
+    settings = (-8, 7, 1, 0.5, "relu")
+    outcomes = []
+    for op in (fake_quantize_learned, OPS.fake_quantize_learned):
+        y = op(x, scale, zero_point, *settings, bias)
+        outcomes.append((y, *torch.autograd.grad(y.sum(), bias)))
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
 @pytest.mark.parametrize("has_residual", [False, True])
 def test_an_absent_tensor_makes_no_difference(tensors, has_residual):
     x, multiplier, offset = (v.detach() for v in tensors)

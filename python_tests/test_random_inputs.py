@@ -64,25 +64,32 @@ def test_fake_quantize(case):
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
-@given(quantizations(), st.floats(0, 2))
-def test_fake_quantize_learned(case, factor):
+@given(quantizations(), st.floats(0, 2), st.sampled_from(["none", "relu", "relu6"]), st.booleans())
+def test_fake_quantize_learned(case, factor, activation, with_bias):
     x, scale, zero_point, low, high, axis = case
+    bias = None
+    if with_bias and x.dim() > 1 and axis in (None, 1):
+        x = dense(x, 1)
+        bias = torch.linspace(-1, 1, x.shape[1], dtype=scale.dtype)
     grad = x.flip(0).nan_to_num(1, 2, -2).clamp(-100, 100)
     grad = torch.empty_like(x).copy_(grad)
     outcomes = []
     for module in (native, reference):
         settings_ = ([x], [scale], [zero_point], [low], [high])
-        (y,) = module.fake_quantize_learned(*settings_, [axis])
-        columns = module.fake_quantize_learned_backward([grad], *settings_, [factor], [axis])
-        outcomes.append((y, *(column[0] for column in columns)))
+        stage = ([axis], [activation], [bias])
+        (y,) = module.fake_quantize_learned(*settings_, *stage)
+        columns = module.fake_quantize_learned_backward([grad], *settings_, [factor], *stage)
+        gradients = [column[0] for column in columns]
+        outcomes.append((y, *(gradients[:3] if bias is None else gradients)))
     (y, grad_x, *sums), (expected_y, expected_grad_x, *expected_sums) = outcomes
     assert same_bits(y, expected_y)
     assert same_bits(grad_x, expected_grad_x)
-    size = factor * grad.double().abs().sum().item()
-    largest_terms = (high - low + 1.0, max(scale.tolist(), default=0.0))
-    for actual, wanted, term in zip(sums, expected_sums, largest_terms, strict=True):
+    size = grad.double().abs().sum().item()
+    largest_terms = (factor * (high - low + 1.0), factor * max(scale.tolist(), default=0.0), 1.0)
+    for actual, wanted, term in zip(sums, expected_sums, largest_terms[: len(sums)], strict=True):
         limit = 1e-5 * size * term
-        assert ((actual - wanted).abs() <= limit).all() or same_values(actual, wanted)
+        same = (actual == wanted) | (actual.isnan() & wanted.isnan())
+        assert (same | ((actual - wanted).abs() <= limit)).all()
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)

@@ -59,6 +59,15 @@ def normalization(device, with_shift=True):
     return [sample(3, device=device, seed=seed) for seed in range(3 if with_shift else 2)]
 
 
+FUSED_SETTINGS = (-8, 7, None, 0.5, "relu6")  # one scale in all
+
+
+def one_quantizer(device, gradient=False):
+    """One scale and zero point."""
+    scale = torch.tensor([0.2], device=device, requires_grad=gradient)
+    return scale, torch.tensor([1.0], device=device, requires_grad=gradient)
+
+
 MANY_SETTINGS = ([-8, -8], [7, 7], [1.0, 0.5])
 
 # Arguments of each registered op, for a device and a layout.
@@ -72,6 +81,17 @@ OPCHECK_CASES = {
     ),
     "fake_quantize_learned_backward": lambda d, m: (
         *(activations(d), activations(d, m), *quantizer(d), -8, 7, 1, 0.5),
+    ),
+    "fake_quantize_learned with an activation": lambda d, m: (
+        *(activations(d, m, 0, True), *one_quantizer(d, True), *FUSED_SETTINGS),
+    ),
+    "fake_quantize_learned with a bias": lambda d, m: (
+        *(activations(d, m, 0, True), *one_quantizer(d, True), *FUSED_SETTINGS),
+        sample(3, device=d, seed=2).requires_grad_(),
+    ),
+    "fake_quantize_learned_backward with a bias": lambda d, m: (
+        *(activations(d), activations(d, m), *one_quantizer(d), *FUSED_SETTINGS),
+        sample(3, device=d, seed=2),
     ),
     "fake_quantize_learned_many": lambda d, m: (*many(d, True), *MANY_SETTINGS),
     "fake_quantize_learned_many_backward": lambda d, m: (many(d)[0], *many(d), *MANY_SETTINGS),
@@ -103,16 +123,17 @@ def registered():
 
 
 def test_no_op_is_forgotten():
-    assert registered() == set(OPCHECK_CASES)
+    assert registered() == {case.split()[0] for case in OPCHECK_CASES}
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", OPCHECK_CASES)
+@pytest.mark.parametrize("case", OPCHECK_CASES)
 @pytest.mark.usefixtures("implementation")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # its own
-def test_opcheck(device, layout, name):
-    checked = torch.library.opcheck(getattr(OPS, name), OPCHECK_CASES[name](device, layout))
+def test_opcheck(device, layout, case):
+    op = getattr(OPS, case.split()[0])
+    checked = torch.library.opcheck(op, OPCHECK_CASES[case](device, layout))
     assert set(checked.values()) == {"SUCCESS"}
 
 
@@ -144,6 +165,15 @@ COMPILED_CASES = {
     "fake_quantize_learned": (
         lambda *v: fake_quantize_learned(*v, -8, 7, 1, 0.5),
         lambda d: (activations(d, "channels_last", 0, True), *quantizer(d, True)),
+    ),
+    "fake_quantize_learned with a bias": (
+        lambda x, scale, zero_point, bias: fake_quantize_learned(
+            x, scale, zero_point, *FUSED_SETTINGS, bias
+        ),
+        lambda d: (
+            *(activations(d, "channels_last", 0, True), *one_quantizer(d, True)),
+            sample(3, device=d, seed=2).requires_grad_(),
+        ),
     ),
     "fake_quantize_learned_many": (
         lambda *v: torch.cat(

@@ -17,6 +17,7 @@ CASES = {
 }
 # Absolute errors of sums, which each instruction set adds up in its own order.
 SUMMED = {"grad_scale": 1e-3, "grad_zero_point": 1e-3, "mean": 1e-6, "variance": 2e-6}
+SUMMED |= {"fused_grad_scale": 5e-3, "fused_grad_zero_point": 5e-3, "fused_grad_bias": 1e-3}
 
 
 def available_instruction_sets():
@@ -51,9 +52,11 @@ def quantization_results(x, grad, axis):
     zero_point = torch.linspace(-3.6, 3.3, count, dtype=compute_dtype(x))
     bounds = ([-8], [7])
     y, mask = native.fake_quantize(x, scale, zero_point.round(), -8, 7, axis, True)
-    (learned,) = native.fake_quantize_learned([x], [scale], [zero_point], *bounds, [axis])
+    (learned,) = native.fake_quantize_learned(
+        [x], [scale], [zero_point], *bounds, [axis], ["none"], [None]
+    )
     gradients = native.fake_quantize_learned_backward(
-        [grad], [x], [scale], [zero_point], *bounds, [0.5], [axis]
+        [grad], [x], [scale], [zero_point], *bounds, [0.5], [axis], ["none"], [None]
     )
     state = [torch.full((count,), v) for v in (torch.inf, -torch.inf, 0.0, 0.0)]
     native.observe(x, *state, 0.1, -8, 7, False, axis)
@@ -64,8 +67,21 @@ def quantization_results(x, grad, axis):
         "masked": native.fake_quantize_backward(grad, mask),
         "learned": learned,
         "state": torch.stack(state),
-        **{name: values for name, (values,) in zip(names, gradients, strict=True)},
+        **{name: values for name, (values,) in zip(names, gradients[:3], strict=True)},
     }
+
+
+def fused_results(x, grad):
+    """What the kernels compute with a bias, an activation and one scale in all."""
+    bias = sample(x.shape[1], dtype=compute_dtype(x), seed=5)
+    scale = torch.full((1,), 0.1, dtype=bias.dtype)
+    quantizer = ([scale], [scale * 3], [-8], [7])
+    (y,) = native.fake_quantize_learned([x], *quantizer, [None], ["relu6"], [bias])
+    gradients = native.fake_quantize_learned_backward(
+        [grad], [x], *quantizer, [0.5], [None], ["relu6"], [bias]
+    )
+    names = ("fused_grad_x", "fused_grad_scale", "fused_grad_zero_point", "fused_grad_bias")
+    return {"fused": y} | {name: values for name, (values,) in zip(names, gradients, strict=True)}
 
 
 def statistics_results(x):
@@ -103,6 +119,7 @@ def results(case, dtype, threads=1):
         found |= statistics_results(x)
         if axis == 1:
             residual = LAYOUTS[layout](sample(*shape, dtype=dtype, seed=2))
+            found |= fused_results(x, grad)
             found |= frozen_batch_norm_results(x, residual, grad)
     torch.set_num_threads(1)
     return found
@@ -113,9 +130,10 @@ def many_results():
     xs = [sample(*shape) for shape in ((3, 5), (40, 5000), (7, 1), (2, 70000), (64, 300))]
     scales = [torch.linspace(0.05, 0.4, len(x)) for x in xs]
     settings = (xs, scales, [scale * 0 for scale in scales], [-8] * 5, [7] * 5)
-    ys = native.fake_quantize_learned(*settings, [0] * 5)
-    gradients = native.fake_quantize_learned_backward(xs, *settings, [1.0] * 5, [0] * 5)
-    return [*ys, *(values for column in gradients for values in column)]
+    plain = (["none"] * 5, [None] * 5)
+    ys = native.fake_quantize_learned(*settings, [0] * 5, *plain)
+    gradients = native.fake_quantize_learned_backward(xs, *settings, [1.0] * 5, [0] * 5, *plain)
+    return [*ys, *(values for column in gradients[:3] for values in column)]
 
 
 @pytest.mark.parametrize(

@@ -31,16 +31,13 @@ struct Observation {
     using Real = typename V::Real;
     const T* x;
 
-    Real initial_first() const { return static_cast<Real>(HUGE_VAL); }
-    Real initial_second() const { return static_cast<Real>(-HUGE_VAL); }
-
     // Several running extremes, so that one vector need not wait for the one before it.
     Pair row(int64_t position, int64_t count, int64_t) const {
         if (count < V::lanes) return short_row(position, count);
         constexpr int64_t chains = 4;
         V lows[chains], highs[chains];
-        for (V& low : lows) low = V::broadcast(initial_first());
-        for (V& high : highs) high = V::broadcast(initial_second());
+        for (V& low : lows) low = V::broadcast(static_cast<Real>(HUGE_VAL));
+        for (V& high : highs) high = V::broadcast(static_cast<Real>(-HUGE_VAL));
         const auto visit = [&](int64_t i, int64_t chain) {
             const V value = read<V>(x + position + i, V::lanes);
             lows[chain] = sticky_minimum(lows[chain], value);

@@ -15,9 +15,6 @@ struct ShiftedSums {
     const Real* shift;
     Visitor visitor;
 
-    Real initial_first() const { return 0; }
-    Real initial_second() const { return 0; }
-
     // Short runs in float32, their sums in float64.
     Pair row(int64_t position, int64_t count, int64_t channel) const {
         constexpr int64_t run = 1024;

@@ -37,7 +37,9 @@ __device__ __forceinline__ void read_parameters(
 
 // Of the registers, the parameters of eight channels and the octets of all sources need most.
 template <class Operation>
-constexpr int resident_column_blocks = source_count<Operation> == 1 ? 4 : 2;
+constexpr int resident_column_blocks = source_count<Operation> > 1                   ? 2
+                                       : sizeof(typename Operation::Parameters) > 12 ? 3
+                                                                                     : 4;
 
 template <class Operation, int capacity>
 __global__ __launch_bounds__(block_threads, resident_column_blocks<Operation>) void map_columns(

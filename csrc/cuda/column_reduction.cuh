@@ -22,7 +22,7 @@ struct ColumnPartition {
     int64_t rows;            // joined rows
     int64_t rows_per_block;
     unsigned* counters;  // [tiles], or [1] where columns are folded
-    Pair* partials;      // [splits, columns]
+    void* partials;      // sums [splits, columns]
     int tiles;
     int splits;
     int folds;  // rows in a joined row
@@ -64,7 +64,7 @@ inline ColumnPartition plan_column_reduction(const Extent& extent) {
 template <class Operation>
 struct Columns {
     typename Operation::Parameters parameters[octet_size];
-    Accumulator sums[octet_size];
+    AccumulatorOf<Operation> sums[octet_size];
 
     __device__ __forceinline__ Columns(const Operation& operation, int64_t channels,
                                        int64_t octet) {
@@ -131,23 +131,23 @@ __device__ __forceinline__ void reduce_lane(const Operation& operation,
 
 // The results of a block's columns: thread c < columns gets column c of the tile.
 template <class Operation>
-__device__ __forceinline__ Pair combine_lanes(const Columns<Operation>& columns, int width,
-                                              int lanes) {
-    __shared__ Accumulator sums[octet_size][block_threads];
+__device__ __forceinline__ SumsOf<Operation> combine_lanes(const Columns<Operation>& columns,
+                                                           int width, int lanes) {
+    __shared__ AccumulatorOf<Operation> sums[octet_size][block_threads];
 #pragma unroll
     for (int j = 0; j < octet_size; ++j) sums[j][threadIdx.x] = columns.sums[j];
     __syncthreads();
     const int count = width * octet_size;
     const int helpers = block_threads / count;
     const int column = threadIdx.x % count;
-    Pair pair = widen(Operation::start());
+    auto total = widen(Operation::start());
     if (threadIdx.x / count < helpers) {
         for (int lane = threadIdx.x / count; lane < lanes; lane += helpers) {
-            const Accumulator& sum = sums[column % octet_size][lane * width + column / octet_size];
-            pair = Operation::combine(pair, widen(sum));
+            const auto& sum = sums[column % octet_size][lane * width + column / octet_size];
+            total = Operation::combine(total, widen(sum));
         }
     }
-    return combine_helpers<Operation>(pair, count, helpers);
+    return combine_helpers<Operation>(total, count, helpers);
 }
 
 // Folds and merges the partials of the channels begin <= c < end.
@@ -159,15 +159,15 @@ __device__ __forceinline__ void merge_columns(const Operation& operation,
     const int64_t columns = partition.octets_per_row * octet_size;
     for (int64_t base = begin; base < end; base += tile_columns) {
         const int64_t channel = base + threadIdx.x % tile_columns;
-        Pair pair = widen(Operation::start());
+        auto sums = widen(Operation::start());
         for (int64_t column = channel; channel < end && column < columns;
              column += partition.channels) {
-            pair = combine_partials<Operation>(pair, partition.partials,
+            sums = combine_partials<Operation>(sums, partials_of<Operation>(partition),
                                                column + threadIdx.x / tile_columns * columns,
                                                partition.splits * columns, helpers * columns);
         }
-        pair = combine_helpers<Operation>(pair, tile_columns, helpers);
-        if (threadIdx.x < tile_columns && channel < end) operation.finish(channel, pair);
+        sums = combine_helpers<Operation>(sums, tile_columns, helpers);
+        if (threadIdx.x < tile_columns && channel < end) operation.finish(channel, sums);
     }
 }
 
@@ -190,15 +190,15 @@ __global__ __launch_bounds__(block_threads, 2) void reduce_columns(
     const int64_t end = lane >= lanes ? 0 : limit < partition.rows ? limit : partition.rows;
     Columns<Operation> columns(operation, partition.channels, octet);
     reduce_lane(operation, partition, octet, begin + lane, end, lanes, columns);
-    const Pair pair = combine_lanes(columns, width, lanes);
+    const auto sums = combine_lanes(columns, width, lanes);
     const int64_t column = int64_t{tile} * tile_columns + threadIdx.x;
     const bool owner = threadIdx.x < width * octet_size;
     if (!partition.is_merged()) {
-        if (owner) operation.finish(column, pair);
+        if (owner) operation.finish(column, sums);
         return;
     }
     const int64_t row_columns = partition.octets_per_row * octet_size;
-    if (owner) partition.partials[split * row_columns + column] = pair;
+    if (owner) partials_of<Operation>(partition)[split * row_columns + column] = sums;
     const bool folded = partition.folds > 1;
     unsigned* counter = partition.counters + (folded ? 0 : tile);
     if (!is_last_block(counter, folded ? partition.tiles * partition.splits : partition.splits)) {

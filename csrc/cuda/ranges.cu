@@ -19,6 +19,8 @@ template <class T>
 struct Observe {
     using Element = T;
     struct Parameters {};
+    using Sums = Pair;
+    using Accumulator = PairOf<float>;
     static constexpr bool reads_second = false;
     static constexpr bool writes_target = false;
     const T* source;

@@ -10,9 +10,6 @@ from zscgan_ext.ops.checks import check_batch_norm_eval, check_statistics
 from zscgan_ext.ops.layout import compute_dtype, dense, with_strides
 from zscgan_ext.ops.library import define, differentiable, kernels
 
-ACTIVATIONS = ("none", "relu", "relu6")
-
-
 # ---- both backward passes -----------------------------------------------------------------------
 
 
@@ -239,7 +236,7 @@ def batch_norm_eval(
     Raises:
         ValueError: if shapes, dtypes or devices do not fit, or the activation is unknown.
     """
-    check_batch_norm_eval(x, multiplier, offset, residual, activation, ACTIVATIONS)
+    check_batch_norm_eval(x, multiplier, offset, residual, activation)
     y: Tensor = BATCH_NORM_EVAL(x, multiplier.detach(), offset.detach(), residual, activation)
     return y
 
@@ -271,7 +268,7 @@ def batch_norm_eval_matched(
     Raises:
         ValueError: if shapes, dtypes or devices do not fit, or the activation is unknown.
     """
-    check_batch_norm_eval(x, multiplier, offset, residual, activation, ACTIVATIONS)
+    check_batch_norm_eval(x, multiplier, offset, residual, activation)
     check_statistics(x, shift)
     frozen = (multiplier.detach(), offset.detach(), shift.detach())
     y, mean, variance = BATCH_NORM_EVAL_MATCHED(x, *frozen, residual, activation)

@@ -54,14 +54,16 @@ class Op:
         self.kernel = kernel
         self.takes_lists = "Tensor[]" in arguments
         self.returns_list = results.strip() == "Tensor[]"
-        self.operand_count = arguments.count("Tensor")  # they come first
+        self.tensor_places = [
+            place for place, text in enumerate(arguments.split(", ")) if text.startswith("Tensor")
+        ]  # lists of tensors come first
         self.function: type[torch.autograd.Function] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the op on arguments given by position."""
-        tensors = arguments[: self.operand_count]
+        tensors = [arguments[place] for place in self.tensor_places]
         if self.takes_lists:
-            tensors = tuple(chain.from_iterable(tensors))
+            tensors = list(chain.from_iterable(tensors))
         if is_observed() or not PLAIN_TYPES.issuperset(map(type, tensors)):
             return getattr(OPS, self.name)(*arguments)
         if self.function is None or not torch.is_grad_enabled():
@@ -70,8 +72,9 @@ class Op:
             return self.kernel(*arguments)
         if not self.takes_lists:
             return self.function.apply(*arguments)
-        sizes = [len(operand) for operand in arguments[: self.operand_count]]
-        results = self.function.apply(sizes, arguments[self.operand_count :], *tensors)
+        count = len(self.tensor_places)
+        sizes = [len(operand) for operand in arguments[:count]]
+        results = self.function.apply(sizes, arguments[count:], *tensors)
         return list(results) if self.returns_list else results
 
 

@@ -15,8 +15,8 @@ from zscgan_ext.ops.layout import compute_dtype, extent_of
 
 core: Any = NATIVE
 DATA_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-DISTANCE_CODES = {"gaussian_kl": 0, "mse": 1, "std_mse": 2, "l2": 3}
 ACTIVATION_CODES = {"none": 0, "relu": 1, "relu6": 2}
+DISTANCE_CODES = {"gaussian_kl": 0, "mse": 1, "std_mse": 2, "l2": 3}
 
 
 def workspace(x: Tensor, size: int) -> Tensor:
@@ -85,6 +85,36 @@ def fake_quantize_backward(grad: Tensor, mask: Tensor) -> Tensor:
     return grad_x
 
 
+def shares_scale(axis: int | None, bias: Tensor | None) -> bool:
+    """Tell whether a bias makes channels of a tensor that has one scale in all."""
+    return axis is None and bias is not None
+
+
+def learned_tensor(
+    results: Sequence[Tensor | None],
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    gradient_scale: float,
+    axis: int | None,
+    activation: str,
+    bias: Tensor | None,
+) -> tuple[Any, ...]:
+    """Describe one tensor to the kernels; `results` are y, grad and the gradients."""
+    is_shared = shares_scale(axis, bias)
+    return (
+        extent_of(x, 1 if is_shared else axis),
+        quant_min,
+        quant_max,
+        gradient_scale,
+        ACTIVATION_CODES[activation],
+        0 if is_shared else 1,
+        *(0 if v is None else v.data_ptr() for v in (x, scale, zero_point, bias, *results)),
+    )
+
+
 def fake_quantize_learned(
     xs: Sequence[Tensor],
     scales: Sequence[Tensor],
@@ -92,24 +122,16 @@ def fake_quantize_learned(
     quant_mins: Sequence[int],
     quant_maxs: Sequence[int],
     axes: Sequence[int | None],
+    activations: Sequence[str],
+    biases: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    """Quantize and dequantize many tensors with zero points that are rounded first."""
+    """Quantize and dequantize activation(x + bias) of many tensors, zero points rounded first."""
     ys = [torch.empty_like(x) for x in xs]
+    quantizers = (scales, zero_points, quant_mins, quant_maxs, [1.0] * len(xs), axes)
+    columns = zip(xs, *quantizers, activations, biases, strict=True)
     tensors = [
-        (
-            extent_of(x, axis),
-            quant_min,
-            quant_max,
-            1.0,
-            x.data_ptr(),
-            scale.data_ptr(),
-            zero_point.data_ptr(),
-            y.data_ptr(),
-            *(0, 0, 0, 0),
-        )
-        for x, scale, zero_point, quant_min, quant_max, axis, y in zip(
-            xs, scales, zero_points, quant_mins, quant_maxs, axes, ys, strict=True
-        )
+        learned_tensor((y, None, None, None, None, None), *row)
+        for row, y in zip(columns, ys, strict=True)
     ]
     module, where = place(xs[0])
     module.fake_quantize_learned(DATA_TYPES[xs[0].dtype], tensors, where)
@@ -125,58 +147,37 @@ def fake_quantize_learned_backward(
     quant_maxs: Sequence[int],
     gradient_scales: Sequence[float],
     axes: Sequence[int | None],
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of x, scale and zero point of many tensors."""
+    activations: Sequence[str],
+    biases: Sequence[Tensor | None],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor | None]]:
+    """Gradients of x, scale, zero point and bias of many tensors."""
     grad_xs = [torch.empty_like(x) for x in xs]
-    grad_scales = [torch.empty_like(scale) for scale in scales]
-    grad_zero_points = [torch.empty_like(zero_point) for zero_point in zero_points]
+    grad_biases = [None if bias is None else torch.empty_like(bias) for bias in biases]
+    shared = [shares_scale(*row) for row in zip(axes, biases, strict=True)]
+    # The kernel sums by channel.
+    grad_scales, grad_zero_points = (
+        [
+            value.new_empty(x.shape[1]) if is_shared else torch.empty_like(value)
+            for value, x, is_shared in zip(values, xs, shared, strict=True)
+        ]
+        for values in (scales, zero_points)
+    )
+    quantizers = (scales, zero_points, quant_mins, quant_maxs, gradient_scales, axes)
+    columns = zip(xs, *quantizers, activations, biases, strict=True)
+    results = zip(grads, grad_xs, grad_scales, grad_zero_points, grad_biases, strict=True)
     tensors = [
-        (
-            extent_of(x, axis),
-            quant_min,
-            quant_max,
-            gradient_scale,
-            x.data_ptr(),
-            scale.data_ptr(),
-            zero_point.data_ptr(),
-            0,
-            grad.data_ptr(),
-            grad_x.data_ptr(),
-            grad_scale.data_ptr(),
-            grad_zero_point.data_ptr(),
-        )
-        for (
-            grad,
-            x,
-            scale,
-            zero_point,
-            quant_min,
-            quant_max,
-            gradient_scale,
-            axis,
-            grad_x,
-            grad_scale,
-            grad_zero_point,
-        ) in zip(
-            grads,
-            xs,
-            scales,
-            zero_points,
-            quant_mins,
-            quant_maxs,
-            gradient_scales,
-            axes,
-            grad_xs,
-            grad_scales,
-            grad_zero_points,
-            strict=True,
-        )
+        learned_tensor((None, *gradients), *row)
+        for row, gradients in zip(columns, results, strict=True)
     ]
     x = xs[0]
     scratch = None if x.is_cpu else workspace(x, core.cuda.learned_backward_workspace(tensors))
     module, where = place(x, scratch)
     module.fake_quantize_learned_backward(DATA_TYPES[xs[0].dtype], tensors, where)
-    return grad_xs, grad_scales, grad_zero_points
+    for i, (scale, is_shared) in enumerate(zip(scales, shared, strict=True)):
+        if is_shared:
+            grad_scales[i] = grad_scales[i].sum().view(scale.shape)
+            grad_zero_points[i] = grad_zero_points[i].sum().view(scale.shape)
+    return grad_xs, grad_scales, grad_zero_points, grad_biases
 
 
 def observe(
