@@ -99,6 +99,7 @@ struct LearnedBackward {
     using Real = typename V::Real;
     static constexpr bool biased = std::is_same_v<Table, BiasedQuantizerTable<V>>;
     using Sums = std::conditional_t<biased, Triple, Pair>;
+    static constexpr int64_t element_size = sizeof(T);
     struct Terms {
         LearnedTerms<V> quantizer;
         V bias;
@@ -145,17 +146,26 @@ struct LearnedBackward {
         return total;
     }
 
-    void columns(int64_t position, int64_t count, Real* scale_sums, Real* zero_point_sums,
+    void columns(const Band& band, Real* scale_sums, Real* zero_point_sums,
                  Real* bias_sums = nullptr) {
-        for_lanes<V>(count, [&](int64_t i, int n) {
-            const Terms terms = step(position + i, n, table.lanes(i, n));
-            add(scale_sums + i, n, terms.quantizer.scale);
-            add(zero_point_sums + i, n, terms.quantizer.zero_point);
-            if constexpr (biased) add(bias_sums + i, n, terms.bias);
+        for_lanes<V>(band.width, [&](int64_t i, int n) {
+            const auto quantizer = table.lanes(i, n);
+            V scale_sum = V::load(scale_sums + i, n), bias_sum = V::broadcast(0);
+            V zero_point_sum = V::load(zero_point_sums + i, n);
+            if constexpr (biased) bias_sum = V::load(bias_sums + i, n);
+            for (int64_t row = 0; row < band.rows; ++row) {
+                prefetch(x + band.at(row, i), band.next() * element_size);
+                prefetch(grad + band.at(row, i), band.next() * element_size);
+                const Terms terms = step(band.at(row, i), n, quantizer);
+                scale_sum = scale_sum + terms.quantizer.scale;
+                zero_point_sum = zero_point_sum + terms.quantizer.zero_point;
+                if constexpr (biased) bias_sum = bias_sum + terms.bias;
+            }
+            scale_sum.store(scale_sums + i, n);
+            zero_point_sum.store(zero_point_sums + i, n);
+            if constexpr (biased) bias_sum.store(bias_sums + i, n);
         });
     }
-
-    static void add(Real* sums, int n, V terms) { (V::load(sums, n) + terms).store(sums, n); }
 };
 
 template <class Real>

@@ -3,18 +3,17 @@
 
 #include <unistd.h>
 
-#include "simd.h"
+#include "rows.h"
 
 namespace zscgan::cpu::ZSCGAN_ISA {
 
 // Asks for what a kernel will read soon. The prefetchers of some processors lose track where
 // several tensors are read and written in step: twice the time, as measured.
-inline void prefetch(const void* source) {
+inline void prefetch(const void* source, int64_t bytes_ahead = 2048) {
 #if defined(__AVX2__) || defined(__AVX512F__)
-    constexpr int64_t bytes_ahead = 2048;
     _mm_prefetch(static_cast<const char*>(source) + bytes_ahead, _MM_HINT_T0);
 #else
-    (void)source;
+    (void)source, (void)bytes_ahead;
 #endif
 }
 
@@ -22,6 +21,14 @@ inline void prefetch(const void* source) {
 template <class V, class T>
 ZSCGAN_INLINE V read(const T* source, int n) {
     prefetch(source);
+    return V::load(source, n);
+}
+
+// Reads n lanes of a band, and asks for those of the next band.
+template <class V, class T>
+ZSCGAN_INLINE V read(const T* tensor, const Band& band, int64_t row, int64_t i, int n) {
+    const T* source = tensor + band.at(row, i);
+    prefetch(source, band.next() * static_cast<int64_t>(sizeof(T)));
     return V::load(source, n);
 }
 

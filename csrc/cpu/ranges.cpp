@@ -78,11 +78,16 @@ struct Observation {
         return {low[0], high[0]};
     }
 
-    void columns(int64_t position, int64_t count, Real* lows, Real* highs) const {
-        for_lanes<V>(count, [&](int64_t i, int n) {
-            const V value = read<V>(x + position + i, n);
-            sticky_minimum(V::load(lows + i, n), value).store(lows + i, n);
-            sticky_maximum(V::load(highs + i, n), value).store(highs + i, n);
+    void columns(const Band& band, Real* lows, Real* highs) const {
+        for_lanes<V>(band.width, [&](int64_t i, int n) {
+            V low = V::load(lows + i, n), high = V::load(highs + i, n);
+            for (int64_t row = 0; row < band.rows; ++row) {
+                const V value = read<V>(x, band, row, i, n);
+                low = sticky_minimum(low, value);
+                high = sticky_maximum(high, value);
+            }
+            low.store(lows + i, n);
+            high.store(highs + i, n);
         });
     }
 };

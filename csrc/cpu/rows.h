@@ -180,6 +180,30 @@ struct Reduction {
     int64_t periods() const { return by_rows ? 0 : columns.period; }
 };
 
+// Runs of neighbouring elements, one period below the other. A kernel takes several at a time, so
+// that its accumulators stay in registers from one to the next.
+struct Band {
+    int64_t position;  // of the first element
+    int64_t width;     // elements of a run
+    int64_t rows;      // runs
+    int64_t period;    // from a run to the next
+
+    int64_t at(int64_t row, int64_t i) const { return position + row * period + i; }
+    int64_t next() const { return rows * period; }
+};
+
+// Calls body(band) for the bands that cover [begin, end).
+template <class Body>
+void for_bands(int64_t begin, int64_t end, int64_t period, Body body) {
+    constexpr int64_t most_rows = 8;
+    while (begin < end) {
+        const int64_t rows = smaller(most_rows, (end - begin) / period);
+        if (rows == 0) return body(Band{begin, end - begin, 1, period});
+        body(Band{begin, period, rows, period});
+        begin += rows * period;
+    }
+}
+
 // A task of a reduction with inner == 1: fills partials[task][channel].
 template <class Merge, class Real, class Values, class Kernel, size_t... index>
 void reduce_columns_task(const Extent& e, const ColumnPlan& plan, int64_t task, Values* partials,
@@ -190,9 +214,7 @@ void reduce_columns_task(const Extent& e, const ColumnPlan& plan, int64_t task, 
     (std::fill_n(rows[index], period, static_cast<Real>(Merge::identity()[index])), ...);
     const int64_t begin = task * plan.chunk;
     const int64_t end = smaller(plan.numel, begin + plan.chunk);
-    for (int64_t position = begin; position < end; position += period) {
-        kernel.columns(position, smaller(period, end - position), rows[index]...);
-    }
+    for_bands(begin, end, period, [&](const Band& band) { kernel.columns(band, rows[index]...); });
     Values* totals = partials + task * e.channels;
     for (int64_t c = 0; c < e.channels; ++c) totals[c] = Merge::identity();
     for (int64_t i = 0; i < period; i += e.channels) {
@@ -204,7 +226,7 @@ void reduce_columns_task(const Extent& e, const ColumnPlan& plan, int64_t task, 
 
 // Runs one task. With Values a Pair (or a Triple) `kernel` offers
 //   Values row(position, n, channel)                       n elements of one channel
-//   void columns(position, n, Real* first, Real* second)   adds n elements to rows of accumulators
+//   void columns(Band, Real* first, Real* second)          adds a band to rows of accumulators
 template <class Merge, class Real, class Values, class Kernel>
 void reduce_task(const Reduction& r, int64_t task, Values* partials, Kernel& kernel) {
     if (r.by_rows) {

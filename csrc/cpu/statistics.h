@@ -51,16 +51,21 @@ struct ShiftedSums {
         return total;
     }
 
-    void columns(int64_t position, int64_t count, Real* sums, Real* squares) const {
+    void columns(const Band& band, Real* sums, Real* squares) const {
         Visitor local = visitor;
-        const T* source = x + position;
-        const Real* shifts = shift;
-        for_lanes<V>(count, [&](int64_t i, int n) {
-            const V value = read<V>(source + i, n);
-            local.visit(position + i, n, value, local.lanes(i, n));
-            const V shifted = value - V::load(shifts + i, n);
-            (V::load(sums + i, n) + shifted).store(sums + i, n);
-            (V::load(squares + i, n) + shifted * shifted).store(squares + i, n);
+        for_lanes<V>(band.width, [&](int64_t i, int n) {
+            const auto parameters = local.lanes(i, n);
+            const V offset = V::load(shift + i, n);
+            V sum = V::load(sums + i, n), square = V::load(squares + i, n);
+            for (int64_t row = 0; row < band.rows; ++row) {
+                const V value = read<V>(x, band, row, i, n);
+                local.visit(band.at(row, i), n, value, parameters);
+                const V shifted = value - offset;
+                sum = sum + shifted;
+                square = square + shifted * shifted;
+            }
+            sum.store(sums + i, n);
+            square.store(squares + i, n);
         });
     }
 };
