@@ -69,9 +69,7 @@ def open_evaluated(path: Path, classifier: str | None) -> Evaluated:
     raise InputError(f"{path}: accepted are the folder of a run, .onnx and .safetensors files")
 
 
-def described(
-    file: Path, metadata: dict[str, str]
-) -> tuple[str, Preprocessing, tuple[str, ...]]:
+def described(file: Path, metadata: dict[str, str]) -> tuple[str, Preprocessing, tuple[str, ...]]:
     """Return what an ONNX file's metadata say: classifier, preprocessing, class names."""
     try:
         mean, std = (tuple(map(float, json.loads(metadata[key]))) for key in ("mean", "std"))

@@ -60,9 +60,7 @@ def load_float_classifier(settings: Settings) -> Classifier:
 
 def read_settings(folder: Path) -> Settings:
     """Return the settings of a run, to be used on the CPU."""
-    return parse_settings(
-        ["--config", str(folder / CONFIG), "--device=cpu", "--precision=float32"]
-    )
+    return parse_settings(["--config", str(folder / CONFIG), "--device=cpu", "--precision=float32"])
 
 
 def open_run(folder: Path) -> FinishedRun:

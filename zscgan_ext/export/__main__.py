@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from zscgan_ext.config import EXPORT_FORMATS, parse_formats
 from zscgan_ext.errors import InputError
-from zscgan_ext.export.exporter import FILES, export_run, parse_formats, summary
+from zscgan_ext.export.exporter import export_run, summary
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--formats",
         metavar="FORMATS",
-        default=",".join(FILES),
+        default=",".join(EXPORT_FORMATS),
         help="onnx, safetensors, or both with a comma between them (default: both)",
     )
     options = parser.parse_args(arguments)

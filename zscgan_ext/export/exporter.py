@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zscgan_ext.classifiers import Classifier
 from zscgan_ext.environment import environment
-from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.errors import InputError
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
 from zscgan_ext.export.runtime import OnnxClassifier, latencies, require_onnx
 from zscgan_ext.finished_run import open_run
@@ -23,25 +23,6 @@ from zscgan_ext.run_folder import write_whole
 FILES = {"onnx": "model.onnx", "safetensors": "model.safetensors"}
 REPORT_FILE = "export.json"
 BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
-
-
-def parse_formats(text: str) -> tuple[str, ...]:
-    """Read `onnx`, `safetensors`, both with a comma between them, or `none`.
-
-    Raises:
-        InputError: if something else is named, or what ONNX needs is not installed.
-    """
-    names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",")))
-    if names == ("none",):
-        return ()
-    for name in names:
-        if name not in FILES:
-            hint = did_you_mean(name, FILES)
-            accepted = "onnx, safetensors, both with a comma between them, and none"
-            raise InputError(f"export: unknown {name!r}{hint or ','} accepted are {accepted}")
-    if "onnx" in names:
-        require_onnx()
-    return names
 
 
 def export_run(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
@@ -57,6 +38,8 @@ def export_run(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: if the run cannot be read or exported, or a file differs from the student.
     """
+    if "onnx" in formats:
+        require_onnx()
     run = open_run(folder)
     images = run.generated_images(BATCH, BATCHES)
     return export(run.classifier, run.student, images, folder, formats)
@@ -101,9 +84,7 @@ def export(
 
 
 @torch.no_grad()
-def safetensors_file(
-    classifier: Classifier, student: QuantizedClassifier, images: Tensor
-) -> bytes:
+def safetensors_file(classifier: Classifier, student: QuantizedClassifier, images: Tensor) -> bytes:
     """Pack a student, and require that what is read back gives the very same logits."""
     data = quantized_file(student, classifier)
     with TemporaryDirectory() as folder:

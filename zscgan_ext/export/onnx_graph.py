@@ -34,7 +34,7 @@ class Rectified:
     high: float
 
 
-# What a node of the classifier gives: a float32 tensor by its name, or one of the above, or several.
+# What a node of the classifier gives: a float32 tensor by its name, one of the above, or several.
 Value: TypeAlias = "str | Grid | Rectified | list[Value]"
 
 

@@ -1,8 +1,7 @@
 """What a classifier computes between its layers, as ONNX nodes."""
 
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,85 +10,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import stochastic_depth
 
-from zscgan_ext.errors import InputError
-from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Rectified, Value
-
-
-@dataclass(frozen=True)
-class TensorShape:
-    """The shape of a tensor, None for the size of the batch."""
-
-    sizes: tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One node of a classifier's graph, with what its inputs became."""
-
-    graph: OnnxGraph
-    node: fx.Node
-    module: nn.Module | None  # that the node calls, if it calls one
-    values: Mapping[fx.Node, Value]  # of tensors
-    results: Mapping[fx.Node, Any]  # TensorShape of a tensor, else what the node gave in a trial
-
-    @property
-    def name(self) -> str:
-        """The name for the node's output."""
-        return self.node.name
-
-    def argument(self, index: int, name: str = "", default: Any = None) -> Any:
-        """Return an argument: a `Value` for a tensor, otherwise what it was in a trial run."""
-        if index < len(self.node.args):
-            found: Any = self.node.args[index]
-        else:
-            found = self.node.kwargs.get(name, default)
-        return fx.node.map_arg(
-            found, lambda node: self.values[node] if node in self.values else self.results[node]
-        )
-
-    def input(self) -> Value:
-        """Return the first argument."""
-        return self.argument(0, "input")  # type: ignore[no-any-return]
-
-    def floating(self, index: int = 0) -> str:
-        """Return a tensor argument in float32, or a number as a constant."""
-        value = self.argument(index, ("input", "other")[index])
-        if isinstance(value, int | float):
-            return self.graph.initializer(f"{self.name}_constant", np.float32(value))
-        return self.graph.floating(value)
-
-    def option(self, index: int, name: str, default: Any = None) -> Any:
-        """Return an option: a module's attribute, or a function's argument."""
-        if self.module is not None:
-            return getattr(self.module, name)
-        return self.argument(index, name, default)
-
-    def shape(self, node: Any = None) -> tuple[int | None, ...]:
-        """Return the shape of the result, or of another node's."""
-        result = self.results[self.node if node is None else node]
-        if not isinstance(result, TensorShape):
-            raise self.unsupported("gives no tensor")
-        return result.sizes
-
-    def input_shape(self) -> tuple[int | None, ...]:
-        """Return the shape of the first argument."""
-        return self.shape(self.node.args[0])
-
-    def unsupported(self, reason: str) -> InputError:
-        """Return the error that names this node."""
-        return InputError(
-            f"export: {describe(self.node, self.module)} {reason}; "
-            "write it with other operations, or export to safetensors alone"
-        )
-
-
-def describe(node: fx.Node, module: nn.Module | None) -> str:
-    """Name a node and what it calls."""
-    if module is not None:
-        return f"{node.target} ({type(module).__name__})"
-    called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return f"{node.name} ({called or node.target})"
-
+from zscgan_ext.export.onnx_call import Call
+from zscgan_ext.export.onnx_graph import Grid, Rectified, Value
 
 Operator = Callable[[Call], Value]
 
@@ -255,7 +177,9 @@ def reshaped(call: Call, x: str, shape: tuple[int | None, ...]) -> str:
     if shape.count(None) > 1:
         raise call.unsupported("makes a shape of which more than one size depends on the batch")
     sizes = np.array([-1 if size is None else size for size in shape], np.int64)
-    return call.graph.node("Reshape", [x, call.graph.initializer(f"{call.name}_shape", sizes)], call.name)
+    return call.graph.node(
+        "Reshape", [x, call.graph.initializer(f"{call.name}_shape", sizes)], call.name
+    )
 
 
 def reshape(call: Call) -> Value:
@@ -273,8 +197,9 @@ def transpose(call: Call) -> Value:
 
 def permute(call: Call) -> Value:
     """Order dimensions anew."""
-    dimensions = call.argument(1, "dims")
-    order = [dimensions, *call.node.args[2:]] if isinstance(dimensions, int) else dimensions
+    first = call.argument(1, "dims")
+    rest = range(2, len(call.node.args))
+    order = [first, *map(call.argument, rest)] if isinstance(first, int) else first
     order = [d % len(order) for d in order]
     return on_grid(call, lambda x: call.graph.node("Transpose", [x], call.name, perm=order))
 

@@ -58,7 +58,8 @@ class LoadedClassifier(QuantizedClassifier):
     def quantize_weights(self) -> None:
         """Take the weights as they are."""
         for layer in self.layers:
-            layer.quantized_weight = layer.layer.weight
+            # In the layout that quantizing gives, for another would change the order of sums.
+            layer.quantized_weight = layer.layer.weight.detach().contiguous()
 
 
 def quantized_file(student: QuantizedClassifier, classifier: Classifier) -> bytes:
@@ -210,9 +211,7 @@ def fill(student: QuantizedClassifier, content: FileContent, file: Path) -> None
         )
 
 
-def fill_layer(
-    layer: QuantizedLayer, name: str, take: Callable[[str, torch.Size], Tensor]
-) -> None:
+def fill_layer(layer: QuantizedLayer, name: str, take: Callable[[str, torch.Size], Tensor]) -> None:
     """Put a file's integers, scales and bias into a layer."""
     shape, bits, signed = layer.layer.weight.shape, layer.integers.bits, layer.integers.signed
     if bits == BITS_OF_BYTE:
@@ -248,4 +247,3 @@ def logarithm_of(scale: Tensor) -> Tensor:
         above = torch.nextafter(above, torch.full_like(above, torch.inf))
         below = torch.nextafter(below, torch.full_like(below, -torch.inf))
     return logarithm
-

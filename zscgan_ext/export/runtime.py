@@ -30,7 +30,7 @@ def require_onnx() -> None:
         except ImportError:
             raise InputError(
                 f"export: ONNX files need the package {name}, which is not installed; "
-                'pip install "zscgan_ext[export]"'
+                "pip install onnx onnxruntime"
             ) from None
 
 
@@ -52,6 +52,8 @@ class OnnxClassifier:
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = ONLY_ERRORS
+        # Threads that wait in a loop would take time from whatever runs next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         source = model if isinstance(model, bytes) else str(model)
         try:
             self.session = onnxruntime.InferenceSession(
@@ -75,7 +77,9 @@ class OnnxClassifier:
 
     def run(self, names: Sequence[str], images: Tensor) -> list[np.ndarray]:
         """Return some of the outputs."""
-        results: list[np.ndarray] = self.session.run(list(names), {INPUT: images.contiguous().numpy()})
+        results: list[np.ndarray] = self.session.run(
+            list(names), {INPUT: images.contiguous().numpy()}
+        )
         return results
 
     def metadata(self) -> dict[str, str]:
