@@ -99,7 +99,19 @@ DAMAGE = {
     "unknown tensor": (replaced("more", torch.zeros(1)), "has more, which the classifier"),
     "wrong shape": (
         replaced("depthwise.weight", torch.zeros(3, dtype=torch.uint8)),
-        r"has depthwise.weight of shape \(3,\), needed is \(36,\)",
+        r"has depthwise.weight as torch.uint8 \(3,\), needed is torch.uint8 \(36,\)",
+    ),
+    "wrong dtype": (
+        replaced("stem.weight_scale", torch.zeros(8, dtype=torch.int32)),
+        "has stem.weight_scale as torch.int32",
+    ),
+    "no numbers": (
+        replaced("stem.bias", torch.full((8,), torch.nan)),
+        "has NaN or infinite values in stem.bias",
+    ),
+    "wrong width": (
+        changed("scheme", {"name": "deploy", "weight_bits": "4", "activation_bits": 4}),
+        "its description is damaged",
     ),
     "no preprocessing": (changed("preprocessing", None), "its description is damaged"),
     "wrong scheme": (changed("scheme", {"name": "deploy"}), "its description is damaged"),

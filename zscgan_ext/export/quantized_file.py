@@ -13,7 +13,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from zscgan_ext.classifiers import Classifier, build_classifier
 from zscgan_ext.errors import InputError
@@ -38,7 +38,6 @@ class FileContent:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     scheme: Scheme
-    shapes: Mapping[str, list[int]]  # of packed weights
     tensors: Mapping[str, Tensor]
 
 
@@ -58,8 +57,7 @@ class LoadedClassifier(QuantizedClassifier):
     def quantize_weights(self) -> None:
         """Take the weights as they are."""
         for layer in self.layers:
-            # In the layout that quantizing gives, for another would change the order of sums.
-            layer.quantized_weight = layer.layer.weight.detach().contiguous()
+            layer.quantized_weight = layer.layer.weight.detach()
 
 
 def quantized_file(student: QuantizedClassifier, classifier: Classifier) -> bytes:
@@ -146,8 +144,8 @@ def load_quantized(file: str | Path, classifier: str | None = None) -> LoadedCla
     student = convert(model, content.scheme, content.preprocessing.shape)
     fill(student, content, Path(file))
     student.set_activation_mode(ActivationMode.QUANTIZE)
-    loaded = LoadedClassifier(student, content).eval().requires_grad_(False)
-    return loaded.to(memory_format=torch.channels_last)
+    lay_out_weights(student.to(memory_format=torch.channels_last))
+    return LoadedClassifier(student, content).eval().requires_grad_(False)
 
 
 def read_file(file: Path) -> FileContent:
@@ -174,12 +172,23 @@ def read_file(file: Path) -> FileContent:
             int(facts["num_classes"]),
             tuple(map(str, facts["class_names"])),
             Preprocessing(**preprocessing),
-            Scheme(**facts["scheme"]),
-            dict(facts["packed_shapes"]),
+            checked(Scheme(**facts["scheme"])),
             tensors,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: its description is damaged ({first_line(error)})") from None
+
+
+def checked(scheme: Scheme) -> Scheme:
+    """Return a scheme if there is such a one.
+
+    Raises:
+        ValueError: if its name or a width is unknown.
+    """
+    widths = scheme.weight_bits, scheme.activation_bits
+    if scheme.name not in ("deploy", "paper") or not set(widths) <= set(range(2, 9)):
+        raise ValueError(f"unknown scheme {scheme}")
+    return scheme
 
 
 @torch.no_grad()
@@ -187,49 +196,69 @@ def fill(student: QuantizedClassifier, content: FileContent, file: Path) -> None
     """Put a file's tensors into a converted classifier; every one of them must find its place."""
     left = dict(content.tensors)
 
-    def take(name: str, shape: torch.Size) -> Tensor:
+    def take(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         tensor = left.pop(name, None)
         if tensor is None:
             raise InputError(f"{file}: lacks {name}, which the classifier {content.classifier} has")
-        if tensor.shape != shape:
-            found, needed = tuple(tensor.shape), tuple(shape)
-            raise InputError(f"{file}: has {name} of shape {found}, needed is {needed}")
+        if tensor.shape != shape or tensor.dtype != dtype:
+            found = f"{tensor.dtype} {tuple(tensor.shape)}"
+            needed = f"{dtype} {tuple(shape)}"
+            raise InputError(f"{file}: has {name} as {found}, needed is {needed}")
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{file}: has NaN or infinite values in {name}")
         return tensor
 
     for name, module in student.graph.named_modules():
         if isinstance(module, QuantizedLayer):
             fill_layer(module, name, take)
         elif isinstance(module, ActivationQuantizer):
-            scale = take(f"{name}.scale", module.log_scale.shape)
+            scale = take(f"{name}.scale", module.log_scale.shape, torch.float32)
             module.log_scale.copy_(logarithm_of(scale))
-            module.zero_point.copy_(take(f"{name}.zero_point", module.zero_point.shape))
+            zero_point = take(f"{name}.zero_point", module.zero_point.shape, torch.uint8)
+            module.zero_point.copy_(zero_point)
     for name, value in other_tensors(student).items():
-        value.copy_(take(name, value.shape))
+        value.copy_(take(name, value.shape, value.dtype))
     if left:
         raise InputError(
             f"{file}: has {next(iter(left))}, which the classifier {content.classifier} lacks"
         )
 
 
-def fill_layer(layer: QuantizedLayer, name: str, take: Callable[[str, torch.Size], Tensor]) -> None:
+def fill_layer(
+    layer: QuantizedLayer, name: str, take: Callable[[str, torch.Size, torch.dtype], Tensor]
+) -> None:
     """Put a file's integers, scales and bias into a layer."""
     shape, bits, signed = layer.layer.weight.shape, layer.integers.bits, layer.integers.signed
     if bits == BITS_OF_BYTE:
-        integers = take(f"{name}.weight", shape).short()
+        whole = torch.int8 if signed else torch.uint8
+        integers = take(f"{name}.weight", shape, whole).short()
     else:
         size = torch.Size([math.ceil(shape.numel() * bits / BITS_OF_BYTE)])
-        integers = unpack(take(f"{name}.weight", size), shape.numel(), bits, signed).view(shape)
-    scale = take(f"{name}.weight_scale", layer.zero_point.shape)
+        packed = take(f"{name}.weight", size, torch.uint8)
+        integers = unpack(packed, shape.numel(), bits, signed).view(shape)
+    channels = layer.zero_point.shape
+    scale = take(f"{name}.weight_scale", channels, torch.float32)
     zero_point = torch.zeros_like(scale, dtype=torch.int16)
     if not signed:
-        zero_point = take(f"{name}.weight_zero_point", layer.zero_point.shape).short()
+        zero_point = take(f"{name}.weight_zero_point", channels, torch.uint8).short()
     weight = IntegerWeight(integers, scale, zero_point, layer.integers)
     layer.layer.weight.copy_(weight.dequantize())
     layer.zero_point.copy_(zero_point)
     if layer.symmetric:
         layer.log_scale.copy_(scale.log())
     if layer.layer.bias is not None:
-        layer.layer.bias.copy_(take(f"{name}.bias", layer.layer.bias.shape))
+        layer.layer.bias.copy_(take(f"{name}.bias", channels, torch.float32))
+
+
+@torch.no_grad()
+def lay_out_weights(student: QuantizedClassifier) -> None:
+    """Give weights the memory layout that quantizing gives; another changes the order of sums."""
+    student.quantize_weights()
+    for layer in student.layers:
+        assert layer.quantized_weight is not None
+        laid_out = torch.empty_like(layer.quantized_weight).copy_(layer.layer.weight)
+        layer.layer.weight = nn.Parameter(laid_out)
+        layer.quantized_weight = None
 
 
 def logarithm_of(scale: Tensor) -> Tensor:

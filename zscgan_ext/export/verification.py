@@ -76,7 +76,8 @@ def verify(
     if result.agreement < LEAST_AGREEMENT:
         raise InputError(
             f"export: ONNX Runtime agrees with the student on {result.agreement:.2f} % of "
-            f"{result.images} images, needed are {LEAST_AGREEMENT} %; every node agrees by itself"
+            f"{result.images} images, needed are {LEAST_AGREEMENT} %; every node agrees by itself, "
+            "so these images lie between classes: learn the generator for more steps"
         )
     if not result.logit_difference <= result.allowed_difference:  # also for NaN
         raise InputError(
