@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zscgan_ext.config import Settings
 from zscgan_ext.precision import Precision
+from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
 
 
@@ -51,7 +52,8 @@ def fine_tune(
 ) -> None:
     """Train weights, biases and learned scales of the student in place.
 
-    Batch norm that was not folded keeps its statistics.
+    Batch norm that was not folded keeps its statistics. At the end biases are rounded to such as
+    integer kernels add.
 
     Args:
         student: calibrated.
@@ -78,3 +80,4 @@ def fine_tune(
         schedule.step()
         agreement = (logits.argmax(1) == teacher_logits.argmax(1)).float().mean() * 100
         report(FineTuningStep(step, *torch.stack([loss.detach(), agreement]).tolist()))
+    round_biases(student)
