@@ -87,8 +87,17 @@ class Settings:
     """seed of every random number"""
     device: str = setting("auto", "DEVICE")
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """dtype of the forward and backward passes; float16 on CUDA only"""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the forward and backward passes (auto: bfloat16 on a GPU that computes in it,
+    otherwise float32); float16 on CUDA only"""
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """layout of images and feature maps in memory (auto: channels_last)"""
+    keep_freed_memory: bool = simple_parsing.flag(default=True, negative_prefix="--no-")
+    """on a CPU with glibc, keep freed memory for the next step instead of returning it"""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """launch a training step as one CUDA graph (auto: on CUDA, except in float16)"""
+    compile: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
+    """compile the training steps with torch.compile"""
     output: Path | None = setting(None, "DIR")
     """folder of the run (None: runs/<classifier>-<bits>-<scheme>-seed<seed>)"""
     overwrite: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
@@ -263,6 +272,10 @@ def check_settings(settings: Settings) -> None:
     device = resolve_device(settings.device)
     if settings.precision == "float16" and device.type != "cuda":
         raise InputError(f"precision: float16 on {device}, accepted are float32 and bfloat16 there")
+    if settings.cuda_graphs == "on" and device.type != "cuda":
+        raise InputError(f"cuda_graphs: on, but the device is {device}, accepted is auto or off")
+    if settings.cuda_graphs == "on" and settings.precision == "float16":
+        raise InputError("cuda_graphs: on with float16, accepted is auto or off there")
 
 
 def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:

@@ -22,8 +22,9 @@ from zscgan_ext.datasets import Images, check_labels, open_images
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement, predict, top1
+from zscgan_ext.execution import Execution, choose_execution
 from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.memory_format import to_channels_last
+from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.progress import Progress
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
@@ -60,6 +61,7 @@ class Run:
 
     settings: Settings
     device: torch.device
+    execution: Execution
     classifier: Classifier
     evaluation: Images | None
     reference: Images | None
@@ -97,13 +99,16 @@ def prepare(settings: Settings) -> Run:
     evaluation = open_data(settings.evaluation_data or bundled_data(settings), "test", classifier)
     reference = open_data(settings.reference_data, "train", classifier)
     device = resolve_device(settings.device)
-    new_student(settings, classifier)
+    execution = choose_execution(settings, device)
+    new_student(settings, classifier, execution)
     folder = RunFolder(settings.output_folder(), settings.overwrite)
     folder.write_text("config.yaml", settings_to_yaml(settings))
-    classifier.model.to(device).to(memory_format=torch.channels_last)
+    execution.apply()
+    print(f"execution: {execution}", flush=True)
+    classifier.model.to(device).to(memory_format=execution.memory_format)
     stages = ("synthesis", "calibration", "fine_tuning", "evaluation")
     seconds = dict.fromkeys(stages, 0.0)
-    return Run(settings, device, classifier, evaluation, reference, folder, seconds, {})
+    return Run(settings, device, execution, classifier, evaluation, reference, folder, seconds, {})
 
 
 def bundled_data(settings: Settings) -> str | None:
@@ -120,11 +125,13 @@ def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | 
     return images
 
 
-def new_student(settings: Settings, classifier: Classifier) -> QuantizedClassifier:
+def new_student(
+    settings: Settings, classifier: Classifier, execution: Execution
+) -> QuantizedClassifier:
     """Convert the classifier to the wanted scheme, on its own device."""
     scheme = Scheme(settings.scheme, *parse_bits(settings.bits))
     student = convert(classifier.model, scheme, classifier.preprocessing.shape)
-    return student.to(memory_format=torch.channels_last)
+    return student.to(memory_format=execution.memory_format)
 
 
 # ---- stages -------------------------------------------------------------------------------------
@@ -136,7 +143,7 @@ def learn_generator(run: Run) -> ConditionalGenerator:
     generator = ConditionalGenerator(
         classifier.num_classes, settings.latent_dim, classifier.preprocessing
     )
-    generator.to(run.device).to(memory_format=torch.channels_last)
+    generator.to(run.device).to(memory_format=run.execution.memory_format)
     teacher = FrozenTeacher(classifier.model, settings.distance)
     steps = settings.synthesis_steps
     sampled = {1, *(max(1, round(fraction * steps)) for fraction in SAMPLED_FRACTIONS)}
@@ -151,7 +158,10 @@ def learn_generator(run: Run) -> ConditionalGenerator:
             if step.step in sampled:
                 save_samples(run, generator, step.step)
 
-        train_generator(generator, teacher, settings, run.random(1), report)
+        def is_due(step: int) -> bool:
+            return progress.wants(step) or step in sampled
+
+        train_generator(generator, teacher, settings, run.random(1), report, is_due)
     teacher.remove_hooks()
     run.folder.save_tensors("generator.safetensors", generator.state_dict())
     return generator
@@ -176,7 +186,7 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
     """Convert the classifier, take its ranges from these images, and evaluate it."""
     with run.timed("calibration"):
-        student = new_student(run.settings, run.classifier)
+        student = new_student(run.settings, run.classifier, run.execution)
         calibrate(student, batches, run.settings.calibration_batches)
     evaluate(run, student, row)
     return student
@@ -197,8 +207,8 @@ def fine_tune_student(
             if progress.is_due(step.step):
                 run.folder.append_jsonl("metrics.jsonl", {"stage": row, **asdict(step)})
 
-        mixed = mixed_batches(batches, run.random(5))
-        fine_tune(student, run.classifier.model, mixed, settings, report)
+        mixed = mixed_batches(batches, run.random(5), run.execution.memory_format)
+        fine_tune(student, run.classifier.model, mixed, settings, report, progress.wants)
     evaluate(run, student, row)
 
 
@@ -218,7 +228,8 @@ def real_batches(run: Run, reference: Images) -> Iterator[tuple[Tensor, Tensor]]
     random = torch.Generator().manual_seed(run.settings.seed)
     preprocessing = run.classifier.preprocessing
     for images, labels in reference.random_batches(run.settings.batch_size, preprocessing, random):
-        yield to_channels_last(images.to(run.device)), labels.to(run.device)
+        images = to_memory_format(images.to(run.device), run.execution.memory_format)
+        yield images, labels.to(run.device)
 
 
 # ---- results ------------------------------------------------------------------------------------
@@ -240,6 +251,7 @@ def metrics(run: Run, total_seconds: float) -> dict[str, Any]:
         "scheme": settings.scheme,
         "seed": settings.seed,
         "device": str(run.device),
+        "execution": run.execution.facts(),
         "top1": measured_top1,
         "agreement": measured_agreement,
         "seconds": {**run.seconds, "total": total_seconds},
@@ -274,7 +286,9 @@ def run_stages(run: Run) -> None:
     evaluate(run, run.classifier.model, "float")
     shape = run.classifier.preprocessing.shape
     quantize(run, noise_batches(settings.batch_size, shape, run.random(3)), "noise_calibrated")
-    batches = synthetic_batches(generator, settings.batch_size, run.random(4))
+    batches = synthetic_batches(
+        generator, settings.batch_size, run.random(4), run.execution.memory_format
+    )
     student = quantize(run, batches, "generated_calibrated")
     fine_tune_student(run, student, batches, "fine_tuned")
     run.folder.save_tensors("quantized.safetensors", student.state_dict())
