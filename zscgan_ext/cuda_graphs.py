@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from zscgan_ext.errors import first_line
+
 Step = Callable[..., Tensor]
 WARM_UP_STEPS = 3  # taken eagerly, so that libraries choose algorithms and optimizers have state
 
@@ -98,9 +100,3 @@ class GraphedStep:
         except RuntimeError as error:
             self.has_failed = True
             print(f"no CUDA graph: {first_line(error)}", flush=True)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its name where there is none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

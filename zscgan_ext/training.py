@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from zscgan_ext.cuda_graphs import GraphedStep, StreamCapture, first_line
+from zscgan_ext.cuda_graphs import GraphedStep, StreamCapture
+from zscgan_ext.errors import first_line
 from zscgan_ext.execution import Execution
 
 
