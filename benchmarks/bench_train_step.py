@@ -30,8 +30,8 @@ BATCHES = {"cpu": (16,), "cuda": (16, 128)}
 SMALL_IMAGES_BATCH = 128  # of resnet20, whose images have 28 x 28 pixels
 COMPILED_ON_CPU = ("resnet20",)  # compiling the others for a CPU takes minutes
 STEPS_OF_A_SAMPLE = {"cpu": 1, "cuda": 20}
-# What is compared takes turns: a stage by all implementations, and the teacher's passes.
-TRAINING_STAGES = ("generator_step", "fine_tuning_step")
+STAGES = ("generator_step", "fine_tuning_step", "teacher")
+# What takes turns: a training stage by all implementations, and the teacher's passes.
 TEACHER_PASSES = (("teacher", "eager"), ("teacher", "native"), ("teacher_matched", "native"))
 WORKER = Path(__file__).with_name("train_step_worker.py")
 
@@ -69,12 +69,16 @@ class Worker:
         return float(self.answer())
 
     def peak_memory(self) -> int:
-        """End the process; return the most bytes it held."""
+        """Let the process end; return the most bytes it held."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        peak = int(self.answer())
-        self.process.wait()
-        return peak
+        return int(self.answer())
+
+    def end(self) -> None:
+        """End the process whatever it does."""
+        self.process.kill()
+        with self.process:  # waits, and closes the pipes
+            pass
 
 
 def measure(subjects: Sequence[Subject], samples: int) -> Iterator[dict[str, Any]]:
@@ -93,8 +97,7 @@ def measure(subjects: Sequence[Subject], samples: int) -> Iterator[dict[str, Any
             yield {**asdict(worker.subject), "median_ms": median, "peak_memory_bytes": peak}
     finally:
         for worker in workers:
-            worker.process.kill()
-            worker.process.wait()
+            worker.end()
 
 
 def groups(options: argparse.Namespace) -> Iterator[list[Subject]]:
@@ -106,12 +109,12 @@ def groups(options: argparse.Namespace) -> Iterator[list[Subject]]:
         if options.quick:
             names = ("eager", "native")
         for batch in [options.batch] if options.batch else batches:
-            for stage in TRAINING_STAGES:
-                yield [Subject(classifier, stage, batch, options.device, name) for name in names]
-            yield [
-                Subject(classifier, stage, batch, options.device, name)
-                for stage, name in TEACHER_PASSES
-            ]
+            for stage in options.stages:
+                pairs = TEACHER_PASSES if stage == "teacher" else [(stage, name) for name in names]
+                yield [
+                    Subject(classifier, own_stage, name, batch, options.device)
+                    for own_stage, name in pairs
+                ]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -127,6 +130,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="resnet20 alone, nothing compiled")
     parser.add_argument("--samples", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--classifiers", nargs="+", choices=CLASSIFIERS, default=CLASSIFIERS)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--batch", type=int, help="images, instead of the usual number")
     parser.add_argument(
         "--update-docs",

@@ -42,9 +42,9 @@ class Subject:
 
     classifier: str  # a bundled one, or the name of a torchvision model
     stage: str  # generator_step, fine_tuning_step, teacher or teacher_matched
+    implementation: str  # eager, compiled or native
     batch: int  # images
     device: str  # cpu or cuda
-    implementation: str  # eager, compiled or native
 
 
 class Parts:

@@ -4,9 +4,9 @@ import ctypes
 import sys
 
 # Parameters of mallopt, and values under which memory is never returned to the system: nothing is
-# allocated by mmap, the heap does not shrink, and it grows by 256 MiB at a time.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**28}
+# allocated by mmap, and the heap does not shrink.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
 
 
 def is_glibc() -> bool:

@@ -45,7 +45,8 @@ class Execution:
 
     def facts(self) -> dict[str, Any]:
         """Return the choices for `metrics.json`."""
-        return asdict(self) | {"threads": torch.get_num_threads()}
+        facts = {name.removesuffix("_name"): value for name, value in asdict(self).items()}
+        return facts | {"threads": torch.get_num_threads()}
 
     def __str__(self) -> str:
         """Name the choices in one line."""

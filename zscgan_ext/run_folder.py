@@ -25,6 +25,8 @@ RUN_FILES = (
     "samples/*.png",
     "generator.safetensors",
     "quantized.safetensors",
+    "trace.json",
+    "profile.txt",
     f".*{PARTIAL}",
     f"samples/.*{PARTIAL}",
 )

@@ -7,8 +7,8 @@ generator, calibrate ranges, fine-tune, evaluate; each leaves its results in the
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.classifiers import Classifier, load_classifier
-from zscgan_ext.config import Settings, parse_bits, parse_settings, resolve_device, settings_to_yaml
+from zscgan_ext.command_line import parse_settings, settings_to_yaml
+from zscgan_ext.config import Settings, parse_bits, resolve_device
 from zscgan_ext.datasets import Images, check_labels, open_images
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
@@ -25,6 +26,7 @@ from zscgan_ext.evaluation import agreement, predict, top1
 from zscgan_ext.execution import Execution, choose_execution
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_memory_format
+from zscgan_ext.profiling import StepProfiler
 from zscgan_ext.progress import Progress
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
@@ -38,6 +40,7 @@ from zscgan_ext.synthesis import (
     synthetic_batches,
     train_generator,
 )
+from zscgan_ext.training import nothing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 EVALUATION_BATCH = 500  # images
@@ -66,6 +69,7 @@ class Run:
     evaluation: Images | None
     reference: Images | None
     folder: RunFolder
+    profiler: StepProfiler | None
     seconds: dict[str, float]
     logits: dict[str, Tensor]  # [N, num_classes] of each row, on the evaluation images
 
@@ -79,6 +83,12 @@ class Run:
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
+
+    def profiled(self, stage: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
+        """Profile steps of a training if that is wanted; give what to call after each step."""
+        if self.profiler is None:
+            return nullcontext(nothing)
+        return self.profiler.stage(stage, steps)
 
 
 def prepare(settings: Settings) -> Run:
@@ -108,7 +118,12 @@ def prepare(settings: Settings) -> Run:
     classifier.model.to(device).to(memory_format=execution.memory_format)
     stages = ("synthesis", "calibration", "fine_tuning", "evaluation")
     seconds = dict.fromkeys(stages, 0.0)
-    return Run(settings, device, execution, classifier, evaluation, reference, folder, seconds, {})
+    profiler = StepProfiler(device) if settings.profile else None
+    return Run(
+        *(settings, device, execution, classifier, evaluation, reference, folder, profiler),
+        seconds,
+        {},
+    )
 
 
 def bundled_data(settings: Settings) -> str | None:
@@ -147,7 +162,11 @@ def learn_generator(run: Run) -> ConditionalGenerator:
     teacher = FrozenTeacher(classifier.model, settings.distance)
     steps = settings.synthesis_steps
     sampled = {1, *(max(1, round(fraction * steps)) for fraction in SAMPLED_FRACTIONS)}
-    with run.timed("synthesis"), Progress("synthesis", steps, settings.log_interval) as progress:
+    with (
+        run.timed("synthesis"),
+        run.profiled("synthesis", steps) as after_step,
+        Progress("synthesis", steps, settings.log_interval) as progress,
+    ):
 
         def report(step: SynthesisStep) -> None:
             progress.update(
@@ -161,7 +180,7 @@ def learn_generator(run: Run) -> ConditionalGenerator:
         def is_due(step: int) -> bool:
             return progress.wants(step) or step in sampled
 
-        train_generator(generator, teacher, settings, run.random(1), report, is_due)
+        train_generator(generator, teacher, settings, run.random(1), report, is_due, after_step)
     teacher.remove_hooks()
     run.folder.save_tensors("generator.safetensors", generator.state_dict())
     return generator
@@ -199,6 +218,7 @@ def fine_tune_student(
     settings = run.settings
     with (
         run.timed("fine_tuning"),
+        run.profiled(row, settings.fine_tuning_steps) as after_step,
         Progress(ROWS[row], settings.fine_tuning_steps, settings.log_interval) as progress,
     ):
 
@@ -208,7 +228,8 @@ def fine_tune_student(
                 run.folder.append_jsonl("metrics.jsonl", {"stage": row, **asdict(step)})
 
         mixed = mixed_batches(batches, run.random(5), run.execution.memory_format)
-        fine_tune(student, run.classifier.model, mixed, settings, report, progress.wants)
+        model = run.classifier.model
+        fine_tune(student, model, mixed, settings, report, progress.wants, after_step)
     evaluate(run, student, row)
 
 
@@ -304,6 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run = prepare(parse_settings(arguments))
         run_stages(run)
+        if run.profiler is not None:
+            run.profiler.write(run.folder)
         results = metrics(run, time.perf_counter() - start)
         run.folder.write_json("metrics.json", results)
     except InputError as error:
