@@ -7,11 +7,9 @@ that the op may move, at the bandwidth that a copy has in the same run on the sa
 """
 
 import argparse
-import datetime
 import gc
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,11 +20,15 @@ if os.environ.setdefault("ZSCGAN_EXT_IMPL", "native") != "native":
 
 import torch
 from kernel_report import draw_chart, print_table, update_documentation
-from measurement import Implementation, keep_freed_memory, median_milliseconds
+from measurement import (
+    Implementation,
+    allocator_in_use,
+    made_with,
+    median_milliseconds,
+)
 from plans import Plan, full_plan, quick_plan, sized_plan, without_repetition
 from subject import Subject
 
-from zscgan_ext.environment import environment
 from zscgan_ext.ops.implementation import cuda_missing_reason
 
 
@@ -79,22 +81,6 @@ def measure(plans: Sequence[Plan], samples: int) -> list[dict[str, Any]]:
     return rows
 
 
-def made_with(device: torch.device, allocator: str, samples: int) -> dict[str, Any]:
-    """Describe the machine and the run."""
-    versions = environment()
-    return {
-        "commit": versions["commit"],
-        "cpu": versions["cpu"],
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "versions": versions,
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "allocator": allocator,
-        "samples": samples,
-    }
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -138,12 +124,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.device == "cuda" and (reason := cuda_missing_reason()):
         sys.exit(f"--device cuda: {reason}, accepted here is cpu")
     device = torch.device(options.device)
-    allocator = keep_freed_memory()
+    allocator = allocator_in_use()
     torch.manual_seed(0)
     gc.disable()
     rows = measure(plans_for(options, device), options.samples)
     gc.enable()
-    result = {"made_with": made_with(device, allocator, options.samples), "rows": rows}
+    result = {
+        "made_with": made_with(device, allocator=allocator, samples=options.samples),
+        "rows": rows,
+    }
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1) + "\n")

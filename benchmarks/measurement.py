@@ -1,6 +1,7 @@
 """Timing on equal terms: implementations alternate, buffers rotate, medians count."""
 
-import ctypes
+import datetime
+import shlex
 import statistics
 import sys
 import time
@@ -10,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from zscgan_ext.allocator import is_glibc, keep_freed_memory
+from zscgan_ext.environment import environment
 
 # Prepares a call on one of the rotating buffers; the call alone is timed and returns its results.
 Implementation = Callable[[int], Callable[[], Sequence[Tensor]]]
@@ -24,24 +28,32 @@ ROTATED_BYTES = 2**28
 QUEUE_CYCLES = 4_000_000
 WARM_UP_SAMPLES = 2
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-ALLOCATOR = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**28}
 
-
-def keep_freed_memory() -> str:
-    """Make the C library reuse freed memory, and return what was set.
+def allocator_in_use() -> str:
+    """Make the C library keep freed memory where it can, and return what it does.
 
     A fresh page costs more than filling it. Otherwise whether a large result lies on fresh pages
     would decide a comparison, and differ between implementations of the same process.
     """
-    if sys.platform != "linux":
+    if not is_glibc():
         return "default"
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return "default"
-    for parameter, value in ALLOCATOR.items():
-        library.mallopt(parameter, value)
-    return "glibc: M_MMAP_MAX=0, M_TRIM_THRESHOLD=2147483647, M_TOP_PAD=268435456"
+    keep_freed_memory()
+    return "glibc, freed memory is kept"
+
+
+def made_with(device: torch.device, **settings: Any) -> dict[str, Any]:
+    """Describe the machine and the run, for a file of results."""
+    versions = environment()
+    return {
+        "commit": versions["commit"],
+        "cpu": versions["cpu"],
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **settings,
+    }
 
 
 def buffer_count(size_bytes: int) -> int:

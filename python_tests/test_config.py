@@ -9,13 +9,8 @@ import pytest
 import torch
 import yaml
 
-from zscgan_ext.config import (
-    Settings,
-    parse_bits,
-    parse_settings,
-    resolve_device,
-    settings_to_yaml,
-)
+from zscgan_ext.command_line import parse_settings, settings_to_yaml
+from zscgan_ext.config import Settings, parse_bits, resolve_device
 from zscgan_ext.errors import InputError
 from zscgan_ext.ops import DISTANCES
 
@@ -172,6 +167,8 @@ def test_unreadable_yaml_gives_one_line(tmp_path):
         ("--device gpu", "device: 'gpu', accepted are auto, cpu, cuda and cuda:N"),
         ("--device cuda:x", "device"),
         ("--precision float16 --device cpu", "precision: float16 on cpu"),
+        ("--cuda-graphs on --device cpu", "cuda_graphs: on, but the device is cpu"),
+        ("--memory-format nhwc", "invalid choice: 'nhwc'"),
         ("--scheme fast", "invalid choice: 'fast'"),
         ("--classifer resnet20", "unknown argument --classifer, did you mean --classifier"),
         ("--weights", "--weights: expected one argument"),
@@ -202,6 +199,9 @@ def test_devices_follow_what_torch_finds(monkeypatch):
     with pytest.raises(InputError, match="'cuda:2', but torch finds 2"):
         resolve_device("cuda:2")
     assert parse_settings(["--precision", "float16"]).precision == "float16"
+    assert parse_settings(["--cuda-graphs", "on"]).cuda_graphs == "on"
+    with pytest.raises(InputError, match="cuda_graphs: on with float16"):
+        parse_settings(["--precision=float16", "--cuda-graphs=on"])
 
 
 def test_cuda_without_cuda_gives_one_line(monkeypatch):

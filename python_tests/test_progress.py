@@ -53,6 +53,27 @@ def test_a_terminal_gets_a_bar_and_no_lines(capsys, monkeypatch):
     assert "loss=0.5" in last
 
 
+def test_a_bar_asks_for_values_now_and_then(monkeypatch, clock):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    wanted = []
+    with Progress("synthesis", 1000, 1000) as progress:
+        for step in range(1, 101):
+            clock[0] += 0.01
+            if progress.wants(step):
+                wanted.append(step)
+                progress.update(step, {"loss": 0.5})
+                assert progress.bar.n == step
+    assert wanted[0] == 1
+    assert 4 <= len(wanted) <= 6
+
+
+def test_without_a_bar_only_the_log_asks_for_values(clock):
+    progress = Progress("synthesis", 100, 40)
+    for step in range(1, 101):
+        clock[0] += 1
+        assert progress.wants(step) == progress.is_due(step)
+
+
 def test_the_bar_is_closed_when_a_stage_fails(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     progress = Progress("synthesis", 3, 1)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.datasets import FASHION_MNIST_CLASSES
-from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.errors import InputError, did_you_mean, first_line
 from zscgan_ext.preprocessing import Preprocessing
-from zscgan_ext.weights import first_line, load_weights
+from zscgan_ext.weights import load_weights
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -1,25 +1,16 @@
-"""Every setting of the main program, once.
-
-The command line and the YAML file of `--config` are two ways to write the same settings: the
-file's entries become arguments that stand before those of the command line, which therefore win.
-"""
+"""Every setting of the main program, once: default, unit, range."""
 
 import math
 import re
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import simple_parsing
 import torch
-import yaml
-from simple_parsing.wrappers.field_wrapper import ArgumentGenerationMode, DashVariant
 
 from zscgan_ext.errors import InputError, did_you_mean
 
-LARGEST_CONFIG = 1 << 20  # bytes
 EXPORT_FORMATS = ("onnx", "safetensors")
 
 
@@ -88,8 +79,17 @@ class Settings:
     """seed of every random number"""
     device: str = setting("auto", "DEVICE")
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """dtype of the forward and backward passes; float16 on CUDA only"""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the forward and backward passes (auto: bfloat16 on a GPU that computes in it,
+    otherwise float32); float16 on CUDA only"""
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """layout of images and feature maps in memory (auto: channels_last)"""
+    keep_freed_memory: bool = simple_parsing.flag(default=True, negative_prefix="--no-")
+    """on a CPU with glibc, keep freed memory for the next step instead of returning it"""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """launch a training step as one CUDA graph (auto: on CUDA, except in float16)"""
+    compile: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
+    """compile the training steps with torch.compile"""
     output: Path | None = setting(None, "DIR")
     """folder of the run (None: runs/<classifier>-<bits>-<scheme>-seed<seed>)"""
     overwrite: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
@@ -107,6 +107,8 @@ class Settings:
     between them, or none"""
     log_interval: int = setting(50, "N")
     """steps between two entries in the log"""
+    profile: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
+    """profile some steps of each training: trace.json for Chrome, profile.txt by op"""
 
     def output_folder(self) -> Path:
         """Return the folder of the run: `output`, or a name made of the main settings."""
@@ -125,127 +127,6 @@ ZERO_OR_ABOVE = (
     *("fine_tuning_steps", "cross_entropy_weight", "batch_norm_weight", "distillation_weight"),
     *("label_weight", "seed"),
 )
-
-
-class Parser(simple_parsing.ArgumentParser):
-    """A parser whose errors are `InputError`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong as one line."""
-        raise InputError(message)
-
-
-def make_parser() -> Parser:
-    """Build the command line from `Settings`."""
-    parser = Parser(
-        prog="python -m zscgan_ext.train",
-        description="Quantize a trained image classifier without its training data.",
-        allow_abbrev=False,
-        add_option_string_dash_variants=DashVariant.DASH,
-        argument_generation_mode=ArgumentGenerationMode.FLAT,
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="YAML file with any of these settings; the command line wins over it",
-    )
-    parser.add_arguments(Settings, dest="settings")
-    return parser
-
-
-def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
-    """Read the settings from a command line and the YAML file that it may name.
-
-    Args:
-        arguments: the command line without the program's name; `sys.argv[1:]` for None.
-
-    Raises:
-        InputError: if a setting is unknown, has the wrong type or is out of range.
-    """
-    parsed, unknown = make_parser().parse_known_args(arguments)
-    if parsed.config is not None and not unknown:
-        from_file = config_arguments(parsed.config)
-        rest = sys.argv[1:] if arguments is None else arguments
-        parsed, unknown = make_parser().parse_known_args([*from_file, *rest])
-    if unknown:
-        options = [f"--{field.name.replace('_', '-')}" for field in fields(Settings)]
-        hint = did_you_mean(unknown[0].split("=")[0], [*options, "--config"])
-        raise InputError(f"unknown argument {unknown[0]}{hint}; --help lists all")
-    settings: Settings = parsed.settings
-    check_settings(settings)
-    return settings
-
-
-class PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which could make a small file expand without bound."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse an alias, compose everything else."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not accepted")
-        return super().compose_node(parent, index)
-
-
-def read_config(file: Path) -> dict[Any, Any]:
-    """Read a YAML file that holds one mapping."""
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(LARGEST_CONFIG + 1)
-        if len(data) > LARGEST_CONFIG:
-            raise InputError(f"config: {file} is larger than {LARGEST_CONFIG} bytes")
-        entries = yaml.load(data.decode(), PlainLoader)
-    except OSError as error:
-        raise InputError(f"config: {file} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"config: {file} is not UTF-8 text") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        raise InputError(f"config: {file} is not valid YAML ({problem})") from None
-    if not isinstance(entries, dict):
-        found = type(entries).__name__
-        raise InputError(f"config: {file} holds a {found}, needed is a mapping of settings")
-    return entries
-
-
-def config_arguments(file: Path) -> list[str]:
-    """Turn a YAML file into the arguments that say the same.
-
-    Raises:
-        InputError: if the file cannot be read or holds an unknown setting.
-    """
-    defaults = {field.name: field.default for field in fields(Settings)}
-    arguments: list[str] = []
-    for name, value in read_config(file).items():
-        if name not in defaults:
-            hint = did_you_mean(str(name), list(defaults))
-            raise InputError(f"config: {file} has an unknown setting {name!r}{hint}")
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, list) and name in ("mean", "std"):
-            arguments += [option, *(scalar_text(file, name, item) for item in value)]
-        elif value is not None or defaults[name] is not None:
-            arguments.append(f"{option}={scalar_text(file, name, value)}")
-    return arguments
-
-
-def scalar_text(file: Path, name: str, value: Any) -> str:
-    """Write one YAML scalar as on the command line."""
-    if not isinstance(value, str | int | float):
-        found = type(value).__name__
-        raise InputError(f"config: {file} gives {name} a {found}, which is not accepted there")
-    return str(value)
-
-
-def settings_to_yaml(settings: Settings) -> str:
-    """Write every setting as YAML that `--config` reads back."""
-    entries = asdict(settings)
-    for name, value in entries.items():
-        if isinstance(value, Path):
-            entries[name] = str(value)
-        elif isinstance(value, tuple):
-            entries[name] = list(value)
-    text: str = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
-    return text
 
 
 def check_settings(settings: Settings) -> None:
@@ -268,6 +149,10 @@ def check_settings(settings: Settings) -> None:
     device = resolve_device(settings.device)
     if settings.precision == "float16" and device.type != "cuda":
         raise InputError(f"precision: float16 on {device}, accepted are float32 and bfloat16 there")
+    if settings.cuda_graphs == "on" and device.type != "cuda":
+        raise InputError(f"cuda_graphs: on, but the device is {device}, accepted is auto or off")
+    if settings.cuda_graphs == "on" and settings.precision == "float16":
+        raise InputError("cuda_graphs: on with float16, accepted is auto or off there")
 
 
 def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:

@@ -16,3 +16,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `, did you mean ...?` with the known names nearest to `name`, or nothing."""
     nearest = difflib.get_close_matches(name, list(known), n=3)
     return f", did you mean {' or '.join(nearest)}?" if nearest else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where there is none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

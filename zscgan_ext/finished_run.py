@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.classifiers import Classifier, load_classifier
-from zscgan_ext.config import Settings, parse_bits, parse_settings
+from zscgan_ext.command_line import parse_settings
+from zscgan_ext.config import Settings, parse_bits
 from zscgan_ext.errors import InputError
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_channels_last

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zscgan_ext.memory_format import normal_like
 from zscgan_ext.preprocessing import Preprocessing
 
 SMALLEST_MAP = 7  # pixels of the first feature map, about
@@ -26,7 +27,7 @@ class UpsampleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, out_channels, 2H, 2W]."""
         x = self.bn(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
-        return F.leaky_relu(x + NOISE * torch.randn_like(x), 0.2)
+        return F.leaky_relu(x + NOISE * normal_like(x), 0.2)
 
 
 class ConditionalGenerator(nn.Module):

@@ -13,6 +13,14 @@ PRECISIONS = {
 }
 
 
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Turn `auto` into bfloat16 on a GPU that computes in it, and into float32 elsewhere."""
+    if name != "auto":
+        return name
+    computes_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bfloat16" if computes_bfloat16 else "float32"
+
+
 class Precision:
     """Autocast for forward passes, and loss scaling where float16 needs it.
 
@@ -36,8 +44,8 @@ class Precision:
             yield
 
     def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Take one optimizer step down the gradient of a scalar loss."""
-        optimizer.zero_grad(set_to_none=True)
+        """Take one optimizer step down the gradient of a scalar loss, and free the gradient."""
         self.scaler.scale(loss).backward()
         self.scaler.step(optimizer)
         self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)

@@ -7,6 +7,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+BAR_INTERVAL = 0.2  # seconds between two changes of a bar
+
 
 class Progress:
     """Progress of one stage, used as a context manager.
@@ -21,7 +23,7 @@ class Progress:
         self.stage = stage
         self.steps = steps
         self.log_interval = log_interval
-        self.start = time.perf_counter()
+        self.start = self.shown = time.perf_counter()
         self.bar = tqdm(total=steps, desc=stage, unit="step", disable=not sys.stderr.isatty())
 
     def __enter__(self) -> "Progress":
@@ -39,10 +41,16 @@ class Progress:
         """Tell whether a step, from 1, belongs into the log."""
         return step % self.log_interval == 0 or step in (1, self.steps)
 
+    def wants(self, step: int) -> bool:
+        """Tell whether the values of a step, from 1, are worth waiting for: log, or due bar."""
+        bar_is_due = not self.bar.disable and time.perf_counter() - self.shown > BAR_INTERVAL
+        return self.is_due(step) or bar_is_due
+
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """Show the values that a step, from 1, measured."""
         texts = {name: f"{value:.4g}" for name, value in values.items()}
-        self.bar.update(1)
+        self.shown = time.perf_counter()
+        self.bar.update(step - self.bar.n)
         self.bar.set_postfix(texts, refresh=False)
         if self.bar.disable and self.is_due(step):
             rate = step / (time.perf_counter() - self.start)

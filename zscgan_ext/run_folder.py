@@ -28,6 +28,8 @@ RUN_FILES = (
     "model.onnx",
     "model.safetensors",
     "export.json",
+    "trace.json",
+    "profile.txt",
     f".*{PARTIAL}",
     f"samples/.*{PARTIAL}",
 )

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.config import Settings
+from zscgan_ext.execution import choose_execution
 from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.memory_format import to_channels_last
-from zscgan_ext.precision import Precision
+from zscgan_ext.memory_format import to_memory_format
+from zscgan_ext.training import Training, every_step, nothing
 
 
 @dataclass(frozen=True)
@@ -28,59 +29,101 @@ class SynthesisStep:
     teacher_accuracy: float  # percent of images that the teacher takes for their label
 
 
+class GeneratorTraining(Training):
+    """Generator learning, step by step.
+
+    Args:
+        generator: on the device of the teacher; put in training mode.
+        teacher: the classifier to satisfy.
+        settings: synthesis_steps, batch_size, synthesis_learning_rate, cross_entropy_weight,
+            batch_norm_weight, and how to execute.
+        random: draws latent vectors and labels; on the same device.
+    """
+
+    def __init__(
+        self,
+        generator: ConditionalGenerator,
+        teacher: FrozenTeacher,
+        settings: Settings,
+        random: torch.Generator,
+    ) -> None:
+        self.generator = generator.train()
+        self.teacher = teacher
+        self.settings = settings
+        self.random = random
+        super().__init__(
+            generator.parameters(),
+            settings.synthesis_learning_rate,
+            (0.5, 0.999),
+            settings.synthesis_steps,
+            choose_execution(settings, random.device),
+        )
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Draw latent vectors [B, latent_dim] and labels [B]."""
+        return self.generator.random_inputs(self.settings.batch_size, self.random)
+
+    def measure(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the values of a `SynthesisStep` [4]."""
+        latent, labels = inputs
+        with self.precision.autocast():
+            images = to_memory_format(self.generator(latent, labels), self.execution.memory_format)
+            logits, distance = self.teacher.match(images)
+        cross_entropy = F.cross_entropy(logits.float(), labels)
+        settings = self.settings
+        loss = settings.cross_entropy_weight * cross_entropy + settings.batch_norm_weight * distance
+        accuracy = (logits.argmax(1) == labels).float().mean() * 100
+        values = [loss.detach(), cross_entropy.detach(), distance.detach(), accuracy]
+        return loss, torch.stack(values)
+
+
 def train_generator(
     generator: ConditionalGenerator,
     teacher: FrozenTeacher,
     settings: Settings,
     random: torch.Generator,
     report: Callable[[SynthesisStep], None],
+    is_due: Callable[[int], bool] = every_step,
+    after_step: Callable[[], None] = nothing,
 ) -> None:
-    """Train the generator in place.
+    """Train the generator in place, and leave it in evaluation mode.
 
     Args:
-        generator: on the device of the teacher.
+        generator: see `GeneratorTraining`, as for teacher, settings and random.
         teacher: the classifier to satisfy.
-        settings: synthesis_steps, batch_size, synthesis_learning_rate (Adam's, at the start; it
-            falls to zero along a cosine), cross_entropy_weight, batch_norm_weight, precision.
-        random: draws latent vectors and labels; on the same device.
-        report: called after each step.
+        settings: what is learned, and how.
+        random: draws latent vectors and labels.
+        report: called after each step that is due.
+        is_due: tells, for the number of a step, whether to wait for what it measured.
+        after_step: called after each step.
     """
-    precision = Precision(settings.precision, random.device)
-    optimizer = torch.optim.Adam(
-        generator.parameters(),
-        lr=settings.synthesis_learning_rate,
-        betas=(0.5, 0.999),
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.synthesis_steps)
-    generator.train()
-    for step in range(1, settings.synthesis_steps + 1):
-        latent, labels = generator.random_inputs(settings.batch_size, random)
-        with precision.autocast():
-            logits, distance = teacher.match(to_channels_last(generator(latent, labels)))
-        cross_entropy = F.cross_entropy(logits.float(), labels)
-        loss = settings.cross_entropy_weight * cross_entropy + settings.batch_norm_weight * distance
-        precision.step(loss, optimizer)
-        schedule.step()
-        accuracy = (logits.argmax(1) == labels).float().mean() * 100
-        values = torch.stack([loss.detach(), cross_entropy.detach(), distance.detach(), accuracy])
-        report(SynthesisStep(step, *values.tolist()))
+    training = GeneratorTraining(generator, teacher, settings, random)
+
+    def report_values(step: int, values: list[float]) -> None:
+        report(SynthesisStep(step, *values))
+
+    training.run(settings.synthesis_steps, report_values, is_due, after_step)
     generator.eval()
 
 
 def synthetic_batches(
-    generator: ConditionalGenerator, batch_size: int, random: torch.Generator
+    generator: ConditionalGenerator,
+    batch_size: int,
+    random: torch.Generator,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield generated images [B, C, H, W] and the labels [B] they were made for, forever."""
     while True:
         latent, labels = generator.random_inputs(batch_size, random)
         with torch.no_grad():
-            images = to_channels_last(generator(latent, labels))
+            images = to_memory_format(generator(latent, labels), memory_format)
         yield images, labels
 
 
 def mixed_batches(
-    batches: Iterator[tuple[Tensor, Tensor]], random: torch.Generator
+    batches: Iterator[tuple[Tensor, Tensor]],
+    random: torch.Generator,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Blend each image with another of its batch (mixup, Zhang et al., 2018).
 
@@ -90,6 +133,7 @@ def mixed_batches(
     Args:
         batches: images [B, C, H, W] and labels [B].
         random: draws the weights, uniform from 0.5 to 1; on the device of the images.
+        memory_format: of the results.
 
     Yields:
         Blended images and the label of the heavier part.
@@ -98,7 +142,7 @@ def mixed_batches(
         shape = (len(images), 1, 1, 1)
         weight = 1 - torch.rand(shape, generator=random, device=images.device) / 2
         blended = weight * images + (1 - weight) * images.roll(1, 0)
-        yield to_channels_last(blended), labels
+        yield to_memory_format(blended, memory_format), labels
 
 
 def noise_batches(

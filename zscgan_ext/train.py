@@ -7,8 +7,8 @@ generator, calibrate ranges, fine-tune, evaluate; each leaves its results in the
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,22 +17,18 @@ from torch import Tensor, nn
 
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.classifiers import Classifier, load_classifier
-from zscgan_ext.config import (
-    Settings,
-    parse_bits,
-    parse_formats,
-    parse_settings,
-    resolve_device,
-    settings_to_yaml,
-)
+from zscgan_ext.command_line import parse_settings, settings_to_yaml
+from zscgan_ext.config import Settings, parse_bits, parse_formats, resolve_device
 from zscgan_ext.datasets import Images, check_labels, open_images
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement, predict, top1
+from zscgan_ext.execution import Execution, choose_execution
 from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.export.runtime import require_onnx
 from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.memory_format import to_channels_last
+from zscgan_ext.memory_format import to_memory_format
+from zscgan_ext.profiling import StepProfiler
 from zscgan_ext.progress import Progress
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
@@ -46,6 +42,7 @@ from zscgan_ext.synthesis import (
     synthetic_batches,
     train_generator,
 )
+from zscgan_ext.training import nothing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 EVALUATION_BATCH = 500  # images
@@ -69,10 +66,12 @@ class Run:
 
     settings: Settings
     device: torch.device
+    execution: Execution
     classifier: Classifier
     evaluation: Images | None
     reference: Images | None
     folder: RunFolder
+    profiler: StepProfiler | None
     seconds: dict[str, float]
     logits: dict[str, Tensor]  # [N, num_classes] of each row, on the evaluation images
 
@@ -86,6 +85,12 @@ class Run:
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
+
+    def profiled(self, stage: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
+        """Profile steps of a training if that is wanted; give what to call after each step."""
+        if self.profiler is None:
+            return nullcontext(nothing)
+        return self.profiler.stage(stage, steps)
 
 
 def prepare(settings: Settings) -> Run:
@@ -108,13 +113,21 @@ def prepare(settings: Settings) -> Run:
     evaluation = open_data(settings.evaluation_data or bundled_data(settings), "test", classifier)
     reference = open_data(settings.reference_data, "train", classifier)
     device = resolve_device(settings.device)
-    new_student(settings, classifier)
+    execution = choose_execution(settings, device)
+    new_student(settings, classifier, execution)
     folder = RunFolder(settings.output_folder(), settings.overwrite)
     folder.write_text("config.yaml", settings_to_yaml(settings))
-    classifier.model.to(device).to(memory_format=torch.channels_last)
+    execution.apply()
+    print(f"execution: {execution}", flush=True)
+    classifier.model.to(device).to(memory_format=execution.memory_format)
     stages = ("synthesis", "calibration", "fine_tuning", "evaluation")
     seconds = dict.fromkeys(stages, 0.0)
-    return Run(settings, device, classifier, evaluation, reference, folder, seconds, {})
+    profiler = StepProfiler(device) if settings.profile else None
+    return Run(
+        *(settings, device, execution, classifier, evaluation, reference, folder, profiler),
+        seconds,
+        {},
+    )
 
 
 def bundled_data(settings: Settings) -> str | None:
@@ -131,11 +144,13 @@ def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | 
     return images
 
 
-def new_student(settings: Settings, classifier: Classifier) -> QuantizedClassifier:
+def new_student(
+    settings: Settings, classifier: Classifier, execution: Execution
+) -> QuantizedClassifier:
     """Convert the classifier to the wanted scheme, on its own device."""
     scheme = Scheme(settings.scheme, *parse_bits(settings.bits))
     student = convert(classifier.model, scheme, classifier.preprocessing.shape)
-    return student.to(memory_format=torch.channels_last)
+    return student.to(memory_format=execution.memory_format)
 
 
 # ---- stages -------------------------------------------------------------------------------------
@@ -147,11 +162,15 @@ def learn_generator(run: Run) -> ConditionalGenerator:
     generator = ConditionalGenerator(
         classifier.num_classes, settings.latent_dim, classifier.preprocessing
     )
-    generator.to(run.device).to(memory_format=torch.channels_last)
+    generator.to(run.device).to(memory_format=run.execution.memory_format)
     teacher = FrozenTeacher(classifier.model, settings.distance)
     steps = settings.synthesis_steps
     sampled = {1, *(max(1, round(fraction * steps)) for fraction in SAMPLED_FRACTIONS)}
-    with run.timed("synthesis"), Progress("synthesis", steps, settings.log_interval) as progress:
+    with (
+        run.timed("synthesis"),
+        run.profiled("synthesis", steps) as after_step,
+        Progress("synthesis", steps, settings.log_interval) as progress,
+    ):
 
         def report(step: SynthesisStep) -> None:
             progress.update(
@@ -162,7 +181,10 @@ def learn_generator(run: Run) -> ConditionalGenerator:
             if step.step in sampled:
                 save_samples(run, generator, step.step)
 
-        train_generator(generator, teacher, settings, run.random(1), report)
+        def is_due(step: int) -> bool:
+            return progress.wants(step) or step in sampled
+
+        train_generator(generator, teacher, settings, run.random(1), report, is_due, after_step)
     teacher.remove_hooks()
     run.folder.save_tensors("generator.safetensors", generator.state_dict())
     return generator
@@ -187,7 +209,7 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
     """Convert the classifier, take its ranges from these images, and evaluate it."""
     with run.timed("calibration"):
-        student = new_student(run.settings, run.classifier)
+        student = new_student(run.settings, run.classifier, run.execution)
         calibrate(student, batches, run.settings.calibration_batches)
     evaluate(run, student, row)
     return student
@@ -200,6 +222,7 @@ def fine_tune_student(
     settings = run.settings
     with (
         run.timed("fine_tuning"),
+        run.profiled(row, settings.fine_tuning_steps) as after_step,
         Progress(ROWS[row], settings.fine_tuning_steps, settings.log_interval) as progress,
     ):
 
@@ -208,8 +231,9 @@ def fine_tune_student(
             if progress.is_due(step.step):
                 run.folder.append_jsonl("metrics.jsonl", {"stage": row, **asdict(step)})
 
-        mixed = mixed_batches(batches, run.random(5))
-        fine_tune(student, run.classifier.model, mixed, settings, report)
+        mixed = mixed_batches(batches, run.random(5), run.execution.memory_format)
+        model = run.classifier.model
+        fine_tune(student, model, mixed, settings, report, progress.wants, after_step)
     evaluate(run, student, row)
 
 
@@ -229,7 +253,8 @@ def real_batches(run: Run, reference: Images) -> Iterator[tuple[Tensor, Tensor]]
     random = torch.Generator().manual_seed(run.settings.seed)
     preprocessing = run.classifier.preprocessing
     for images, labels in reference.random_batches(run.settings.batch_size, preprocessing, random):
-        yield to_channels_last(images.to(run.device)), labels.to(run.device)
+        images = to_memory_format(images.to(run.device), run.execution.memory_format)
+        yield images, labels.to(run.device)
 
 
 # ---- results ------------------------------------------------------------------------------------
@@ -251,6 +276,7 @@ def metrics(run: Run, total_seconds: float) -> dict[str, Any]:
         "scheme": settings.scheme,
         "seed": settings.seed,
         "device": str(run.device),
+        "execution": run.execution.facts(),
         "top1": measured_top1,
         "agreement": measured_agreement,
         "seconds": {**run.seconds, "total": total_seconds},
@@ -285,7 +311,9 @@ def run_stages(run: Run) -> None:
     evaluate(run, run.classifier.model, "float")
     shape = run.classifier.preprocessing.shape
     quantize(run, noise_batches(settings.batch_size, shape, run.random(3)), "noise_calibrated")
-    batches = synthetic_batches(generator, settings.batch_size, run.random(4))
+    batches = synthetic_batches(
+        generator, settings.batch_size, run.random(4), run.execution.memory_format
+    )
     student = quantize(run, batches, "generated_calibrated")
     fine_tune_student(run, student, batches, "fine_tuned")
     run.folder.save_tensors("quantized.safetensors", student.state_dict())
@@ -308,6 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run = prepare(parse_settings(arguments))
         run_stages(run)
+        if run.profiler is not None:
+            run.profiler.write(run.folder)
         results = metrics(run, time.perf_counter() - start)
         run.folder.write_json("metrics.json", results)
         if run.logits:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, first_line
 
 # The keys under which training scripts keep a state dict, averaged weights first.
 NESTS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -93,12 +93,6 @@ def read_checkpoint(file: Path) -> Any:
             f"weights: {file} is truncated or not a torch file; "
             "needed is a safetensors file or a state dict of tensors"
         ) from None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type where there is none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def unwrap_names(found: dict[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:

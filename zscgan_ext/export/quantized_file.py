@@ -16,13 +16,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from zscgan_ext.classifiers import Classifier, build_classifier
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.weights import first_line
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 METADATA = "zscgan_ext"  # the key of the JSON

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zscgan_ext.errors import InputError
-from zscgan_ext.weights import first_line
+from zscgan_ext.errors import InputError, first_line
 
 INPUT, OUTPUT = "images", "logits"
 ONLY_ERRORS = 3  # ONNX Runtime's logging severity

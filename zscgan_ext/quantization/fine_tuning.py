@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zscgan_ext.config import Settings
-from zscgan_ext.precision import Precision
+from zscgan_ext.execution import choose_execution
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
+from zscgan_ext.training import Training, every_step, nothing
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,8 @@ def student_loss(
     return loss
 
 
-def fine_tune(
-    student: QuantizedClassifier,
-    teacher: nn.Module,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    settings: Settings,
-    report: Callable[[FineTuningStep], None],
-) -> None:
-    """Train weights, biases and learned scales of the student in place.
+class StudentTraining(Training):
+    """Fine-tuning, step by step: weights, biases and learned scales of the student.
 
     Batch norm that was not folded keeps its statistics. At the end biases are rounded to such as
     integer kernels add.
@@ -58,26 +53,70 @@ def fine_tune(
     Args:
         student: calibrated.
         teacher: the float classifier, frozen.
-        batches: images [B, C, H, W] and labels [B], at least `fine_tuning_steps` of them.
-        settings: fine_tuning_steps, fine_tuning_learning_rate (Adam's, at the start; it falls to
-            zero along a cosine), distillation_weight, label_weight, temperature, precision.
-        report: called after each step.
+        batches: images [B, C, H, W] and labels [B], one for each step.
+        settings: fine_tuning_steps, fine_tuning_learning_rate, distillation_weight, label_weight,
+            temperature, and how to execute.
     """
-    student.eval()
-    precision = Precision(settings.precision, device_of(student))
-    optimizer = torch.optim.Adam(
-        student.parameters(), lr=settings.fine_tuning_learning_rate, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.fine_tuning_steps)
-    for step in range(1, settings.fine_tuning_steps + 1):
-        images, labels = next(batches)
-        with precision.autocast():
+
+    def __init__(
+        self,
+        student: QuantizedClassifier,
+        teacher: nn.Module,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        settings: Settings,
+    ) -> None:
+        self.student = student.eval()
+        self.teacher = teacher
+        self.batches = batches
+        self.settings = settings
+        super().__init__(
+            student.parameters(),
+            settings.fine_tuning_learning_rate,
+            (0.9, 0.999),
+            settings.fine_tuning_steps,
+            choose_execution(settings, device_of(student)),
+        )
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Return the next batch."""
+        return next(self.batches)
+
+    def measure(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the values of a `FineTuningStep` [2]."""
+        images, labels = inputs
+        with self.precision.autocast():
             with torch.no_grad():
-                teacher_logits = teacher(images)
-            logits = student(images)
-        loss = student_loss(logits, teacher_logits, labels, settings)
-        precision.step(loss, optimizer)
-        schedule.step()
+                teacher_logits = self.teacher(images)
+            logits = self.student(images)
+        loss = student_loss(logits, teacher_logits, labels, self.settings)
         agreement = (logits.argmax(1) == teacher_logits.argmax(1)).float().mean() * 100
-        report(FineTuningStep(step, *torch.stack([loss.detach(), agreement]).tolist()))
+        return loss, torch.stack([loss.detach(), agreement])
+
+
+def fine_tune(
+    student: QuantizedClassifier,
+    teacher: nn.Module,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    settings: Settings,
+    report: Callable[[FineTuningStep], None],
+    is_due: Callable[[int], bool] = every_step,
+    after_step: Callable[[], None] = nothing,
+) -> None:
+    """Train weights, biases and learned scales of the student in place.
+
+    Args:
+        student: see `StudentTraining`, as for teacher, batches and settings.
+        teacher: the float classifier, frozen.
+        batches: at least `fine_tuning_steps` of them.
+        settings: what is learned, and how.
+        report: called after each step that is due.
+        is_due: tells, for the number of a step, whether to wait for what it measured.
+        after_step: called after each step.
+    """
+    training = StudentTraining(student, teacher, batches, settings)
+
+    def report_values(step: int, values: list[float]) -> None:
+        report(FineTuningStep(step, *values))
+
+    training.run(settings.fine_tuning_steps, report_values, is_due, after_step)
     round_biases(student)

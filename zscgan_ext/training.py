@@ -1,0 +1,116 @@
+"""What generator learning and fine-tuning share: a step as an object, and the loop of steps."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from zscgan_ext.cuda_graphs import GraphedStep, StreamCapture
+from zscgan_ext.errors import first_line
+from zscgan_ext.execution import Execution
+
+
+def every_step(_: int) -> bool:
+    """Report each step."""
+    return True
+
+
+def nothing() -> None:
+    """Do nothing after a step."""
+
+
+class Training(ABC):
+    """Parameters that learn, one step after the other.
+
+    A step waits for nothing on its device: it can be queued ahead of the device, profiled, and
+    captured in a CUDA graph. What it measures stays there until somebody asks.
+
+    Args:
+        parameters: what learns.
+        learning_rate: Adam's, at the start; it falls to zero along a cosine.
+        betas: Adam's.
+        steps: length of the cosine.
+        execution: how steps are executed.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        betas: tuple[float, float],
+        steps: int,
+        execution: Execution,
+    ) -> None:
+        self.execution = execution
+        self.precision = execution.new_precision()
+        # A captured step reads the rate from memory, where the schedule changes it.
+        rate = torch.tensor(learning_rate, device=execution.device)
+        self.optimizer = torch.optim.Adam(
+            parameters,
+            lr=rate if execution.cuda_graphs else learning_rate,
+            betas=betas,
+            fused=True,
+            capturable=execution.cuda_graphs,
+        )
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+        self.measured: Callable[..., tuple[Tensor, Tensor]] = self.measure
+        self.taken: Callable[..., Tensor] = self.take
+        if execution.cuda_graphs:
+            self.taken = GraphedStep(self.take, StreamCapture(torch.device(execution.device)))
+        self.is_compiled = False
+
+    @abstractmethod
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Draw what one step learns from; the shapes are always the same."""
+
+    @abstractmethod
+    def measure(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, a scalar, and the values to report, [count] without gradient."""
+
+    def take(self, *inputs: Tensor) -> Tensor:
+        """Learn from these inputs; return the values to report."""
+        loss, values = self.measured(*inputs)
+        self.precision.step(loss, self.optimizer)
+        return values
+
+    def advance(self) -> Tensor:
+        """Take the next step; return the values to report, which the following one overwrites."""
+        inputs = self.inputs()
+        if self.execution.compile and not self.is_compiled:
+            self.compile(inputs)
+        values = self.taken(*inputs)
+        self.schedule.step()
+        return values
+
+    def compile(self, inputs: tuple[Tensor, ...]) -> None:
+        """Compile both passes on these inputs; stay as it is, and say why, where that fails."""
+        self.is_compiled = True
+        self.measured = torch.compile(self.measure)
+        try:
+            self.measured(*inputs)[0].backward()
+        except Exception as error:
+            self.measured = self.measure
+            print(f"not compiled: {first_line(error)}", flush=True)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def run(
+        self,
+        steps: int,
+        report: Callable[[int, list[float]], None],
+        is_due: Callable[[int], bool] = every_step,
+        after_step: Callable[[], None] = nothing,
+    ) -> None:
+        """Take steps 1 to `steps`.
+
+        Args:
+            steps: how many.
+            report: called with the number and the values of each step that is due.
+            is_due: tells, for the number of a step, whether to wait for its values.
+            after_step: called after each step.
+        """
+        for step in range(1, steps + 1):
+            values = self.advance()
+            if is_due(step):
+                report(step, values.tolist())
+            after_step()
