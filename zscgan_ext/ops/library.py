@@ -60,7 +60,7 @@ class Op:
             return getattr(OPS, self.name)(*arguments)
         if self.function is None or not torch.is_grad_enabled():
             return self.kernel(*arguments)
-        if not any([tensor is not None and tensor.requires_grad for tensor in tensors]):
+        if not any(tensor is not None and tensor.requires_grad for tensor in tensors):
             return self.kernel(*arguments)
         if not self.takes_lists:
             return self.function.apply(*arguments)
