@@ -76,7 +76,8 @@ ZSCGAN_INLINE Value dequantize(Value integer, const Quantizer<Value>& quantizer)
     return (integer - quantizer.zero_point) * quantizer.scale;
 }
 
-// The derivatives of the dequantized value by scale and by zero point (LSQ, LSQ+).
+// The derivatives of the dequantized value by scale and by zero point (LSQ, LSQ+), the latter still
+// without its factor, the scale.
 template <class Value>
 struct LearnedTerms {
     Value scale;
@@ -90,7 +91,7 @@ ZSCGAN_INLINE LearnedTerms<Value> learned_terms(Value x, Value grad, Value integ
     const Value scaled = x * quantizer.inverse_scale;
     const Value bound = clamp(integer, bounds) - quantizer.zero_point;
     const Value by_scale = select(inside, round_to_even(scaled) - scaled, bound);
-    return {grad * by_scale, select(inside, zero, (zero - grad) * quantizer.scale)};
+    return {grad * by_scale, select(inside, zero, zero - grad)};
 }
 
 // The smallest scale an observer gives: float32 epsilon, as in torch.ao.quantization.

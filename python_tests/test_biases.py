@@ -4,9 +4,10 @@ import pytest
 import torch
 from networks import RGB8, normal_batches, small_residual
 
+from zscgan_ext.classifier_graph import module_of
 from zscgan_ext.quantization.biases import input_quantizer, round_biases
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import convert, module_of
+from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.quantizers import QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
 

@@ -225,3 +225,20 @@ def test_many_is_each_alone(device):
         alone = torch.autograd.grad(y.sum(), (x, scale, zero_point))
         for actual, expected in zip(gradients[i::7], alone, strict=True):
             assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_weights_keep_their_memory_format(device):
+    x = channels_last(sample(6, 5, 3, 3, device=device)).requires_grad_()
+    quantizer = learned_quantizer(6, device)
+    incoming = channels_last(sample(6, 5, 3, 3, device=device, seed=1))
+    (y,) = fake_quantize_learned_many([x], *([v] for v in quantizer), [0], [15], [1.0])
+    found = [y, *torch.autograd.grad(y, (x, *quantizer), incoming)]
+    plain = x.detach().contiguous().requires_grad_()
+    y = fake_quantize_learned(plain, *quantizer, 0, 15, 0)
+    expected = [y, *torch.autograd.grad(y, (plain, *quantizer), incoming.contiguous())]
+    assert found[0].stride() == found[1].stride() == x.stride()
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
+    assert same_bits(found[0], expected[0])
+    assert same_bits(found[1], expected[1])

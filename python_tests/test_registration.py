@@ -48,7 +48,7 @@ def statistics(device, gradient=False):
 
 def many(device, gradient=False):
     """Two weights with their scales and zero points."""
-    xs = [sample(3, 4, device=device), sample(2, 3, 5, device=device)]
+    xs = [sample(3, 4, device=device), channels_last(sample(2, 3, 5, 2, device=device))]
     scales = [torch.full((n,), 0.2, device=device) for n in (3, 1)]
     columns = (xs, scales, [scale * 3 for scale in scales])
     return tuple([v.requires_grad_(gradient) for v in column] for column in columns)

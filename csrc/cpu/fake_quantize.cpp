@@ -172,8 +172,9 @@ template <class Real>
 void write_gradients(const LearnedTensor& tensor, int64_t channel, const Pair& sums) {
     static_cast<Real*>(tensor.grad_scale)[channel] =
         static_cast<Real>(tensor.gradient_scale * sums.first);
+    const Real scale = static_cast<const Real*>(tensor.scale)[channel * tensor.quantizer_stride];
     static_cast<Real*>(tensor.grad_zero_point)[channel] =
-        static_cast<Real>(tensor.gradient_scale * sums.second);
+        static_cast<Real>(tensor.gradient_scale * scale * sums.second);
 }
 
 template <class Real>

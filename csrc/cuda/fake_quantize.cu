@@ -150,10 +150,10 @@ struct FakeQuantizeLearnedBackward : Input::Sums {
         const float value = activate(before, quantizer.activation);
         const float integer = unclamped(value, parameters);
         const bool inside = is_inside(integer, quantizer.bounds);
-        const LearnedTerms<float> terms =
-            learned_terms(value, grad, integer, inside, parameters, quantizer.bounds, 0.0f);
         const float passed =
             mask_gradient(inside ? grad : 0.0f, before, quantizer.activation, 0.0f);
+        const LearnedTerms<float> terms =
+            learned_terms(value, grad, integer, inside, parameters, quantizer.bounds, 0.0f);
         sums.first += terms.scale;
         sums.second += terms.zero_point;
         if constexpr (std::is_same_v<Input, Biased>) sums.third += passed;
@@ -162,7 +162,8 @@ struct FakeQuantizeLearnedBackward : Input::Sums {
     template <class Sums>
     __device__ __forceinline__ void finish(int64_t channel, const Sums& sums) const {
         grad_scale[channel] = static_cast<float>(gradient_scale * sums.first);
-        grad_zero_point[channel] = static_cast<float>(gradient_scale * sums.second);
+        const double factor = double{gradient_scale} * quantizer.scale[channel * quantizer.stride];
+        grad_zero_point[channel] = static_cast<float>(factor * sums.second);
         if constexpr (std::is_same_v<Input, Biased>)
             grad_bias[channel] = static_cast<float>(sums.third);
     }

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zscgan_ext.classifier_graph import trace
 from zscgan_ext.classifiers import Classifier
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
 from zscgan_ext.export.runtime import OnnxClassifier, latencies, require_onnx
 from zscgan_ext.finished_run import open_run
-from zscgan_ext.quantization.conversion import QuantizedClassifier, fold_batch_norm, trace
+from zscgan_ext.quantization.conversion import QuantizedClassifier, fold_batch_norm
 from zscgan_ext.run_folder import write_whole
 
 FILES = {"onnx": "model.onnx", "safetensors": "model.safetensors"}

@@ -8,13 +8,14 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, fx, nn
 
+from zscgan_ext.classifier_graph import module_of
 from zscgan_ext.classifiers import Classifier
 from zscgan_ext.export.onnx_call import Call, TensorShape
 from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Rectified, Value
 from zscgan_ext.export.onnx_layers import add_batch_norm, add_layer, add_quantized_layer
 from zscgan_ext.export.onnx_operators import OPERATORS, constant
 from zscgan_ext.export.runtime import INPUT, OUTPUT
-from zscgan_ext.quantization.conversion import QuantizedClassifier, module_of
+from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
 OPSET = 21  # the first with 4-bit integers

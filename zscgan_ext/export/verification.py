@@ -15,11 +15,12 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, fx
 
+from zscgan_ext.classifier_graph import module_of
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement
 from zscgan_ext.export.onnx_graph import Grid
 from zscgan_ext.export.runtime import OUTPUT, OnnxClassifier
-from zscgan_ext.quantization.conversion import QuantizedClassifier, module_of
+from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
 LEAST_AGREEMENT = 99.5  # percent

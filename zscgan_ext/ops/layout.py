@@ -1,7 +1,7 @@
 """The one index space of all kernels: every tensor is (outer, channels, inner).
 
 NCHW activations are (N, C, H*W), channels_last ones (N*H*W, C, 1), a weight quantized along its
-first dimension is (1, O, rest), a tensor with one scale is (1, 1, numel).
+first dimension is (1, O, rest) in either format, a tensor with one scale is (1, 1, numel).
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,9 @@ def fits(x: Tensor, axis: int | None) -> bool:
     """Tell whether the memory of `x` is (outer, channels, inner) for this axis."""
     if x.is_contiguous():
         return True
-    return is_dense(x) if axis is None else axis == 1 and is_channels_last(x)
+    if axis == 1:
+        return is_channels_last(x)
+    return is_dense(x) and (axis is None or x.stride(axis) * x.shape[axis] == x.numel())
 
 
 def dense(x: Tensor, axis: int | None) -> Tensor:

@@ -154,9 +154,9 @@ def many_kernel(
     quant_maxs: Sequence[int],
     gradient_scales: Sequence[float],
 ) -> list[Tensor]:
-    """Run the forward kernel on contiguous tensors."""
-    xs = [x.contiguous() for x in xs]
+    """Run the forward kernel on memory that fits the index space."""
     axes = per_output_channel(scales)
+    xs = list(map(dense, xs, axes))
     results: list[Tensor] = kernels(xs[0]).fake_quantize_learned(
         xs, scales, zero_points, quant_mins, quant_maxs, axes, *plain(len(xs))
     )
@@ -172,7 +172,7 @@ def many_fake(
     gradient_scales: Sequence[float],
 ) -> list[Tensor]:
     """Describe the results of the forward kernel."""
-    return [torch.empty_like(x.contiguous()) for x in xs]
+    return [torch.empty_like(x) for x in map(dense, xs, per_output_channel(scales))]
 
 
 def many_backward_kernel(
@@ -184,9 +184,10 @@ def many_backward_kernel(
     quant_maxs: Sequence[int],
     gradient_scales: Sequence[float],
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Run the backward kernel on contiguous tensors."""
-    grads, xs = [grad.contiguous() for grad in grads], [x.contiguous() for x in xs]
+    """Run the backward kernel on gradients laid out like the results."""
     axes = per_output_channel(scales)
+    xs = list(map(dense, xs, axes))
+    grads = [with_strides(grad, x.stride()) for grad, x in zip(grads, xs, strict=True)]
     settings = (quant_mins, quant_maxs, gradient_scales, axes, *plain(len(xs)))
     grad_xs, grad_scales, grad_zero_points, _ = kernels(xs[0]).fake_quantize_learned_backward(
         grads, xs, scales, zero_points, *settings
@@ -204,7 +205,7 @@ def many_backward_fake(
     gradient_scales: Sequence[float],
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Describe the results of the backward kernel."""
-    grad_xs = [torch.empty_like(x.contiguous()) for x in xs]
+    grad_xs = [torch.empty_like(x) for x in map(dense, xs, per_output_channel(scales))]
     grad_scales = [torch.empty_like(scale) for scale in scales]
     return grad_xs, grad_scales, [torch.empty_like(zero_point) for zero_point in zero_points]
 

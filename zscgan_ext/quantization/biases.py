@@ -3,11 +3,8 @@
 import torch
 from torch import fx
 
-from zscgan_ext.quantization.conversion import (
-    QuantizedClassifier,
-    module_of,
-    source_of_values,
-)
+from zscgan_ext.classifier_graph import module_of
+from zscgan_ext.quantization.conversion import QuantizedClassifier, source_of_values
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
 

@@ -11,7 +11,9 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from zscgan_ext import ops
+from zscgan_ext.classifier_graph import RELU, RELU6, is_one_of, module_of, trace
 from zscgan_ext.errors import InputError
+from zscgan_ext.quantization.fusion import fuse
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
 
@@ -21,7 +23,7 @@ ACTIVATIONS: tuple[Any, ...] = (
     *(torch.relu, F.relu, F.relu6, F.hardtanh, F.hardswish, F.silu, F.gelu, F.leaky_relu),
     *(torch.sigmoid, F.hardsigmoid, torch.tanh, "relu", "relu_", "sigmoid", "tanh"),
 )
-RECTIFIERS: tuple[Any, ...] = (nn.ReLU, nn.ReLU6, torch.relu, F.relu, F.relu6, "relu", "relu_")
+RECTIFIERS: tuple[Any, ...] = (*RELU, *RELU6)
 # Nodes whose results lie on the grid of their input.
 GRID_KEEPING: tuple[Any, ...] = (
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.MaxPool2d, nn.Unflatten),
@@ -36,13 +38,15 @@ GRID_KEEPING: tuple[Any, ...] = (
 class QuantizedClassifier(nn.Module):
     """A classifier whose weights and activations pass quantizers.
 
-    `scheme` tells where; `graph` is the traced classifier.
+    `scheme` tells where; `graph` is the traced classifier, which is executed with fewer nodes.
     """
 
     def __init__(self, graph: fx.GraphModule, scheme: Scheme) -> None:
         super().__init__()
         self.graph = graph
         self.scheme = scheme
+        # In a tuple, so that its modules, those of `graph`, are not registered twice.
+        self.fused_graph = (fuse(graph),)
         modules = list(graph.modules())
         self.layers = [module for module in modules if isinstance(module, QuantizedLayer)]
         self.activation_quantizers = [
@@ -70,7 +74,7 @@ class QuantizedClassifier(nn.Module):
             [layer.integers.quant_min for layer in self.layers],
             [layer.integers.quant_max for layer in self.layers],
             [
-                (weight[0].numel() * layer.integers.quant_max) ** -0.5
+                (weight.numel() // weight.shape[0] * layer.integers.quant_max) ** -0.5
                 for weight, layer in zip(weights, self.layers, strict=True)
             ],
         )
@@ -80,7 +84,7 @@ class QuantizedClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to logits [N, num_classes]."""
         self.quantize_weights()
-        logits: Tensor = self.graph(images)
+        logits: Tensor = self.fused_graph[0](images)
         for layer in self.layers:
             layer.quantized_weight = None
         return logits
@@ -115,30 +119,6 @@ def convert(
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first parameter."""
     return next(model.parameters()).device
-
-
-def trace(model: nn.Module) -> fx.GraphModule:
-    """Trace a model's graph, or say in one line why that is impossible."""
-    try:
-        return fx.symbolic_trace(model)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"classifier: torch.fx cannot trace its graph ({reason})") from None
-
-
-def module_of(graph: fx.GraphModule, node: Any) -> nn.Module | None:
-    """Return the module that a node calls, if it calls one."""
-    if isinstance(node, fx.Node) and node.op == "call_module":
-        return graph.get_submodule(str(node.target))
-    return None
-
-
-def is_one_of(graph: fx.GraphModule, node: fx.Node, kinds: tuple[Any, ...]) -> bool:
-    """Tell whether a node calls one of these module types, functions or methods."""
-    module = module_of(graph, node)
-    if module is not None:
-        return isinstance(module, tuple(kind for kind in kinds if isinstance(kind, type)))
-    return node.op in ("call_function", "call_method") and node.target in kinds
 
 
 def fold_batch_norm(graph: fx.GraphModule) -> None:

@@ -18,6 +18,15 @@ class ActivationMode(Enum):
     QUANTIZE = "quantize"
 
 
+def adds_bias_later(x: Tensor) -> bool:
+    """Tell whether a bias is best added with the quantization of a convolution's result `x`.
+
+    On a GPU torch adds it in another pass over the result, and sums its gradient in one more.
+    oneDNN's convolutions do both on the way: a step took as long either way, as measured.
+    """
+    return x.is_cuda
+
+
 class ActivationQuantizer(nn.Module):
     """One scale and zero point for a whole tensor, observed first and learned afterwards.
 
@@ -62,18 +71,30 @@ class ActivationQuantizer(nn.Module):
         with torch.no_grad():
             self.log_scale.copy_(scale.log())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Observe, quantize or pass on a tensor of any shape."""
-        if self.mode is ActivationMode.OFF:
-            return x
+    def forward(self, x: Tensor, activation: str = "none", bias: Tensor | None = None) -> Tensor:
+        """Observe, quantize or pass on a tensor.
+
+        Args:
+            x: any shape.
+            activation: `none`, `relu` or `relu6`, applied first.
+            bias: [C] for `x` [N, C, H, W], added before the activation if `adds_bias_later(x)`;
+                otherwise `x` has it already.
+        """
+        if not adds_bias_later(x):
+            bias = None
+        if self.mode is ActivationMode.QUANTIZE:
+            low, high = self.integers.quant_min, self.integers.quant_max
+            settings = (low, high, None, (x.numel() * high) ** -0.5, activation)
+            return ops.fake_quantize_learned(
+                x, self.log_scale.exp(), self.zero_point, *settings, bias
+            )
+        if bias is not None:
+            x = x + bias.to(x.dtype).view(-1, 1, 1)
+        if activation != "none":
+            x = F.relu(x) if activation == "relu" else F.relu6(x)
         if self.mode is ActivationMode.OBSERVE:
             self.observe(x)
-            return x
-        low, high = self.integers.quant_min, self.integers.quant_max
-        gradient_scale = (x.numel() * high) ** -0.5
-        return ops.fake_quantize_learned(
-            x, self.log_scale.exp(), self.zero_point, low, high, None, gradient_scale
-        )
+        return x
 
 
 class QuantizedLayer(nn.Module):
@@ -121,10 +142,14 @@ class QuantizedLayer(nn.Module):
             self.layer.weight, self.weight_scale(), self.zero_point, low, high, 0
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer with its quantized weight."""
+    def forward(self, x: Tensor, bias_follows: bool = False) -> Tensor:
+        """Apply the layer with its quantized weight.
+
+        Without its bias if that follows, added by the quantizer of the result.
+        """
         assert self.quantized_weight is not None
-        weight, bias = self.quantized_weight, self.layer.bias
+        bias = None if bias_follows and adds_bias_later(x) else self.layer.bias
+        weight = self.quantized_weight
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, weight, bias)
         result: Tensor = self.layer._conv_forward(x, weight, bias)
