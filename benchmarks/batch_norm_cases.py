@@ -40,6 +40,40 @@ def batch_norm_statistics(kind: Kind) -> Subject:
     )
 
 
+def batch_norm_eval_matched(kind: Kind) -> Subject:
+    """Frozen batch norm, ReLU and the statistics of their input."""
+    running_mean, running_var, weight, bias = (
+        torch.full((kind.shape[1],), v, device=kind.device) for v in (0.1, 0.9, 1.2, 0.3)
+    )
+    multiplier = weight / (running_var + EPS).sqrt()
+    offset = bias - running_mean * multiplier
+
+    def plain(x: Tensor) -> Sequence[Tensor]:
+        stored = (weight, bias, running_mean, running_var)
+        return plain_torch.batch_norm_eval_matched(x, *stored, EPS)
+
+    compiled = torch.compile(plain, dynamic=False)
+    functions: dict[str, Function] = {
+        "native": lambda xs: ops.batch_norm_eval_matched(
+            xs[0], multiplier, offset, running_mean, "relu"
+        ),
+        "reference": lambda xs: plain(xs[0]),
+        "compiled": lambda xs: compiled(xs[0]),
+    }
+    # x is read and y written; the gradient of y and x are read and the gradient of x is written.
+    one = statistics_floor(kind)["forward"]
+    floor = {"forward": 2 * one, "backward": 3 * one, "forward+backward": 5 * one}
+    return Subject(
+        "batch_norm_eval_matched",
+        kind.layout,
+        kind.dtype,
+        kind.shape,
+        functions,
+        inputs(kind),
+        floor,
+    )
+
+
 def batch_norm_loss(kind: Kind) -> Subject:
     """Statistics and distance of one layer."""
     running_mean, running_var = (

@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--chart", type=Path, metavar="FILE", help="default: beside the JSON, or kernels.png"
     )
-    parser.add_argument("--quick", action="store_true", help="the main cases, in under a minute")
+    parser.add_argument("--quick", action="store_true", help="the main cases, in a few minutes")
     parser.add_argument("--samples", type=int, default=20, help="default: %(default)s")
     parser.add_argument(
         "--elements", type=int, nargs="+", help="only float32 tensors of about these sizes"

@@ -70,6 +70,14 @@ def batch_norm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+def batch_norm_eval_matched(
+    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Frozen batch norm and ReLU, with the statistics of their input."""
+    y = torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, eps=eps).relu()
+    return y, *batch_norm_statistics(x)
+
+
 def gaussian_kl(
     mean: Tensor, variance: Tensor, running_mean: Tensor, running_var: Tensor, eps: float
 ) -> Tensor:

@@ -5,11 +5,18 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from batch_norm_cases import batch_norm_distance, batch_norm_loss, batch_norm_statistics
+from batch_norm_cases import (
+    batch_norm_distance,
+    batch_norm_eval_matched,
+    batch_norm_loss,
+    batch_norm_statistics,
+)
 from quantization_cases import (
     fake_quantize,
     fake_quantize_learned,
+    fake_quantize_learned_bias_relu,
     fake_quantize_learned_many,
+    fake_quantize_learned_relu,
     observe,
 )
 from subject import Kind, Subject
@@ -18,9 +25,12 @@ NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR = "NCHW", "channels_last", "weights", "
 LAYOUTS: dict[Callable[[Kind], Subject], tuple[str, ...]] = {
     fake_quantize: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
     fake_quantize_learned: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
+    fake_quantize_learned_relu: (NCHW, CHANNELS_LAST),
+    fake_quantize_learned_bias_relu: (NCHW, CHANNELS_LAST),
     fake_quantize_learned_many: (WEIGHTS,),
     observe: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
     batch_norm_statistics: (NCHW, CHANNELS_LAST),
+    batch_norm_eval_matched: (NCHW, CHANNELS_LAST),
     batch_norm_loss: (NCHW, CHANNELS_LAST),
     batch_norm_distance: ("vectors",),
 }
@@ -29,6 +39,7 @@ RESIDENT = (1024, 65536)  # elements
 DISTANCE_CHANNELS = 10_000  # of all layers together
 MANY_ELEMENTS = 11_200_000  # the convolutions of a ResNet-18
 MEBIBYTE = 2**20
+GPU_ELEMENTS = (2**10, 2**14, 2**17, 2**20, 2**24, 2**30)
 Names = dict[str, tuple[str, ...]]  # of implementations, for each direction
 DIRECTIONS = ("forward", "backward", "forward+backward")
 EVERY = ("native", "reference", "torch", "compiled")
@@ -51,6 +62,11 @@ class Plan:
 
 
 def quick_plan(device: torch.device) -> Iterator[Plan]:
+    """Yield the main cases of a device."""
+    return gpu_quick_plan(device) if device.type == "cuda" else cpu_quick_plan(device)
+
+
+def cpu_quick_plan(device: torch.device) -> Iterator[Plan]:
     """Yield one layout of every op, and bfloat16 in channels_last by the native core alone."""
     large = 16 * MEBIBYTE
     for make, layouts in LAYOUTS.items():
@@ -61,6 +77,20 @@ def quick_plan(device: torch.device) -> Iterator[Plan]:
         yield Plan(make, Kind(layouts[0], torch.float32, large // 4, device), names)
         if CHANNELS_LAST in layouts:
             yield Plan(make, Kind(CHANNELS_LAST, torch.bfloat16, large // 2, device), NATIVE)
+
+
+def gpu_quick_plan(device: torch.device) -> Iterator[Plan]:
+    """Yield every op and layout where memory is the limit, and one layout in every size."""
+    for make, layouts in LAYOUTS.items():
+        for layout, dtype in product(layouts, (torch.float32, torch.bfloat16)):
+            names = WITH_ATEN
+            if make in COMPARED_BY_COMPILING and layout in (NCHW, CHANNELS_LAST):
+                names = {**WITH_ATEN, "forward+backward": EVERY}
+            yield Plan(make, Kind(layout, dtype, 256 * MEBIBYTE // dtype.itemsize, device), names)
+        for elements in GPU_ELEMENTS:
+            # All buffers of the largest size fit into a GPU of 80 GB in half precision.
+            dtype = torch.float32 if elements < GPU_ELEMENTS[-1] else torch.bfloat16
+            yield Plan(make, Kind(layouts[0], dtype, elements, device), WITH_ATEN)
 
 
 def large_sizes(kind: Kind) -> dict[int, Names]:

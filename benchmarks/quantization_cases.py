@@ -16,6 +16,7 @@ QUANT_MIN, QUANT_MAX = -8, 7
 SCALE, ZERO_POINT = 0.3, 1.0  # about a tenth of normally distributed values is clamped
 GRADIENT_SCALE = 0.01
 AVERAGING_CONSTANT = 0.01
+WITHOUT_ATEN_GRADIENT = (torch.float16,)  # of ATen's own learned op
 
 
 def quantizer(kind: Kind, channels: int, learned: bool) -> tuple[Tensor, Tensor]:
@@ -91,7 +92,7 @@ def fake_quantize_learned(kind: Kind) -> Subject:
         "reference": lambda xs: [plain(xs[0])],
         "compiled": lambda xs: [compiled(xs[0])],
     }
-    if kind.dtype != torch.float16:  # ATen has no backward pass for it
+    if kind.dtype not in WITHOUT_ATEN_GRADIENT:
         functions["torch"] = lambda xs: [aten_learned(xs[0], scale, zero_point, axis)]
     return Subject(
         "fake_quantize_learned",
@@ -103,6 +104,46 @@ def fake_quantize_learned(kind: Kind) -> Subject:
         learned_floor(math.prod(kind.shape), kind.dtype.itemsize),
         [scale, zero_point],
     )
+
+
+def fake_quantize_learned_relu(kind: Kind, with_bias: bool = False) -> Subject:
+    """Scale and zero point with gradients, one in all, behind a ReLU in the same pass."""
+    scale, zero_point = quantizer(kind, 1, learned=True)
+    settings: tuple[Any, ...] = (QUANT_MIN, QUANT_MAX, None, GRADIENT_SCALE)
+    bias = torch.full((kind.shape[1],), 0.1, device=kind.device, requires_grad=True)
+    before: tuple[Any, ...] = ("relu", bias if with_bias else None)
+
+    def rectified(x: Tensor) -> Tensor:
+        return torch.relu(x + plain_torch.per_channel(bias, x, 1) if with_bias else x)
+
+    def plain(x: Tensor) -> Tensor:
+        return plain_torch.fake_quantize_learned(rectified(x), scale, zero_point, *settings)
+
+    compiled = torch.compile(plain, dynamic=False)
+    functions: dict[str, Function] = {
+        "native": lambda xs: [
+            ops.fake_quantize_learned(xs[0], scale, zero_point, *(*settings, *before))
+        ],
+        "reference": lambda xs: [plain(xs[0])],
+        "compiled": lambda xs: [compiled(xs[0])],
+    }
+    if kind.dtype == torch.float32:  # elsewhere ATen refuses it, or what a bias makes of it
+        functions["torch"] = lambda xs: [aten_learned(rectified(xs[0]), scale, zero_point, None)]
+    return Subject(
+        "fake_quantize_learned_bias_relu" if with_bias else "fake_quantize_learned_relu",
+        kind.layout,
+        kind.dtype,
+        kind.shape,
+        functions,
+        inputs(kind),
+        learned_floor(math.prod(kind.shape), kind.dtype.itemsize),
+        [scale, zero_point, bias] if with_bias else [scale, zero_point],
+    )
+
+
+def fake_quantize_learned_bias_relu(kind: Kind) -> Subject:
+    """The same with a bias added before the ReLU."""
+    return fake_quantize_learned_relu(kind, with_bias=True)
 
 
 def resnet18_weights() -> list[tuple[int, ...]]:
@@ -136,11 +177,12 @@ def fake_quantize_learned_many(kind: Kind) -> Subject:
     functions: dict[str, Function] = {
         "native": lambda xs: ops.fake_quantize_learned_many(xs, scales, zero_points, *settings),
         "reference": plain,
-        "torch": lambda xs: [
-            aten_learned(*row, 0) for row in zip(xs, scales, zero_points, strict=True)
-        ],
         "compiled": torch.compile(plain, dynamic=False),
     }
+    if kind.dtype not in WITHOUT_ATEN_GRADIENT:
+        functions["torch"] = lambda xs: [
+            aten_learned(*row, 0) for row in zip(xs, scales, zero_points, strict=True)
+        ]
     return Subject(
         "fake_quantize_learned_many",
         kind.layout,

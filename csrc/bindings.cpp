@@ -63,6 +63,8 @@ struct Cpu {
     static constexpr auto observe = &cpu::observe;
     static constexpr auto batch_norm_statistics = &cpu::batch_norm_statistics;
     static constexpr auto batch_norm_statistics_backward = &cpu::batch_norm_statistics_backward;
+    static constexpr auto batch_norm_eval = &cpu::batch_norm_eval;
+    static constexpr auto batch_norm_eval_backward = &cpu::batch_norm_eval_backward;
 
     using Where = std::tuple<int>;  // threads
 
@@ -96,6 +98,8 @@ struct Cuda {
     static constexpr auto observe = &cuda::observe;
     static constexpr auto batch_norm_statistics = &cuda::batch_norm_statistics;
     static constexpr auto batch_norm_statistics_backward = &cuda::batch_norm_statistics_backward;
+    static constexpr auto batch_norm_eval = &cuda::batch_norm_eval;
+    static constexpr auto batch_norm_eval_backward = &cuda::batch_norm_eval_backward;
 
     using Where = std::tuple<int, Address, Address>;  // device, stream, workspace
 
@@ -130,32 +134,45 @@ struct Cuda {
 
 // ---- lists of tensors ---------------------------------------------------------------------------
 
-// (extent, quant_min, quant_max, gradient_scale, x, scale, zero_point, y, grad, grad_x, grad_scale,
-// grad_zero_point)
-using LearnedArguments = std::tuple<Sizes, double, double, double, Address, Address, Address,
-                                    Address, Address, Address, Address, Address>;
+Activation activation_of(int code) {
+    require(code >= 0 && code <= 2, "activation code: accepted are 0 to 2");
+    return static_cast<Activation>(code);
+}
+
+// (extent, quant_min, quant_max, gradient_scale, activation, quantizer_stride, x, scale,
+// zero_point, bias, y, grad, grad_x, grad_scale, grad_zero_point, grad_bias)
+using LearnedArguments =
+    std::tuple<Sizes, double, double, double, int, int64_t, Address, Address, Address, Address,
+               Address, Address, Address, Address, Address, Address>;
 
 std::vector<LearnedTensor> learned_tensors(const std::vector<LearnedArguments>& list,
                                            bool backward) {
     std::vector<LearnedTensor> tensors;
     tensors.reserve(list.size());
-    for (const auto& [sizes, quant_min, quant_max, gradient_scale, x, scale, zero_point, y, grad,
-                      grad_x, grad_scale, grad_zero_point] : list) {
+    for (const auto& [sizes, quant_min, quant_max, gradient_scale, activation, quantizer_stride, x,
+                      scale, zero_point, bias, y, grad, grad_x, grad_scale, grad_zero_point,
+                      grad_bias] : list) {
         const Extent extent = extent_of(sizes);
         const int64_t numel = extent.numel(), channels = extent.channels;
+        require(quantizer_stride == 0 || quantizer_stride == 1,
+                "quantizer_stride: accepted are 0 and 1");
         LearnedTensor tensor{};
         tensor.extent = extent;
         tensor.range = range_of(quant_min, quant_max);
         tensor.gradient_scale = gradient_scale;
+        tensor.activation = activation_of(activation);
+        tensor.quantizer_stride = quantizer_stride;
         tensor.x = pointer(x, numel, "x");
         tensor.scale = pointer(scale, channels, "scale");
         tensor.zero_point = pointer(zero_point, channels, "zero_point");
+        tensor.bias = pointer(bias, 0, "bias");
         tensor.y = pointer(y, backward ? 0 : numel, "y");
         tensor.grad = pointer(grad, backward ? numel : 0, "grad");
         tensor.grad_x = pointer(grad_x, backward ? numel : 0, "grad_x");
         tensor.grad_scale = pointer(grad_scale, backward ? channels : 0, "grad_scale");
         tensor.grad_zero_point =
             pointer(grad_zero_point, backward ? channels : 0, "grad_zero_point");
+        tensor.grad_bias = pointer(grad_bias, backward && bias ? channels : 0, "grad_bias");
         tensors.push_back(tensor);
     }
     return tensors;
@@ -186,6 +203,51 @@ std::vector<DistanceLayerOf<Real>> distance_layers(const std::vector<LayerArgume
 Distance distance_of(int code) {
     require(code >= 0 && code <= 3, "distance code: accepted are 0 to 3");
     return static_cast<Distance>(code);
+}
+
+// ---- frozen batch norm --------------------------------------------------------------------------
+
+// Statistics are wanted where `mean` is given.
+FrozenBatchNorm frozen_batch_norm(const Sizes& sizes, int activation, Address x, Address residual,
+                                  Address multiplier, Address offset, Address shift, Address mean,
+                                  Address variance, Address y) {
+    const Extent e = extent_of(sizes);
+    const int64_t counted = mean ? e.channels : 0;
+    FrozenBatchNorm norm{};
+    norm.extent = e;
+    norm.activation = activation_of(activation);
+    norm.x = pointer(x, e.numel(), "x");
+    norm.residual = pointer(residual, 0, "residual");
+    norm.multiplier = pointer(multiplier, e.channels, "multiplier");
+    norm.offset = pointer(offset, e.channels, "offset");
+    norm.shift = pointer(shift, counted, "shift");
+    norm.mean = pointer(mean, counted, "mean");
+    norm.variance = pointer(variance, counted, "variance");
+    norm.y = pointer(y, e.numel(), "y");
+    return norm;
+}
+
+FrozenBatchNormGradient frozen_batch_norm_gradient(const Sizes& sizes, int activation, Address grad,
+                                                   Address x, Address y, Address multiplier,
+                                                   Address offset, Address mean, Address grad_mean,
+                                                   Address grad_variance, Address grad_x,
+                                                   Address grad_residual) {
+    const Extent e = extent_of(sizes);
+    const int64_t counted = mean ? e.channels : 0;
+    FrozenBatchNormGradient norm{};
+    norm.extent = e;
+    norm.activation = activation_of(activation);
+    norm.grad = pointer(grad, e.numel(), "grad");
+    norm.x = pointer(x, mean || !y ? e.numel() : 0, "x");
+    norm.y = pointer(y, 0, "y");
+    norm.multiplier = pointer(multiplier, e.channels, "multiplier");
+    norm.offset = pointer(offset, e.channels, "offset");
+    norm.mean = pointer(mean, counted, "mean");
+    norm.grad_mean = pointer(grad_mean, counted, "grad_mean");
+    norm.grad_variance = pointer(grad_variance, counted, "grad_variance");
+    norm.grad_x = pointer(grad_x, e.numel(), "grad_x");
+    norm.grad_residual = pointer(grad_residual, 0, "grad_residual");
+    return norm;
 }
 
 // ---- the functions of both backends -------------------------------------------------------------
@@ -280,11 +342,34 @@ void define_batch_norm_matching(py::module_& module) {
 }
 
 template <class Backend>
+void define_frozen_batch_norm(py::module_& module) {
+    using Where = typename Backend::Where;
+    module.def(
+        "batch_norm_eval",
+        [](int type, Sizes sizes, int activation, Address x, Address residual, Address multiplier,
+           Address offset, Address shift, Address mean, Address variance, Address y, Where where) {
+            Backend::call(where, Backend::batch_norm_eval, data_type(type),
+                          frozen_batch_norm(sizes, activation, x, residual, multiplier, offset,
+                                            shift, mean, variance, y));
+        });
+    module.def("batch_norm_eval_backward",
+               [](int type, Sizes sizes, int activation, Address grad, Address x, Address y,
+                  Address multiplier, Address offset, Address mean, Address grad_mean,
+                  Address grad_variance, Address grad_x, Address grad_residual, Where where) {
+                   Backend::call(where, Backend::batch_norm_eval_backward, data_type(type),
+                                 frozen_batch_norm_gradient(sizes, activation, grad, x, y,
+                                                            multiplier, offset, mean, grad_mean,
+                                                            grad_variance, grad_x, grad_residual));
+               });
+}
+
+template <class Backend>
 py::module_ define_backend(py::module_& parent, const char* name) {
     py::module_ module = parent.def_submodule(name);
     define_fake_quantize<Backend>(module);
     define_observe<Backend>(module);
     define_batch_norm_matching<Backend>(module);
+    define_frozen_batch_norm<Backend>(module);
     return module;
 }
 

@@ -13,6 +13,8 @@ enum class DataType : int { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 
 
 enum class Distance : int { gaussian_kl = 0, mse = 1, std_mse = 2, l2 = 3 };
 
+enum class Activation : int { none = 0, relu = 1, relu6 = 2 };
+
 struct Extent {
     int64_t outer;
     int64_t channels;
@@ -26,19 +28,23 @@ struct QuantRange {
     double quant_max;
 };
 
-// One tensor of a fake quantization with learned scales. A call takes many.
+// One tensor of a fake quantization of activation(x + bias) with learned scales. A call takes many.
 struct LearnedTensor {
     Extent extent;
     QuantRange range;
-    double gradient_scale;   // factor of grad_scale and grad_zero_point
-    const void* x;           // [outer, channels, inner]
-    const void* scale;       // Real [channels]
-    const void* zero_point;  // Real [channels], rounded and clamped before use
-    void* y;                 // forward: [outer, channels, inner]
-    const void* grad;        // backward: [outer, channels, inner]
-    void* grad_x;            // backward: [outer, channels, inner]
-    void* grad_scale;        // backward: Real [channels]
-    void* grad_zero_point;   // backward: Real [channels]
+    double gradient_scale;  // factor of grad_scale and grad_zero_point
+    Activation activation;
+    int64_t quantizer_stride;  // from a channel's scale and zero point to the next ones: 1, or 0
+    const void* x;             // [outer, channels, inner]
+    const void* scale;         // Real [channels], or [1] where the stride is 0
+    const void* zero_point;    // like scale, rounded and clamped before use
+    const void* bias;          // Real [channels], or null
+    void* y;                   // forward: [outer, channels, inner]
+    const void* grad;          // backward: [outer, channels, inner]
+    void* grad_x;              // backward: [outer, channels, inner]
+    void* grad_scale;          // backward: Real [channels], also where the stride is 0
+    void* grad_zero_point;     // backward: like grad_scale
+    void* grad_bias;           // backward: Real [channels], or null where bias is
 };
 
 // The running state of a min/max observer.
@@ -50,6 +56,37 @@ struct ObserverState {
     double averaging_constant;
     QuantRange range;
     bool symmetric;
+};
+
+// A batch norm with stored statistics, then a residual and an activation.
+struct FrozenBatchNorm {
+    Extent extent;
+    Activation activation;
+    const void* x;           // [outer, channels, inner]
+    const void* residual;    // [outer, channels, inner], or null
+    const void* multiplier;  // Real [channels]
+    const void* offset;      // Real [channels]
+    const void* shift;       // Real [channels], like the next two null without statistics of x
+    void* mean;              // Real [channels]
+    void* variance;          // Real [channels]
+    void* y;                 // [outer, channels, inner]
+};
+
+// Its gradient. The mask of the activation comes from y, or where y is null from x, which then had
+// no residual.
+struct FrozenBatchNormGradient {
+    Extent extent;
+    Activation activation;
+    const void* grad;           // [outer, channels, inner]
+    const void* x;              // [outer, channels, inner], or null where neither mean nor mask ask
+    const void* y;              // [outer, channels, inner], or null
+    const void* multiplier;     // Real [channels]
+    const void* offset;         // Real [channels]
+    const void* mean;           // Real [channels], like the next two null without statistics of x
+    const void* grad_mean;      // Real [channels]
+    const void* grad_variance;  // Real [channels]
+    void* grad_x;               // [outer, channels, inner]
+    void* grad_residual;        // [outer, channels, inner], or null
 };
 
 // One batch-norm layer of a distance between batch and stored statistics.
@@ -98,6 +135,10 @@ void batch_norm_statistics_backward(DataType, Extent, const void* x, const void*
                                     const void* grad_mean, const void* grad_variance, void* grad_x,
                                     int threads);
 
+void batch_norm_eval(DataType, const FrozenBatchNorm&, int threads);
+
+void batch_norm_eval_backward(DataType, const FrozenBatchNormGradient&, int threads);
+
 // distance: Real [1], the mean over layers.
 void batch_norm_distance(Distance, const DistanceLayerOf<float>* layers, int64_t count,
                          float* distance);
@@ -108,18 +149,15 @@ void batch_norm_distance(Distance, const DistanceLayerOf<double>* layers, int64_
 
 namespace cuda {
 
-constexpr int64_t workspace_zeroed_bytes = 32768;
-
 // What a launch needs beside its operands. `workspace` holds at least the bytes that the matching
-// `*_workspace` function asks for, at an address that is a multiple of 16; its first
-// `workspace_zeroed_bytes` were zeroed once and are left zero. Launches without a `*_workspace`
-// function use none.
+// `*_workspace` function asks for, at an address that is a multiple of 16, with any content. It may
+// be reused once the launch is queued. Launches without a `*_workspace` function use none.
 struct Launch {
     void* stream;  // cudaStream_t
     void* workspace;
 };
 
-int64_t reduction_workspace(Extent);  // observe, batch_norm_statistics
+int64_t reduction_workspace(Extent);  // observe, batch_norm_statistics, batch_norm_eval
 int64_t learned_backward_workspace(const LearnedTensor* tensors, int64_t count);
 int64_t distance_workspace();
 
@@ -143,6 +181,10 @@ const char* batch_norm_statistics(DataType, Extent, const void* x, const void* s
 const char* batch_norm_statistics_backward(DataType, Extent, const void* x, const void* mean,
                                            const void* grad_mean, const void* grad_variance,
                                            void* grad_x, Launch);
+
+const char* batch_norm_eval(DataType, const FrozenBatchNorm&, Launch);
+
+const char* batch_norm_eval_backward(DataType, const FrozenBatchNormGradient&, Launch);
 
 const char* batch_norm_distance(Distance, const DistanceLayer* layers, int64_t count,
                                 float* distance, Launch);

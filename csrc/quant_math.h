@@ -35,6 +35,21 @@ struct Quantizer {
 };
 
 template <class Value>
+struct BiasedQuantizer : Quantizer<Value> {
+    Value bias;
+};
+
+// What is quantized before an activation: x, or its sum with the bias of its channel.
+template <class Value>
+ZSCGAN_INLINE Value add_bias(Value x, const Quantizer<Value>&) {
+    return x;
+}
+template <class Value>
+ZSCGAN_INLINE Value add_bias(Value x, const BiasedQuantizer<Value>& quantizer) {
+    return x + quantizer.bias;
+}
+
+template <class Value>
 struct Bounds {
     Value quant_min;
     Value quant_max;
@@ -104,6 +119,51 @@ ZSCGAN_INLINE ScaleAndZeroPoint range_to_quantizer(float low, float high, float 
 // The first observation replaces the initial +inf and -inf.
 ZSCGAN_INLINE float moving_average(float running, float observed, float constant, bool first) {
     return first ? observed : running + constant * (observed - running);
+}
+
+// What an activation clamps to. NaN is no bound: every comparison with it is false.
+template <class Value>
+struct ActivationBounds {
+    Value low;
+    Value high;
+};
+
+template <class Real>
+ZSCGAN_INLINE ActivationBounds<Real> activation_bounds(Activation activation) {
+    const Real unbounded = static_cast<Real>(NAN);
+    return {activation == Activation::none ? unbounded : Real(0),
+            activation == Activation::relu6 ? Real(6) : unbounded};
+}
+
+template <class Value>
+ZSCGAN_INLINE Value activate(Value x, const ActivationBounds<Value>& bounds) {
+    return minimum(bounds.high, maximum(bounds.low, x));
+}
+
+// No activation at all, for kernels that are compiled without one.
+struct NoActivation {};
+
+template <class Value>
+ZSCGAN_INLINE Value activate(Value x, NoActivation) {
+    return x;
+}
+
+template <class Value>
+ZSCGAN_INLINE Value mask_gradient(Value grad, Value, NoActivation, Value) {
+    return grad;
+}
+
+// The gradient where the activation's input, or its result, lies between the bounds.
+template <class Value>
+ZSCGAN_INLINE Value mask_gradient(Value grad, Value x, const ActivationBounds<Value>& bounds,
+                                  Value zero) {
+    return select(x <= bounds.low, zero, select(x >= bounds.high, zero, grad));
+}
+
+// Batch norm with stored statistics, which are part of the multiplier and the offset.
+template <class Value>
+ZSCGAN_INLINE Value normalize(Value x, Value multiplier, Value offset) {
+    return x * multiplier + offset;
 }
 
 // A channel's distance between batch statistics (mean, variance) and stored ones, with its

@@ -15,7 +15,9 @@ def pytest_runtest_setup(item):
 
 def skipped_reports(config):
     """Return the reports of skipped tests: those without a GPU, and all others."""
-    reports = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    # A worker of pytest-xdist has none: the process that started it looks at its reports.
+    reports = reporter.stats.get("skipped", []) if reporter else []
     without_gpu = [report for report in reports if NO_GPU in str(report.longrepr)]
     return without_gpu, [report for report in reports if report not in without_gpu]
 

@@ -33,12 +33,13 @@ def independent_distance(model, images, distance):
     return logits, closed_form(statistics, eps, distance)
 
 
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "hooks"])
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_distance_and_gradient_against_float64(distance):
+def test_distance_and_gradient_against_float64(distance, fuse):
     model = small_residual()
     images = sample(6, *RGB8.shape).requires_grad_()
     wide = images.detach().double().requires_grad_()
-    logits, value = FrozenTeacher(model, distance).match(images)
+    logits, value = FrozenTeacher(model, distance, fuse).match(images)
     expected_logits, expected = independent_distance(model, wide, distance)
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(logits.double(), expected_logits, rtol=1e-4, atol=1e-5)
@@ -77,7 +78,7 @@ def test_the_classifier_is_frozen_and_gets_no_gradient():
 
 def test_hooks_are_removed():
     model = small_residual()
-    teacher = FrozenTeacher(model, "mse")
+    teacher = FrozenTeacher(model, "mse", fuse=False)
     assert all(layer._forward_pre_hooks for layer in batch_norm_layers(model))
     teacher.remove_hooks()
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -27,9 +27,12 @@ KEYS = {
 OPS = {
     "fake_quantize",
     "fake_quantize_learned",
+    "fake_quantize_learned_relu",
+    "fake_quantize_learned_bias_relu",
     "fake_quantize_learned_many",
     "observe",
     "batch_norm_statistics",
+    "batch_norm_eval_matched",
     "batch_norm_loss",
     "batch_norm_distance",
 }
@@ -93,8 +96,12 @@ def test_bytes_are_the_floors_of_the_design(measured):
     assert bytes_of["fake_quantize", "forward"] == 8 * numel + numel / 8
     assert bytes_of["fake_quantize_learned", "forward"] == 8 * numel
     assert bytes_of["fake_quantize_learned", "backward"] == 12 * numel
+    assert bytes_of["fake_quantize_learned_relu", "backward"] == 12 * numel
+    assert bytes_of["fake_quantize_learned_bias_relu", "forward"] == 8 * numel
     assert bytes_of["observe", "forward"] == 4 * numel
     assert bytes_of["batch_norm_statistics", "backward"] == 8 * numel
+    assert bytes_of["batch_norm_eval_matched", "forward"] == 8 * numel
+    assert bytes_of["batch_norm_eval_matched", "backward"] == 12 * numel
     assert bytes_of["batch_norm_loss", "forward+backward"] == 12 * numel
 
 

@@ -5,6 +5,8 @@ import torch
 
 from zscgan_ext.ops import (
     batch_norm_distance,
+    batch_norm_eval,
+    batch_norm_eval_matched,
     batch_norm_statistics,
     fake_quantize,
     fake_quantize_learned,
@@ -46,6 +48,27 @@ def test_quantizers(op, case):
     op(**good)
     with pytest.raises(ValueError, match=f"^{message}"):
         op(**(good | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation": "gelu"}, "activation: 'gelu', accepted are none, relu, relu6"),
+        ({"bias": torch.ones(2)}, r"bias: shape \(2,\), needed is \(3,\)"),
+        ({"bias": THREE.half()}, "bias: dtype torch.float16, needed is torch.float32"),
+        ({"bias": torch.ones(3, device="meta")}, "bias: on meta, but x is on cpu"),
+        ({"bias": torch.ones(6)[::2]}, r"bias: strides \(2,\)"),
+        ({"x": THREE}, r"bias: x has shape \(3,\) and axis None, needed is"),
+        ({"axis": 2, "scale": torch.ones(4), "zero_point": torch.ones(4)}, "bias: x has shape"),
+    ],
+    ids=["activation", "length", "half", "device", "strided", "one-dimension", "axis"],
+)
+def test_activation_and_bias(change, message):
+    good = {"x": X, "scale": ONE, "zero_point": ONE, "axis": None, "quant_min": -8, "quant_max": 7}
+    good |= {"activation": "relu", "bias": THREE}
+    fake_quantize_learned(**good)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        fake_quantize_learned(**(good | change))
 
 
 @pytest.mark.parametrize("axis", [None, -1, 0, 2])
@@ -94,6 +117,45 @@ def test_observe(name, values, message):
 def test_batch_norm_statistics(x, shift, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         batch_norm_statistics(x, shift)
+
+
+FROZEN_CASES = {
+    "integers": ({"x": X.int()}, "x: dtype torch.int32"),
+    "one-dimension": ({"x": THREE}, r"x: shape \(3,\), needed is \[N, C, ...\]"),
+    "multiplier-length": ({"multiplier": ONE}, r"multiplier: shape \(1,\), needed is \(3,\)"),
+    "multiplier-half": ({"multiplier": THREE.half()}, "multiplier: dtype torch.float16"),
+    "offset-double": ({"offset": THREE.double()}, "offset: dtype torch.float64"),
+    "offset-device": ({"offset": torch.ones(3, device="meta")}, "offset: on meta"),
+    "activation": ({"activation": "gelu"}, "activation: 'gelu', accepted are none, relu, relu6"),
+    "residual-shape": ({"residual": X[:1]}, r"residual: shape \(1, 3, 4\), needed is that of x"),
+    "residual-dtype": ({"residual": X.half()}, "residual: dtype torch.float16, needed is that of"),
+    "residual-device": ({"residual": X.to("meta")}, "residual: on meta, but x is on cpu"),
+}
+
+
+@pytest.mark.parametrize("op", [batch_norm_eval, batch_norm_eval_matched], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("case", FROZEN_CASES)
+def test_frozen_batch_norm(op, case):
+    change, message = FROZEN_CASES[case]
+    good = {"x": X, "multiplier": THREE, "offset": THREE, "activation": "relu", "residual": X}
+    good |= {"shift": THREE} if op is batch_norm_eval_matched else {}
+    op(**good)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        op(**(good | change))
+
+
+def test_frozen_batch_norm_shift():
+    with pytest.raises(ValueError, match=r"^shift: shape \(1,\), needed is \(3,\)"):
+        batch_norm_eval_matched(X, THREE, THREE, ONE)
+
+
+def test_frozen_batch_norm_under_autocast_needs_one_dtype():
+    convolution = torch.nn.Conv1d(3, 3, 1)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match=r"^residual: dtype"),
+    ):
+        batch_norm_eval_matched(convolution(X), THREE, THREE, THREE, "relu", X)
 
 
 def distance_arguments():

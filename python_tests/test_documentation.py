@@ -17,6 +17,7 @@ from runs import SHORT, write_fashion_mnist
 from safetensors.torch import save_file
 
 from zscgan_ext.config import Settings
+from zscgan_ext.train import main as train
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "zscgan_ext"
@@ -53,7 +54,7 @@ OTHERS = [command for command in commands() if not is_program(command)]
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with the files that the README's commands name."""
+    """A folder with the files that the commands name."""
     folder = tmp_path_factory.mktemp("readme")
     model = next(block for block in blocks(ROOT / "README.md", "python") if "def build" in block)
     (folder / "my_model.py").write_text(model)
@@ -65,14 +66,20 @@ def workplace(tmp_path_factory):
         (folder / "photos" / name).mkdir(parents=True)
         pixels = np.random.default_rng(index).integers(0, 256, (120, 100, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "photos" / name / "1.jpg")
-    write_fashion_mnist(folder / "few-images", count=20)
+    images = write_fashion_mnist(folder / "few-images", count=20)
+    run = ["--output", str(folder / "runs" / "deployed"), "--export=onnx,safetensors"]
+    assert train([*SHORT, *run, "--evaluation-data", str(images)]) == 0
     return folder
 
 
 def shortened(words: list[str]) -> list[str]:
-    """Add arguments that make a run of the main program a matter of seconds."""
+    """Add arguments that make a program a matter of seconds, on a run that may be there."""
+    if words[2] == "zscgan_ext.evaluate":
+        return [*words, "--data", "few-images"]
+    if words[2] != "zscgan_ext.train" or "--help" in words:
+        return words
     images = [] if "--evaluation-data" in words else ["--evaluation-data", "few-images"]
-    return [*words, *SHORT, "--batch-size=4", *images]
+    return [*words, *SHORT, "--batch-size=4", "--overwrite", *images]
 
 
 @pytest.mark.parametrize("command", PROGRAMS)
@@ -81,8 +88,7 @@ def test_programs_run(workplace, command):
     if words[1] != "-m":
         check_options(words)
         return
-    if words[2] == "zscgan_ext.train" and "--help" not in words:
-        words = shortened(words)
+    words = shortened(words)
     # Threads would cost more than they give on so few images.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -121,7 +127,8 @@ SNIPPETS = [(d.name, block) for d in DOCUMENTS for block in blocks(d, "python")]
 
 
 @pytest.mark.parametrize(("document", "snippet"), SNIPPETS)
-def test_snippets_run(document, snippet):
+def test_snippets_run(workplace, monkeypatch, document, snippet):
+    monkeypatch.chdir(workplace)
     namespace: dict = {}
     exec(snippet, namespace)
     # Comments like `weight.grad [64, 32, 3, 3]` state shapes.

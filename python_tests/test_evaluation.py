@@ -6,7 +6,15 @@ from torch import nn
 
 from zscgan_ext.classifiers import load_classifier
 from zscgan_ext.datasets import LabelledImages, open_images
-from zscgan_ext.evaluation import agreement, predict, top1, top5
+from zscgan_ext.evaluation import (
+    ClassResult,
+    agreement,
+    expected_calibration_error,
+    per_class,
+    predict,
+    top1,
+    top5,
+)
 from zscgan_ext.memory_format import to_channels_last
 from zscgan_ext.preprocessing import Preprocessing
 
@@ -81,3 +89,27 @@ def test_bundled_classifier_reaches_its_accuracy():
     logits = predict(classifier.model, data, classifier.preprocessing, 250, CPU)
     assert top1(logits, data.labels) > 91.0
     assert top5(logits, data.labels) > 99.0
+
+
+def test_calibration_error_of_a_worked_example():
+    # Confidence 0.9 three times, of which two are right, and 0.6 once, which is wrong.
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.6, 0.4]])
+    labels = torch.tensor([0, 1, 1, 1])
+    expected = 100 * (3 / 4 * abs(0.9 - 2 / 3) + 1 / 4 * 0.6)
+    assert expected_calibration_error(probabilities.log(), labels) == pytest.approx(expected)
+
+
+def test_a_certain_and_right_classifier_is_calibrated():
+    logits = 1000 * torch.eye(4)
+    assert expected_calibration_error(logits, torch.arange(4)) == 0
+    assert expected_calibration_error(logits, (torch.arange(4) + 1) % 4) == 100
+
+
+def test_classes_of_a_worked_example():
+    logits = torch.eye(4)[[0, 0, 1, 0, 2]]
+    labels = torch.tensor([0, 0, 0, 1, 3])
+    assert per_class(logits, labels) == [
+        ClassResult(0, 3, pytest.approx(200 / 3), pytest.approx(200 / 3)),
+        ClassResult(1, 1, 0.0, 0.0),
+        ClassResult(3, 1, 0.0, None),
+    ]

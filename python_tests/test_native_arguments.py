@@ -13,6 +13,8 @@ BUFFERS = {
     "grad": NUMEL,
     "y": NUMEL,
     "grad_x": NUMEL,
+    "residual": NUMEL,
+    "grad_residual": NUMEL,
     "mask": (NUMEL + 7) // 8 // 4 + 1,
     "result": 1,
 }
@@ -31,14 +33,22 @@ ENTRIES = {
     ),
     "fake_quantize_learned": ("type", "tensors", "threads"),
     "fake_quantize_learned_backward": ("type", "tensors", "threads"),
+    "batch_norm_eval": (
+        *("type", "extent", "activation", "x", "residual", "multiplier", "offset", "shift"),
+        *("mean", "variance", "y", "threads"),
+    ),
+    "batch_norm_eval_backward": (
+        *("type", "extent", "activation", "grad", "x", "y", "multiplier", "offset"),
+        *("mean", "grad_mean", "grad_variance", "grad_x", "grad_residual", "threads"),
+    ),
     "batch_norm_distance": ("distance", "type", "layers", "result", "threads"),
 }
-LEARNED = ("extent", "low", "high", "factor", "x", *QUANTIZER, "y")
-LEARNED_GRADIENTS = ("grad", "grad_x", "grad_scale", "grad_zero_point")
+LEARNED = ("extent", "low", "high", "factor", "activation", "stride", "x", *QUANTIZER, "bias", "y")
+LEARNED_GRADIENTS = ("grad", "grad_x", "grad_scale", "grad_zero_point", "grad_bias")
 ROWS = {"tensors": (*LEARNED, *LEARNED_GRADIENTS), "layers": ("channels", "eps", *LAYER)}
 PLAIN = {"type": 0, "extent": EXTENT, "low": -8, "high": 7, "numel": NUMEL, "threads": (1,)}
 PLAIN |= {"constant": 0.1, "symmetric": False, "factor": 1.0, "distance": 0}
-PLAIN |= {"channels": CHANNELS, "eps": 1e-5}
+PLAIN |= {"channels": CHANNELS, "eps": 1e-5, "activation": 1, "stride": 1}
 
 
 def flat_names(entry):
@@ -49,8 +59,10 @@ def flat_names(entry):
 
 def addresses(entry):
     """Names of the addresses that this entry cannot do without."""
-    optional = {"fake_quantize": ("mask",), "fake_quantize_learned": LEARNED_GRADIENTS}
-    optional["fake_quantize_learned_backward"] = ("y",)
+    optional = {"fake_quantize": ("mask",), "fake_quantize_learned": ("bias", *LEARNED_GRADIENTS)}
+    optional["fake_quantize_learned_backward"] = ("bias", "y")
+    optional["batch_norm_eval"] = ("residual", "mean")  # no mean: no statistics
+    optional["batch_norm_eval_backward"] = ("y", "mean", "grad_residual")
     skipped = (*PLAIN, *optional.get(entry, ()))
     return [name for name in flat_names(entry) if name not in skipped]
 
@@ -154,6 +166,42 @@ def test_bounds(entry, change):
 @pytest.mark.parametrize(("entry", "change"), changes("distance", [-1, 4]))
 def test_distance_codes(entry, change):
     assert refused(entry, change) == "distance code: accepted are 0 to 3"
+
+
+@pytest.mark.parametrize(("entry", "change"), changes("activation", [-1, 3]))
+def test_activation_codes(entry, change):
+    assert refused(entry, change) == "activation code: accepted are 0 to 2"
+
+
+@pytest.mark.parametrize(("entry", "change"), changes("stride", [-1, 2]))
+def test_quantizer_strides(entry, change):
+    assert refused(entry, change) == "quantizer_stride: accepted are 0 and 1"
+
+
+def test_without_a_bias_its_gradient_needs_no_address():
+    call = Call("fake_quantize_learned_backward", {"bias": 0, "grad_bias": 0})
+    untouched = call.buffers["grad_bias"].clone()
+    call()
+    assert same_bits(call.buffers["grad_bias"], untouched)
+
+
+@pytest.mark.parametrize(
+    ("entry", "absent"),
+    [
+        ("batch_norm_eval", ("shift", "mean", "variance")),
+        ("batch_norm_eval", ("residual",)),
+        ("batch_norm_eval_backward", ("mean", "grad_mean", "grad_variance")),
+        ("batch_norm_eval_backward", ("x", "mean", "grad_mean", "grad_variance")),
+        ("batch_norm_eval_backward", ("y", "grad_residual")),
+    ],
+)
+def test_optional_addresses_are_absent_together(entry, absent):
+    Call(entry, dict.fromkeys(absent, 0))()
+
+
+def test_a_mask_needs_x_or_y():
+    change = dict.fromkeys(("x", "y", "mean", "grad_mean", "grad_variance"), 0)
+    assert refused("batch_norm_eval_backward", change) == "x: null pointer"
 
 
 @pytest.mark.parametrize("entry", [name for name in ENTRIES if "extent" in flat_names(name)])

@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zscgan_ext.ops import fake_quantize, fake_quantize_learned
+from zscgan_ext.ops.frozen_batch_norm import BATCH_NORM_EVAL_MATCHED
 from zscgan_ext.ops.library import OPS
 
 
@@ -58,6 +59,30 @@ def test_a_direct_call_gives_the_bits_of_the_registered_op(tensors):
     for op in (fake_quantize_learned, OPS.fake_quantize_learned):
         y = op(*tensors, -8, 7, 1, 0.5)
         outcomes.append((y, *torch.autograd.grad(y.square().sum(), tensors)))
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_a_bias_alone_gets_its_gradient(tensors):
+    x, scale, zero_point = (v.detach() for v in tensors)
+    bias = torch.tensor([0.1, 0.2, 0.3], requires_grad=True)
+    settings = (-8, 7, 1, 0.5, "relu")
+    outcomes = []
+    for op in (fake_quantize_learned, OPS.fake_quantize_learned):
+        y = op(x, scale, zero_point, *settings, bias)
+        outcomes.append((y, *torch.autograd.grad(y.sum(), bias)))
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_an_absent_tensor_makes_no_difference(tensors, has_residual):
+    x, multiplier, offset = (v.detach() for v in tensors)
+    residual = x.flip(0).requires_grad_() if has_residual else None
+    wanted = [x.requires_grad_(), *([residual] if has_residual else [])]
+    outcomes = []
+    for op in (BATCH_NORM_EVAL_MATCHED, OPS.batch_norm_eval_matched):
+        outputs = op(x, multiplier, offset, offset, residual, "relu")
+        loss = sum(v.square().sum() for v in outputs)
+        outcomes.append((*outputs, *torch.autograd.grad(loss, wanted)))
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from tensors import DTYPES, LAYOUTS, same_bits, same_values
 
-from zscgan_ext.ops import native, reference
+from zscgan_ext.ops import ACTIVATIONS, native, reference
 from zscgan_ext.ops.layout import compute_dtype, dense
 
 SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-40, 3e38, -3e38, 0.5, 1.5, -2.5)
@@ -64,25 +64,32 @@ def test_fake_quantize(case):
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
-@given(quantizations(), st.floats(0, 2))
-def test_fake_quantize_learned(case, factor):
+@given(quantizations(), st.floats(0, 2), st.sampled_from(["none", "relu", "relu6"]), st.booleans())
+def test_fake_quantize_learned(case, factor, activation, with_bias):
     x, scale, zero_point, low, high, axis = case
+    bias = None
+    if with_bias and x.dim() > 1 and axis in (None, 1):
+        x = dense(x, 1)
+        bias = torch.linspace(-1, 1, x.shape[1], dtype=scale.dtype)
     grad = x.flip(0).nan_to_num(1, 2, -2).clamp(-100, 100)
     grad = torch.empty_like(x).copy_(grad)
     outcomes = []
     for module in (native, reference):
         settings_ = ([x], [scale], [zero_point], [low], [high])
-        (y,) = module.fake_quantize_learned(*settings_, [axis])
-        columns = module.fake_quantize_learned_backward([grad], *settings_, [factor], [axis])
-        outcomes.append((y, *(column[0] for column in columns)))
+        stage = ([axis], [activation], [bias])
+        (y,) = module.fake_quantize_learned(*settings_, *stage)
+        columns = module.fake_quantize_learned_backward([grad], *settings_, [factor], *stage)
+        gradients = [column[0] for column in columns]
+        outcomes.append((y, *(gradients[:3] if bias is None else gradients)))
     (y, grad_x, *sums), (expected_y, expected_grad_x, *expected_sums) = outcomes
     assert same_bits(y, expected_y)
     assert same_bits(grad_x, expected_grad_x)
-    size = factor * grad.double().abs().sum().item()
-    largest_terms = (high - low + 1.0, max(scale.tolist(), default=0.0))
-    for actual, wanted, term in zip(sums, expected_sums, largest_terms, strict=True):
+    size = grad.double().abs().sum().item()
+    largest_terms = (factor * (high - low + 1.0), factor * max(scale.tolist(), default=0.0), 1.0)
+    for actual, wanted, term in zip(sums, expected_sums, largest_terms[: len(sums)], strict=True):
         limit = 1e-5 * size * term
-        assert ((actual - wanted).abs() <= limit).all() or same_values(actual, wanted)
+        same = (actual == wanted) | (actual.isnan() & wanted.isnan())
+        assert (same | ((actual - wanted).abs() <= limit)).all()
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
@@ -124,3 +131,39 @@ def test_batch_norm_statistics(x):
     assert memory_order(grads[0]) == memory_order(grads[1]) == memory_order(x)
     tolerance = 4 * torch.finfo(x.dtype).eps
     torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance * max(size, 1))
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(
+    tensors(dimensions=(2, 5)),
+    st.sampled_from(ACTIVATIONS),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_batch_norm_eval(x, activation, has_residual, masked_by_y, seed):
+    x = dense(x, 1)
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(6, x.shape[1], generator=generator, dtype=compute_dtype(x))
+    multiplier, offset, shift, *gradient = vectors
+    residual = torch.empty_like(x).copy_(x.flip(0)) if has_residual else None
+    grad = torch.empty_like(x).copy_(x.nan_to_num(1, 2, -2).clamp(-100, 100))
+    outcomes = []
+    for module in (native, reference):
+        y, *_ = module.batch_norm_eval_matched(x, multiplier, offset, shift, residual, activation)
+        assert same_bits(y, module.batch_norm_eval(x, multiplier, offset, residual, activation))
+        y_of_mask = y if masked_by_y or has_residual else None
+        settings_ = (grad, x, y_of_mask, multiplier, offset)
+        plain = module.batch_norm_eval_backward(*settings_, None, None, None, activation, True)
+        matched = module.batch_norm_eval_backward(*settings_, *gradient, activation, False)
+        outcomes.append((y, *plain, matched[0]))
+    (*exact, grad_x), (*expected, expected_grad_x) = outcomes
+    for actual, wanted in zip(exact, expected, strict=True):
+        assert same_values(actual, wanted)
+        assert memory_order(actual) == memory_order(wanted) == memory_order(x)
+    # The coefficients of the statistics' gradient are rounded elsewhere.
+    finite = expected_grad_x.isfinite() & grad_x.isfinite()
+    assert (finite == expected_grad_x.isfinite()).all()
+    size = x.double().nan_to_num(0, 0, 0).abs().max().item() if x.numel() else 0.0
+    limit = 64 * torch.finfo(x.dtype).eps * (size + 100)
+    assert ((grad_x.double() - expected_grad_x.double())[finite].abs() <= limit).all()

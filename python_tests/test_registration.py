@@ -6,6 +6,8 @@ from tensors import DEVICES, channels_last, same_bits, same_values, sample
 
 from zscgan_ext.ops import (
     batch_norm_distance,
+    batch_norm_eval,
+    batch_norm_eval_matched,
     batch_norm_statistics,
     fake_quantize,
     fake_quantize_learned,
@@ -52,6 +54,20 @@ def many(device, gradient=False):
     return tuple([v.requires_grad_(gradient) for v in column] for column in columns)
 
 
+def normalization(device, with_shift=True):
+    """Multiplier, offset and shift of three channels."""
+    return [sample(3, device=device, seed=seed) for seed in range(3 if with_shift else 2)]
+
+
+FUSED_SETTINGS = (-8, 7, None, 0.5, "relu6")  # one scale in all
+
+
+def one_quantizer(device, gradient=False):
+    """One scale and zero point."""
+    scale = torch.tensor([0.2], device=device, requires_grad=gradient)
+    return scale, torch.tensor([1.0], device=device, requires_grad=gradient)
+
+
 MANY_SETTINGS = ([-8, -8], [7, 7], [1.0, 0.5])
 
 # Arguments of each registered op, for a device and a layout.
@@ -66,12 +82,35 @@ OPCHECK_CASES = {
     "fake_quantize_learned_backward": lambda d, m: (
         *(activations(d), activations(d, m), *quantizer(d), -8, 7, 1, 0.5),
     ),
+    "fake_quantize_learned with an activation": lambda d, m: (
+        *(activations(d, m, 0, True), *one_quantizer(d, True), *FUSED_SETTINGS),
+    ),
+    "fake_quantize_learned with a bias": lambda d, m: (
+        *(activations(d, m, 0, True), *one_quantizer(d, True), *FUSED_SETTINGS),
+        sample(3, device=d, seed=2).requires_grad_(),
+    ),
+    "fake_quantize_learned_backward with a bias": lambda d, m: (
+        *(activations(d), activations(d, m), *one_quantizer(d), *FUSED_SETTINGS),
+        sample(3, device=d, seed=2),
+    ),
     "fake_quantize_learned_many": lambda d, m: (*many(d, True), *MANY_SETTINGS),
     "fake_quantize_learned_many_backward": lambda d, m: (many(d)[0], *many(d), *MANY_SETTINGS),
     "observe": lambda d, m: (activations(d, m), *state(d), 0.1, -8, 7, False, 1),
     "batch_norm_statistics": lambda d, m: (activations(d, m, 0, True), torch.zeros(3, device=d)),
     "batch_norm_statistics_backward": lambda d, m: (
         *(activations(d, m), *(sample(3, device=d, seed=k) for k in range(3))),
+    ),
+    "batch_norm_eval": lambda d, m: (
+        *(activations(d, m, 0, True), *normalization(d, False), activations(d, m, 1, True)),
+        "relu",
+    ),
+    "batch_norm_eval_matched": lambda d, m: (
+        *(activations(d, m, 0, True), *normalization(d), activations(d, "contiguous", 1, True)),
+        "relu6",
+    ),
+    "batch_norm_eval_backward": lambda d, m: (
+        *(activations(d), activations(d, m, 1), activations(d, "contiguous", 2)),
+        *(*normalization(d), *normalization(d, False), "relu", True),
     ),
     "batch_norm_distance": lambda d, m: (*statistics(d, True), [1e-5, 1e-3], "gaussian_kl"),
 }
@@ -84,16 +123,17 @@ def registered():
 
 
 def test_no_op_is_forgotten():
-    assert registered() == set(OPCHECK_CASES)
+    assert registered() == {case.split()[0] for case in OPCHECK_CASES}
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", OPCHECK_CASES)
+@pytest.mark.parametrize("case", OPCHECK_CASES)
 @pytest.mark.usefixtures("implementation")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # its own
-def test_opcheck(device, layout, name):
-    checked = torch.library.opcheck(getattr(OPS, name), OPCHECK_CASES[name](device, layout))
+def test_opcheck(device, layout, case):
+    op = getattr(OPS, case.split()[0])
+    checked = torch.library.opcheck(op, OPCHECK_CASES[case](device, layout))
     assert set(checked.values()) == {"SUCCESS"}
 
 
@@ -101,6 +141,14 @@ def distances(x, shift, running_var):
     """Statistics and distance of a layer together."""
     mean, variance = batch_norm_statistics(x, shift)
     return batch_norm_distance([mean], [variance], [shift], [running_var], [1e-5])
+
+
+def matched(x, multiplier, offset, shift):
+    """Every output of a frozen batch norm with and without a residual."""
+    stored = (multiplier, offset, shift)
+    y, mean, variance = batch_norm_eval_matched(x, *stored, "relu")
+    z, *_ = batch_norm_eval_matched(y, *stored, "relu", x)
+    return torch.cat([y.flatten(), z.flatten(), mean, variance])
 
 
 def observed(x, running_min, running_max, scale, zero_point):
@@ -118,6 +166,15 @@ COMPILED_CASES = {
         lambda *v: fake_quantize_learned(*v, -8, 7, 1, 0.5),
         lambda d: (activations(d, "channels_last", 0, True), *quantizer(d, True)),
     ),
+    "fake_quantize_learned with a bias": (
+        lambda x, scale, zero_point, bias: fake_quantize_learned(
+            x, scale, zero_point, *FUSED_SETTINGS, bias
+        ),
+        lambda d: (
+            *(activations(d, "channels_last", 0, True), *one_quantizer(d, True)),
+            sample(3, device=d, seed=2).requires_grad_(),
+        ),
+    ),
     "fake_quantize_learned_many": (
         lambda *v: torch.cat(
             [y.flatten() for y in fake_quantize_learned_many(v[:2], v[2:4], v[4:], *MANY_SETTINGS)]
@@ -125,6 +182,14 @@ COMPILED_CASES = {
         lambda d: [v for column in many(d, True) for v in column],
     ),
     "observe": (observed, lambda d: (activations(d, gradient=True), *state(d))),
+    "batch_norm_eval": (
+        lambda x, *v: batch_norm_eval(x, *v, "relu6", 2 * x),
+        lambda d: (activations(d, "channels_last", 0, True), *normalization(d, False)),
+    ),
+    "batch_norm_eval_matched": (
+        matched,
+        lambda d: (activations(d, "channels_last", 0, True), *normalization(d)),
+    ),
     "batch_norm": (
         distances,
         lambda d: (
@@ -158,10 +223,11 @@ def test_autocast_keeps_the_dtype_of_the_activations(device, dtype):
         y = fake_quantize(activations, *quantizer(device), -8, 7, 1)
         learned = fake_quantize_learned(activations, *quantizer(device, True), -8, 7, 1)
         mean, variance = batch_norm_statistics(activations, torch.zeros(3, device=device))
+        matched_y, *_ = batch_norm_eval_matched(activations, *normalization(device), "relu")
         loss = batch_norm_distance([mean], [variance], [mean * 0], [variance * 0 + 1], [1e-5])
-    assert (y.dtype, learned.dtype) == (dtype, dtype)
+    assert (y.dtype, learned.dtype, matched_y.dtype) == (dtype, dtype, dtype)
     assert (mean.dtype, loss.dtype) == (torch.float32, torch.float32)
-    (grad,) = torch.autograd.grad(y.sum() + learned.sum() + loss, weight)
+    (grad,) = torch.autograd.grad(y.sum() + learned.sum() + matched_y.sum() + loss, weight)
     assert grad.dtype == torch.float32
     assert (grad != 0).any()
 
@@ -172,7 +238,10 @@ def test_inference_mode(device):
     x = activations(device)
     normal = fake_quantize(x, *quantizer(device), -8, 7, 1)
     mean, variance = batch_norm_statistics(x, torch.zeros(3, device=device))
+    frozen = batch_norm_eval_matched(x, *normalization(device), "relu")
     with torch.inference_mode():
+        again = batch_norm_eval_matched(x, *normalization(device), "relu")
+        assert all(same_bits(*values) for values in zip(again, frozen, strict=True))
         running = state(device)
         observe(x, *running, 0.1, -8, 7, False, 1)
         assert same_bits(fake_quantize(x, *quantizer(device), -8, 7, 1), normal)

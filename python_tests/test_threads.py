@@ -17,6 +17,7 @@ CASES = {
 }
 # Absolute errors of sums, which each instruction set adds up in its own order.
 SUMMED = {"grad_scale": 1e-3, "grad_zero_point": 1e-3, "mean": 1e-6, "variance": 2e-6}
+SUMMED |= {"fused_grad_scale": 5e-3, "fused_grad_zero_point": 5e-3, "fused_grad_bias": 1e-3}
 
 
 def available_instruction_sets():
@@ -51,9 +52,11 @@ def quantization_results(x, grad, axis):
     zero_point = torch.linspace(-3.6, 3.3, count, dtype=compute_dtype(x))
     bounds = ([-8], [7])
     y, mask = native.fake_quantize(x, scale, zero_point.round(), -8, 7, axis, True)
-    (learned,) = native.fake_quantize_learned([x], [scale], [zero_point], *bounds, [axis])
+    (learned,) = native.fake_quantize_learned(
+        [x], [scale], [zero_point], *bounds, [axis], ["none"], [None]
+    )
     gradients = native.fake_quantize_learned_backward(
-        [grad], [x], [scale], [zero_point], *bounds, [0.5], [axis]
+        [grad], [x], [scale], [zero_point], *bounds, [0.5], [axis], ["none"], [None]
     )
     state = [torch.full((count,), v) for v in (torch.inf, -torch.inf, 0.0, 0.0)]
     native.observe(x, *state, 0.1, -8, 7, False, axis)
@@ -64,8 +67,21 @@ def quantization_results(x, grad, axis):
         "masked": native.fake_quantize_backward(grad, mask),
         "learned": learned,
         "state": torch.stack(state),
-        **{name: values for name, (values,) in zip(names, gradients, strict=True)},
+        **{name: values for name, (values,) in zip(names, gradients[:3], strict=True)},
     }
+
+
+def fused_results(x, grad):
+    """What the kernels compute with a bias, an activation and one scale in all."""
+    bias = sample(x.shape[1], dtype=compute_dtype(x), seed=5)
+    scale = torch.full((1,), 0.1, dtype=bias.dtype)
+    quantizer = ([scale], [scale * 3], [-8], [7])
+    (y,) = native.fake_quantize_learned([x], *quantizer, [None], ["relu6"], [bias])
+    gradients = native.fake_quantize_learned_backward(
+        [grad], [x], *quantizer, [0.5], [None], ["relu6"], [bias]
+    )
+    names = ("fused_grad_x", "fused_grad_scale", "fused_grad_zero_point", "fused_grad_bias")
+    return {"fused": y} | {name: values for name, (values,) in zip(names, gradients, strict=True)}
 
 
 def statistics_results(x):
@@ -77,13 +93,34 @@ def statistics_results(x):
     return {"mean": mean, "variance": variance, "statistics_grad_x": grad_x}
 
 
+def frozen_batch_norm_results(x, residual, grad):
+    """Everything that the kernels of frozen batch norm compute for a tensor."""
+    given = [sample(x.shape[1], dtype=compute_dtype(x), seed=seed) for seed in range(6)]
+    given[2].zero_()  # the shift: near the mean, as it is meant to be
+    found = {}
+    for activation, added in (("relu6", None), ("relu", residual)):
+        outputs = native.batch_norm_eval_matched(x, *given[:3], added, activation)
+        y = None if added is None else outputs[0]
+        gradient = (grad, x, y, *given[:2], *given[3:], activation, True)
+        results = (*outputs, *native.batch_norm_eval_backward(*gradient))
+        names = ("y", "mean", "variance", "grad_x", "grad_residual")
+        found |= {f"{activation}_{name}": v for name, v in zip(names, results, strict=True)}
+    found["eval"] = native.batch_norm_eval(x, *given[:2], None, "none")
+    return found
+
+
 def results(case, dtype, threads=1):
     """All results of one tensor, by this number of threads; everything else by one."""
     shape, axis, layout = CASES[case]
     x, grad = (LAYOUTS[layout](sample(*shape, dtype=dtype, seed=seed)) for seed in range(2))
     torch.set_num_threads(threads)
     found = quantization_results(x, grad, axis)
-    found |= statistics_results(x) if x.dim() > 1 else {}
+    if x.dim() > 1:
+        found |= statistics_results(x)
+        if axis == 1:
+            residual = LAYOUTS[layout](sample(*shape, dtype=dtype, seed=2))
+            found |= fused_results(x, grad)
+            found |= frozen_batch_norm_results(x, residual, grad)
     torch.set_num_threads(1)
     return found
 
@@ -93,9 +130,10 @@ def many_results():
     xs = [sample(*shape) for shape in ((3, 5), (40, 5000), (7, 1), (2, 70000), (64, 300))]
     scales = [torch.linspace(0.05, 0.4, len(x)) for x in xs]
     settings = (xs, scales, [scale * 0 for scale in scales], [-8] * 5, [7] * 5)
-    ys = native.fake_quantize_learned(*settings, [0] * 5)
-    gradients = native.fake_quantize_learned_backward(xs, *settings, [1.0] * 5, [0] * 5)
-    return [*ys, *(values for column in gradients for values in column)]
+    plain = (["none"] * 5, [None] * 5)
+    ys = native.fake_quantize_learned(*settings, [0] * 5, *plain)
+    gradients = native.fake_quantize_learned_backward(xs, *settings, [1.0] * 5, [0] * 5, *plain)
+    return [*ys, *(values for column in gradients[:3] for values in column)]
 
 
 @pytest.mark.parametrize(
@@ -121,8 +159,9 @@ def test_instruction_sets_change_no_bit_but_of_sums(name, case, dtype):
     NATIVE.cpu.select_instruction_set(name)
     assert NATIVE.cpu.instruction_set() == name
     for key, values in results(case, dtype).items():
-        if key in SUMMED:
-            torch.testing.assert_close(values, expected[key], rtol=1e-5, atol=SUMMED[key])
+        summed = key.removeprefix("relu_").removeprefix("relu6_")
+        if summed in SUMMED:
+            torch.testing.assert_close(values, expected[key], rtol=1e-5, atol=SUMMED[summed])
         else:
             assert same_bits(values, expected[key]), key
 

@@ -27,9 +27,9 @@ from zscgan_ext.train import ROWS, main
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 REAL_ROWS = {"real_calibrated", "real_fine_tuned"}
-RUN_FILES = {
-    *("config.yaml", "metrics.json", "metrics.jsonl", "generator.safetensors"),
-    *("quantized.safetensors", "samples"),
+STUDENT_FILES = {"quantized.safetensors", "model.safetensors", "export.json"}
+RUN_FILES = STUDENT_FILES | {
+    *("config.yaml", "metrics.json", "metrics.jsonl", "generator.safetensors", "samples"),
 }
 PROFILE_FILES = {"trace.json", "profile.txt"}
 
@@ -152,7 +152,7 @@ def test_the_same_seed_gives_the_same_run(run, data, tmp_path, capsys):
     again = metrics_of(tmp_path / "again")
     assert without_measurements(again) == without_measurements(metrics_of(run))
     assert log_of(tmp_path / "again") == log_of(run)
-    for name in ("generator.safetensors", "quantized.safetensors"):
+    for name in ("generator.safetensors", "quantized.safetensors", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
     assert_table(capsys.readouterr().out, again)
 
@@ -177,7 +177,7 @@ def test_another_seed_gives_another_run(run, data, tmp_path):
 def test_stopping_after_synthesis(data, tmp_path, capsys):
     folder = tmp_path / "out"
     assert train(folder, data, "--stop-after", "synthesis") == 0
-    assert {file.name for file in folder.iterdir()} == RUN_FILES - {"quantized.safetensors"}
+    assert {file.name for file in folder.iterdir()} == RUN_FILES - STUDENT_FILES
     metrics = metrics_of(folder)
     assert set(metrics["top1"].values()) == {None}
     assert metrics["seconds"]["fine_tuning"] == 0
@@ -264,9 +264,9 @@ def test_the_reference_gives_the_same_run_to_float_tolerance(data, tmp_path):
         logs[choice] = log_of(folder)
         agreements[choice] = metrics_of(folder)["agreement"]
     for native, reference in zip(logs["native"], logs["reference"], strict=True):
-        # In fine-tuning, a rounding error can move a value to the next integer, and at 8 bits such
-        # steps are all there is to the loss.
-        tolerance = {"rel": 1e-3} if native["stage"] == "synthesis" else {"rel": 0.1, "abs": 1e-3}
+        # In fine-tuning, a rounding error can move a value or a bias to the next integer, and at 8
+        # bits such steps are all there is to the loss.
+        tolerance = {"rel": 1e-3} if native["stage"] == "synthesis" else {"rel": 0.3, "abs": 1e-3}
         assert native["loss"] == pytest.approx(reference["loss"], **tolerance)
     for row in ("float", "noise_calibrated"):
         assert agreements["native"][row] == pytest.approx(agreements["reference"][row], abs=4)

@@ -137,6 +137,10 @@ CASES = {
     "bits without a letter": ("--bits 4", "bits: '4', accepted are w2a2 to w8a8"),
     "scheme": ("--scheme int8", "argument --scheme: invalid choice: 'int8'"),
     "type of a number": ("--seed many", "argument --seed: invalid int value: 'many'"),
+    "format of export": (
+        "--export safetensor",
+        r"export: unknown 'safetensor', did you mean safetensors\?",
+    ),
     "steps": ("--synthesis-steps 0", "synthesis_steps: 0, needed is a number above 0"),
     "infinite rate": (
         "--fine-tuning-learning-rate inf",

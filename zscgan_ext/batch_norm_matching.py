@@ -12,49 +12,54 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext import ops
 from zscgan_ext.errors import InputError
-
-
-def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
-    """Return the batch-norm layers that store statistics, in the order of the modules."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
+from zscgan_ext.matched_batch_norm import batch_norm_layers, matched_graph, stored
+from zscgan_ext.ops.implementation import uses_native
 
 
 class FrozenTeacher(nn.Module):
     """A classifier in evaluation mode whose batch-norm inputs are measured on the way.
 
+    Where the classifier's graph can be traced, batch norm, activation and measuring are one op
+    each; elsewhere hooks measure, with the same results.
+
     Args:
         model: the classifier; its parameters are frozen here.
         distance: one of `ops.DISTANCES`.
+        fuse: whether to rewrite the graph; None for where the native core is in use, because plain
+            torch gains nothing by it.
 
     Raises:
         InputError: if the classifier stores no batch-norm statistics.
     """
 
-    def __init__(self, model: nn.Module, distance: str) -> None:
+    def __init__(self, model: nn.Module, distance: str, fuse: bool | None = None) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.distance = distance
-        self.layers = batch_norm_layers(model)
-        if not self.layers:
+        layers = batch_norm_layers(model)
+        if not layers:
             raise InputError("classifier: holds no batch norm with running statistics to match")
-        self.measured: dict[_BatchNorm, tuple[Tensor, Tensor]] = {}
-        self.hooks = [layer.register_forward_pre_hook(self.measure) for layer in self.layers]
+        self.measured: list[tuple[_BatchNorm, Tensor, Tensor]] = []
+        if fuse is None:
+            fuse = uses_native(stored(layers[0].running_mean))
+        self.graph = matched_graph(model, self.keep) if fuse else None
+        hooked = layers if self.graph is None else []
+        self.hooks = [layer.register_forward_pre_hook(self.measure) for layer in hooked]
 
     def remove_hooks(self) -> None:
         """Leave the classifier as it was."""
         for hook in self.hooks:
             hook.remove()
 
+    def keep(self, layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+        """Keep the statistics of a batch-norm layer's input, [C] each."""
+        self.measured.append((layer, mean, variance))
+
     def measure(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Keep mean and variance of a batch-norm layer's input while gradients are wanted."""
+        """Measure a batch-norm layer's input while gradients are wanted."""
         if torch.is_grad_enabled() and inputs[0].requires_grad:
             assert isinstance(layer, _BatchNorm)
-            assert layer.running_mean is not None
-            self.measured[layer] = ops.batch_norm_statistics(inputs[0], layer.running_mean)
+            self.keep(layer, *ops.batch_norm_statistics(inputs[0], stored(layer.running_mean)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to logits [N, num_classes]."""
@@ -64,9 +69,9 @@ class FrozenTeacher(nn.Module):
     def match(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [N, num_classes] and the distance of the batch statistics, a scalar."""
         self.measured.clear()
-        logits = self.model(images)
-        layers = list(self.measured)
-        means, variances = zip(*self.measured.values(), strict=True)
+        logits = self.model(images) if self.graph is None else self.graph(images)
+        layers, means, variances = zip(*self.measured, strict=True)
+        self.measured.clear()
         distance = ops.batch_norm_distance(
             means,
             variances,
@@ -75,11 +80,4 @@ class FrozenTeacher(nn.Module):
             [layer.eps for layer in layers],
             self.distance,
         )
-        self.measured.clear()
         return logits, distance
-
-
-def stored(values: Tensor | None) -> Tensor:
-    """Return a layer's stored statistics, which it is known to have."""
-    assert values is not None
-    return values

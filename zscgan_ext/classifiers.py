@@ -61,13 +61,9 @@ def load_classifier(
     """
     if name in BUNDLED_CLASSIFIERS:
         model, preprocessing, class_names = load_bundled(name, weights)
-    elif ":" in name:
-        model = build_from_function(name, num_classes)
-        preprocessing, class_names = default_preprocessing(name, model), ()
     else:
-        hint = did_you_mean(name, BUNDLED_CLASSIFIERS)
-        accepted = f"{', '.join(BUNDLED_CLASSIFIERS)} and module:function"
-        raise InputError(f"classifier: unknown {name!r}{hint or ','} accepted are {accepted}")
+        model = build_classifier(name, num_classes)
+        preprocessing, class_names = default_preprocessing(name, model), ()
     preprocessing = override(preprocessing, image_size, mean, std)
     if weights is not None:
         load_weights(model, weights)
@@ -80,12 +76,31 @@ def load_classifier(
     return Classifier(name, model, count, preprocessing, class_names)
 
 
+def build_classifier(name: str, num_classes: int | None = None) -> nn.Module:
+    """Build the model that a name stands for, a bundled one without its weights.
+
+    Args:
+        name: a bundled classifier or `module:function`.
+        num_classes: passed to a function that takes it.
+
+    Raises:
+        InputError: if the model cannot be built.
+    """
+    if name in BUNDLED_CLASSIFIERS:
+        return BUNDLED_CLASSIFIERS[name].build()
+    if ":" in name:
+        return build_from_function(name, num_classes)
+    hint = did_you_mean(name, BUNDLED_CLASSIFIERS)
+    accepted = f"{', '.join(BUNDLED_CLASSIFIERS)} and module:function"
+    raise InputError(f"classifier: unknown {name!r}{hint or ','} accepted are {accepted}")
+
+
 def load_bundled(
     name: str, weights: Path | None
 ) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:
     """Build a bundled classifier, with its own weights unless others are to follow."""
     bundled = BUNDLED_CLASSIFIERS[name]
-    model = bundled.build()
+    model = build_classifier(name)
     if weights is not None:
         return model, bundled.preprocessing, ()
     load_weights(model, bundled.weights)

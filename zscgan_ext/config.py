@@ -9,7 +9,9 @@ from typing import Any, Literal
 import simple_parsing
 import torch
 
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, did_you_mean
+
+EXPORT_FORMATS = ("onnx", "safetensors")
 
 
 def setting(default: Any, metavar: str, nargs: str | None = None) -> Any:
@@ -100,6 +102,9 @@ class Settings:
     --evaluation-data (None: no comparison)"""
     stop_after: Literal["synthesis"] | None = choice_or_none("synthesis")
     """stage to stop after (None: run them all)"""
+    export: str = setting("safetensors", "FORMATS")
+    """files to deploy: safetensors, onnx (proved and timed in ONNX Runtime), both with a comma
+    between them, or none"""
     log_interval: int = setting(50, "N")
     """steps between two entries in the log"""
     profile: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
@@ -139,6 +144,7 @@ def check_settings(settings: Settings) -> None:
         if name in ZERO_OR_ABOVE and value < 0:
             raise InputError(f"{name}: {value}, needed is 0 or above")
     parse_bits(settings.bits)
+    parse_formats(settings.export)
     check_normalization(settings.mean, settings.std)
     device = resolve_device(settings.device)
     if settings.precision == "float16" and device.type != "cuda":
@@ -167,6 +173,23 @@ def parse_bits(text: str) -> tuple[int, int]:
     if match is None:
         raise InputError(f"bits: {text!r}, accepted are w2a2 to w8a8, such as w4a4 or w4a8")
     return int(match[1]), int(match[2])
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Read formats of export like `onnx,safetensors`; nothing for `none`.
+
+    Raises:
+        InputError: if there is no such format.
+    """
+    names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",")))
+    if names == ("none",):
+        return ()
+    for name in names:
+        if name not in EXPORT_FORMATS:
+            hint = did_you_mean(name, EXPORT_FORMATS)
+            accepted = "onnx, safetensors, both with a comma between them, and none"
+            raise InputError(f"export: unknown {name!r}{hint or ','} accepted are {accepted}")
+    return names
 
 
 def resolve_device(text: str) -> torch.device:

@@ -1,7 +1,10 @@
-"""Measuring a classifier: logits on labelled images, top-1, top-5, agreement."""
+"""Measuring a classifier: logits on labelled images, and what is counted on them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zscgan_ext.datasets import Images
 from zscgan_ext.memory_format import to_channels_last
@@ -10,7 +13,7 @@ from zscgan_ext.preprocessing import Preprocessing
 
 @torch.no_grad()
 def predict(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     data: Images,
     preprocessing: Preprocessing,
     batch_size: int,
@@ -19,7 +22,7 @@ def predict(
     """Run all images through a model that is in eval mode.
 
     Args:
-        model: on `device`.
+        model: maps images [B, C, H, W] on `device` to logits [B, num_classes].
         data: the images, in order.
         preprocessing: of the classifier.
         batch_size: images in a batch.
@@ -54,3 +57,49 @@ def agreement(logits: Tensor, float_logits: Tensor) -> float:
 def percentage(matches: Tensor) -> float:
     """Return how many of [N] booleans hold, in percent."""
     return 100 * int(matches.sum()) / matches.numel()
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Return how far confidence is from accuracy, in percent (Guo et al., 2017, eq. 3).
+
+    Images are put into bins of equal width by their confidence, the largest softmax probability;
+    the distances between mean confidence and accuracy of each bin are averaged over the images.
+
+    Args:
+        logits: [N, num_classes].
+        labels: int64 [N].
+        bins: their number.
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)  # [N] each
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins are open below
+    excess = confidence - (predicted == labels).double()
+    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, excess)
+    return 100 * float(sums.abs().sum()) / labels.numel()
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """What was measured of one class."""
+
+    label: int
+    images: int
+    recall: float  # percent of its images that are put into it
+    precision: float | None  # percent of the images put into it that belong there; None for none
+
+
+def per_class(logits: Tensor, labels: Tensor) -> list[ClassResult]:
+    """Return the results of each class that occurs in labels [N], given logits [N, num_classes]."""
+    classes = logits.shape[1]
+    predicted = logits.argmax(1)
+    images = labels.bincount(minlength=classes)
+    chosen = predicted.bincount(minlength=classes)
+    right = labels[predicted == labels].bincount(minlength=classes)
+    return [
+        ClassResult(
+            label,
+            int(images[label]),
+            100 * int(right[label]) / int(images[label]),
+            100 * int(right[label]) / int(chosen[label]) if chosen[label] else None,
+        )
+        for label in images.nonzero().flatten().tolist()
+    ]

@@ -25,6 +25,9 @@ RUN_FILES = (
     "samples/*.png",
     "generator.safetensors",
     "quantized.safetensors",
+    "model.onnx",
+    "model.safetensors",
+    "export.json",
     "trace.json",
     "profile.txt",
     f".*{PARTIAL}",
@@ -33,6 +36,35 @@ RUN_FILES = (
 SMALLEST_SAMPLE = 56  # pixels, so that 28x28 images can be made out
 FONT_SIZE = 14  # pixels
 GAP = 2  # pixels between images
+
+
+@contextlib.contextmanager
+def one_line_errors(file: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into an `InputError`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"output: {file} cannot be written ({reason})") from error
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a file, and its folder where that is missing, so that it is there whole or not at all.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    partial = file.with_name(f".{file.name}{PARTIAL}")
+    with one_line_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 class RunFolder:
@@ -58,7 +90,7 @@ class RunFolder:
                 f"output: {path} already holds a run; give --overwrite to replace it, "
                 "or another --output"
             )
-        with self._one_line_errors(path):
+        with one_line_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             for pattern in RUN_FILES:
                 for file in path.glob(pattern):
@@ -75,7 +107,7 @@ class RunFolder:
 
     def append_jsonl(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add one line of JSON to a file."""
-        with self._one_line_errors(self.path / name), (self.path / name).open("a") as stream:
+        with one_line_errors(self.path / name), (self.path / name).open("a") as stream:
             stream.write(json.dumps(entry) + "\n")
 
     def save_tensors(
@@ -101,33 +133,13 @@ class RunFolder:
         self._write(name, buffer.getvalue())
 
     def _write(self, name: str, data: bytes) -> None:
-        file = self.path / name
-        partial = file.with_name(f".{file.name}{PARTIAL}")
-        with self._one_line_errors(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with partial.open("wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(partial, file)
-            finally:
-                partial.unlink(missing_ok=True)
+        write_whole(self.path / name, data)
 
     def _check_writable(self) -> None:
         probe = self.path / f".write-test{PARTIAL}"
-        with self._one_line_errors(self.path):
+        with one_line_errors(self.path):
             probe.touch()
             probe.unlink()
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _one_line_errors(file: Path) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"output: {file} cannot be written ({reason})") from error
 
 
 def draw_grid(images: Tensor, labels: Sequence[str]) -> Image.Image:

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.classifiers import Classifier, load_classifier
 from zscgan_ext.command_line import parse_settings, settings_to_yaml
-from zscgan_ext.config import Settings, parse_bits, resolve_device
+from zscgan_ext.config import Settings, parse_bits, parse_formats, resolve_device
 from zscgan_ext.datasets import Images, check_labels, open_images
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement, predict, top1
 from zscgan_ext.execution import Execution, choose_execution
+from zscgan_ext.export.exporter import export_run, summary
+from zscgan_ext.export.runtime import require_onnx
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.profiling import StepProfiler
@@ -98,6 +100,8 @@ def prepare(settings: Settings) -> Run:
         InputError: if anything does not fit; nothing was written then.
     """
     torch.manual_seed(settings.seed)
+    if "onnx" in parse_formats(settings.export):
+        require_onnx()
     classifier = load_classifier(
         settings.classifier,
         settings.weights,
@@ -319,6 +323,13 @@ def run_stages(run: Run) -> None:
         fine_tune_student(run, student, batches, "real_fine_tuned")
 
 
+def export_student(run: Run) -> None:
+    """Write the fine-tuned student in the formats to deploy, from the files of the run."""
+    formats = parse_formats(run.settings.export)
+    if formats and run.settings.stop_after is None:
+        print(summary(export_run(run.folder.path, formats)))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     start = time.perf_counter()
@@ -329,14 +340,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run.profiler.write(run.folder)
         results = metrics(run, time.perf_counter() - start)
         run.folder.write_json("metrics.json", results)
+        if run.logits:
+            print(table(results))
+        export_student(run)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; what was written so far is kept", file=sys.stderr)
         return 130
-    if run.logits:
-        print(table(results))
     print(f"{results['seconds']['total']:.0f} s, results in {run.folder.path}")
     return 0
 

@@ -92,4 +92,12 @@ void batch_norm_statistics_backward(DataType type, Extent extent, const void* x,
                                            threads);
 }
 
+void batch_norm_eval(DataType type, const FrozenBatchNorm& norm, int threads) {
+    chosen->batch_norm_eval(type, norm, threads);
+}
+
+void batch_norm_eval_backward(DataType type, const FrozenBatchNormGradient& norm, int threads) {
+    chosen->batch_norm_eval_backward(type, norm, threads);
+}
+
 }  // namespace zscgan::cpu

@@ -1,136 +1,215 @@
 // Fake quantization: quantize to integers and back, with straight-through and learned gradients.
+#include <type_traits>
+
 #include "data_types.h"
 #include "kernel_set.h"
+#include "memory.h"
 #include "quantizer_tables.h"
 
 namespace zscgan::cpu::ZSCGAN_ISA {
 namespace {
 
-// Appends bits to a byte stream that starts at a whole byte.
+// Appends bits to a byte stream that starts at a whole byte. Bytes are those of a little-endian
+// word.
 class BitWriter {
 public:
     explicit BitWriter(uint8_t* target) : target_(target) {}
     void append(uint32_t bits, int n) {
         pending_ |= static_cast<uint64_t>(bits) << count_;
         count_ += n;
-        for (; count_ >= 8; count_ -= 8, pending_ >>= 8)
-            *target_++ = static_cast<uint8_t>(pending_);
+        if (count_ >= 32) put<4>();
     }
     void flush() {
-        if (count_ > 0) *target_ = static_cast<uint8_t>(pending_);
+        while (count_ > 0) put<1>();
     }
 
 private:
+    template <int bytes>
+    void put() {
+        for (int i = 0; i < bytes; ++i) target_[i] = static_cast<uint8_t>(pending_ >> (8 * i));
+        target_ += bytes;
+        pending_ >>= 8 * bytes;
+        count_ -= 8 * bytes;
+    }
+
     uint8_t* target_;
     uint64_t pending_ = 0;
     int count_ = 0;
 };
 
-template <class V, class T>
-void forward_chunk(const Extent& extent, QuantizerTable<V>& table, const Bounds<V>& bounds,
-                   const T* x, T* y, uint8_t* mask, int64_t begin, int64_t end) {
+template <class V, class Table, class ActivationRange, class T>
+void forward_chunk(const Extent& extent, Table& table, const Bounds<V>& bounds,
+                   const ActivationRange& activation, const T* x, const Output<T>& y, uint8_t* mask,
+                   int64_t begin, int64_t end) {
     BitWriter writer(mask ? mask + begin / 8 : nullptr);
     for_quantized_segments(
         extent, table, begin, end, [&](int64_t position, int64_t count, auto parameters) {
             for_lanes<V>(count, [&](int64_t i, int n) {
-                const Quantizer<V> quantizer = parameters(i, n);
-                const V integer = unclamped(V::load(x + position + i, n), quantizer);
-                dequantize(clamp(integer, bounds), quantizer).store(y + position + i, n);
+                const auto quantizer = parameters(i, n);
+                const V biased = add_bias(read<V>(x + position + i, n), quantizer);
+                const V integer = unclamped(activate(biased, activation), quantizer);
+                const V rounded = dequantize(clamp(integer, bounds), quantizer);
+                y.template write<V>(position + i, rounded, n);
                 if (mask) writer.append(is_inside(integer, bounds).bits() & ((1u << n) - 1), n);
             });
         });
     if (mask) writer.flush();
 }
 
-template <class V, class T>
-void forward(const Extent& extent, const QuantRange& range, QuantizerTable<V>& table, const T* x,
-             T* y, uint8_t* mask, int threads) {
+template <class V, class Table, class ActivationRange, class T>
+void forward(const Extent& extent, const QuantRange& range, Table& table,
+             const ActivationRange& activation, const T* x, void* result, uint8_t* mask,
+             int threads) {
     const Bounds<V> bounds = broadcast_bounds<V>(range);
     const int64_t numel = extent.numel();
     if (numel == 0) return;
+    const Output<T> y(result, numel);
     const int64_t chunk = elementwise_chunk(extent);
     parallel_for(ceil_divide(numel, chunk), threads, [&](int64_t task) {
         const int64_t begin = task * chunk;
-        forward_chunk(extent, table, bounds, x, y, mask, begin, smaller(numel, begin + chunk));
+        forward_chunk(extent, table, bounds, activation, x, y, mask, begin,
+                      smaller(numel, begin + chunk));
     });
 }
 
-// The two sums of a channel's learned gradients, with grad_x written on the way.
-template <class V, class T>
+// Calls body(table, activation) with the parameters of a tensor, as plain as it allows.
+template <class V, class Body>
+void with_parameters(const LearnedTensor& tensor, Body body) {
+    if (tensor.bias) {
+        BiasedQuantizerTable<V> table(tensor.extent, tensor.scale, tensor.zero_point,
+                                      tensor.quantizer_stride, tensor.bias);
+        table.round_zero_points(tensor.range);
+        body(table, broadcast_bounds<V>(tensor.activation));
+        return;
+    }
+    QuantizerTable<V> table(tensor.extent, tensor.scale, tensor.zero_point,
+                            tensor.quantizer_stride);
+    table.round_zero_points(tensor.range);
+    if (tensor.activation == Activation::none) {
+        body(table, NoActivation());
+    } else {
+        body(table, broadcast_bounds<V>(tensor.activation));
+    }
+}
+
+// The sums of a channel's learned gradients, with grad_x written on the way. A third sum, that of
+// grad_x, is the gradient of a bias.
+template <class V, class T, class Table, class ActivationRange>
 struct LearnedBackward {
     using Real = typename V::Real;
+    static constexpr bool biased = std::is_same_v<Table, BiasedQuantizerTable<V>>;
+    using Sums = std::conditional_t<biased, Triple, Pair>;
+    static constexpr int64_t element_size = sizeof(T);
+    struct Terms {
+        LearnedTerms<V> quantizer;
+        V bias;
+    };
     const T* x;
     const T* grad;
-    T* grad_x;
-    QuantizerTable<V>& table;
+    Output<T> grad_x;
+    Table& table;
     Bounds<V> bounds;
+    ActivationRange activation;
 
-    Real initial_first() const { return 0; }
-    Real initial_second() const { return 0; }
-
-    LearnedTerms<V> step(int64_t position, int n, const Quantizer<V>& quantizer) {
+    template <class Parameters>
+    Terms step(int64_t position, int n, const Parameters& quantizer) {
         const V zero = V::broadcast(0);
-        const V value = V::load(x + position, n);
-        const V incoming = V::load(grad + position, n);
+        const V before = add_bias(read<V>(x + position, n), quantizer);
+        const V value = activate(before, activation);
+        const V incoming = read<V>(grad + position, n);
         const V integer = unclamped(value, quantizer);
         const auto inside = is_inside(integer, bounds);
-        select(inside, incoming, zero).store(grad_x + position, n);
-        return learned_terms(value, incoming, integer, inside, quantizer, bounds, zero);
+        const V passed = mask_gradient(select(inside, incoming, zero), before, activation, zero);
+        grad_x.template write<V>(position, passed, n);
+        return {learned_terms(value, incoming, integer, inside, quantizer, bounds, zero), passed};
     }
 
     // Short runs in float32, their sums in float64.
-    Pair row(int64_t position, int64_t count, int64_t channel) {
+    Sums row(int64_t position, int64_t count, int64_t channel) {
         constexpr int64_t run = 4096;
-        const Quantizer<V> quantizer = table.channel(channel);
-        Pair total{0, 0};
+        const auto quantizer = table.channel(channel);
+        Sums total{};
         for (int64_t start = 0; start < count; start += run) {
-            V scale_sum = V::broadcast(0), zero_point_sum = V::broadcast(0);
+            V scale_sum = V::broadcast(0), zero_point_sum = scale_sum, bias_sum = scale_sum;
             for_lanes<V>(smaller(run, count - start), [&](int64_t i, int n) {
-                const LearnedTerms<V> terms = step(position + start + i, n, quantizer);
-                scale_sum = scale_sum + terms.scale;
-                zero_point_sum = zero_point_sum + terms.zero_point;
+                const Terms terms = step(position + start + i, n, quantizer);
+                scale_sum = scale_sum + terms.quantizer.scale;
+                zero_point_sum = zero_point_sum + terms.quantizer.zero_point;
+                if constexpr (biased) bias_sum = bias_sum + terms.bias;
             });
-            total = Addition::merge(total, {scale_sum.sum(), zero_point_sum.sum()});
+            Sums sums{};
+            sums.first = scale_sum.sum();
+            sums.second = zero_point_sum.sum();
+            if constexpr (biased) sums.third = bias_sum.sum();
+            total = total + sums;
         }
         return total;
     }
 
-    void columns(int64_t position, int64_t count, Real* scale_sums, Real* zero_point_sums) {
-        for_lanes<V>(count, [&](int64_t i, int n) {
-            const LearnedTerms<V> terms = step(position + i, n, table.lanes(i, n));
-            (V::load(scale_sums + i, n) + terms.scale).store(scale_sums + i, n);
-            (V::load(zero_point_sums + i, n) + terms.zero_point).store(zero_point_sums + i, n);
+    void columns(const Band& band, Real* scale_sums, Real* zero_point_sums,
+                 Real* bias_sums = nullptr) {
+        for_lanes<V>(band.width, [&](int64_t i, int n) {
+            const auto quantizer = table.lanes(i, n);
+            V scale_sum = V::load(scale_sums + i, n), bias_sum = V::broadcast(0);
+            V zero_point_sum = V::load(zero_point_sums + i, n);
+            if constexpr (biased) bias_sum = V::load(bias_sums + i, n);
+            for (int64_t row = 0; row < band.rows; ++row) {
+                prefetch(x + band.at(row, i), band.next() * element_size);
+                prefetch(grad + band.at(row, i), band.next() * element_size);
+                const Terms terms = step(band.at(row, i), n, quantizer);
+                scale_sum = scale_sum + terms.quantizer.scale;
+                zero_point_sum = zero_point_sum + terms.quantizer.zero_point;
+                if constexpr (biased) bias_sum = bias_sum + terms.bias;
+            }
+            scale_sum.store(scale_sums + i, n);
+            zero_point_sum.store(zero_point_sums + i, n);
+            if constexpr (biased) bias_sum.store(bias_sums + i, n);
         });
     }
 };
+
+template <class Real>
+void write_gradients(const LearnedTensor& tensor, int64_t channel, const Pair& sums) {
+    static_cast<Real*>(tensor.grad_scale)[channel] =
+        static_cast<Real>(tensor.gradient_scale * sums.first);
+    static_cast<Real*>(tensor.grad_zero_point)[channel] =
+        static_cast<Real>(tensor.gradient_scale * sums.second);
+}
+
+template <class Real>
+void write_gradients(const LearnedTensor& tensor, int64_t channel, const Triple& sums) {
+    write_gradients<Real>(tensor, channel, Pair{sums.first, sums.second});
+    static_cast<Real*>(tensor.grad_bias)[channel] = static_cast<Real>(sums.third);
+}
 
 template <class V, class T>
 void learned_backward(const LearnedTensor& tensor, int threads) {
     using Real = typename V::Real;
     if (tensor.extent.numel() == 0) {
         for (int64_t c = 0; c < tensor.extent.channels; ++c) {
-            static_cast<Real*>(tensor.grad_scale)[c] = 0;
-            static_cast<Real*>(tensor.grad_zero_point)[c] = 0;
+            write_gradients<Real>(tensor, c, Pair{0, 0});
+            if (tensor.bias) static_cast<Real*>(tensor.grad_bias)[c] = 0;
         }
         return;
     }
-    QuantizerTable<V> table(tensor.extent, tensor.scale, tensor.zero_point);
-    table.round_zero_points(tensor.range);
-    const Reduction reduction(tensor.extent);
-    Scratch<Pair> partials(reduction.partials());
-    LearnedBackward<V, T> kernel{static_cast<const T*>(tensor.x),
-                                 static_cast<const T*>(tensor.grad), static_cast<T*>(tensor.grad_x),
-                                 table, broadcast_bounds<V>(tensor.range)};
-    parallel_for(reduction.tasks(), threads, [&](int64_t task) {
-        reduce_task<Addition, Real>(reduction, task, partials.data(), kernel);
+    with_parameters<V>(tensor, [&](auto& table, auto activation) {
+        using Kernel = LearnedBackward<V, T, std::decay_t<decltype(table)>, decltype(activation)>;
+        using Sums = typename Kernel::Sums;
+        const Reduction reduction(tensor.extent);
+        Scratch<Sums> partials(reduction.partials());
+        Kernel kernel{static_cast<const T*>(tensor.x),
+                      static_cast<const T*>(tensor.grad),
+                      Output<T>(tensor.grad_x, tensor.extent.numel()),
+                      table,
+                      broadcast_bounds<V>(tensor.range),
+                      activation};
+        parallel_for(reduction.tasks(), threads, [&](int64_t task) {
+            reduce_task<AdditionOf<Sums>, Real>(reduction, task, partials.data(), kernel);
+        });
+        merge_partials<AdditionOf<Sums>>(
+            partials.data(), reduction.slots(), tensor.extent.channels,
+            [&](int64_t c, const Sums& total) { write_gradients<Real>(tensor, c, total); });
     });
-    merge_partials<Addition>(partials.data(), reduction.slots(), tensor.extent.channels,
-                             [&](int64_t c, Pair total) {
-                                 static_cast<Real*>(tensor.grad_scale)[c] =
-                                     static_cast<Real>(tensor.gradient_scale * total.first);
-                                 static_cast<Real*>(tensor.grad_zero_point)[c] =
-                                     static_cast<Real>(tensor.gradient_scale * total.second);
-                             });
 }
 
 }  // namespace
@@ -139,9 +218,11 @@ void fake_quantize(DataType type, Extent extent, QuantRange range, const void* x
                    const void* zero_point, void* y, uint8_t* mask, int threads) {
     if (extent.numel() == 0) return;
     with_types(type, [&](auto types) {
+        using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
-        QuantizerTable<typename decltype(types)::Vector> table(extent, scale, zero_point);
-        forward(extent, range, table, static_cast<const T*>(x), static_cast<T*>(y), mask, threads);
+        QuantizerTable<V> table(extent, scale, zero_point);
+        forward<V>(extent, range, table, NoActivation(), static_cast<const T*>(x), y, mask,
+                   threads);
     });
 }
 
@@ -150,16 +231,17 @@ void fake_quantize_backward(DataType type, int64_t numel, const void* grad, cons
     with_types(type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
+        const Output<T> result(grad_x, numel);
         parallel_for(ceil_divide(numel, task_elements), threads, [&](int64_t task) {
             const int64_t begin = task * task_elements;
             const T* source = static_cast<const T*>(grad) + begin;
-            T* target = static_cast<T*>(grad_x) + begin;
             const uint8_t* bytes = mask + begin / 8;
             for_lanes<V>(smaller(task_elements, numel - begin), [&](int64_t i, int n) {
                 uint32_t bits = bytes[i / 8];
                 if (V::lanes == 16 && n > 8) bits |= static_cast<uint32_t>(bytes[i / 8 + 1]) << 8;
-                select(V::Mask::from_bits(bits), V::load(source + i, n), V::broadcast(0))
-                    .store(target + i, n);
+                prefetch(source + i);
+                const auto passed = V::load_where(V::Mask::from_bits(bits), source + i, n);
+                result.template write<V>(begin + i, passed, n);
             });
         });
     });
@@ -168,14 +250,14 @@ void fake_quantize_backward(DataType type, int64_t numel, const void* grad, cons
 void fake_quantize_learned(DataType type, const LearnedTensor* tensors, int64_t count,
                            int threads) {
     with_types(type, [&](auto types) {
+        using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
         parallel_for_tensors(tensors, count, threads, [&](const LearnedTensor& tensor, int team) {
             if (tensor.extent.numel() == 0) return;
-            QuantizerTable<typename decltype(types)::Vector> table(tensor.extent, tensor.scale,
-                                                                   tensor.zero_point);
-            table.round_zero_points(tensor.range);
-            forward(tensor.extent, tensor.range, table, static_cast<const T*>(tensor.x),
-                    static_cast<T*>(tensor.y), nullptr, team);
+            with_parameters<V>(tensor, [&](auto& table, auto activation) {
+                forward<V>(tensor.extent, tensor.range, table, activation,
+                           static_cast<const T*>(tensor.x), tensor.y, nullptr, team);
+            });
         });
     });
 }

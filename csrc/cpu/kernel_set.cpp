@@ -6,10 +6,16 @@
 namespace zscgan::cpu::ZSCGAN_ISA {
 
 const KernelSet kernel_set = {
-    ZSCGAN_NAME(ZSCGAN_ISA),         &fake_quantize,
-    &fake_quantize_backward,         &fake_quantize_learned,
-    &fake_quantize_learned_backward, &observe,
-    &batch_norm_statistics,          &batch_norm_statistics_backward,
+    ZSCGAN_NAME(ZSCGAN_ISA),
+    &fake_quantize,
+    &fake_quantize_backward,
+    &fake_quantize_learned,
+    &fake_quantize_learned_backward,
+    &observe,
+    &batch_norm_statistics,
+    &batch_norm_statistics_backward,
+    &batch_norm_eval,
+    &batch_norm_eval_backward,
 };
 
 }  // namespace zscgan::cpu::ZSCGAN_ISA

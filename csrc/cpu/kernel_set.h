@@ -14,6 +14,8 @@ struct KernelSet {
     decltype(&cpu::observe) observe;
     decltype(&cpu::batch_norm_statistics) batch_norm_statistics;
     decltype(&cpu::batch_norm_statistics_backward) batch_norm_statistics_backward;
+    decltype(&cpu::batch_norm_eval) batch_norm_eval;
+    decltype(&cpu::batch_norm_eval_backward) batch_norm_eval_backward;
 };
 
 #ifdef ZSCGAN_ISA
@@ -35,6 +37,8 @@ void batch_norm_statistics(DataType, Extent, const void* x, const void* shift, v
 void batch_norm_statistics_backward(DataType, Extent, const void* x, const void* mean,
                                     const void* grad_mean, const void* grad_variance, void* grad_x,
                                     int threads);
+void batch_norm_eval(DataType, const FrozenBatchNorm&, int threads);
+void batch_norm_eval_backward(DataType, const FrozenBatchNormGradient&, int threads);
 
 }  // namespace ZSCGAN_ISA
 #endif

@@ -3,6 +3,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace zscgan::cpu::ZSCGAN_ISA {
 
 // Elements of one task. Below it a call stays on its own thread: waking others costs more.
@@ -10,16 +14,27 @@ constexpr int64_t task_elements = 32768;
 
 constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Stores past the caches (`Output`) are ordered before whatever follows a task.
+inline void finish_stores() {
+#if defined(__AVX2__) || defined(__AVX512F__)
+    _mm_sfence();
+#endif
+}
+
 // Calls task(index) for every index; neighbours run on the same thread.
 template <class Task>
 void parallel_for(int64_t tasks, int threads, Task task) {
+    const auto run = [&](int64_t index) {
+        task(index);
+        finish_stores();
+    };
     if (tasks <= 1 || threads <= 1) {
-        for (int64_t index = 0; index < tasks; ++index) task(index);
+        for (int64_t index = 0; index < tasks; ++index) run(index);
         return;
     }
     const int team = static_cast<int>(tasks < threads ? tasks : threads);
 #pragma omp parallel for schedule(static) num_threads(team)
-    for (int64_t index = 0; index < tasks; ++index) task(index);
+    for (int64_t index = 0; index < tasks; ++index) run(index);
 }
 
 // Calls body(tensor, threads) for each of many tensors: large ones one after the other on all

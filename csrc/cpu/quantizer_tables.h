@@ -11,15 +11,17 @@ class QuantizerTable {
 public:
     using Real = typename V::Real;
 
-    QuantizerTable(const Extent& extent, const void* scale, const void* zero_point)
+    // stride: from the scale and zero point of a channel to the next ones, 0 where all share one.
+    QuantizerTable(const Extent& extent, const void* scale, const void* zero_point,
+                   int64_t stride = 1)
         : period_(extent.inner == 1 ? channel_period(extent.channels) : extent.channels),
           values_(3 * padded()) {
         const Real* scales = static_cast<const Real*>(scale);
         const Real* zero_points = static_cast<const Real*>(zero_point);
         for (int64_t i = 0, c = 0; i < period_; ++i, c = c + 1 == extent.channels ? 0 : c + 1) {
-            values_[i] = scales[c];
-            values_[padded() + i] = Real(1) / scales[c];
-            values_[2 * padded() + i] = zero_points[c];
+            values_[i] = scales[c * stride];
+            values_[padded() + i] = Real(1) / scales[c * stride];
+            values_[2 * padded() + i] = zero_points[c * stride];
         }
     }
 
@@ -53,6 +55,38 @@ private:
     Scratch<Real> values_;
 };
 
+// The same with a bias for each channel.
+template <class V>
+class BiasedQuantizerTable : public QuantizerTable<V> {
+public:
+    using Real = typename V::Real;
+
+    BiasedQuantizerTable(const Extent& extent, const void* scale, const void* zero_point,
+                         int64_t stride, const void* bias)
+        : QuantizerTable<V>(extent, scale, zero_point, stride), biases_(this->period()) {
+        for (int64_t i = 0; i < this->period(); ++i) {
+            biases_[i] = static_cast<const Real*>(bias)[i % extent.channels];
+        }
+    }
+
+    BiasedQuantizer<V> channel(int64_t c) {
+        return {QuantizerTable<V>::channel(c), V::broadcast(biases_[c])};
+    }
+
+    BiasedQuantizer<V> lanes(int64_t i, int n) {
+        return {QuantizerTable<V>::lanes(i, n), V::load(biases_.data() + i, n)};
+    }
+
+private:
+    Scratch<Real> biases_;
+};
+
+template <class V>
+ActivationBounds<V> broadcast_bounds(Activation activation) {
+    const auto bounds = activation_bounds<typename V::Real>(activation);
+    return {V::broadcast(bounds.low), V::broadcast(bounds.high)};
+}
+
 template <class V>
 Bounds<V> broadcast_bounds(const QuantRange& range) {
     using Real = typename V::Real;
@@ -62,12 +96,12 @@ Bounds<V> broadcast_bounds(const QuantRange& range) {
 
 // Calls segment(position, n, parameters) over [begin, end); parameters(i, n) gives the Quantizer of
 // n lanes from place i of the segment.
-template <class V, class Segment>
-void for_quantized_segments(const Extent& extent, QuantizerTable<V>& table, int64_t begin,
-                            int64_t end, Segment segment) {
+template <class Table, class Segment>
+void for_quantized_segments(const Extent& extent, Table& table, int64_t begin, int64_t end,
+                            Segment segment) {
     if (extent.inner != 1) {
         for_rows(extent, begin, end, [&](int64_t position, int64_t n, int64_t c) {
-            const Quantizer<V> quantizer = table.channel(c);
+            const auto quantizer = table.channel(c);
             segment(position, n, [&](int64_t, int) { return quantizer; });
         });
         return;

@@ -3,6 +3,7 @@
 
 #include "data_types.h"
 #include "kernel_set.h"
+#include "memory.h"
 #include "rows.h"
 
 namespace zscgan::cpu::ZSCGAN_ISA {
@@ -30,34 +31,63 @@ struct Observation {
     using Real = typename V::Real;
     const T* x;
 
-    Real initial_first() const { return static_cast<Real>(HUGE_VAL); }
-    Real initial_second() const { return static_cast<Real>(-HUGE_VAL); }
-
+    // Several running extremes, so that one vector need not wait for the one before it.
     Pair row(int64_t position, int64_t count, int64_t) const {
-        Real low[V::lanes], high[V::lanes];
-        V lowest = V::broadcast(initial_first()), highest = V::broadcast(initial_second());
-        const int64_t whole = count - count % V::lanes;
-        for (int64_t i = 0; i < whole; i += V::lanes) {
-            const V value = V::load(x + position + i, V::lanes);
-            lowest = sticky_minimum(lowest, value);
-            highest = sticky_maximum(highest, value);
+        if (count < V::lanes) return short_row(position, count);
+        constexpr int64_t chains = 4;
+        V lows[chains], highs[chains];
+        for (V& low : lows) low = V::broadcast(static_cast<Real>(HUGE_VAL));
+        for (V& high : highs) high = V::broadcast(static_cast<Real>(-HUGE_VAL));
+        const auto visit = [&](int64_t i, int64_t chain) {
+            const V value = read<V>(x + position + i, V::lanes);
+            lows[chain] = sticky_minimum(lows[chain], value);
+            highs[chain] = sticky_maximum(highs[chain], value);
+        };
+        int64_t i = 0;
+        for (; i + chains * V::lanes <= count; i += chains * V::lanes) {
+            for (int64_t chain = 0; chain < chains; ++chain) visit(i + chain * V::lanes, chain);
         }
-        lowest.store(low, V::lanes);
-        highest.store(high, V::lanes);
+        for (; i + V::lanes <= count; i += V::lanes) visit(i, 0);
+        visit(count - V::lanes, 1);  // the rest, and some elements once more
+        for (int64_t chain = 1; chain < chains; ++chain) {
+            lows[0] = sticky_minimum(lows[0], lows[chain]);
+            highs[0] = sticky_maximum(highs[0], highs[chain]);
+        }
+        return merge_lanes(lows[0], highs[0]);
+    }
+
+    Pair short_row(int64_t position, int64_t count) const {
         Pair total = Extremes::identity();
-        for (int i = 0; i < V::lanes; ++i) total = Extremes::merge(total, {low[i], high[i]});
-        for (int64_t i = whole; i < count; ++i) {
+        for (int64_t i = 0; i < count; ++i) {
             const double value = widen(x[position + i]);
             total = Extremes::merge(total, {value, value});
         }
         return total;
     }
 
-    void columns(int64_t position, int64_t count, Real* lows, Real* highs) const {
-        for_lanes<V>(count, [&](int64_t i, int n) {
-            const V value = V::load(x + position + i, n);
-            sticky_minimum(V::load(lows + i, n), value).store(lows + i, n);
-            sticky_maximum(V::load(highs + i, n), value).store(highs + i, n);
+    static Pair merge_lanes(V lowest, V highest) {
+        Real low[V::lanes], high[V::lanes];
+        lowest.store(low, V::lanes);
+        highest.store(high, V::lanes);
+        for (int width = V::lanes / 2; width > 0; width /= 2) {
+            for (int i = 0; i < width; ++i) {
+                low[i] = sticky_minimum(low[i], low[i + width]);
+                high[i] = sticky_maximum(high[i], high[i + width]);
+            }
+        }
+        return {low[0], high[0]};
+    }
+
+    void columns(const Band& band, Real* lows, Real* highs) const {
+        for_lanes<V>(band.width, [&](int64_t i, int n) {
+            V low = V::load(lows + i, n), high = V::load(highs + i, n);
+            for (int64_t row = 0; row < band.rows; ++row) {
+                const V value = read<V>(x, band, row, i, n);
+                low = sticky_minimum(low, value);
+                high = sticky_maximum(high, value);
+            }
+            low.store(lows + i, n);
+            high.store(highs + i, n);
         });
     }
 };

@@ -5,7 +5,9 @@
 // sizes alone and merged in a fixed order, so their bits do not depend on the number of threads.
 #pragma once
 
+#include <algorithm>
 #include <memory>
+#include <utility>
 
 #include "parallel.h"
 #include "simd.h"
@@ -21,8 +23,16 @@ struct Scratch {
     std::unique_ptr<T[]> values;
 };
 
-// The shortest run of whole rows of channels that fills vectors, for inner == 1.
-inline int64_t channel_period(int64_t channels) { return channels * ceil_divide(256, channels); }
+// A run of whole rows of channels for inner == 1: enough elements to fill vectors, and whole ones
+// unless the rows are long.
+inline int64_t channel_period(int64_t channels) {
+    constexpr int64_t fewest = 256, whole = 16, long_row = 4096;
+    int64_t rows = ceil_divide(fewest, channels);
+    if (channels < long_row) {
+        while (rows * channels % whole != 0) ++rows;
+    }
+    return rows * channels;
+}
 
 // Calls body(position, n) for runs of at most V::lanes elements that cover [0, count).
 template <class V, class Body>
@@ -55,14 +65,34 @@ inline int64_t elementwise_chunk(const Extent& extent) {
 
 // Two sums (or a minimum and a maximum) of one channel.
 struct Pair {
+    static constexpr int size = 2;
     double first;
     double second;
+
+    double operator[](int i) const { return i == 0 ? first : second; }
+    friend Pair operator+(const Pair& a, const Pair& b) {
+        return {a.first + b.first, a.second + b.second};
+    }
 };
 
-struct Addition {
-    static Pair identity() { return {0, 0}; }
-    static Pair merge(Pair a, Pair b) { return {a.first + b.first, a.second + b.second}; }
+struct Triple {
+    static constexpr int size = 3;
+    double first;
+    double second;
+    double third;
+
+    double operator[](int i) const { return i == 0 ? first : i == 1 ? second : third; }
+    friend Triple operator+(const Triple& a, const Triple& b) {
+        return {a.first + b.first, a.second + b.second, a.third + b.third};
+    }
 };
+
+template <class Values>
+struct AdditionOf {
+    static Values identity() { return {}; }
+    static Values merge(const Values& a, const Values& b) { return a + b; }
+};
+using Addition = AdditionOf<Pair>;
 
 // How a reduction is cut. Each task covers some outer indices x some channels x a piece of a row.
 struct RowPlan {
@@ -88,8 +118,9 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // A task of a reduction with inner > 1: fills partials[slot][channel] with what
 // row(position, n, channel) gives, in memory order.
-template <class Merge, class Row>
-void reduce_rows_task(const Extent& e, const RowPlan& plan, int64_t task, Pair* partials, Row row) {
+template <class Merge, class Values, class Row>
+void reduce_rows_task(const Extent& e, const RowPlan& plan, int64_t task, Values* partials,
+                      Row row) {
     const int64_t slot = task / plan.channel_tasks;
     const int64_t first_channel = task % plan.channel_tasks * plan.channel_group;
     const int64_t last_channel = smaller(e.channels, first_channel + plan.channel_group);
@@ -97,7 +128,7 @@ void reduce_rows_task(const Extent& e, const RowPlan& plan, int64_t task, Pair* 
     const int64_t length = smaller(plan.piece, e.inner - offset);
     const int64_t first_outer = slot / plan.piece_tasks * plan.outer_group;
     const int64_t last_outer = smaller(e.outer, first_outer + plan.outer_group);
-    Pair* totals = partials + slot * e.channels;
+    Values* totals = partials + slot * e.channels;
     for (int64_t c = first_channel; c < last_channel; ++c) totals[c] = Merge::identity();
     for (int64_t o = first_outer; o < last_outer; ++o) {
         for (int64_t c = first_channel; c < last_channel; ++c) {
@@ -123,9 +154,9 @@ struct ColumnPlan {
 
 // Merges partials[slot][channel] in the order of slots and hands finish(channel, total) the
 // results.
-template <class Merge, class Finish>
-void merge_partials(const Pair* partials, int64_t slots, int64_t channels, Finish finish) {
-    Scratch<Pair> totals(channels);
+template <class Merge, class Values, class Finish>
+void merge_partials(const Values* partials, int64_t slots, int64_t channels, Finish finish) {
+    Scratch<Values> totals(channels);
     for (int64_t c = 0; c < channels; ++c) totals[c] = Merge::identity();
     for (int64_t slot = 0; slot < slots; ++slot) {
         for (int64_t c = 0; c < channels; ++c) {
@@ -149,36 +180,62 @@ struct Reduction {
     int64_t periods() const { return by_rows ? 0 : columns.period; }
 };
 
-// Runs one task. `kernel` offers
-//   Pair row(position, n, channel)                    n elements of one channel
-//   void columns(position, n, Real* first, Real* second)   adds n elements to rows of accumulators
-//   Real initial_first(), initial_second()
-template <class Merge, class Real, class Kernel>
-void reduce_task(const Reduction& r, int64_t task, Pair* partials, Kernel& kernel) {
+// Runs of neighbouring elements, one period below the other. A kernel takes several at a time, so
+// that its accumulators stay in registers from one to the next.
+struct Band {
+    int64_t position;  // of the first element
+    int64_t width;     // elements of a run
+    int64_t rows;      // runs
+    int64_t period;    // from a run to the next
+
+    int64_t at(int64_t row, int64_t i) const { return position + row * period + i; }
+    int64_t next() const { return rows * period; }
+};
+
+// Calls body(band) for the bands that cover [begin, end).
+template <class Body>
+void for_bands(int64_t begin, int64_t end, int64_t period, Body body) {
+    constexpr int64_t most_rows = 8;
+    while (begin < end) {
+        const int64_t rows = smaller(most_rows, (end - begin) / period);
+        if (rows == 0) return body(Band{begin, end - begin, 1, period});
+        body(Band{begin, period, rows, period});
+        begin += rows * period;
+    }
+}
+
+// A task of a reduction with inner == 1: fills partials[task][channel].
+template <class Merge, class Real, class Values, class Kernel, size_t... index>
+void reduce_columns_task(const Extent& e, const ColumnPlan& plan, int64_t task, Values* partials,
+                         Kernel& kernel, std::index_sequence<index...>) {
+    const int64_t period = plan.period;
+    Scratch<Real> running(Values::size * period);
+    Real* const rows[] = {running.data() + index * period...};
+    (std::fill_n(rows[index], period, static_cast<Real>(Merge::identity()[index])), ...);
+    const int64_t begin = task * plan.chunk;
+    const int64_t end = smaller(plan.numel, begin + plan.chunk);
+    for_bands(begin, end, period, [&](const Band& band) { kernel.columns(band, rows[index]...); });
+    Values* totals = partials + task * e.channels;
+    for (int64_t c = 0; c < e.channels; ++c) totals[c] = Merge::identity();
+    for (int64_t i = 0; i < period; i += e.channels) {
+        for (int64_t c = 0; c < e.channels; ++c) {
+            totals[c] = Merge::merge(totals[c], Values{rows[index][i + c]...});
+        }
+    }
+}
+
+// Runs one task. With Values a Pair (or a Triple) `kernel` offers
+//   Values row(position, n, channel)                       n elements of one channel
+//   void columns(Band, Real* first, Real* second)          adds a band to rows of accumulators
+template <class Merge, class Real, class Values, class Kernel>
+void reduce_task(const Reduction& r, int64_t task, Values* partials, Kernel& kernel) {
     if (r.by_rows) {
         reduce_rows_task<Merge>(
             r.extent, r.rows, task, partials,
             [&](int64_t p, int64_t n, int64_t c) { return kernel.row(p, n, c); });
-        return;
-    }
-    const int64_t period = r.columns.period;
-    Scratch<Real> first(period), second(period);
-    for (int64_t i = 0; i < period; ++i) {
-        first[i] = kernel.initial_first();
-        second[i] = kernel.initial_second();
-    }
-    const int64_t begin = task * r.columns.chunk;
-    const int64_t end = smaller(r.columns.numel, begin + r.columns.chunk);
-    for (int64_t position = begin; position < end; position += period) {
-        kernel.columns(position, smaller(period, end - position), first.data(), second.data());
-    }
-    const int64_t channels = r.extent.channels;
-    Pair* totals = partials + task * channels;
-    for (int64_t c = 0; c < channels; ++c) totals[c] = Merge::identity();
-    for (int64_t i = 0; i < period; i += channels) {
-        for (int64_t c = 0; c < channels; ++c) {
-            totals[c] = Merge::merge(totals[c], Pair{first[i + c], second[i + c]});
-        }
+    } else {
+        reduce_columns_task<Merge, Real>(r.extent, r.columns, task, partials, kernel,
+                                         std::make_index_sequence<Values::size>());
     }
 }
 

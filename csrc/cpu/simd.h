@@ -2,7 +2,8 @@
 // is compiled once per instruction set, with ZSCGAN_ISA naming the namespace.
 //
 // A vector type has `lanes`, `Real`, load and store of n <= lanes elements of any data type,
-// arithmetic, comparisons that give a `Mask`, and the functions of quant_math.h.
+// a store past the caches, arithmetic, comparisons that give a `Mask`, and the functions of
+// quant_math.h.
 #pragma once
 
 #include <cstdint>
@@ -77,6 +78,17 @@ inline void narrow(float x, Float16& result) {
     }
 }
 
+// Elements as they are in memory.
+template <class T, int Lanes>
+struct ArrayCopy {
+    T values[Lanes];
+
+    void store(T* target, int n) const {
+        std::memcpy(target, values, static_cast<size_t>(n) * sizeof(T));
+    }
+    void stream(T* target) const { store(target, Lanes); }
+};
+
 // The portable vector: an array that the compiler unrolls.
 template <class Scalar, int Lanes>
 struct ArrayVector {
@@ -100,9 +112,22 @@ struct ArrayVector {
         return generate(
             [&](int i) { return i < n ? static_cast<Real>(widen(source[i])) : Real(0); });
     }
+    // Elements where the mask is set, bit by bit, and zeros elsewhere.
+    template <class T>
+    static ArrayCopy<T, Lanes> load_where(Mask mask, const T* source, int n) {
+        ArrayCopy<T, Lanes> result{};
+        for (int i = 0; i < n; ++i) {
+            if ((mask.value >> i) & 1) result.values[i] = source[i];
+        }
+        return result;
+    }
     template <class T>
     void store(T* target, int n) const {
         for (int i = 0; i < n; ++i) narrow(values[i], target[i]);
+    }
+    template <class T>
+    void stream(T* target) const {
+        store(target, lanes);
     }
     double sum() const {
         double total = 0;

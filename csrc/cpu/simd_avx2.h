@@ -1,6 +1,26 @@
 // Eight floats in a 256-bit register. Included by simd.h inside its namespace.
 #pragma once
 
+// Eight values of a half type, as they are in memory.
+struct Avx2Halves {
+    __m128i bits;
+
+    template <class Half>
+    void store(Half* target, int n) const {
+        if (n == 8) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(target), bits);
+            return;
+        }
+        Half copy[8];
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(copy), bits);
+        std::memcpy(target, copy, static_cast<size_t>(n) * sizeof(Half));
+    }
+    template <class Half>
+    void stream(Half* target) const {
+        _mm_stream_si128(reinterpret_cast<__m128i*>(target), bits);
+    }
+};
+
 struct Avx2Vector {
     using Real = float;
     static constexpr int lanes = 8;
@@ -35,6 +55,17 @@ struct Avx2Vector {
     static Avx2Vector load(const Float16* source, int n) {
         return {_mm256_cvtph_ps(load_half(source, n))};
     }
+    // Elements where the mask is set, bit by bit, and zeros elsewhere.
+    static Avx2Vector load_where(Mask mask, const float* source, int n) {
+        return {_mm256_and_ps(load(source, n).value, mask.value)};
+    }
+    template <class Half>
+    static Avx2Halves load_where(Mask mask, const Half* source, int n) {
+        const __m256i wide = _mm256_castps_si256(mask.value);
+        const __m128i narrow =
+            _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+        return {_mm_and_si128(load_half(source, n), narrow)};
+    }
     void store(float* target, int n) const {
         if (n == lanes) {
             _mm256_storeu_ps(target, value);
@@ -42,19 +73,15 @@ struct Avx2Vector {
             _mm256_maskstore_ps(target, first(n), value);
         }
     }
-    void store(BFloat16* target, int n) const {
-        const __m256i bits = _mm256_castps_si256(value);
-        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-        const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-        const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
-        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-        const __m256i result = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
-        const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(result, result), 0x08);
-        store_half(_mm256_castsi256_si128(packed), target, n);
+    template <class Half>
+    void store(Half* target, int n) const {
+        Avx2Halves{narrowed(Half{})}.store(target, n);
     }
-    void store(Float16* target, int n) const {
-        store_half(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), target,
-                   n);
+    // Past the caches, to an address that is a multiple of the bytes written.
+    void stream(float* target) const { _mm256_stream_ps(target, value); }
+    template <class Half>
+    void stream(Half* target) const {
+        Avx2Halves{narrowed(Half{})}.stream(target);
     }
     double sum() const {
         const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(value));
@@ -94,21 +121,24 @@ struct Avx2Vector {
     }
 
 private:
+    __m128i narrowed(BFloat16) const {
+        const __m256i bits = _mm256_castps_si256(value);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+        const __m256i result = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+        return _mm256_castsi256_si128(
+            _mm256_permute4x64_epi64(_mm256_packus_epi32(result, result), 0x08));
+    }
+    __m128i narrowed(Float16) const {
+        return _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
     template <class Half>
     static __m128i load_half(const Half* source, int n) {
         if (n == lanes) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
         Half copy[lanes] = {};
         std::memcpy(copy, source, static_cast<size_t>(n) * sizeof(Half));
         return _mm_loadu_si128(reinterpret_cast<const __m128i*>(copy));
-    }
-    template <class Half>
-    static void store_half(__m128i half, Half* target, int n) {
-        if (n == lanes) {
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(target), half);
-            return;
-        }
-        Half copy[lanes];
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(copy), half);
-        std::memcpy(target, copy, static_cast<size_t>(n) * sizeof(Half));
     }
 };

@@ -1,6 +1,24 @@
 // Sixteen floats in a 512-bit register. Included by simd.h inside its namespace.
 #pragma once
 
+// Sixteen values of a half type, as they are in memory.
+struct Avx512Halves {
+    __m256i bits;
+
+    template <class Half>
+    void store(Half* target, int n) const {
+        if (n == 16) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), bits);
+        } else {
+            _mm256_mask_storeu_epi16(target, static_cast<__mmask16>((1u << n) - 1), bits);
+        }
+    }
+    template <class Half>
+    void stream(Half* target) const {
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(target), bits);
+    }
+};
+
 struct Avx512Vector {
     using Real = float;
     static constexpr int lanes = 16;
@@ -30,6 +48,14 @@ struct Avx512Vector {
     static Avx512Vector load(const Float16* source, int n) {
         return {_mm512_cvtph_ps(load_half(source, n))};
     }
+    // Elements where the mask is set, bit by bit, and zeros elsewhere.
+    static Avx512Vector load_where(Mask mask, const float* source, int n) {
+        return {_mm512_maskz_loadu_ps(mask.value & first(n), source)};
+    }
+    template <class Half>
+    static Avx512Halves load_where(Mask mask, const Half* source, int n) {
+        return {_mm256_maskz_loadu_epi16(mask.value & first(n), source)};
+    }
     void store(float* target, int n) const {
         if (n == lanes) {
             _mm512_storeu_ps(target, value);
@@ -37,18 +63,15 @@ struct Avx512Vector {
             _mm512_mask_storeu_ps(target, first(n), value);
         }
     }
-    void store(BFloat16* target, int n) const {
-        const __m512i bits = _mm512_castps_si512(value);
-        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-        const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
-        const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-        const __m512i result = _mm512_mask_set1_epi32(rounded, nan, 0x7fc0);
-        store_half(_mm512_cvtepi32_epi16(result), target, n);
+    template <class Half>
+    void store(Half* target, int n) const {
+        Avx512Halves{narrowed(Half{})}.store(target, n);
     }
-    void store(Float16* target, int n) const {
-        store_half(_mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), target,
-                   n);
+    // Past the caches, to an address that is a multiple of the bytes written.
+    void stream(float* target) const { _mm512_stream_ps(target, value); }
+    template <class Half>
+    void stream(Half* target) const {
+        Avx512Halves{narrowed(Half{})}.stream(target);
     }
     double sum() const {
         const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(value));
@@ -91,12 +114,15 @@ private:
         if (n == lanes) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
         return _mm256_maskz_loadu_epi16(first(n), source);
     }
-    template <class Half>
-    static void store_half(__m256i half, Half* target, int n) {
-        if (n == lanes) {
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), half);
-        } else {
-            _mm256_mask_storeu_epi16(target, first(n), half);
-        }
+    __m256i narrowed(BFloat16) const {
+        const __m512i bits = _mm512_castps_si512(value);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+        const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+        const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+        return _mm512_cvtepi32_epi16(_mm512_mask_set1_epi32(rounded, nan, 0x7fc0));
+    }
+    __m256i narrowed(Float16) const {
+        return _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
 };

@@ -2,36 +2,25 @@
 #include "../quant_math.h"
 #include "map_launcher.cuh"
 #include "reduction_launcher.cuh"
+#include "statistics.cuh"
 
 namespace zscgan::cuda {
 namespace {
 
-// The sums of (x - shift) and of its square.
 template <class T>
-struct Statistics : SumReduction {
+struct Statistics : StatisticsReduction {
     using Element = T;
     using Parameters = float;
-    static constexpr bool has_gradient = false;
+    static constexpr bool reads_second = false;
+    static constexpr bool writes_target = false;
     const T* source;
-    const float* shift;
-    float* mean;
-    float* variance;
-    double elements_per_channel;
 
     bool is_wide() const { return cuda::is_wide({source}); }
 
     __device__ __forceinline__ float parameters(int64_t channel) const { return shift[channel]; }
     __device__ __forceinline__ float visit(float x, float, float shift, Accumulator& sums) const {
-        const float offset = x - shift;
-        sums.first += offset;
-        sums.second = fmaf(offset, offset, sums.second);
+        add(x, shift, sums);
         return x;
-    }
-    __device__ __forceinline__ void finish(int64_t channel, const Pair& sums) const {
-        const double offset = sums.first / elements_per_channel;
-        const double square = sums.second / elements_per_channel;
-        mean[channel] = static_cast<float>(shift[channel] + offset);
-        variance[channel] = static_cast<float>(maximum(0.0, square - offset * offset));
     }
 };
 
@@ -39,23 +28,16 @@ struct Statistics : SumReduction {
 template <class T>
 struct StatisticsBackward {
     using Element = T;
-    struct Parameters {
-        float a;
-        float b;
-    };
+    using Parameters = StatisticsGradient::Coefficients;
     const T* source;
     T* target;
-    const float* mean;
-    const float* grad_mean;
-    const float* grad_variance;
-    float elements_per_channel;
+    StatisticsGradient gradient;
 
     __device__ __forceinline__ Parameters parameters(int64_t channel) const {
-        const float b = 2.0f * grad_variance[channel] / elements_per_channel;
-        return {grad_mean[channel] / elements_per_channel - b * mean[channel], b};
+        return gradient.coefficients(channel);
     }
     __device__ __forceinline__ float apply(float x, const Parameters& coefficients, bool&) const {
-        return fmaf(coefficients.b, x, coefficients.a);
+        return coefficients.at(x);
     }
     __device__ __forceinline__ void store_flags(int64_t, unsigned) const {}
 };
@@ -132,22 +114,14 @@ __global__ __launch_bounds__(block_threads) void reduce_distance(
     *task.result = static_cast<float>((task.is_first ? 0.0 : *task.result) + sum / layers);
 }
 
-double elements_per_channel(const Extent& extent) {
-    return static_cast<double>(extent.outer * extent.inner);
-}
-
 }  // namespace
 
 const char* batch_norm_statistics(DataType type, Extent extent, const void* x, const void* shift,
                                   void* mean, void* variance, Launch target) {
     return dispatch(type, [&](auto element) -> const char* {
         using T = decltype(element);
-        const Statistics<T> operation{{},
-                                      static_cast<const T*>(x),
-                                      static_cast<const float*>(shift),
-                                      static_cast<float*>(mean),
-                                      static_cast<float*>(variance),
-                                      elements_per_channel(extent)};
+        const Statistics<T> operation{statistics_reduction(extent, shift, mean, variance),
+                                      static_cast<const T*>(x)};
         ReductionLauncher<Statistics<T>, 1, 1> launcher(target);
         const char* error = launcher.add(operation, extent);
         return error ? error : launcher.flush();
@@ -159,12 +133,9 @@ const char* batch_norm_statistics_backward(DataType type, Extent extent, const v
                                            const void* grad_variance, void* grad_x, Launch target) {
     return dispatch(type, [&](auto element) -> const char* {
         using T = decltype(element);
-        const StatisticsBackward<T> operation{static_cast<const T*>(x),
-                                              static_cast<T*>(grad_x),
-                                              static_cast<const float*>(mean),
-                                              static_cast<const float*>(grad_mean),
-                                              static_cast<const float*>(grad_variance),
-                                              static_cast<float>(elements_per_channel(extent))};
+        const StatisticsBackward<T> operation{
+            static_cast<const T*>(x), static_cast<T*>(grad_x),
+            statistics_gradient(extent, mean, grad_mean, grad_variance)};
         MapLauncher<StatisticsBackward<T>, 1, 1> launcher(target.stream);
         const char* error = launcher.add(operation, extent, false);
         return error ? error : launcher.flush();
@@ -173,10 +144,11 @@ const char* batch_norm_statistics_backward(DataType type, Extent extent, const v
 
 const char* batch_norm_distance(Distance distance, const DistanceLayer* layers, int64_t count,
                                 float* result, Launch target) {
-    WorkspaceCutter workspace(target.workspace);
+    WorkspaceCutter workspace(target);
     DistanceTask task = {};
     task.parts = reinterpret_cast<double*>(workspace.take_partials(most_layers));
     task.counter = workspace.take_counters(1);
+    if (const char* error = workspace.zero_counters()) return error;
     task.result = result;
     task.layer_count = count;
     task.distance = distance;
@@ -191,7 +163,7 @@ const char* batch_norm_distance(Distance distance, const DistanceLayer* layers, 
 }
 
 int64_t distance_workspace() {
-    return workspace_zeroed_bytes + most_layers * static_cast<int64_t>(sizeof(Pair));
+    return workspace_bytes(most_layers * static_cast<int64_t>(sizeof(Pair)));
 }
 
 }  // namespace zscgan::cuda

@@ -35,9 +35,16 @@ __device__ __forceinline__ void read_parameters(
     }
 }
 
+// Of the registers, the parameters of eight channels and the octets of all sources need most.
+template <class Operation>
+constexpr int resident_column_blocks = source_count<Operation> > 1                   ? 2
+                                       : sizeof(typename Operation::Parameters) > 12 ? 3
+                                                                                     : 4;
+
 template <class Operation, int capacity>
-__global__ __launch_bounds__(block_threads, 4) void map_columns(
+__global__ __launch_bounds__(block_threads, resident_column_blocks<Operation>) void map_columns(
     const __grid_constant__ Table<ColumnMapTask<Operation>, capacity> table) {
+    constexpr int batch = map_batch<Operation>;
     const int index = table.index_of_block(blockIdx.x);
     const Operation& operation = table.tasks[index].operation;
     const ColumnMap& map = table.tasks[index].map;
@@ -47,24 +54,18 @@ __global__ __launch_bounds__(block_threads, 4) void map_columns(
     typename Operation::Parameters parameters[octet_size];
     read_parameters(operation, map, begin, parameters);
 #pragma unroll 1
-    for (int64_t octet = begin; octet < map.octets.count; octet += map_batch * map.stride) {
-        Octet<typename Operation::Element> source[map_batch];
+    for (int64_t octet = begin; octet < map.octets.count; octet += batch * map.stride) {
+        LoadedOctets<Operation> loaded[batch];
 #pragma unroll
-        for (int i = 0; i < map_batch; ++i) {
-            source[i] = load_source(operation, map.octets, octet + i * map.stride);
+        for (int i = 0; i < batch; ++i) {
+            loaded[i].load(operation, map.octets, octet + i * map.stride);
         }
 #pragma unroll
-        for (int i = 0; i < map_batch; ++i) {
-            float values[octet_size];
-            unpack(source[i], values);
-            unsigned flags = 0;
+        for (int i = 0; i < batch; ++i) {
+            MappedOctets<Operation> mapped(loaded[i]);
 #pragma unroll
-            for (int j = 0; j < octet_size; ++j) {
-                bool flag = false;
-                values[j] = operation.apply(values[j], parameters[j], flag);
-                flags |= static_cast<unsigned>(flag) << j;
-            }
-            store_target(operation, map.octets, octet + i * map.stride, values, flags);
+            for (int j = 0; j < octet_size; ++j) mapped.apply(operation, parameters[j], j);
+            mapped.store(operation, map.octets, octet + i * map.stride);
         }
     }
 }

@@ -22,7 +22,7 @@ struct ColumnPartition {
     int64_t rows;            // joined rows
     int64_t rows_per_block;
     unsigned* counters;  // [tiles], or [1] where columns are folded
-    Pair* partials;      // [splits, columns]
+    void* partials;      // sums [splits, columns]
     int tiles;
     int splits;
     int folds;  // rows in a joined row
@@ -42,7 +42,8 @@ struct ColumnReductionTask {
 
 // Depends on sizes alone, so that the same values give the same bits wherever they lie.
 inline ColumnPartition plan_column_reduction(const Extent& extent) {
-    constexpr int64_t most_splits = 512;
+    // Blocks for two on each multiprocessor: what they leave is merged by one.
+    constexpr int64_t most_splits = 256;
     ColumnPartition partition = {};
     partition.numel = extent.numel();
     partition.channels = extent.channels;
@@ -63,7 +64,7 @@ inline ColumnPartition plan_column_reduction(const Extent& extent) {
 template <class Operation>
 struct Columns {
     typename Operation::Parameters parameters[octet_size];
-    Accumulator sums[octet_size];
+    AccumulatorOf<Operation> sums[octet_size];
 
     __device__ __forceinline__ Columns(const Operation& operation, int64_t channels,
                                        int64_t octet) {
@@ -78,24 +79,24 @@ struct Columns {
 
     __device__ __forceinline__ void visit(const Operation& operation, const OctetPart& part,
                                           const Octet<typename Operation::Element>& source,
-                                          const Octet<typename Operation::Element>& gradient) {
+                                          const Octet<typename Operation::Element>& second) {
         float values[octet_size];
-        float gradients[octet_size] = {};
+        float seconds[octet_size] = {};
         unpack(source, values);
-        if constexpr (Operation::has_gradient) unpack(gradient, gradients);
+        if constexpr (Operation::reads_second) unpack(second, seconds);
         if (part.valid == whole_octet) {
 #pragma unroll
             for (int j = 0; j < octet_size; ++j) {
-                values[j] = operation.visit(values[j], gradients[j], parameters[j], sums[j]);
+                values[j] = operation.visit(values[j], seconds[j], parameters[j], sums[j]);
             }
         } else {
 #pragma unroll
             for (int j = 0; j < octet_size; ++j) {
                 if (!(part.valid >> j & 1)) continue;
-                values[j] = operation.visit(values[j], gradients[j], parameters[j], sums[j]);
+                values[j] = operation.visit(values[j], seconds[j], parameters[j], sums[j]);
             }
         }
-        if constexpr (Operation::has_gradient) store_octet(operation.target, part, values);
+        if constexpr (Operation::writes_target) store_octet(operation.target, part, values);
     }
 };
 
@@ -111,42 +112,42 @@ __device__ __forceinline__ void reduce_lane(const Operation& operation,
 #pragma unroll 1
     for (int64_t row = begin; row < end;) {
         OctetPart part[batch];
-        Octet<typename Operation::Element> source[batch], gradient[batch];
+        Octet<typename Operation::Element> source[batch], second[batch];
 #pragma unroll
         for (int i = 0; i < batch; ++i, row += lanes, first += step) {
             const int length = row < end ? clamp_to_octet(partition.numel - first) : 0;
             part[i] = {first, octet_bits(0, length), partition.wide && length == octet_size};
             source[i] = load_octet(operation.source, part[i]);
-            if constexpr (Operation::has_gradient) {
-                gradient[i] = load_octet(operation.gradient, part[i]);
+            if constexpr (Operation::reads_second) {
+                second[i] = load_octet(operation.second_source, part[i]);
             }
         }
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
-            columns.visit(operation, part[i], source[i], gradient[i]);
+            columns.visit(operation, part[i], source[i], second[i]);
         }
     }
 }
 
 // The results of a block's columns: thread c < columns gets column c of the tile.
 template <class Operation>
-__device__ __forceinline__ Pair combine_lanes(const Columns<Operation>& columns, int width,
-                                              int lanes) {
-    __shared__ Accumulator sums[octet_size][block_threads];
+__device__ __forceinline__ SumsOf<Operation> combine_lanes(const Columns<Operation>& columns,
+                                                           int width, int lanes) {
+    __shared__ AccumulatorOf<Operation> sums[octet_size][block_threads];
 #pragma unroll
     for (int j = 0; j < octet_size; ++j) sums[j][threadIdx.x] = columns.sums[j];
     __syncthreads();
     const int count = width * octet_size;
     const int helpers = block_threads / count;
     const int column = threadIdx.x % count;
-    Pair pair = widen(Operation::start());
+    auto total = widen(Operation::start());
     if (threadIdx.x / count < helpers) {
         for (int lane = threadIdx.x / count; lane < lanes; lane += helpers) {
-            const Accumulator& sum = sums[column % octet_size][lane * width + column / octet_size];
-            pair = Operation::combine(pair, widen(sum));
+            const auto& sum = sums[column % octet_size][lane * width + column / octet_size];
+            total = Operation::combine(total, widen(sum));
         }
     }
-    return combine_helpers<Operation>(pair, count, helpers);
+    return combine_helpers<Operation>(total, count, helpers);
 }
 
 // Folds and merges the partials of the channels begin <= c < end.
@@ -158,17 +159,15 @@ __device__ __forceinline__ void merge_columns(const Operation& operation,
     const int64_t columns = partition.octets_per_row * octet_size;
     for (int64_t base = begin; base < end; base += tile_columns) {
         const int64_t channel = base + threadIdx.x % tile_columns;
-        Pair pair = widen(Operation::start());
+        auto sums = widen(Operation::start());
         for (int64_t column = channel; channel < end && column < columns;
              column += partition.channels) {
-            for (int split = threadIdx.x / tile_columns; split < partition.splits;
-                 split += helpers) {
-                pair = Operation::combine(
-                    pair, read_partial(partition.partials + split * columns + column));
-            }
+            sums = combine_partials<Operation>(sums, partials_of<Operation>(partition),
+                                               column + threadIdx.x / tile_columns * columns,
+                                               partition.splits * columns, helpers * columns);
         }
-        pair = combine_helpers<Operation>(pair, tile_columns, helpers);
-        if (threadIdx.x < tile_columns && channel < end) operation.finish(channel, pair);
+        sums = combine_helpers<Operation>(sums, tile_columns, helpers);
+        if (threadIdx.x < tile_columns && channel < end) operation.finish(channel, sums);
     }
 }
 
@@ -191,15 +190,15 @@ __global__ __launch_bounds__(block_threads, 2) void reduce_columns(
     const int64_t end = lane >= lanes ? 0 : limit < partition.rows ? limit : partition.rows;
     Columns<Operation> columns(operation, partition.channels, octet);
     reduce_lane(operation, partition, octet, begin + lane, end, lanes, columns);
-    const Pair pair = combine_lanes(columns, width, lanes);
+    const auto sums = combine_lanes(columns, width, lanes);
     const int64_t column = int64_t{tile} * tile_columns + threadIdx.x;
     const bool owner = threadIdx.x < width * octet_size;
     if (!partition.is_merged()) {
-        if (owner) operation.finish(column, pair);
+        if (owner) operation.finish(column, sums);
         return;
     }
     const int64_t row_columns = partition.octets_per_row * octet_size;
-    if (owner) partition.partials[split * row_columns + column] = pair;
+    if (owner) partials_of<Operation>(partition)[split * row_columns + column] = sums;
     const bool folded = partition.folds > 1;
     unsigned* counter = partition.counters + (folded ? 0 : tile);
     if (!is_last_block(counter, folded ? partition.tiles * partition.splits : partition.splits)) {

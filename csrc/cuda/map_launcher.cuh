@@ -6,6 +6,22 @@
 
 namespace zscgan::cuda {
 
+template <class Operation>
+Octets cut_operands(const Operation& operation, int64_t numel, bool masked) {
+    constexpr int64_t bytes = sizeof(typename Operation::Element);
+    if constexpr (source_count<Operation> == 1) {
+        return cut_octets(numel, bytes, {operation.source, operation.target}, masked);
+    } else {
+        const void* second_target =
+            operation.second_target ? operation.second_target : operation.target;
+        const void* last_source = operation.more_sources[Operation::more_source_count - 1];
+        return cut_octets(numel, bytes,
+                          {operation.source, operation.more_sources[0], last_source,
+                           operation.target, second_target},
+                          masked);
+    }
+}
+
 template <class Operation, int row_capacity, int column_capacity>
 class MapLauncher {
 public:
@@ -15,14 +31,12 @@ public:
 
     const char* add(const Operation& operation, const Extent& extent, bool masked) {
         if (extent.numel() == 0) return nullptr;
-        using Element = typename Operation::Element;
-        const Octets octets =
-            cut_octets(extent.numel(), sizeof(Element), operation.source, operation.target, masked);
+        const Octets octets = cut_operands(operation, extent.numel(), masked);
         if (extent.inner == 1 || extent.channels == 1) {
             const ColumnMap map = plan_column_map(extent, octets);
             return columns_.add({operation, map}, map.blocks());
         }
-        const RowMap map = plan_row_map(extent, octets);
+        const RowMap map = plan_row_map(extent, octets, map_batch<Operation>);
         return rows_.add({operation, map}, map.blocks());
     }
 

@@ -19,7 +19,10 @@ template <class T>
 struct Observe {
     using Element = T;
     struct Parameters {};
-    static constexpr bool has_gradient = false;
+    using Sums = Pair;
+    using Accumulator = PairOf<float>;
+    static constexpr bool reads_second = false;
+    static constexpr bool writes_target = false;
     const T* source;
     ObserverState state;
 
@@ -64,8 +67,6 @@ const char* observe(DataType type, Extent extent, const void* x, const ObserverS
     });
 }
 
-int64_t reduction_workspace(Extent extent) {
-    return workspace_zeroed_bytes + partial_bytes(extent);
-}
+int64_t reduction_workspace(Extent extent) { return workspace_bytes(partial_bytes(extent)); }
 
 }  // namespace zscgan::cuda

@@ -1,14 +1,16 @@
-// What reductions by channel share: pairs of partial results, and their merge in a fixed order by
-// the last block to finish.
+// What reductions by channel share: two or three partial results, and their merge in a fixed order
+// by the last block to finish.
 //
-// An operation derives from SumReduction or gives its own `identity`, `combine` and `Accumulator`:
+// An operation derives from SumReduction or gives its own `start`, `combine`, `Sums` and
+// `Accumulator`:
 //   using Element;              // float, __half or __nv_bfloat16
 //   using Parameters;           // of one channel
 //   const Element* source;
-//   static constexpr bool has_gradient;  // reads `gradient` and writes `target` beside `source`
+//   static constexpr bool reads_second;   // const Element* second_source
+//   static constexpr bool writes_target;  // Element* target
 //   Parameters parameters(int64_t channel) const;
-//   float visit(float x, float grad, const Parameters&, Accumulator&) const;  // returns the target
-//   void finish(int64_t channel, const Pair&) const;
+//   float visit(float x, float second, const Parameters&, Accumulator&) const;  // the target
+//   void finish(int64_t channel, const Sums&) const;
 #pragma once
 
 #include "launch.cuh"
@@ -20,23 +22,38 @@ namespace zscgan::cuda {
 constexpr int fewest_octets_per_thread = 2;
 
 template <class Operation>
-constexpr int reduction_batch = octets_in_flight < typename Operation::Element,
-              Operation::has_gradient ? 2 : 1 > ;
+constexpr int reduction_operands = Operation::reads_second || Operation::writes_target ? 2 : 1;
+
+template <class Operation>
+constexpr int reduction_batch =
+    octets_in_flight<typename Operation::Element, reduction_operands<Operation>>;
 
 // A tensor's partial results fill at most this many blocks, so that their merge stays short.
 constexpr int64_t most_row_blocks = 4096;
 constexpr int64_t most_column_blocks = 2048;
 
-struct alignas(16) Pair {
-    double first;
-    double second;
+template <class Real>
+struct alignas(2 * sizeof(Real)) PairOf {
+    Real first;
+    Real second;
 };
 
-// What one thread gathers over one octet, before it goes on in float64.
-struct alignas(8) Accumulator {
-    float first;
-    float second;
+template <class Real>
+struct TripleOf {
+    Real first;
+    Real second;
+    Real third;
 };
+
+using Pair = PairOf<double>;
+using Triple = TripleOf<double>;
+
+template <class Operation>
+using SumsOf = typename Operation::Sums;
+
+// What one thread gathers over one octet, before it goes on in float64.
+template <class Operation>
+using AccumulatorOf = typename Operation::Accumulator;
 
 // The elements of an octet of memory that a thread visits. `wide`: all eight may be read.
 struct OctetPart {
@@ -62,16 +79,30 @@ __device__ __forceinline__ void store_octet(Element* tensor, const OctetPart& pa
     }
 }
 
-struct SumReduction {
-    static __device__ __forceinline__ Accumulator start() { return {0.0f, 0.0f}; }
-    template <class Values>
-    static __device__ __forceinline__ Values combine(const Values& a, const Values& b) {
+template <template <class> class Values>
+struct SumReductionOf {
+    using Sums = Values<double>;
+    using Accumulator = Values<float>;
+
+    static __device__ __forceinline__ Accumulator start() { return {}; }
+    template <class Real>
+    static __device__ __forceinline__ PairOf<Real> combine(const PairOf<Real>& a,
+                                                           const PairOf<Real>& b) {
         return {a.first + b.first, a.second + b.second};
     }
+    template <class Real>
+    static __device__ __forceinline__ TripleOf<Real> combine(const TripleOf<Real>& a,
+                                                             const TripleOf<Real>& b) {
+        return {a.first + b.first, a.second + b.second, a.third + b.third};
+    }
 };
+using SumReduction = SumReductionOf<PairOf>;
 
-__device__ __forceinline__ Pair widen(const Accumulator& values) {
+__device__ __forceinline__ Pair widen(const PairOf<float>& values) {
     return {values.first, values.second};
+}
+__device__ __forceinline__ Triple widen(const TripleOf<float>& values) {
+    return {values.first, values.second, values.third};
 }
 
 // Partials written by other blocks are read past the first-level cache, which may hold older ones.
@@ -79,47 +110,87 @@ __device__ __forceinline__ Pair read_partial(const Pair* partial) {
     const double2 loaded = __ldcg(reinterpret_cast<const double2*>(partial));
     return {loaded.x, loaded.y};
 }
+__device__ __forceinline__ Triple read_partial(const Triple* partial) {
+    return {__ldcg(&partial->first), __ldcg(&partial->second), __ldcg(&partial->third)};
+}
+
+template <class Operation, class Partition>
+__device__ __forceinline__ SumsOf<Operation>* partials_of(const Partition& partition) {
+    return static_cast<SumsOf<Operation>*>(partition.partials);
+}
+
+// The values of the lane that lies `distance` higher in the warp.
+__device__ __forceinline__ Pair shuffle_down(const Pair& values, int distance) {
+    return {__shfl_down_sync(0xffffffffu, values.first, distance),
+            __shfl_down_sync(0xffffffffu, values.second, distance)};
+}
+__device__ __forceinline__ Triple shuffle_down(const Triple& values, int distance) {
+    return {__shfl_down_sync(0xffffffffu, values.first, distance),
+            __shfl_down_sync(0xffffffffu, values.second, distance),
+            __shfl_down_sync(0xffffffffu, values.third, distance)};
+}
+
+// Combines partials[begin], partials[begin + step], ... below `end` with `sums`, in this order. One
+// block merges what all others left: it waits for several loads at a time, not for each.
+template <class Operation>
+__device__ __forceinline__ SumsOf<Operation> combine_partials(SumsOf<Operation> sums,
+                                                              const SumsOf<Operation>* partials,
+                                                              int64_t begin, int64_t end,
+                                                              int64_t step) {
+    constexpr int batch = 4;
+#pragma unroll 1
+    for (int64_t index = begin; index < end; index += batch * step) {
+        SumsOf<Operation> loaded[batch];
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            const int64_t place = index + i * step;
+            loaded[i] = place < end ? read_partial(partials + place) : widen(Operation::start());
+        }
+#pragma unroll
+        for (int i = 0; i < batch; ++i) sums = Operation::combine(sums, loaded[i]);
+    }
+    return sums;
+}
 
 // The result is that of lane 0.
 template <class Operation>
-__device__ __forceinline__ Pair combine_warp(Pair pair) {
+__device__ __forceinline__ SumsOf<Operation> combine_warp(SumsOf<Operation> sums) {
 #pragma unroll
     for (int distance = warp_threads / 2; distance > 0; distance /= 2) {
-        const Pair other = {__shfl_down_sync(0xffffffffu, pair.first, distance),
-                            __shfl_down_sync(0xffffffffu, pair.second, distance)};
-        pair = Operation::combine(pair, other);
+        sums = Operation::combine(sums, shuffle_down(sums, distance));
     }
-    return pair;
+    return sums;
 }
 
 // The result is that of thread 0.
 template <class Operation>
-__device__ __forceinline__ Pair combine_block(Pair pair) {
-    __shared__ Pair warps[block_warps];
-    pair = combine_warp<Operation>(pair);
+__device__ __forceinline__ SumsOf<Operation> combine_block(SumsOf<Operation> sums) {
+    __shared__ SumsOf<Operation> warps[block_warps];
+    sums = combine_warp<Operation>(sums);
     __syncthreads();  // a former call's reads are over
-    if (threadIdx.x % warp_threads == 0) warps[threadIdx.x / warp_threads] = pair;
+    if (threadIdx.x % warp_threads == 0) warps[threadIdx.x / warp_threads] = sums;
     __syncthreads();
     if (threadIdx.x == 0) {
 #pragma unroll
-        for (int i = 1; i < block_warps; ++i) pair = Operation::combine(pair, warps[i]);
+        for (int i = 1; i < block_warps; ++i) sums = Operation::combine(sums, warps[i]);
     }
-    return pair;
+    return sums;
 }
 
 // Thread (helper * channels + c) brings a share of channel c; the result is that of helper 0.
 template <class Operation>
-__device__ __forceinline__ Pair combine_helpers(Pair pair, int channels, int helpers) {
-    __shared__ Pair shares[block_threads];
+__device__ __forceinline__ SumsOf<Operation> combine_helpers(SumsOf<Operation> sums, int channels,
+                                                             int helpers) {
+    __shared__ SumsOf<Operation> shares[block_threads];
     __syncthreads();  // a former call's reads are over
-    shares[threadIdx.x] = pair;
+    shares[threadIdx.x] = sums;
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < channels) {
         for (int i = 1; i < helpers; ++i) {
-            pair = Operation::combine(pair, shares[i * channels + threadIdx.x]);
+            sums = Operation::combine(sums, shares[i * channels + threadIdx.x]);
         }
     }
-    return pair;
+    return sums;
 }
 
 // Called by every thread after it stored its partials: true in all threads of the block that comes
@@ -134,31 +205,49 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks
     return last;
 }
 
-// Cuts the workspace of a launch into counters, zeroed by the caller once, and partials.
+// The bytes of a workspace that are counters; partials follow.
+constexpr int64_t counter_bytes = 32768;
+
+// Nothing where there is nothing to merge.
+inline int64_t workspace_bytes(int64_t partial_bytes) {
+    return partial_bytes == 0 ? 0 : counter_bytes + partial_bytes;
+}
+
+// Cuts the workspace of a launch into counters and partials.
 class WorkspaceCutter {
 public:
-    explicit WorkspaceCutter(void* workspace)
-        : counters_(static_cast<unsigned*>(workspace)),
-          partials_(
-              reinterpret_cast<Pair*>(static_cast<char*>(workspace) + workspace_zeroed_bytes)) {}
+    explicit WorkspaceCutter(const Launch& target)
+        : stream_(static_cast<cudaStream_t>(target.stream)),
+          counters_(static_cast<unsigned*>(target.workspace)),
+          partials_(static_cast<char*>(target.workspace) + counter_bytes) {}
 
+    // Needed once, before the first launch that counts: every launch leaves its counters zero.
+    // Zeroing belongs to the call and not to the memory, so that the workspace of a CUDA graph is
+    // the graph's own.
+    const char* zero_counters() {
+        if (zeroed_) return nullptr;
+        zeroed_ = true;
+        return error_text(cudaMemsetAsync(counters_, 0, counter_bytes, stream_));
+    }
     bool has_counters(int64_t count) const { return used_counters_ + count <= all_counters; }
     unsigned* take_counters(int64_t count) {
         used_counters_ += count;
         return counters_ + used_counters_ - count;
     }
-    Pair* take_partials(int64_t count) {
-        used_partials_ += count;
-        return partials_ + used_partials_ - count;
+    void* take_partials(int64_t bytes) {
+        used_bytes_ += bytes;
+        return partials_ + used_bytes_ - bytes;
     }
     void reset_counters() { used_counters_ = 0; }
 
 private:
-    static constexpr int64_t all_counters = workspace_zeroed_bytes / sizeof(unsigned);
+    static constexpr int64_t all_counters = counter_bytes / sizeof(unsigned);
+    cudaStream_t stream_;
     unsigned* counters_;
-    Pair* partials_;
+    char* partials_;
     int64_t used_counters_ = 0;
-    int64_t used_partials_ = 0;
+    int64_t used_bytes_ = 0;
+    bool zeroed_ = false;
 };
 
 }  // namespace zscgan::cuda

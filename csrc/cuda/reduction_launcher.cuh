@@ -15,19 +15,20 @@ inline Extent row_extent(const Extent& extent) {
     return extent.channels == 1 ? Extent{1, 1, extent.numel()} : extent;
 }
 
-inline int64_t partial_bytes(const Extent& extent) {
+template <class Sums = Pair>
+int64_t partial_bytes(const Extent& extent) {
     if (extent.channels == 0) return 0;
     const int64_t count = is_reduced_by_columns(extent)
                               ? plan_column_reduction(extent).partial_count()
                               : plan_row_reduction(row_extent(extent)).partial_count();
-    return count * static_cast<int64_t>(sizeof(Pair));
+    return count * static_cast<int64_t>(sizeof(Sums));
 }
 
 template <class Operation, int row_capacity, int column_capacity>
 class ReductionLauncher {
 public:
     explicit ReductionLauncher(const Launch& target)
-        : workspace_(target.workspace),
+        : workspace_(target),
           rows_(reduce_rows<Operation, row_capacity>, target.stream),
           columns_(reduce_columns<Operation, column_capacity>, target.stream) {}
 
@@ -48,12 +49,16 @@ public:
 private:
     template <class Tasks, class Partition>
     const char* add_partition(Tasks& tasks, const Operation& operation, Partition partition) {
+        if (partition.counter_count() > 0) {
+            if (const char* error = workspace_.zero_counters()) return error;
+        }
         if (!workspace_.has_counters(partition.counter_count())) {
             if (const char* error = flush()) return error;
         }
         partition.wide = operation.is_wide();
         partition.counters = workspace_.take_counters(partition.counter_count());
-        partition.partials = workspace_.take_partials(partition.partial_count());
+        partition.partials =
+            workspace_.take_partials(partition.partial_count() * sizeof(SumsOf<Operation>));
         return tasks.add({operation, partition}, partition.blocks());
     }
 

@@ -50,12 +50,10 @@ struct RowPosition {
 };
 
 template <class Operation>
-__device__ __forceinline__ unsigned map_crossing_octet(const Operation& operation,
-                                                       const RowMap& map, unsigned valid,
-                                                       RowPosition at,
-                                                       float (&values)[octet_size]) {
+__device__ __forceinline__ void map_crossing_octet(const Operation& operation, const RowMap& map,
+                                                   unsigned valid, RowPosition at,
+                                                   MappedOctets<Operation>& mapped) {
     auto parameters = operation.parameters(at.channel);
-    unsigned flags = 0;
 #pragma unroll
     for (int j = 0; j < octet_size; ++j, ++at.element) {
         if (at.element == map.inner.divisor()) {
@@ -63,31 +61,14 @@ __device__ __forceinline__ unsigned map_crossing_octet(const Operation& operatio
             at.channel = at.channel + 1 == map.channels.divisor() ? 0 : at.channel + 1;
             parameters = operation.parameters(at.channel);
         }
-        if (!(valid >> j & 1)) continue;
-        bool flag = false;
-        values[j] = operation.apply(values[j], parameters, flag);
-        flags |= static_cast<unsigned>(flag) << j;
+        if (valid >> j & 1) mapped.apply(operation, parameters, j);
     }
-    return flags;
-}
-
-template <class Operation>
-__device__ __forceinline__ unsigned map_octet(const Operation& operation,
-                                              const typename Operation::Parameters& parameters,
-                                              float (&values)[octet_size]) {
-    unsigned flags = 0;
-#pragma unroll
-    for (int j = 0; j < octet_size; ++j) {
-        bool flag = false;
-        values[j] = operation.apply(values[j], parameters, flag);
-        flags |= static_cast<unsigned>(flag) << j;
-    }
-    return flags;
 }
 
 template <class Operation, int capacity>
 __global__ __launch_bounds__(block_threads, 3) void map_rows(
     const __grid_constant__ Table<RowMapTask<Operation>, capacity> table) {
+    constexpr int batch = map_batch<Operation>;
     const int index = table.index_of_block(blockIdx.x);
     const Operation& operation = table.tasks[index].operation;
     const RowMap& map = table.tasks[index].map;
@@ -100,30 +81,32 @@ __global__ __launch_bounds__(block_threads, 3) void map_rows(
     auto parameters = operation.parameters(known_channel);
 #pragma unroll 1
     while (octet < end) {
-        Octet<typename Operation::Element> source[map_batch];
+        LoadedOctets<Operation> loaded[batch];
 #pragma unroll
-        for (int i = 0; i < map_batch; ++i) {
-            source[i] = load_source(operation, map.octets, octet + i * block_threads);
+        for (int i = 0; i < batch; ++i) {
+            loaded[i].load(operation, map.octets, octet + i * block_threads);
         }
 #pragma unroll
-        for (int i = 0; i < map_batch && octet < end; ++i, octet += block_threads) {
-            float values[octet_size];
-            unpack(source[i], values);
+        for (int i = 0; i < batch && octet < end; ++i, octet += block_threads) {
+            MappedOctets<Operation> mapped(loaded[i]);
             if (at.channel != known_channel) {
                 known_channel = at.channel;
                 parameters = operation.parameters(known_channel);
             }
             const bool crossing = at.element + octet_size > map.inner.divisor();
-            const unsigned flags =
-                crossing ? map_crossing_octet(operation, map, map.octets.valid(octet), at, values)
-                         : map_octet(operation, parameters, values);
-            store_target(operation, map.octets, octet, values, flags);
+            if (crossing) {
+                map_crossing_octet(operation, map, map.octets.valid(octet), at, mapped);
+            } else {
+#pragma unroll
+                for (int j = 0; j < octet_size; ++j) mapped.apply(operation, parameters, j);
+            }
+            mapped.store(operation, map.octets, octet);
             at.advance(map);
         }
     }
 }
 
-inline RowMap plan_row_map(const Extent& extent, const Octets& octets) {
+inline RowMap plan_row_map(const Extent& extent, const Octets& octets, int batch) {
     constexpr int64_t step = block_threads * octet_size;
     RowMap map = {};
     map.octets = octets;
@@ -131,8 +114,8 @@ inline RowMap plan_row_map(const Extent& extent, const Octets& octets) {
     map.channels = Divider(extent.channels);
     map.step_channels = static_cast<int>(step / extent.inner % extent.channels);
     map.step_elements = static_cast<int>(step % extent.inner);
-    const int64_t batches = divide_up(octets_per_thread(octets), map_batch);
-    map.octets_per_block = static_cast<int>(batches * map_batch * block_threads);
+    const int64_t batches = divide_up(octets_per_thread(octets), batch);
+    map.octets_per_block = static_cast<int>(batches * batch * block_threads);
     return map;
 }
 

@@ -14,7 +14,7 @@ struct RowPartition {
     int64_t octets_per_block;
     Divider octets_per_row;
     unsigned* counters;  // [channels]
-    Pair* partials;      // [channels, splits]
+    void* partials;      // sums [channels, splits]
     int splits;
     bool warp_per_channel;
     bool whole_rows;  // every octet lies in one row
@@ -98,56 +98,57 @@ private:
 };
 
 template <class Operation>
-__device__ __forceinline__ Accumulator
-visit_row_octet(const Operation& operation, const typename Operation::Parameters& parameters,
-                const OctetPart& part, const Octet<typename Operation::Element>& source,
-                const Octet<typename Operation::Element>& gradient) {
+__device__ __forceinline__ AccumulatorOf<Operation> visit_row_octet(
+    const Operation& operation, const typename Operation::Parameters& parameters,
+    const OctetPart& part, const Octet<typename Operation::Element>& source,
+    const Octet<typename Operation::Element>& second) {
     float values[octet_size];
-    float gradients[octet_size] = {};
+    float seconds[octet_size] = {};
     unpack(source, values);
-    if constexpr (Operation::has_gradient) unpack(gradient, gradients);
-    Accumulator sums = Operation::start();
+    if constexpr (Operation::reads_second) unpack(second, seconds);
+    auto sums = Operation::start();
     if (part.valid == whole_octet) {
 #pragma unroll
         for (int j = 0; j < octet_size; ++j) {
-            values[j] = operation.visit(values[j], gradients[j], parameters, sums);
+            values[j] = operation.visit(values[j], seconds[j], parameters, sums);
         }
     } else {
 #pragma unroll
         for (int j = 0; j < octet_size; ++j) {
             if (!(part.valid >> j & 1)) continue;
-            values[j] = operation.visit(values[j], gradients[j], parameters, sums);
+            values[j] = operation.visit(values[j], seconds[j], parameters, sums);
         }
     }
-    if constexpr (Operation::has_gradient) store_octet(operation.target, part, values);
+    if constexpr (Operation::writes_target) store_octet(operation.target, part, values);
     return sums;
 }
 
 // The octets begin, begin + team, ... of a channel.
 template <class Operation>
-__device__ __forceinline__ Pair reduce_octets(const Operation& operation,
-                                              const RowPartition& partition, int64_t channel,
-                                              int64_t begin, int64_t end, int team) {
+__device__ __forceinline__ SumsOf<Operation> reduce_octets(const Operation& operation,
+                                                           const RowPartition& partition,
+                                                           int64_t channel, int64_t begin,
+                                                           int64_t end, int team) {
     constexpr int batch = reduction_batch<Operation>;
     const auto parameters = operation.parameters(channel);
     RowWalker walker(partition, channel, begin, team);
-    Accumulator total = Operation::start();
+    auto total = Operation::start();
 #pragma unroll 1
     for (int64_t index = begin; index < end;) {
         OctetPart part[batch];
-        Octet<typename Operation::Element> source[batch], gradient[batch];
+        Octet<typename Operation::Element> source[batch], second[batch];
 #pragma unroll
         for (int i = 0; i < batch; ++i, index += team, walker.advance()) {
             part[i] = index < end ? walker.octet() : OctetPart{0, 0, false};
             source[i] = load_octet(operation.source, part[i]);
-            if constexpr (Operation::has_gradient) {
-                gradient[i] = load_octet(operation.gradient, part[i]);
+            if constexpr (Operation::reads_second) {
+                second[i] = load_octet(operation.second_source, part[i]);
             }
         }
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
             total = Operation::combine(
-                total, visit_row_octet(operation, parameters, part[i], source[i], gradient[i]));
+                total, visit_row_octet(operation, parameters, part[i], source[i], second[i]));
         }
     }
     return widen(total);
@@ -159,21 +160,19 @@ __device__ __forceinline__ void reduce_channel_of_warp(const Operation& operatio
                                                        int64_t block) {
     const int64_t channel = block * block_warps + threadIdx.x / warp_threads;
     if (channel >= partition.channels) return;
-    const Pair pair = combine_warp<Operation>(reduce_octets(
+    const auto sums = combine_warp<Operation>(reduce_octets(
         operation, partition, channel, threadIdx.x % warp_threads, partition.octets, warp_threads));
-    if (threadIdx.x % warp_threads == 0) operation.finish(channel, pair);
+    if (threadIdx.x % warp_threads == 0) operation.finish(channel, sums);
 }
 
 template <class Operation>
 __device__ __forceinline__ void merge_splits(const Operation& operation,
                                              const RowPartition& partition, int64_t channel) {
-    const Pair* partials = partition.partials + channel * partition.splits;
-    Pair pair = widen(Operation::start());
-    for (int split = threadIdx.x; split < partition.splits; split += block_threads) {
-        pair = Operation::combine(pair, read_partial(partials + split));
-    }
-    pair = combine_block<Operation>(pair);
-    if (threadIdx.x == 0) operation.finish(channel, pair);
+    auto sums = combine_partials<Operation>(
+        widen(Operation::start()), partials_of<Operation>(partition) + channel * partition.splits,
+        threadIdx.x, partition.splits, block_threads);
+    sums = combine_block<Operation>(sums);
+    if (threadIdx.x == 0) operation.finish(channel, sums);
 }
 
 template <class Operation, int capacity>
@@ -192,13 +191,15 @@ __global__ __launch_bounds__(block_threads, 3) void reduce_rows(
     const int64_t begin = split * partition.octets_per_block;
     const int64_t limit = begin + partition.octets_per_block;
     const int64_t end = limit < partition.octets ? limit : partition.octets;
-    const Pair pair = combine_block<Operation>(
+    const auto sums = combine_block<Operation>(
         reduce_octets(operation, partition, channel, begin + threadIdx.x, end, block_threads));
     if (partition.splits == 1) {
-        if (threadIdx.x == 0) operation.finish(channel, pair);
+        if (threadIdx.x == 0) operation.finish(channel, sums);
         return;
     }
-    if (threadIdx.x == 0) partition.partials[channel * partition.splits + split] = pair;
+    if (threadIdx.x == 0) {
+        partials_of<Operation>(partition)[channel * partition.splits + split] = sums;
+    }
     if (is_last_block(partition.counters + channel, partition.splits)) {
         merge_splits(operation, partition, channel);
     }

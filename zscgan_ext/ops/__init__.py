@@ -10,13 +10,18 @@ from zscgan_ext.ops.batch_norm_matching import (
     batch_norm_distance,
     batch_norm_statistics,
 )
+from zscgan_ext.ops.checks import ACTIVATIONS
 from zscgan_ext.ops.fixed_scale import fake_quantize
+from zscgan_ext.ops.frozen_batch_norm import batch_norm_eval, batch_norm_eval_matched
 from zscgan_ext.ops.learned_scale import fake_quantize_learned, fake_quantize_learned_many
 from zscgan_ext.ops.ranges import observe
 
 __all__ = [
+    "ACTIVATIONS",
     "DISTANCES",
     "batch_norm_distance",
+    "batch_norm_eval",
+    "batch_norm_eval_matched",
     "batch_norm_statistics",
     "fake_quantize",
     "fake_quantize_learned",

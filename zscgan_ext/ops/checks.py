@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zscgan_ext.ops.layout import compute_dtype
 
+ACTIVATIONS = ("none", "relu", "relu6")
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -55,6 +56,23 @@ def check_quantizer(
     check_bounds(quant_min, quant_max)
 
 
+def check_activation(activation: str) -> None:
+    """Require a known activation."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: {activation!r}, accepted are {', '.join(ACTIVATIONS)}")
+
+
+def check_bias(x: Tensor, axis: int | None, bias: Tensor | None) -> None:
+    """Require one bias per channel of [N, C, ...], if any."""
+    if bias is None:
+        return
+    if x.dim() < 2 or axis not in (None, 1):
+        raise ValueError(
+            f"bias: x has shape {tuple(x.shape)} and axis {axis}, needed is [N, C, ...], None or 1"
+        )
+    check_per_channel("bias", bias, x.shape[1], x, compute_dtype(x))
+
+
 def check_observer(
     x: Tensor, state: Sequence[Tensor], quant_min: int, quant_max: int, axis: int | None
 ) -> None:
@@ -66,13 +84,42 @@ def check_observer(
     check_bounds(quant_min, quant_max)
 
 
-def check_statistics(x: Tensor, shift: Tensor) -> None:
-    """Require [N, C, ...] and one shift per channel."""
+def check_channels(x: Tensor) -> None:
+    """Require floating-point [N, C, ...]."""
     if x.dtype not in FLOATING:
         raise ValueError(f"x: dtype {x.dtype}, accepted are float32, float16, bfloat16, float64")
     if x.dim() < 2:
         raise ValueError(f"x: shape {tuple(x.shape)}, needed is [N, C, ...]")
+
+
+def check_statistics(x: Tensor, shift: Tensor) -> None:
+    """Require [N, C, ...] and one shift per channel."""
+    check_channels(x)
     check_per_channel("shift", shift, x.shape[1], x, compute_dtype(x))
+
+
+def check_batch_norm_eval(
+    x: Tensor,
+    multiplier: Tensor,
+    offset: Tensor,
+    residual: Tensor | None,
+    activation: str,
+) -> None:
+    """Require [N, C, ...], one multiplier and offset per channel, a residual like x."""
+    check_channels(x)
+    check_per_channel("multiplier", multiplier, x.shape[1], x, compute_dtype(x))
+    check_per_channel("offset", offset, x.shape[1], x, compute_dtype(x))
+    check_activation(activation)
+    if residual is None:
+        return
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"residual: shape {tuple(residual.shape)}, needed is that of x, {tuple(x.shape)}"
+        )
+    if residual.dtype != x.dtype:
+        raise ValueError(f"residual: dtype {residual.dtype}, needed is that of x, {x.dtype}")
+    if residual.device != x.device:
+        raise ValueError(f"residual: on {residual.device}, but x is on {x.device}")
 
 
 def check_alike(name: str, tensors: Sequence[Tensor]) -> None:

@@ -62,7 +62,7 @@ def fake_quantize_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     ctx.set_materialize_grads(False)
 
 
-def fake_quantize_gradient(ctx: Any, grad: Tensor, _: None) -> tuple[Any, ...]:
+def fake_quantize_gradient(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
     """Pass the gradient of x where nothing was clamped."""
     (mask,) = ctx.saved_tensors
     return FAKE_QUANTIZE_BACKWARD(grad, mask, ctx.strides), *[None] * 6
@@ -79,7 +79,7 @@ FAKE_QUANTIZE_BACKWARD = define(
     fake_quantize_backward_kernel,
     fake_quantize_backward_fake,
 )
-differentiable(FAKE_QUANTIZE, fake_quantize_setup, fake_quantize_gradient)
+differentiable(FAKE_QUANTIZE, fake_quantize_setup, fake_quantize_gradient, results=1)
 
 
 def fake_quantize(
@@ -114,6 +114,6 @@ def fake_quantize(
     check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
     # The mask is written only where a gradient will need it.
     with_mask = x.requires_grad and torch.is_grad_enabled()
-    fixed = (scale.detach(), zero_point.detach())
+    fixed = [v.detach() if v.requires_grad else v for v in (scale, zero_point)]
     y: Tensor = FAKE_QUANTIZE(x, *fixed, quant_min, quant_max, axis, with_mask)[0]
     return y

@@ -15,6 +15,7 @@ import torch
 from zscgan_ext.errors import InputError
 
 CHOICES = ("auto", "native", "reference")
+CPU_DATA_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def load_native() -> tuple[ModuleType | None, str | None]:
@@ -53,8 +54,8 @@ def uses_native(x: torch.Tensor) -> bool:
     """Tell whether the native core has a kernel for this tensor's device and dtype."""
     if NATIVE is None or REQUESTED == "reference":
         return False
-    if x.device.type == "cpu":
-        return x.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    if x.is_cpu:
+        return x.dtype in CPU_DATA_TYPES
     return x.is_cuda and x.dtype != torch.float64 and cuda_missing_reason() is None
 
 

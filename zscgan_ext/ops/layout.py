@@ -4,7 +4,6 @@ NCHW activations are (N, C, H*W), channels_last ones (N*H*W, C, 1), a weight qua
 first dimension is (1, O, rest), a tensor with one scale is (1, 1, numel).
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -69,13 +68,12 @@ def dense(x: Tensor, axis: int | None) -> Tensor:
 
 def extent_of(x: Tensor, axis: int | None) -> Extent:
     """View a tensor that `dense` returned as (outer, channels, inner)."""
-    if axis is None:
-        return Extent(1, 1, x.numel())
-    channels = x.shape[axis]
-    if not x.is_contiguous():
-        return Extent(x.numel() // max(channels, 1), channels, 1)
-    inner = math.prod(x.shape[axis + 1 :]) if x.numel() else 0
-    return Extent(x.numel() // max(channels * inner, 1), channels, inner)
+    numel = x.numel()
+    channels = 1 if axis is None else x.shape[axis]
+    if axis is None or channels == 1 or not numel:
+        return Extent(min(numel, 1), channels, numel)
+    inner = x.stride(axis)
+    return Extent(numel // (channels * inner), channels, inner)
 
 
 def with_strides(x: Tensor, strides: Sequence[int]) -> Tensor:

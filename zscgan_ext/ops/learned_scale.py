@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.checks import check_alike, check_axis, check_quantizer, check_same_length
+from zscgan_ext.ops.checks import (
+    check_activation,
+    check_alike,
+    check_axis,
+    check_bias,
+    check_quantizer,
+    check_same_length,
+)
 from zscgan_ext.ops.layout import dense, with_strides
 from zscgan_ext.ops.library import define, differentiable, kernels
 
@@ -17,6 +24,11 @@ from zscgan_ext.ops.library import define, differentiable, kernels
 def per_output_channel(scales: Sequence[Tensor]) -> list[int | None]:
     """Return the axis of each weight: its first dimension, or None for one scale in all."""
     return [None if scale.numel() == 1 else 0 for scale in scales]
+
+
+def channel_axis(axis: int | None, bias: Tensor | None) -> int | None:
+    """Return the dimension along which anything differs: a bias makes it the second."""
+    return axis if bias is None else 1
 
 
 # ---- one tensor ---------------------------------------------------------------------------------
@@ -30,11 +42,13 @@ def learned_kernel(
     quant_max: int,
     axis: int | None,
     gradient_scale: float,
+    activation: str = "none",
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Run the forward kernel on memory that fits the index space."""
-    x = dense(x, axis)
+    x = dense(x, channel_axis(axis, bias))
     ys: list[Tensor] = kernels(x).fake_quantize_learned(
-        [x], [scale], [zero_point], [quant_min], [quant_max], [axis]
+        [x], [scale], [zero_point], [quant_min], [quant_max], [axis], [activation], [bias]
     )
     return ys[0]
 
@@ -47,9 +61,11 @@ def learned_fake(
     quant_max: int,
     axis: int | None,
     gradient_scale: float,
+    activation: str = "none",
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Describe the result of the forward kernel."""
-    return torch.empty_like(dense(x, axis))
+    return torch.empty_like(dense(x, channel_axis(axis, bias)))
 
 
 def learned_backward_kernel(
@@ -61,14 +77,19 @@ def learned_backward_kernel(
     quant_max: int,
     axis: int | None,
     gradient_scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    activation: str = "none",
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the backward kernel on a gradient laid out like the result."""
-    x = dense(x, axis)
+    x = dense(x, channel_axis(axis, bias))
     grad = with_strides(grad, x.stride())
-    grad_xs, grad_scales, grad_zero_points = kernels(x).fake_quantize_learned_backward(
-        [grad], [x], [scale], [zero_point], [quant_min], [quant_max], [gradient_scale], [axis]
+    quantizer = ([scale], [zero_point], [quant_min], [quant_max], [gradient_scale], [axis])
+    columns = kernels(x).fake_quantize_learned_backward(
+        [grad], [x], *quantizer, [activation], [bias]
     )
-    return grad_xs[0], grad_scales[0], grad_zero_points[0]
+    grad_x, grad_scale, grad_zero_point, grad_bias = (column[0] for column in columns)
+    nothing = scale.new_empty(0)
+    return grad_x, grad_scale, grad_zero_point, nothing if grad_bias is None else grad_bias
 
 
 def learned_backward_fake(
@@ -80,33 +101,37 @@ def learned_backward_fake(
     quant_max: int,
     axis: int | None,
     gradient_scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    activation: str = "none",
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Describe the results of the backward kernel."""
-    grad_x = torch.empty_like(dense(x, axis))
-    return grad_x, torch.empty_like(scale), torch.empty_like(zero_point)
+    grad_x = torch.empty_like(dense(x, channel_axis(axis, bias)))
+    grad_bias = scale.new_empty(0 if bias is None else bias.shape)
+    return grad_x, torch.empty_like(scale), torch.empty_like(zero_point), grad_bias
 
 
 def learned_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Save the inputs, from which the backward kernel computes everything again."""
-    x, scale, zero_point, *ctx.settings = inputs
-    ctx.save_for_backward(x, scale, zero_point)
+    x, scale, zero_point, *ctx.settings, bias = inputs
+    ctx.save_for_backward(x, scale, zero_point, bias)
 
 
 def learned_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """Give the gradients of x, scale and zero point."""
-    gradients = FAKE_QUANTIZE_LEARNED_BACKWARD(grad, *ctx.saved_tensors, *ctx.settings)
-    return *gradients, None, None, None, None
+    """Give the gradients of x, scale, zero point and bias."""
+    *tensors, bias = ctx.saved_tensors
+    *gradients, grad_bias = FAKE_QUANTIZE_LEARNED_BACKWARD(grad, *tensors, *ctx.settings, bias)
+    return *gradients, *[None] * len(ctx.settings), None if bias is None else grad_bias
 
 
 ONE = (
     "Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max, int? axis,"
-    " float gradient_scale"
+    ' float gradient_scale, str activation="none", Tensor? bias=None'
 )
 FAKE_QUANTIZE_LEARNED = define(
     f"fake_quantize_learned({ONE}) -> Tensor", learned_kernel, learned_fake
 )
 FAKE_QUANTIZE_LEARNED_BACKWARD = define(
-    f"fake_quantize_learned_backward(Tensor grad, {ONE}) -> (Tensor, Tensor, Tensor)",
+    f"fake_quantize_learned_backward(Tensor grad, {ONE}) -> (Tensor, Tensor, Tensor, Tensor)",
     learned_backward_kernel,
     learned_backward_fake,
 )
@@ -114,6 +139,11 @@ differentiable(FAKE_QUANTIZE_LEARNED, learned_setup, learned_gradient)
 
 
 # ---- many tensors -------------------------------------------------------------------------------
+
+
+def plain(count: int) -> tuple[list[str], list[None]]:
+    """Return the activations and biases of tensors that have none."""
+    return ["none"] * count, [None] * count
 
 
 def many_kernel(
@@ -128,7 +158,7 @@ def many_kernel(
     xs = [x.contiguous() for x in xs]
     axes = per_output_channel(scales)
     results: list[Tensor] = kernels(xs[0]).fake_quantize_learned(
-        xs, scales, zero_points, quant_mins, quant_maxs, axes
+        xs, scales, zero_points, quant_mins, quant_maxs, axes, *plain(len(xs))
     )
     return results
 
@@ -157,12 +187,11 @@ def many_backward_kernel(
     """Run the backward kernel on contiguous tensors."""
     grads, xs = [grad.contiguous() for grad in grads], [x.contiguous() for x in xs]
     axes = per_output_channel(scales)
-    gradients: tuple[list[Tensor], list[Tensor], list[Tensor]] = kernels(
-        xs[0]
-    ).fake_quantize_learned_backward(
-        grads, xs, scales, zero_points, quant_mins, quant_maxs, gradient_scales, axes
+    settings = (quant_mins, quant_maxs, gradient_scales, axes, *plain(len(xs)))
+    grad_xs, grad_scales, grad_zero_points, _ = kernels(xs[0]).fake_quantize_learned_backward(
+        grads, xs, scales, zero_points, *settings
     )
-    return gradients
+    return grad_xs, grad_scales, grad_zero_points
 
 
 def many_backward_fake(
@@ -220,11 +249,15 @@ def fake_quantize_learned(
     quant_max: int,
     axis: int | None = None,
     gradient_scale: float = 1.0,
+    activation: str = "none",
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Quantize to integers and back, with gradients for `x`, `scale` and `zero_point`.
+    """Quantize `activation(x + bias)` to integers and back, with gradients for all tensors.
 
     The learned step size of LSQ (Esser et al., 2020, equations 1 to 3) with the learned offset of
-    LSQ+ (Bhalgat et al., 2020). The zero point is rounded and clamped before use.
+    LSQ+ (Bhalgat et al., 2020). The zero point is rounded and clamped before use. The result is
+    that of `torch.relu(x + bias)` or `F.relu6(x + bias)` quantized, in one pass that saves `x`
+    alone. In half precision the sum of `x` and `bias` stays float32 and is not rounded.
 
     Args:
         x: any shape.
@@ -235,18 +268,22 @@ def fake_quantize_learned(
         axis: dimension of `x` that has one scale per index; None for one scale in all.
         gradient_scale: factor of the gradients of `scale` and `zero_point`; LSQ takes
             `1 / sqrt(elements per scale * quant_max)`.
+        activation: `none`, `relu`, or `relu6`, which clamps to 0 and 6.
+        bias: [C], float32 (float64 for float64), for `x` [N, C, ...] and `axis` None or 1; None
+            for none.
 
     Returns:
         A tensor with the shape, dtype and memory format of `x`.
 
     Raises:
-        ValueError: if shapes, dtypes, devices or bounds do not fit.
+        ValueError: if shapes, dtypes, devices or bounds do not fit, or the activation is unknown.
     """
     axis = check_axis(x, axis)
     check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
-    y: Tensor = FAKE_QUANTIZE_LEARNED(
-        x, scale, zero_point, quant_min, quant_max, axis, gradient_scale
-    )
+    check_activation(activation)
+    check_bias(x, axis, bias)
+    settings = (quant_min, quant_max, axis, gradient_scale, activation)
+    y: Tensor = FAKE_QUANTIZE_LEARNED(x, scale, zero_point, *settings, bias)
     return y
 
 

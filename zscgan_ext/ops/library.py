@@ -1,6 +1,7 @@
 """Registering ops with torch: schema, kernels, fake kernels and autograd."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain, islice
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +14,7 @@ from zscgan_ext.ops.implementation import uses_native
 NAMESPACE = "zscgan_ext"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 OPS = getattr(torch.ops, NAMESPACE)
-PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 def kernels(x: Tensor) -> ModuleType:
@@ -31,6 +32,14 @@ def is_observed() -> bool:
     )
 
 
+def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
+    """Tell whether a gradient is wanted for one of the tensors."""
+    for tensor in tensors:  # faster than `any` of a generator  # noqa: SIM110
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
+
+
 class Op:
     """An op registered with torch.
 
@@ -40,24 +49,33 @@ class Op:
     """
 
     def __init__(self, schema: str, kernel: Callable[..., Any]) -> None:
-        self.name, _, arguments = schema.partition("(")
+        self.name, _, signature = schema.partition("(")
+        arguments, _, results = signature.partition("->")
         self.kernel = kernel
-        self.takes_lists = "Tensor[]" in arguments  # autograd functions do not
-        self.tensor_count = arguments.split("->")[0].count("Tensor")  # they come first
+        self.takes_lists = "Tensor[]" in arguments
+        self.returns_list = results.strip() == "Tensor[]"
+        self.tensor_places = [
+            place for place, text in enumerate(arguments.split(", ")) if text.startswith("Tensor")
+        ]  # lists of tensors come first
         self.function: type[torch.autograd.Function] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the op on arguments given by position."""
-        if self.takes_lists or is_observed():
+        tensors = [arguments[place] for place in self.tensor_places]
+        if self.takes_lists:
+            tensors = list(chain.from_iterable(tensors))
+        if is_observed() or not PLAIN_TYPES.issuperset(map(type, tensors)):
             return getattr(OPS, self.name)(*arguments)
-        needs_gradient = False
-        for tensor in arguments[: self.tensor_count]:
-            if type(tensor) not in PLAIN_TYPES:
-                return getattr(OPS, self.name)(*arguments)
-            needs_gradient = needs_gradient or tensor.requires_grad
-        if needs_gradient and self.function is not None and torch.is_grad_enabled():
+        if self.function is None or not torch.is_grad_enabled():
+            return self.kernel(*arguments)
+        if not needs_gradient(tensors):
+            return self.kernel(*arguments)
+        if not self.takes_lists:
             return self.function.apply(*arguments)
-        return self.kernel(*arguments)
+        count = len(self.tensor_places)
+        sizes = [len(operand) for operand in arguments[:count]]
+        results = self.function.apply(sizes, arguments[count:], *tensors)
+        return list(results) if self.returns_list else results
 
 
 def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Op:
@@ -71,17 +89,68 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
 
 
 def differentiable(
-    op: Op, setup_context: Callable[..., None], backward: Callable[..., Any]
+    op: Op,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    results: int | None = None,
 ) -> None:
-    """Give an op its gradient."""
+    """Give an op its gradient.
+
+    Only so many `results` have one, where given; what comes after them is for the backward pass,
+    and a call that nothing observes does not return it.
+    """
     torch.library.register_autograd(
         f"{NAMESPACE}::{op.name}", backward, setup_context=setup_context, lib=LIBRARY
     )
 
+    if op.takes_lists:
+        forward, direct_backward = function_of_lists(op, setup_context, backward)
+    else:
+        forward, direct_backward = function_of_tensors(op, setup_context, backward, results)
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(direct_backward)}
+    op.function = type(op.name, (torch.autograd.Function,), methods)
+
+
+Methods = tuple[Callable[..., Any], Callable[..., Any]]  # forward and backward
+
+
+def function_of_tensors(
+    op: Op,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    results: int | None,
+) -> Methods:
+    """Return the methods of an autograd function that takes an op's own arguments."""
+
     def forward(ctx: Any, *arguments: Any) -> Any:
         output = op.kernel(*arguments)
         setup_context(ctx, arguments, output)
-        return output
+        return output if results is None else output[:results]
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    op.function = type(op.name, (torch.autograd.Function,), methods)
+    return forward, backward
+
+
+def function_of_lists(
+    op: Op, setup_context: Callable[..., None], backward: Callable[..., Any]
+) -> Methods:
+    """Return the methods of an autograd function that takes the tensors of all lists in a row.
+
+    Autograd sees the tensors that an autograd function is given, not those in a list.
+    """
+
+    def forward(ctx: Any, sizes: list[int], settings: tuple[Any, ...], *tensors: Tensor) -> Any:
+        remaining = iter(tensors)
+        lists = [list(islice(remaining, size)) for size in sizes]
+        arguments = (*lists, *settings)
+        output = op.kernel(*arguments)
+        setup_context(ctx, arguments, output)
+        ctx.list_sizes = sizes
+        return tuple(output)
+
+    def flat_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        results = backward(ctx, list(grads)) if op.returns_list else backward(ctx, *grads)
+        lists = zip(results, ctx.list_sizes, strict=False)  # settings follow, without gradients
+        parts = ([None] * size if result is None else result for result, size in lists)
+        return None, None, *chain.from_iterable(parts)
+
+    return forward, flat_backward

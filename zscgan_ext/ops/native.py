@@ -15,25 +15,30 @@ from zscgan_ext.ops.layout import compute_dtype, extent_of
 
 core: Any = NATIVE
 DATA_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+ACTIVATION_CODES = {"none": 0, "relu": 1, "relu6": 2}
 DISTANCE_CODES = {"gaussian_kl": 0, "mse": 1, "std_mse": 2, "l2": 3}
-WORKSPACES: dict[tuple[int, int], Tensor] = {}
 
 
-def workspace(device: torch.device, stream: int, size: int) -> Tensor:
-    """Return scratch memory of this stream, zeroed when it was made and kept for later calls."""
-    key = (device.index, stream)
-    if key not in WORKSPACES or WORKSPACES[key].numel() < size:
-        WORKSPACES[key] = torch.zeros(size, dtype=torch.uint8, device=device)
-    return WORKSPACES[key]
+def workspace(x: Tensor, size: int) -> Tensor:
+    """Return scratch memory of `size` bytes, to be held until the kernel that uses it is queued.
+
+    It comes from torch's allocator for this one call: a CUDA graph under capture takes it from its
+    own memory, and no stream shares it.
+    """
+    return torch.empty(size, dtype=torch.uint8, device=x.device)
 
 
-def place(x: Tensor, workspace_size: int = 0) -> tuple[Any, tuple[int, ...]]:
+def place(x: Tensor, scratch: Tensor | None = None) -> tuple[Any, tuple[int, ...]]:
     """Return the native module of the tensor's device, and where there its kernels run."""
     if x.is_cpu:
         return core.cpu, (torch.get_num_threads(),)
     stream = torch.cuda.current_stream(x.device).cuda_stream
-    scratch = workspace(x.device, stream, workspace_size).data_ptr() if workspace_size else 0
-    return core.cuda, (x.device.index, stream, scratch)
+    return core.cuda, (x.device.index, stream, 0 if scratch is None else scratch.data_ptr())
+
+
+def address(x: Tensor | None) -> int:
+    """Return where a tensor lies in memory, 0 for none."""
+    return 0 if x is None else x.data_ptr()
 
 
 def fake_quantize(
@@ -80,6 +85,36 @@ def fake_quantize_backward(grad: Tensor, mask: Tensor) -> Tensor:
     return grad_x
 
 
+def shares_scale(axis: int | None, bias: Tensor | None) -> bool:
+    """Tell whether a bias makes channels of a tensor that has one scale in all."""
+    return axis is None and bias is not None
+
+
+def learned_tensor(
+    results: Sequence[Tensor | None],
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    gradient_scale: float,
+    axis: int | None,
+    activation: str,
+    bias: Tensor | None,
+) -> tuple[Any, ...]:
+    """Describe one tensor to the kernels; `results` are y, grad and the gradients."""
+    is_shared = shares_scale(axis, bias)
+    return (
+        extent_of(x, 1 if is_shared else axis),
+        quant_min,
+        quant_max,
+        gradient_scale,
+        ACTIVATION_CODES[activation],
+        0 if is_shared else 1,
+        *(0 if v is None else v.data_ptr() for v in (x, scale, zero_point, bias, *results)),
+    )
+
+
 def fake_quantize_learned(
     xs: Sequence[Tensor],
     scales: Sequence[Tensor],
@@ -87,24 +122,16 @@ def fake_quantize_learned(
     quant_mins: Sequence[int],
     quant_maxs: Sequence[int],
     axes: Sequence[int | None],
+    activations: Sequence[str],
+    biases: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    """Quantize and dequantize many tensors with zero points that are rounded first."""
+    """Quantize and dequantize activation(x + bias) of many tensors, zero points rounded first."""
     ys = [torch.empty_like(x) for x in xs]
+    quantizers = (scales, zero_points, quant_mins, quant_maxs, [1.0] * len(xs), axes)
+    columns = zip(xs, *quantizers, activations, biases, strict=True)
     tensors = [
-        (
-            extent_of(x, axis),
-            quant_min,
-            quant_max,
-            1.0,
-            x.data_ptr(),
-            scale.data_ptr(),
-            zero_point.data_ptr(),
-            y.data_ptr(),
-            *(0, 0, 0, 0),
-        )
-        for x, scale, zero_point, quant_min, quant_max, axis, y in zip(
-            xs, scales, zero_points, quant_mins, quant_maxs, axes, ys, strict=True
-        )
+        learned_tensor((y, None, None, None, None, None), *row)
+        for row, y in zip(columns, ys, strict=True)
     ]
     module, where = place(xs[0])
     module.fake_quantize_learned(DATA_TYPES[xs[0].dtype], tensors, where)
@@ -120,57 +147,37 @@ def fake_quantize_learned_backward(
     quant_maxs: Sequence[int],
     gradient_scales: Sequence[float],
     axes: Sequence[int | None],
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of x, scale and zero point of many tensors."""
+    activations: Sequence[str],
+    biases: Sequence[Tensor | None],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor | None]]:
+    """Gradients of x, scale, zero point and bias of many tensors."""
     grad_xs = [torch.empty_like(x) for x in xs]
-    grad_scales = [torch.empty_like(scale) for scale in scales]
-    grad_zero_points = [torch.empty_like(zero_point) for zero_point in zero_points]
+    grad_biases = [None if bias is None else torch.empty_like(bias) for bias in biases]
+    shared = [shares_scale(*row) for row in zip(axes, biases, strict=True)]
+    # The kernel sums by channel.
+    grad_scales, grad_zero_points = (
+        [
+            value.new_empty(x.shape[1]) if is_shared else torch.empty_like(value)
+            for value, x, is_shared in zip(values, xs, shared, strict=True)
+        ]
+        for values in (scales, zero_points)
+    )
+    quantizers = (scales, zero_points, quant_mins, quant_maxs, gradient_scales, axes)
+    columns = zip(xs, *quantizers, activations, biases, strict=True)
+    results = zip(grads, grad_xs, grad_scales, grad_zero_points, grad_biases, strict=True)
     tensors = [
-        (
-            extent_of(x, axis),
-            quant_min,
-            quant_max,
-            gradient_scale,
-            x.data_ptr(),
-            scale.data_ptr(),
-            zero_point.data_ptr(),
-            0,
-            grad.data_ptr(),
-            grad_x.data_ptr(),
-            grad_scale.data_ptr(),
-            grad_zero_point.data_ptr(),
-        )
-        for (
-            grad,
-            x,
-            scale,
-            zero_point,
-            quant_min,
-            quant_max,
-            gradient_scale,
-            axis,
-            grad_x,
-            grad_scale,
-            grad_zero_point,
-        ) in zip(
-            grads,
-            xs,
-            scales,
-            zero_points,
-            quant_mins,
-            quant_maxs,
-            gradient_scales,
-            axes,
-            grad_xs,
-            grad_scales,
-            grad_zero_points,
-            strict=True,
-        )
+        learned_tensor((None, *gradients), *row)
+        for row, gradients in zip(columns, results, strict=True)
     ]
-    size = 0 if xs[0].is_cpu else core.cuda.learned_backward_workspace(tensors)
-    module, where = place(xs[0], size)
+    x = xs[0]
+    scratch = None if x.is_cpu else workspace(x, core.cuda.learned_backward_workspace(tensors))
+    module, where = place(x, scratch)
     module.fake_quantize_learned_backward(DATA_TYPES[xs[0].dtype], tensors, where)
-    return grad_xs, grad_scales, grad_zero_points
+    for i, (scale, is_shared) in enumerate(zip(scales, shared, strict=True)):
+        if is_shared:
+            grad_scales[i] = grad_scales[i].sum().view(scale.shape)
+            grad_zero_points[i] = grad_zero_points[i].sum().view(scale.shape)
+    return grad_xs, grad_scales, grad_zero_points, grad_biases
 
 
 def observe(
@@ -187,8 +194,8 @@ def observe(
 ) -> None:
     """Average minimum and maximum into the running ones; write scale and zero point."""
     extent = extent_of(x, axis)
-    size = 0 if x.is_cpu else core.cuda.reduction_workspace(extent)
-    module, where = place(x, size)
+    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    module, where = place(x, scratch)
     module.observe(
         DATA_TYPES[x.dtype],
         extent,
@@ -210,8 +217,8 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     mean = torch.empty((x.shape[1],), dtype=compute_dtype(x), device=x.device)
     variance = torch.empty_like(mean)
     extent = extent_of(x, 1)
-    size = 0 if x.is_cpu else core.cuda.reduction_workspace(extent)
-    module, where = place(x, size)
+    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    module, where = place(x, scratch)
     module.batch_norm_statistics(
         DATA_TYPES[x.dtype],
         extent,
@@ -243,6 +250,94 @@ def batch_norm_statistics_backward(
     return grad_x
 
 
+def batch_norm_eval(
+    x: Tensor, multiplier: Tensor, offset: Tensor, residual: Tensor | None, activation: str
+) -> Tensor:
+    """Batch norm with stored statistics, a residual and an activation."""
+    y = torch.empty_like(x)
+    module, where = place(x)
+    module.batch_norm_eval(
+        DATA_TYPES[x.dtype],
+        extent_of(x, 1),
+        ACTIVATION_CODES[activation],
+        x.data_ptr(),
+        address(residual),
+        multiplier.data_ptr(),
+        offset.data_ptr(),
+        *(0, 0, 0),
+        y.data_ptr(),
+        where,
+    )
+    return y
+
+
+def batch_norm_eval_matched(
+    x: Tensor,
+    multiplier: Tensor,
+    offset: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, with mean and biased variance of x."""
+    y = torch.empty_like(x)
+    mean = torch.empty(x.shape[1], dtype=compute_dtype(x), device=x.device)
+    variance = torch.empty_like(mean)
+    extent = extent_of(x, 1)
+    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    module, where = place(x, scratch)
+    module.batch_norm_eval(
+        DATA_TYPES[x.dtype],
+        extent,
+        ACTIVATION_CODES[activation],
+        x.data_ptr(),
+        address(residual),
+        multiplier.data_ptr(),
+        offset.data_ptr(),
+        shift.data_ptr(),
+        mean.data_ptr(),
+        variance.data_ptr(),
+        y.data_ptr(),
+        where,
+    )
+    return y, mean, variance
+
+
+def batch_norm_eval_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    y: Tensor | None,
+    multiplier: Tensor,
+    offset: Tensor,
+    mean: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_variance: Tensor | None,
+    activation: str,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the residual; the mask is that of y, or without y that of x."""
+    grad_x = torch.empty_like(grad)
+    grad_residual = torch.empty_like(grad) if with_residual else grad.new_empty(0)
+    module, where = place(grad)
+    module.batch_norm_eval_backward(
+        DATA_TYPES[grad.dtype],
+        extent_of(grad, 1),
+        ACTIVATION_CODES[activation],
+        grad.data_ptr(),
+        address(x),
+        address(y),
+        multiplier.data_ptr(),
+        offset.data_ptr(),
+        address(mean),
+        address(grad_mean),
+        address(grad_variance),
+        grad_x.data_ptr(),
+        grad_residual.data_ptr(),
+        where,
+    )
+    return grad_x, grad_residual
+
+
 def batch_norm_distance(
     means: Sequence[Tensor],
     variances: Sequence[Tensor],
@@ -264,8 +359,8 @@ def batch_norm_distance(
         ends = (grad_means.data_ptr() + start, grad_variances.data_ptr() + start)
         layers.append((size, layer_eps, *addresses, *ends))
         offset += size
-    device = means[0].device.type
-    module, where = place(means[0], 0 if device == "cpu" else core.cuda.distance_workspace())
+    scratch = None if total.is_cpu else workspace(total, core.cuda.distance_workspace())
+    module, where = place(total, scratch)
     code = DISTANCE_CODES[distance]
     module.batch_norm_distance(code, DATA_TYPES[total.dtype], layers, total.data_ptr(), where)
     return total, grad_means, grad_variances

@@ -67,6 +67,26 @@ def learned_zero_point(zero_point: Tensor, quant_min: int, quant_max: int) -> Te
     return zero_point.round().clamp(quant_min, quant_max)
 
 
+def activate(values: Tensor, activation: str) -> Tensor:
+    """Apply `none`, `relu` or `relu6`."""
+    if activation == "none":
+        return values
+    return values.relu() if activation == "relu" else values.clamp(0, 6)
+
+
+def blocks_gradient(values: Tensor, activation: str) -> Tensor:
+    """Tell where the gradient of an activation is zero, from its input or its result."""
+    if activation == "none":
+        return torch.zeros_like(values, dtype=torch.bool)
+    return values <= 0 if activation == "relu" else (values <= 0) | (values >= 6)
+
+
+def add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    """Add one value per channel of [N, C, ...] in the compute dtype."""
+    wide = x.to(compute_dtype(x))
+    return wide if bias is None else wide + spread(bias, x, 1)
+
+
 def learned_gradients(
     grad: Tensor,
     x: Tensor,
@@ -76,10 +96,14 @@ def learned_gradients(
     quant_max: int,
     gradient_scale: float,
     axis: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, scale and zero point (LSQ, Esser et al. 2020, eq. 3; LSQ+, Bhalgat 2020)."""
+    activation: str,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of x, scale, zero point (LSQ, Esser et al., 2020, eq. 3; LSQ+, 2020) and bias."""
     integer = learned_zero_point(zero_point, quant_min, quant_max)
-    wide, steps, offset, unclamped = quantize(x, scale, integer, quant_min, quant_max, axis)
+    before = add_bias(x, bias)
+    wide = activate(before, activation)
+    _, steps, offset, unclamped = quantize(wide, scale, integer, quant_min, quant_max, axis)
     wide_grad = grad.to(wide.dtype)
     inside = (unclamped >= quant_min) & (unclamped <= quant_max)
     scaled = wide * (1 / steps)
@@ -90,7 +114,9 @@ def learned_gradients(
         (gradient_scale * per_channel_sum(terms, axis)).reshape(scale.shape).to(scale.dtype)
         for terms in (by_scale, by_zero_point)
     )
-    return torch.where(inside, grad, 0), grad_scale, grad_zero_point
+    grad_x = torch.where(inside & ~blocks_gradient(before, activation), grad, 0)
+    grad_bias = None if bias is None else per_channel_sum(grad_x, 1).to(bias.dtype)
+    return grad_x, grad_scale, grad_zero_point, grad_bias
 
 
 def rows(x: Tensor, axis: int | None) -> Tensor:
@@ -114,15 +140,16 @@ def fake_quantize_learned_backward(
     quant_maxs: Sequence[int],
     gradient_scales: Sequence[float],
     axes: Sequence[int | None],
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of x, scale and zero point of many tensors."""
-    columns = zip(
-        grads, xs, scales, zero_points, quant_mins, quant_maxs, gradient_scales, axes, strict=True
-    )
-    grad_xs, grad_scales, grad_zero_points = zip(
+    activations: Sequence[str],
+    biases: Sequence[Tensor | None],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor | None]]:
+    """Gradients of x, scale, zero point and bias of many tensors."""
+    quantizers = (scales, zero_points, quant_mins, quant_maxs, gradient_scales, axes)
+    columns = zip(grads, xs, *quantizers, activations, biases, strict=True)
+    grad_xs, grad_scales, grad_zero_points, grad_biases = zip(
         *(learned_gradients(*row) for row in columns), strict=True
     )
-    return list(grad_xs), list(grad_scales), list(grad_zero_points)
+    return list(grad_xs), list(grad_scales), list(grad_zero_points), list(grad_biases)
 
 
 def fake_quantize_learned(
@@ -132,13 +159,17 @@ def fake_quantize_learned(
     quant_mins: Sequence[int],
     quant_maxs: Sequence[int],
     axes: Sequence[int | None],
+    activations: Sequence[str],
+    biases: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    """Quantize and dequantize many tensors with zero points that are rounded first."""
-    columns = zip(xs, scales, zero_points, quant_mins, quant_maxs, axes, strict=True)
+    """Quantize and dequantize activation(x + bias) of many tensors, zero points rounded first."""
+    quantizers = (scales, zero_points, quant_mins, quant_maxs, axes)
+    columns = zip(xs, *quantizers, activations, biases, strict=True)
     ys = []
-    for x, scale, zero_point, low, high, axis in columns:
+    for x, scale, zero_point, low, high, axis, activation, bias in columns:
         integer = learned_zero_point(zero_point, low, high)
-        ys.append(fake_quantize(x, scale, integer, low, high, axis, False)[0])
+        values = activate(add_bias(x, bias), activation)
+        ys.append(fake_quantize(values, scale, integer, low, high, axis, False)[0].to(x.dtype))
     return ys
 
 
@@ -183,14 +214,75 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+def statistics_gradient(
+    x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor
+) -> Tensor:
+    """The gradient of the statistics in the compute dtype."""
+    count = x.numel() // max(x.shape[1], 1)
+    b = 2 * grad_variance / count
+    a = grad_mean / count - b * mean
+    return spread(a, x, 1) + spread(b, x, 1) * x.to(a.dtype)
+
+
 def batch_norm_statistics_backward(
     x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor
 ) -> Tensor:
     """The gradient of the statistics, affine in x for each channel: a + b * x."""
-    count = x.numel() // max(x.shape[1], 1)
-    b = 2 * grad_variance / count
-    a = grad_mean / count - b * mean
-    return (spread(a, x, 1) + spread(b, x, 1) * x.to(a.dtype)).to(x.dtype)
+    return statistics_gradient(x, mean, grad_mean, grad_variance).to(x.dtype)
+
+
+def frozen_batch_norm(x: Tensor, multiplier: Tensor, offset: Tensor) -> Tensor:
+    """Return x * multiplier + offset in the compute dtype."""
+    return x.to(multiplier.dtype) * spread(multiplier, x, 1) + spread(offset, x, 1)
+
+
+def batch_norm_eval(
+    x: Tensor, multiplier: Tensor, offset: Tensor, residual: Tensor | None, activation: str
+) -> Tensor:
+    """Batch norm with stored statistics, a residual and an activation."""
+    values = frozen_batch_norm(x, multiplier, offset)
+    if residual is not None:
+        values = values + residual
+    return activate(values, activation).to(x.dtype)
+
+
+def batch_norm_eval_matched(
+    x: Tensor,
+    multiplier: Tensor,
+    offset: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, with mean and biased variance of x."""
+    y = batch_norm_eval(x, multiplier, offset, residual, activation)
+    return y, *batch_norm_statistics(x, shift)
+
+
+def batch_norm_eval_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    y: Tensor | None,
+    multiplier: Tensor,
+    offset: Tensor,
+    mean: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_variance: Tensor | None,
+    activation: str,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the residual; the mask is that of y, or without y that of x."""
+    wide = grad.to(multiplier.dtype)
+    if y is None and x is not None:
+        blocked = blocks_gradient(frozen_batch_norm(x, multiplier, offset), activation)
+    else:
+        blocked = blocks_gradient(y if y is not None else grad, activation)
+    masked = torch.where(blocked, 0, wide)
+    grad_x = masked * spread(multiplier, grad, 1)
+    if x is not None and mean is not None and grad_mean is not None and grad_variance is not None:
+        grad_x = grad_x + statistics_gradient(x, mean, grad_mean, grad_variance)
+    grad_residual = masked.to(grad.dtype) if with_residual else grad.new_empty(0)
+    return grad_x.to(grad.dtype), grad_residual
 
 
 def layer_distance(

@@ -6,6 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationMode
 
@@ -16,7 +17,8 @@ def calibrate(
 ) -> None:
     """Set every activation's scale and zero point from the mean range of some batches.
 
-    Weights are quantized meanwhile, activations are not. Afterwards both are.
+    Weights are quantized meanwhile, activations are not. Afterwards both are, and biases are
+    such as integer kernels add.
 
     Args:
         model: changed in place.
@@ -29,3 +31,4 @@ def calibrate(
     for images, _ in islice(batches, count):
         model(images)
     model.set_activation_mode(ActivationMode.QUANTIZE)
+    round_biases(model)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zscgan_ext.config import Settings
 from zscgan_ext.execution import choose_execution
+from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
 from zscgan_ext.training import Training, every_step, nothing
 
@@ -46,7 +47,8 @@ def student_loss(
 class StudentTraining(Training):
     """Fine-tuning, step by step: weights, biases and learned scales of the student.
 
-    Batch norm that was not folded keeps its statistics.
+    Batch norm that was not folded keeps its statistics. At the end biases are rounded to such as
+    integer kernels add.
 
     Args:
         student: calibrated.
@@ -117,3 +119,4 @@ def fine_tune(
         report(FineTuningStep(step, *values))
 
     training.run(settings.fine_tuning_steps, report_values, is_due, after_step)
+    round_biases(student)

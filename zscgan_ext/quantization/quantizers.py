@@ -101,16 +101,25 @@ class QuantizedLayer(nn.Module):
         if symmetric:
             self.log_scale = nn.Parameter(best_symmetric_scale(layer.weight, integers).log())
 
-    def quantize_by_range(self) -> Tensor:
-        """Quantize the weight between the minimum and maximum of each output channel."""
-        weight = self.layer.weight
+    def weight_scale(self) -> Tensor:
+        """Return the scale of each output channel [O]; asymmetric zero points are set with it."""
+        if self.symmetric:
+            return self.log_scale.exp()
         scale = torch.empty_like(self.zero_point)
         low, high = self.integers.quant_min, self.integers.quant_max
         running_min = torch.full_like(scale, torch.inf)
         ops.observe(
-            weight, running_min, -running_min, scale, self.zero_point, 1.0, low, high, False, 0
+            *(self.layer.weight, running_min, -running_min, scale, self.zero_point),
+            *(1.0, low, high, False, 0),
         )
-        return ops.fake_quantize(weight, scale, self.zero_point, low, high, 0)
+        return scale
+
+    def quantize_by_range(self) -> Tensor:
+        """Quantize the weight between the minimum and maximum of each output channel."""
+        low, high = self.integers.quant_min, self.integers.quant_max
+        return ops.fake_quantize(
+            self.layer.weight, self.weight_scale(), self.zero_point, low, high, 0
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer with its quantized weight."""

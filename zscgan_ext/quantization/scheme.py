@@ -12,6 +12,16 @@ class IntegerRange:
     quant_min: int
     quant_max: int
 
+    @property
+    def bits(self) -> int:
+        """The width that holds them all."""
+        return (self.quant_max - self.quant_min).bit_length()
+
+    @property
+    def signed(self) -> bool:
+        """Whether some are negative."""
+        return self.quant_min < 0
+
 
 def unsigned_range(bits: int) -> IntegerRange:
     """Return 0 to 2^bits - 1."""

@@ -1,0 +1,123 @@
+// Mean and variance of each channel from shifted sums, and the coefficients of their gradient.
+#pragma once
+
+#include <limits>
+
+#include "channel_table.h"
+
+namespace zscgan::cpu::ZSCGAN_ISA {
+
+// Sums of x - shift and of its square. The visitor (see channel_table.h) is shown x on the way.
+template <class V, class T, class Visitor>
+struct ShiftedSums {
+    using Real = typename V::Real;
+    const T* x;
+    const Real* shift;
+    Visitor visitor;
+
+    // Short runs in float32, their sums in float64.
+    Pair row(int64_t position, int64_t count, int64_t channel) const {
+        constexpr int64_t run = 1024;
+        Pair total{0, 0};
+        for (int64_t start = 0; start < count; start += run) {
+            total = Addition::merge(
+                total, run_sums(position + start, smaller(run, count - start), channel));
+        }
+        return total;
+    }
+
+    Pair run_sums(int64_t position, int64_t count, int64_t channel) const {
+        Visitor local = visitor;
+        const auto parameters = local.channel(channel);
+        const V offset = V::broadcast(shift[channel]);
+        V sum = V::broadcast(0), squares = V::broadcast(0);
+        const int64_t whole = count - count % V::lanes;
+        for (int64_t i = 0; i < whole; i += V::lanes) {
+            const V value = read<V>(x + position + i, V::lanes);
+            local.visit(position + i, V::lanes, value, parameters);
+            const V shifted = value - offset;
+            sum = sum + shifted;
+            squares = squares + shifted * shifted;
+        }
+        Pair total{sum.sum(), squares.sum()};
+        for (int64_t i = whole; i < count; ++i) {
+            const double shifted = static_cast<double>(widen(x[position + i])) - shift[channel];
+            total = Addition::merge(total, {shifted, shifted * shifted});
+        }
+        if (const int rest = static_cast<int>(count - whole)) {
+            const V value = V::load(x + position + whole, rest);
+            local.visit(position + whole, rest, value, parameters);
+        }
+        return total;
+    }
+
+    void columns(const Band& band, Real* sums, Real* squares) const {
+        Visitor local = visitor;
+        for_lanes<V>(band.width, [&](int64_t i, int n) {
+            const auto parameters = local.lanes(i, n);
+            const V offset = V::load(shift + i, n);
+            V sum = V::load(sums + i, n), square = V::load(squares + i, n);
+            for (int64_t row = 0; row < band.rows; ++row) {
+                const V value = read<V>(x, band, row, i, n);
+                local.visit(band.at(row, i), n, value, parameters);
+                const V shifted = value - offset;
+                sum = sum + shifted;
+                square = square + shifted * shifted;
+            }
+            sum.store(sums + i, n);
+            square.store(squares + i, n);
+        });
+    }
+};
+
+// Mean and biased variance; NaN where there is no element.
+template <class V, class T, class Visitor>
+void reduce_statistics(const Extent& extent, const void* x, const void* shift, void* mean,
+                       void* variance, const Visitor& visitor, int threads) {
+    using Real = typename V::Real;
+    Real* means = static_cast<Real*>(mean);
+    Real* variances = static_cast<Real*>(variance);
+    if (extent.numel() == 0) {
+        for (int64_t c = 0; c < extent.channels; ++c) {
+            means[c] = variances[c] = std::numeric_limits<Real>::quiet_NaN();
+        }
+        return;
+    }
+    ChannelTable<V> shifts(extent, shift);
+    const Reduction reduction(extent);
+    Scratch<Pair> partials(reduction.partials());
+    const ShiftedSums<V, T, Visitor> kernel{static_cast<const T*>(x), shifts.data(), visitor};
+    parallel_for(reduction.tasks(), threads, [&](int64_t task) {
+        reduce_task<Addition, Real>(reduction, task, partials.data(), kernel);
+    });
+    const double count = static_cast<double>(extent.outer * extent.inner);
+    merge_partials<Addition>(partials.data(), reduction.slots(), extent.channels,
+                             [&](int64_t c, Pair total) {
+                                 const double offset = total.first / count;
+                                 const double spread = total.second / count - offset * offset;
+                                 means[c] = static_cast<Real>(shifts.value(c) + offset);
+                                 variances[c] = static_cast<Real>(maximum(0.0, spread));
+                             });
+}
+
+// The gradient of the statistics by x is a + b * x.
+template <class V>
+struct StatisticsGradient {
+    using Real = typename V::Real;
+    ChannelTable<V> a, b;
+
+    StatisticsGradient(const Extent& extent, const void* mean, const void* grad_mean,
+                       const void* grad_variance)
+        : a(extent), b(extent) {
+        const double count = static_cast<double>(extent.outer * extent.inner);
+        for (int64_t c = 0; c < extent.channels; ++c) {
+            const double slope = 2 * static_cast<const Real*>(grad_variance)[c] / count;
+            const double constant = static_cast<const Real*>(grad_mean)[c] / count -
+                                    slope * static_cast<const Real*>(mean)[c];
+            a.set(c, static_cast<Real>(constant));
+            b.set(c, static_cast<Real>(slope));
+        }
+    }
+};
+
+}  // namespace zscgan::cpu::ZSCGAN_ISA

@@ -1,0 +1,209 @@
+"""Exporting and evaluating runs as a user does: the programs, their files and their errors."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+from exported import calibrated, small_classifier
+from runs import SHORT, write_fashion_mnist
+
+import zscgan_ext
+from zscgan_ext.datasets import open_images
+from zscgan_ext.evaluate import main as evaluate
+from zscgan_ext.evaluation import predict, top1
+from zscgan_ext.export import exporter, onnx_layers
+from zscgan_ext.export.__main__ import main as export
+from zscgan_ext.export.exporter import FILES, REPORT_FILE
+from zscgan_ext.finished_run import open_run
+from zscgan_ext.train import main as train
+from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """An idx folder with test images."""
+    return write_fashion_mnist(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """The folder of a short run with both files."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    arguments = ["--evaluation-data", str(data), "--output", str(folder), "--bits=w8a8"]
+    assert train([*SHORT, *arguments, "--export=onnx,safetensors"]) == 0
+    return folder
+
+
+def report_of(folder):
+    return json.loads((folder / REPORT_FILE).read_text())
+
+
+def copy_of(run, folder):
+    """A copy of a run without what export wrote."""
+    shutil.copytree(run, folder / "run")
+    for name in (*FILES.values(), REPORT_FILE):
+        (folder / "run" / name).unlink()
+    return folder / "run"
+
+
+def test_training_exports_what_was_asked_for(run):
+    report = report_of(run)
+    for name, file in FILES.items():
+        assert report["bytes"][name] == (run / file).stat().st_size
+    assert report["bytes"]["onnx"] < 0.3 * report["bytes"]["float_onnx"]
+    assert report["onnx"]["agreement"] >= 99.5
+    assert report["onnx"]["images"] == 512
+    assert report["onnx"]["logit_difference"] <= report["onnx"]["allowed_difference"]
+    assert report["onnx"]["latency_ms"]["float"] > 0
+    assert report["onnx"]["latency_ms"]["quantized"] > 0
+
+
+def test_the_program_writes_the_same_files(run, tmp_path, capsys):
+    copy = copy_of(run, tmp_path)
+    assert export([str(copy)]) == 0
+    for file in FILES.values():
+        assert (copy / file).read_bytes() == (run / file).read_bytes()
+    output = capsys.readouterr().out
+    assert "of 512 generated images" in output
+    assert re.search(r"float \d+\.\d+ ms, quantized \d+\.\d+ ms", output)
+
+
+def test_one_format_alone(run, tmp_path):
+    copy = copy_of(run, tmp_path)
+    assert export([str(copy), "--formats", "safetensors"]) == 0
+    assert not (copy / FILES["onnx"]).exists()
+    assert "onnx" not in report_of(copy)
+
+
+def test_the_student_of_the_run_is_what_was_exported(run, data):
+    loaded = zscgan_ext.load_quantized(run / FILES["safetensors"])
+    images = open_images(str(data), "test", FASHION_MNIST_PREPROCESSING)
+    logits = predict(loaded, images, FASHION_MNIST_PREPROCESSING, 60, CPU)
+    student = predict(open_run(run).student, images, FASHION_MNIST_PREPROCESSING, 60, CPU)
+    assert torch.equal(logits, student)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert top1(logits, images.labels) == metrics["top1"]["fine_tuned"]
+
+
+@pytest.mark.parametrize("name", ["", *FILES.values()])
+def test_evaluation_of_a_run_and_of_its_files(run, data, name, capsys):
+    assert evaluate([str(run / name), "--data", str(data)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    values = {line[:34].strip(): float(line[34:]) for line in lines[: lines.index("")]}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert values["images"] == 60
+    assert values["top-1 %"] == pytest.approx(metrics["top1"]["fine_tuned"], abs=0.01)
+    assert values["top-1 % of the float classifier"] == pytest.approx(
+        metrics["top1"]["float"], abs=0.01
+    )
+    assert values["agreement with float %"] == pytest.approx(
+        metrics["agreement"]["fine_tuned"], abs=0.01
+    )
+    assert values["top-5 %"] >= values["top-1 %"]
+    assert values["latency of one image, ms"] > 0
+    table = lines[lines.index("") + 2 :]
+    assert sum(int(line.split()[-3]) for line in table) == 60
+    assert any(line.startswith("Ankle boot") for line in table)
+
+
+def test_a_file_far_from_its_run_has_no_float_classifier(run, data, tmp_path, capsys):
+    shutil.copy(run / FILES["onnx"], tmp_path)
+    assert evaluate([str(tmp_path / FILES["onnx"]), "--data", str(data)]) == 0
+    output = capsys.readouterr().out
+    assert "top-1 %" in output
+    assert "float" not in output
+
+
+def test_a_fault_writes_nothing(run, tmp_path, monkeypatch, capsys):
+    copy = copy_of(run, tmp_path)
+    right = onnx_layers.integer_bias
+
+    def one_third(bias, weight_scale, input_scale):
+        integers, scale = right(bias, weight_scale, input_scale)
+        return integers // 3, scale
+
+    monkeypatch.setattr(onnx_layers, "integer_bias", one_third)
+    assert export([str(copy), "--formats=onnx"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: export: the first node that differs is activation_quantizers.")
+    assert not (copy / FILES["onnx"]).exists()
+    assert not (copy / REPORT_FILE).exists()
+
+
+def test_other_logits_of_the_safetensors_file_are_an_error(run, tmp_path, monkeypatch, capsys):
+    copy = copy_of(run, tmp_path)
+    right = exporter.load_quantized
+
+    def load_with_fault(file, classifier):
+        loaded = right(file, classifier)
+        loaded.layers[0].layer.bias += 0.5
+        return loaded
+
+    monkeypatch.setattr(exporter, "load_quantized", load_with_fault)
+    assert export([str(copy), "--formats=safetensors"]) == 2
+    assert "the safetensors file gives other logits" in capsys.readouterr().err
+    assert not (copy / FILES["safetensors"]).exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_without_onnx_the_way_to_install_it_is_told(run, monkeypatch, capsys, tmp_path, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = f"error: export: ONNX files need the package {package}, which is not installed"
+    assert export([str(run)]) == 2
+    assert capsys.readouterr().err.startswith(message)
+    assert evaluate([str(run / FILES["onnx"])]) == 2
+    assert capsys.readouterr().err.startswith(message)
+    assert train([*SHORT, "--export=onnx", "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+ERRORS = {
+    "no run": (["nowhere"], "nowhere: lacks config.yaml, needed is the folder of a finished run"),
+    "unknown format": (
+        ["RUN", "--formats", "onxn"],
+        "export: unknown 'onxn', did you mean onnx?",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), ERRORS.values(), ids=ERRORS)
+def test_errors_of_export_are_one_line(run, arguments, message, capsys):
+    assert export([str(run) if word == "RUN" else word for word in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+EVALUATION_ERRORS = {
+    "nothing there": (["nowhere"], "nowhere: no such file or folder"),
+    "another kind": (["other.txt"], "other.txt: accepted are the folder of a run, .onnx and"),
+    "no ONNX": (["text.onnx"], "text.onnx: ONNX Runtime cannot load the model"),
+    "no safetensors": (["text.safetensors"], "text.safetensors: cannot be read as safetensors"),
+    "no data": (["RUN", "--data", "nowhere"], "nowhere: no such folder"),
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), EVALUATION_ERRORS.values(), ids=EVALUATION_ERRORS
+)
+def test_errors_of_evaluation_are_one_line(run, arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("other.txt", "text.onnx", "text.safetensors"):
+        (tmp_path / name).write_text("neither")
+    assert evaluate([str(run) if word == "RUN" else word for word in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_labelled_images_are_needed_for_a_classifier_of_ones_own(tmp_path, monkeypatch, capsys):
+    classifier = small_classifier()
+    student = calibrated(classifier, "deploy", 8, 8)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(exporter.quantized_file(student, classifier))
+    assert evaluate([str(file), "--classifier", "networks:small_residual"]) == 2
+    assert capsys.readouterr().err.startswith("error: data: give labelled images")

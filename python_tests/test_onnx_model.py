@@ -1,0 +1,248 @@
+"""Quantized classifiers as ONNX: the same integers as the student's, by integer kernels."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from exported import calibrated, calibrated_resnet20, noise, small_classifier
+from networks import RGB8, as_trained, small_residual
+from onnx import TensorProto, numpy_helper
+from torch import nn
+
+from zscgan_ext.errors import InputError
+from zscgan_ext.export import onnx_layers, onnx_model, verification
+from zscgan_ext.export.onnx_graph import OnnxGraph, Rectified
+from zscgan_ext.export.onnx_model import quantized_model
+from zscgan_ext.export.runtime import OnnxClassifier
+from zscgan_ext.export.verification import verify
+
+WIDTHS = [(2, 2), (3, 8), (4, 4), (5, 3), (8, 8)]
+
+
+class Mixed(nn.Module):
+    """Maxima, concatenation, shuffling, squeeze-excite, SiLU and ReLU6 between layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.stem_bn = nn.BatchNorm2d(8)
+        self.pool = nn.MaxPool2d(3, 2, padding=1)
+        self.branch = nn.Conv2d(8, 8, 1)
+        self.branch_bn = nn.BatchNorm2d(8)
+        self.shuffle = nn.ChannelShuffle(2)
+        self.gate = nn.Conv2d(16, 16, 1)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, images):
+        x = self.pool(F.relu6(self.stem_bn(self.stem(images))))
+        x = self.shuffle(torch.cat([x, F.silu(self.branch_bn(self.branch(x)))], 1))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def mixed():
+    torch.manual_seed(1)
+    return as_trained(Mixed())
+
+
+@pytest.mark.parametrize("network", [small_residual, mixed])
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), WIDTHS)
+@pytest.mark.parametrize("scheme", ["deploy", "paper"])
+def test_every_node_computes_what_the_student_does(scheme, weight_bits, activation_bits, network):
+    classifier = small_classifier(network())
+    student = calibrated(classifier, scheme, weight_bits, activation_bits)
+    model, grids = quantized_model(student, classifier)
+    assert list(grids) == [
+        f"activation_quantizers.{name}"
+        for name, _ in student.graph.get_submodule("activation_quantizers").named_children()
+    ]
+    result = verify(student, model, grids, noise(classifier))
+    assert result.images == 128
+    assert result.agreement >= 99.5
+    assert result.logit_difference <= result.allowed_difference
+
+
+@pytest.mark.parametrize("weight_bits", [4, 8])
+def test_resnet20_runs_on_integer_kernels(weight_bits, tmp_path):
+    classifier, student = calibrated_resnet20("deploy", weight_bits, weight_bits)
+    model, _ = quantized_model(student, classifier)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    kinds = Counter(node.op_type for node in optimized.graph.node)
+    assert kinds["QLinearConv"] == 21
+    assert kinds["QLinearAdd"] == 9
+    assert kinds["QGemm"] == 1
+    assert kinds["QuantizeLinear"] == 1  # of the images
+    assert not kinds["Conv"] + kinds["Gemm"] + kinds["DequantizeLinear"] + kinds["Relu"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "scheme", "kind"),
+    [
+        (4, "deploy", TensorProto.INT4),
+        (3, "paper", TensorProto.UINT4),
+        (6, "deploy", TensorProto.INT8),
+        (8, "paper", TensorProto.UINT8),
+    ],
+)
+def test_weights_are_stored_in_the_narrowest_type(bits, scheme, kind):
+    classifier = small_classifier()
+    student = calibrated(classifier, scheme, bits, 8)
+    model, _ = quantized_model(student, classifier)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    assert stored["depthwise_weight"].data_type == kind
+    weight = numpy_helper.to_array(stored["depthwise_weight"]).astype(np.int64)
+    expected = onnx_layers.integer_weight(student.graph.get_submodule("depthwise")).integers
+    assert np.array_equal(weight, expected.numpy())
+
+
+def test_biases_are_int32_on_the_grid_of_the_products():
+    classifier = small_classifier()
+    student = calibrated(classifier, "deploy", 4, 4)
+    model, _ = quantized_model(student, classifier)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for name, layer in (("stem", student.layers[0]), ("fc", student.layers[-1])):
+        assert stored[f"{name}_bias"].dtype == np.int32
+        bias = stored[f"{name}_bias"] * stored[f"{name}_bias_scale"].astype(np.float64)
+        np.testing.assert_allclose(bias, layer.layer.bias.double(), rtol=1e-6, atol=1e-9)
+        source = {"stem": "images", "fc": "pool"}[name]
+        step = stored[f"activation_quantizers_{source}_scale"] * stored[f"{name}_weight_scale"]
+        assert np.array_equal(stored[f"{name}_bias_scale"], step)
+
+
+def test_a_bias_far_above_its_weights_fits_int32():
+    model = small_residual()
+    model.project.weight[3] *= 1e-12
+    model.project.bias[3] = 2.0
+    classifier = small_classifier(model)
+    student = calibrated(classifier, "deploy", 8, 8)
+    exported, grids = quantized_model(student, classifier)
+    verify(student, exported, grids, noise(classifier))
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in exported.graph.initializer}
+    assert abs(int(stored["project_bias"][3])) > 2**29
+
+
+def quantize_alone(x, low, high, scale, zero_point, top):
+    """What a rectifier and a quantizer behind it make of x in ONNX Runtime."""
+    graph = OnnxGraph()
+    graph.names.add("images")
+    value = Rectified("images", low, high)
+    grid = graph.quantize(value, "q", torch.tensor([scale]), zero_point, top)
+    logits = graph.floating(grid)
+    graph.nodes.append(onnx.helper.make_node("Identity", [logits], ["logits"]))
+    information = [
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"])
+        for name in ("images", "logits")
+    ]
+    model = onnx.helper.make_model(
+        graph.build("quantizer", information[:1], information[1:]),
+        opset_imports=[onnx.helper.make_opsetid("", onnx_model.OPSET)],
+        ir_version=onnx_model.IR_VERSION,
+    )
+    return OnnxClassifier(model.SerializeToString())(x)
+
+
+@pytest.mark.parametrize("top", [3, 15, 255])
+@pytest.mark.parametrize("zero_point", [0, 2])
+@pytest.mark.parametrize(("low", "high"), [(0, float("inf")), (0, 6), (-1, 1)])
+def test_rectifying_integers_is_rectifying_before(low, high, zero_point, top):
+    x = torch.linspace(-10, 10, 4001) + 0.00137  # never in the middle between two integers
+    scale = 6.4 / top
+    expected = torch.fake_quantize_per_tensor_affine(x.clamp(low, high), scale, zero_point, 0, top)
+    assert torch.equal(quantize_alone(x, low, high, scale, zero_point, top), expected)
+
+
+def test_a_rectifier_that_a_quantizer_applies_itself_is_exported():
+    classifier = small_classifier()
+    student = calibrated(classifier, "deploy", 4, 4)
+    before, _ = quantized_model(student, classifier)
+    for name in ("relu", "relu6"):
+        (node,) = (node for node in student.graph.graph.nodes if node.target == name)
+        node.replace_all_uses_with(node.args[0])
+        student.graph.graph.erase_node(node)
+        student.graph.get_submodule(f"activation_quantizers.{name}").activation = name
+    student.graph.recompile()
+    after, _ = quantized_model(student, classifier)
+    assert after == before
+
+
+def test_the_batch_is_free_and_the_metadata_tell_how_to_prepare_images():
+    classifier = small_classifier()
+    student = calibrated(classifier, "deploy", 4, 8)
+    model, _ = quantized_model(student, classifier)
+    session = OnnxClassifier(model.SerializeToString())
+    for batch_size in (1, 7):
+        assert session(torch.zeros(batch_size, *RGB8.shape)).shape == (batch_size, 5)
+    facts = session.metadata()
+    assert json.loads(facts["mean"]) == list(RGB8.mean)
+    assert json.loads(facts["std"]) == list(RGB8.std)
+    assert json.loads(facts["image_size"]) == RGB8.image_size
+    assert json.loads(facts["class_names"]) == list(classifier.class_names)
+    assert json.loads(facts["bits"]) == {"weights": 4, "activations": 8}
+    assert facts["scheme"] == "deploy"
+
+
+# ---- faults must be found -----------------------------------------------------------------------
+
+
+def exported_with_fault(monkeypatch, module, name, fault):
+    """Export with one function of the writer replaced, then verify."""
+    monkeypatch.setattr(module, name, fault)
+    classifier = small_classifier()
+    student = calibrated(classifier, "deploy", 8, 8)
+    model, grids = quantized_model(student, classifier)
+    verify(student, model, grids, noise(classifier))
+
+
+def test_a_wrong_padding_is_found_where_it_is(monkeypatch):
+    right = onnx_layers.convolution_pads
+
+    def shifted(layer):
+        pads = right(layer)
+        return [2, 1, 0, 1] if layer.groups > 1 else pads
+
+    with pytest.raises(
+        InputError, match=r"first node that differs is activation_quantizers\.relu6"
+    ):
+        exported_with_fault(monkeypatch, onnx_layers, "convolution_pads", shifted)
+
+
+def test_a_wrong_bias_of_the_last_layer_is_found(monkeypatch):
+    right = onnx_layers.integer_bias
+
+    def one_more(bias, weight_scale, input_scale):
+        integers, scale = right(bias, weight_scale, input_scale)
+        return integers + 2 * (len(integers) == 5), scale
+
+    with pytest.raises(InputError, match="first node that differs is the last layer"):
+        exported_with_fault(monkeypatch, onnx_layers, "integer_bias", one_more)
+
+
+def test_too_little_agreement_is_an_error(monkeypatch):
+    monkeypatch.setattr(verification, "agreement", lambda *_: 99.4)
+    classifier = small_classifier()
+    student = calibrated(classifier, "deploy", 8, 8)
+    model, grids = quantized_model(student, classifier)
+    with pytest.raises(InputError, match=r"agrees with the student on 99.40 % of 128 images"):
+        verify(student, model, grids, noise(classifier))
+
+
+def test_logits_that_are_no_numbers_are_found():
+    classifier = small_classifier()
+    student = calibrated(classifier, "deploy", 8, 8)
+    model, grids = quantized_model(student, classifier)
+    for tensor in model.graph.initializer:
+        if tensor.name == "fc_weight_scale":
+            tensor.CopyFrom(numpy_helper.from_array(np.full(5, np.nan, np.float32), tensor.name))
+    with pytest.raises(InputError, match="first node that differs is the last layer"):
+        verify(student, model, grids, noise(classifier))

@@ -1,0 +1,133 @@
+"""Every operator that export knows, in ONNX Runtime against torch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import RGB8, as_trained
+from torch import nn
+
+from zscgan_ext.classifiers import Classifier
+from zscgan_ext.errors import InputError
+from zscgan_ext.export.onnx_model import float_model
+from zscgan_ext.export.runtime import OnnxClassifier
+from zscgan_ext.quantization.conversion import trace
+
+
+class Between(nn.Module):
+    """A convolution, some function of its four channels of 8x8, and a sum over the image."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.function = function
+
+    def forward(self, images):
+        return torch.flatten(self.function(self.conv(images)), 1)
+
+
+def split_and_join(x):
+    first, second = torch.chunk(x, 2, dim=1)
+    return torch.cat([second, first * 2], dim=1)
+
+
+def split_by_size(x):
+    parts = x.split([1, 3], 1)
+    return torch.cat([parts[1], parts[0]], 1)
+
+
+def shuffle_by_view(x):
+    n, c, h, w = x.size()
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
+
+
+def squeeze_excite(x):
+    return x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+
+FUNCTIONS = {
+    "relu": F.relu,
+    "relu method": lambda x: x.relu(),
+    "relu6": F.relu6,
+    "ReLU6": nn.ReLU6(),
+    "hardtanh": lambda x: F.hardtanh(x, -0.3, 0.4),
+    "Hardtanh": nn.Hardtanh(-0.1, 0.6),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "Mish": nn.Mish(),
+    "silu": F.silu,
+    "SiLU": nn.SiLU(),
+    "gelu": F.gelu,
+    "GELU through tanh": nn.GELU(approximate="tanh"),
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.3),
+    "ELU": nn.ELU(0.7),
+    "PReLU": nn.PReLU(4, 0.3),
+    "softmax": lambda x: torch.softmax(x, dim=1),
+    "number plus tensor": lambda x: 1.5 + x,
+    "sub": lambda x: x - 0.25,
+    "division": lambda x: x / 4,
+    "squeeze and excite": squeeze_excite,
+    "cat": lambda x: torch.cat([x, x + 1], 1),
+    "avg_pool2d": lambda x: F.avg_pool2d(x, 3, stride=2, padding=1),
+    "AvgPool2d without padding in the mean": nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    "AvgPool2d, ceil_mode": nn.AvgPool2d(3, 2, ceil_mode=True),
+    "AdaptiveAvgPool2d to one": nn.AdaptiveAvgPool2d(1),
+    "AdaptiveAvgPool2d to four": nn.AdaptiveAvgPool2d(4),
+    "mean over the image": lambda x: x.mean([2, 3]),
+    "mean over channels": lambda x: x.mean(1),
+    "max_pool2d": lambda x: F.max_pool2d(x, 3, 2, padding=1),
+    "MaxPool2d, dilated": nn.MaxPool2d(2, 1, dilation=2, ceil_mode=True),
+    "reshape": lambda x: x.reshape(x.shape[0], 2, -1),
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "permute by a tuple": lambda x: torch.permute(x, (0, 3, 1, 2)),
+    "squeeze": lambda x: x.mean((2, 3), keepdim=True).squeeze(3).unsqueeze(1),
+    "ChannelShuffle": nn.ChannelShuffle(2),
+    "shuffle by view": shuffle_by_view,
+    "chunk and cat": split_and_join,
+    "split by size": split_by_size,
+    "Dropout and Identity": nn.Sequential(nn.Dropout(0.4), nn.Identity()),
+    "BatchNorm2d": nn.BatchNorm2d(4),
+    "convolution of groups": nn.Conv2d(4, 8, 3, stride=2, padding=(1, 2), dilation=2, groups=2),
+    "convolution, same": nn.Conv2d(4, 2, (3, 5), padding="same", bias=False),
+    "Linear": nn.Sequential(nn.Flatten(), nn.Linear(256, 7), nn.ReLU(), nn.Linear(7, 3)),
+}
+
+
+def exported(function):
+    """A small network around a function, in torch and in ONNX Runtime."""
+    torch.manual_seed(0)
+    model = as_trained(Between(function))
+    count = model(torch.zeros(1, *RGB8.shape)).shape[1]
+    classifier = Classifier("between", model, count, RGB8, ())
+    onnx_model = float_model(trace(model), classifier)
+    return model, OnnxClassifier(onnx_model.SerializeToString())
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_operator_computes_what_torch_does(name):
+    model, session = exported(FUNCTIONS[name])
+    for batch_size in (1, 5):
+        images = torch.randn(batch_size, *RGB8.shape)
+        torch.testing.assert_close(session(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+UNSUPPORTED = {
+    "cumsum": (lambda x: torch.cumsum(x, 1), r"cumsum \(cumsum\) has no ONNX form"),
+    "LPPool2d": (nn.LPPool2d(2, 2), r"function \(LPPool2d\) has no ONNX form"),
+    "slice": (lambda x: x[:, :2], r"getitem \(getitem\) takes a part of a tensor"),
+    "unequal windows": (
+        nn.AdaptiveAvgPool2d(3),
+        r"function \(AdaptiveAvgPool2d\) averages \(8, 8\)",
+    ),
+    "alpha": (lambda x: torch.add(x, x, alpha=2), r"add \(add\) has an option"),
+    "linear on images": (nn.Linear(8, 2), r"function \(Linear\) maps a tensor of more than two"),
+    "reflection": (nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect"), "pads with 'reflect'"),
+}
+
+
+@pytest.mark.parametrize(("function", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_what_is_not_exported_is_named(function, message):
+    with pytest.raises(InputError, match=message) as error:
+        exported(function)
+    assert "\n" not in str(error.value)

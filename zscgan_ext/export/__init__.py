@@ -1,0 +1,1 @@
+"""Files to deploy a quantized classifier: ONNX and packed safetensors."""

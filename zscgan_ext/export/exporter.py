@@ -1,0 +1,144 @@
+"""Exporting: files to deploy, compared with the student before they are written, and measured."""
+
+import copy
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zscgan_ext.classifiers import Classifier
+from zscgan_ext.environment import environment
+from zscgan_ext.errors import InputError
+from zscgan_ext.export.quantized_file import load_quantized, quantized_file
+from zscgan_ext.export.runtime import OnnxClassifier, latencies, require_onnx
+from zscgan_ext.finished_run import open_run
+from zscgan_ext.quantization.conversion import QuantizedClassifier, fold_batch_norm, trace
+from zscgan_ext.run_folder import write_whole
+
+FILES = {"onnx": "model.onnx", "safetensors": "model.safetensors"}
+REPORT_FILE = "export.json"
+BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
+
+
+def export_run(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
+    """Export the student of a finished run into the folder of the run.
+
+    Args:
+        folder: of the run.
+        formats: `onnx`, `safetensors`.
+
+    Returns:
+        what `export` returns.
+
+    Raises:
+        InputError: if the run cannot be read or exported, or a file differs from the student.
+    """
+    if "onnx" in formats:
+        require_onnx()
+    run = open_run(folder)
+    images = run.generated_images(BATCH, BATCHES)
+    return export(run.classifier, run.student, images, folder, formats)
+
+
+def export(
+    classifier: Classifier,
+    student: QuantizedClassifier,
+    images: Iterable[Tensor],
+    folder: Path,
+    formats: Sequence[str],
+) -> dict[str, Any]:
+    """Write a student as `model.onnx`, `model.safetensors`, and what was measured of them.
+
+    Args:
+        classifier: the float classifier that the student was made from, on the CPU.
+        student: calibrated, on the CPU.
+        images: batches of normalized images [N, C, H, W], to compare the files with the student.
+        folder: for the files.
+        formats: `onnx`, `safetensors`.
+
+    Returns:
+        what `export.json` holds: bytes, agreement, differences, latencies, versions.
+
+    Raises:
+        InputError: if a node cannot be exported, or a file differs from the student; that file,
+            and those after it, are not written then.
+    """
+    images = list(images)
+    report: dict[str, Any] = {"bytes": {}, "threads": torch.get_num_threads(), **environment()}
+    for name in formats:
+        if name == "onnx":
+            data, report["onnx"] = onnx_file(classifier, student, images)
+            report["bytes"]["float_onnx"] = report["onnx"].pop("float_bytes")
+        else:
+            data = safetensors_file(classifier, student, images[0])
+        write_whole(folder / FILES[name], data)
+        report["bytes"][name] = len(data)
+    text = json.dumps(report, indent=2, sort_keys=True) + "\n"
+    write_whole(folder / REPORT_FILE, text.encode())
+    return report
+
+
+@torch.no_grad()
+def safetensors_file(classifier: Classifier, student: QuantizedClassifier, images: Tensor) -> bytes:
+    """Pack a student, and require that what is read back gives the very same logits."""
+    data = quantized_file(student, classifier)
+    with TemporaryDirectory() as folder:
+        file = Path(folder, FILES["safetensors"])
+        file.write_bytes(data)
+        loaded = load_quantized(file, classifier.name)
+    difference = (student(images) - loaded(images)).abs().max()
+    if difference != 0:
+        raise InputError(
+            "export: the safetensors file gives other logits than the student, they differ by up "
+            f"to {float(difference):.3g}"
+        )
+    return data
+
+
+def onnx_file(
+    classifier: Classifier, student: QuantizedClassifier, images: Sequence[Tensor]
+) -> tuple[bytes, dict[str, Any]]:
+    """Write a student as ONNX, prove it, and measure it beside the float classifier."""
+    # These import onnx, which a run without ONNX files does not need.
+    from zscgan_ext.export.onnx_model import float_model, quantized_model
+    from zscgan_ext.export.verification import verify
+
+    model, grids = quantized_model(student, classifier)
+    verification = verify(student, model, grids, images)
+    graph = trace(copy.deepcopy(classifier.model).cpu())
+    fold_batch_norm(graph)
+    float_data = float_model(graph, classifier).SerializeToString()
+    data: bytes = model.SerializeToString()
+    sessions = [OnnxClassifier(float_data), OnnxClassifier(data)]
+    float_latency, latency = latencies(sessions, images[0][:1])
+    return data, {
+        **asdict(verification),
+        "latency_ms": {"float": float_latency, "quantized": latency},
+        "float_bytes": len(float_data),
+    }
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Lay out a report as lines."""
+    sizes = report["bytes"]
+    lines = [f"{FILES[name]}: {sizes[name]:,} bytes" for name in FILES if name in sizes]
+    if "onnx" in report:
+        facts, of_float = report["onnx"], sizes["onnx"] / sizes["float_onnx"]
+        milliseconds = facts["latency_ms"]
+        lines += [
+            f"float ONNX file: {sizes['float_onnx']:,} bytes; the quantized one is "
+            f"{of_float:.3f} of it",
+            f"ONNX Runtime agrees with the student on {facts['agreement']:.2f} % of "
+            f"{facts['images']} generated images",
+            f"largest difference of a logit: {facts['logit_difference']:.2g} where ties are "
+            f"rounded alike (allowed {facts['allowed_difference']:.2g}), "
+            f"{facts['end_to_end_difference']:.2g} from end to end",
+            f"ONNX Runtime, one image, {report['threads']} thread(s): "
+            f"float {milliseconds['float']:.3f} ms, quantized {milliseconds['quantized']:.3f} ms",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""The integers of quantized weights, and their packing into bytes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zscgan_ext.quantization.quantizers import QuantizedLayer
+from zscgan_ext.quantization.scheme import IntegerRange
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """A layer's weight as `(integers - zero_point) * scale`, per output channel."""
+
+    integers: Tensor  # [O, ...], int16, so that signed and unsigned ones of 8 bits fit
+    scale: Tensor  # [O], float32
+    zero_point: Tensor  # [O], int16
+    range: IntegerRange
+
+    def dequantize(self) -> Tensor:
+        """Return the weight that the student computes with, float32 [O, ...], bit for bit."""
+        shape = (-1, *[1] * (self.integers.dim() - 1))
+        offset = (self.integers - self.zero_point.view(shape)).float()
+        return offset * self.scale.view(shape)
+
+
+@torch.no_grad()
+def integer_weight(layer: QuantizedLayer) -> IntegerWeight:
+    """Quantize a layer's weight to integers, on the CPU, as the layer itself does."""
+    scale = layer.weight_scale().float()  # sets asymmetric zero points
+    low, high = layer.integers.quant_min, layer.integers.quant_max
+    zero_point = layer.zero_point.float()
+    weight = layer.layer.weight.float()
+    shape = (-1, *[1] * (weight.dim() - 1))
+    rounded = torch.round(weight * (1 / scale).view(shape)) + zero_point.view(shape)
+    integers = rounded.clamp(low, high).to("cpu", torch.int16).contiguous()
+    return IntegerWeight(integers, scale.cpu(), zero_point.to("cpu", torch.int16), layer.integers)
+
+
+def pack(integers: Tensor, bits: int) -> Tensor:
+    """Pack integers into a stream of bits, without a gap.
+
+    Integer i takes the bits `i * bits` to `(i + 1) * bits - 1` of the stream, its lowest first;
+    bit k of the stream is bit `k % 8` of byte `k // 8`. Negative ones are in two's complement. So
+    two integers of four bits share a byte, the first in its lower half.
+
+    Args:
+        integers: any shape, taken in row-major order.
+        bits: 1 to 8.
+
+    Returns:
+        uint8 [ceil(elements * bits / 8)].
+    """
+    flat = (integers.flatten().numpy() & (2**bits - 1)).astype(np.uint8)
+    stream = np.unpackbits(flat[:, None], axis=1, count=bits, bitorder="little")
+    return torch.from_numpy(np.packbits(stream, bitorder="little"))
+
+
+def unpack(packed: Tensor, count: int, bits: int, signed: bool) -> Tensor:
+    """Undo `pack`.
+
+    Args:
+        packed: uint8 [ceil(count * bits / 8)].
+        count: number of integers.
+        bits: 1 to 8.
+        signed: whether they are in two's complement.
+
+    Returns:
+        int16 [count].
+    """
+    stream = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little")
+    flat = np.packbits(stream.reshape(-1, bits), axis=1, bitorder="little")[:, 0]
+    integers = flat.astype(np.int16)
+    if signed:
+        integers -= (integers >> (bits - 1)) << bits
+    return torch.from_numpy(integers)

@@ -1,0 +1,177 @@
+"""A classifier's graph as an ONNX model, quantized (QDQ) or float."""
+
+import json
+from typing import Any
+
+import onnx
+import torch
+from onnx import ModelProto, TensorProto, helper
+from torch import Tensor, fx, nn
+
+from zscgan_ext.classifiers import Classifier
+from zscgan_ext.export.onnx_call import Call, TensorShape
+from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Rectified, Value
+from zscgan_ext.export.onnx_layers import add_batch_norm, add_layer, add_quantized_layer
+from zscgan_ext.export.onnx_operators import OPERATORS, constant
+from zscgan_ext.export.runtime import INPUT, OUTPUT
+from zscgan_ext.quantization.conversion import QuantizedClassifier, module_of
+from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
+
+OPSET = 21  # the first with 4-bit integers
+IR_VERSION = 10  # that goes with it
+# Of the activations that a quantizer can apply before it rounds.
+BOUNDS = {"relu": (0.0, float("inf")), "relu6": (0.0, 6.0)}
+
+
+class Trial(fx.Interpreter):
+    """Runs a graph and keeps the shapes of all tensors, and all other results."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.results: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        result = super().run_node(n)
+        self.results[n] = shapes_of(result)
+        return result
+
+
+def shapes_of(result: Any) -> Any:
+    """Replace tensors by their shapes."""
+    if isinstance(result, Tensor):
+        return TensorShape(tuple(result.shape))
+    if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
+        return [shapes_of(part) for part in result]
+    return result
+
+
+def without_batch(first: Any, second: Any) -> Any:
+    """Merge the results of trials with two sizes of batch: sizes that differ become None."""
+    if isinstance(first, TensorShape):
+        pairs = zip(first.sizes, second.sizes, strict=True)
+        return TensorShape(tuple(a if a == b else None for a, b in pairs))
+    if isinstance(first, list) and len(first) == len(second):
+        return [without_batch(a, b) for a, b in zip(first, second, strict=True)]
+    return first
+
+
+@torch.no_grad()
+def try_out(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> dict[fx.Node, Any]:
+    """Return what each node gives: `TensorShape` for tensors, lists of them, or other values."""
+    trials = []
+    for batch_size in (2, 3):
+        trial = Trial(graph)
+        device = next(graph.parameters()).device
+        trial.run(torch.zeros(batch_size, *image_shape, device=device))
+        trials.append(trial.results)
+    return {node: without_batch(trials[0][node], trials[1][node]) for node in trials[0]}
+
+
+@torch.no_grad()
+def quantized_model(
+    student: QuantizedClassifier, classifier: Classifier
+) -> tuple[ModelProto, dict[str, Grid]]:
+    """Write a calibrated student as ONNX in QDQ form.
+
+    Returns:
+        the model, and for each activation quantizer, in order, where its integers are.
+
+    Raises:
+        InputError: naming the node that cannot be exported.
+    """
+    student.quantize_weights()
+    facts = {"scheme": student.scheme.name}
+    bits = {"weights": student.scheme.weight_bits, "activations": student.scheme.activation_bits}
+    facts["bits"] = json.dumps(bits)
+    return write(student.graph, classifier, facts)
+
+
+def float_model(graph: fx.GraphModule, classifier: Classifier) -> ModelProto:
+    """Write a float classifier's graph as ONNX."""
+    return write(graph, classifier, {})[0]
+
+
+def write(
+    graph: fx.GraphModule, classifier: Classifier, facts: dict[str, str]
+) -> tuple[ModelProto, dict[str, Grid]]:
+    """Write a graph as ONNX, with what the classifier expects of images as metadata."""
+    shape = classifier.preprocessing.shape
+    results = try_out(graph, shape)
+    onnx_graph = OnnxGraph()
+    onnx_graph.names.update((INPUT, OUTPUT))
+    values: dict[fx.Node, Value] = {}
+    grids: dict[str, Grid] = {}
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = INPUT
+        elif node.op == "output":
+            logits = onnx_graph.floating(values[node.args[0]])
+            onnx_graph.nodes.append(helper.make_node("Identity", [logits], [OUTPUT], OUTPUT))
+        elif isinstance(results[node], TensorShape | list):
+            call = Call(onnx_graph, node, module_of(graph, node), values, results)
+            value = values[node] = add_node(call, graph)
+            if isinstance(call.module, ActivationQuantizer) and isinstance(value, Grid):
+                grids[str(node.target)] = value
+    images = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", *shape])
+    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", classifier.num_classes])
+    model = helper.make_model(
+        onnx_graph.build(classifier.name, [images], [output]),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="zscgan_ext",
+    )
+    helper.set_model_props(model, metadata(classifier) | facts)
+    onnx.checker.check_model(model, full_check=True)
+    return model, grids
+
+
+def add_node(call: Call, graph: fx.GraphModule) -> Value:
+    """Add one node of the classifier; return what it gives."""
+    module = call.module
+    if isinstance(module, ActivationQuantizer):
+        return add_activation_quantizer(call, module)
+    if isinstance(module, QuantizedLayer):
+        check_rank(call, module.layer)
+        return add_quantized_layer(call.graph, call.name, module, call.input())
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        check_rank(call, module)
+        return add_layer(call.graph, call.name, module, call.input())
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        return add_batch_norm(call.graph, call.name, module, call.input())
+    if call.node.op == "get_attr":
+        return constant(call, graph)
+    kind = call.node.target if module is None else type(module)
+    if kind not in OPERATORS:
+        raise call.unsupported("has no ONNX form here")
+    return OPERATORS[kind](call)
+
+
+def check_rank(call: Call, layer: nn.Module) -> None:
+    """Require that a linear layer maps vectors, for which there are integer kernels."""
+    if isinstance(layer, nn.Linear) and len(call.input_shape()) != 2:
+        raise call.unsupported("maps a tensor of more than two dimensions, write it as Conv2d")
+
+
+def add_activation_quantizer(call: Call, quantizer: ActivationQuantizer) -> Value:
+    """Quantize a value as the student does."""
+    top = quantizer.integers.quant_max
+    zero_point = int(quantizer.zero_point.round().clamp(0, top).item())
+    scale = quantizer.log_scale.exp()
+    value = call.input()
+    bounds = BOUNDS.get(getattr(quantizer, "activation", "none"))
+    if bounds is not None:
+        value = Rectified(call.graph.floating(value), *bounds)
+    return call.graph.quantize(value, call.name, scale, zero_point, top)
+
+
+def metadata(classifier: Classifier) -> dict[str, str]:
+    """Return what a program needs to prepare images and to name classes, as JSON each."""
+    preprocessing = classifier.preprocessing
+    return {
+        "classifier": classifier.name,
+        "image_size": json.dumps(preprocessing.image_size),
+        "mean": json.dumps(preprocessing.mean),
+        "std": json.dumps(preprocessing.std),
+        "class_names": json.dumps(classifier.class_names),
+    }

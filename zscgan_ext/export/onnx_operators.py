@@ -1,0 +1,305 @@
+"""What a classifier computes between its layers, as ONNX nodes."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torchvision.ops import stochastic_depth
+
+from zscgan_ext.export.onnx_call import Call
+from zscgan_ext.export.onnx_graph import Grid, Rectified, Value
+
+Operator = Callable[[Call], Value]
+
+
+def unary(op: str, **attributes: Any) -> Operator:
+    """Return an operator that is one ONNX node of one input."""
+    return lambda call: call.graph.node(op, [call.floating()], call.name, **attributes)
+
+
+def binary(op: str) -> Operator:
+    """Return an operator that is one ONNX node of two inputs."""
+
+    def add(call: Call) -> Value:
+        if call.node.kwargs.get("alpha", 1) != 1 or call.node.kwargs.get("rounding_mode"):
+            raise call.unsupported("has an option that is not exported")
+        return call.graph.node(op, [call.floating(0), call.floating(1)], call.name)
+
+    return add
+
+
+def rectify(low: float, high: float) -> Operator:
+    """Return an operator that clamps between two bounds."""
+    return lambda call: Rectified(call.graph.floating(call.input()), low, high)
+
+
+def hardtanh(call: Call) -> Value:
+    """Clamp between bounds that are options."""
+    low, high = call.option(1, "min_val", -1.0), call.option(2, "max_val", 1.0)
+    return Rectified(call.graph.floating(call.input()), low, high)
+
+
+def silu(call: Call) -> Value:
+    """Multiply with the sigmoid."""
+    x = call.floating()
+    sigmoid = call.graph.node("Sigmoid", [x], f"{call.name}_sigmoid")
+    return call.graph.node("Mul", [x, sigmoid], call.name)
+
+
+def gelu(call: Call) -> Value:
+    """Apply GELU, exact or through tanh."""
+    approximate = call.option(1, "approximate", "none")
+    return call.graph.node("Gelu", [call.floating()], call.name, approximate=approximate)
+
+
+def leaky_relu(call: Call) -> Value:
+    """Multiply negative values with a slope."""
+    slope = call.option(1, "negative_slope", 0.01)
+    return call.graph.node("LeakyRelu", [call.floating()], call.name, alpha=float(slope))
+
+
+def elu(call: Call) -> Value:
+    """Apply ELU."""
+    alpha = call.option(1, "alpha", 1.0)
+    return call.graph.node("Elu", [call.floating()], call.name, alpha=float(alpha))
+
+
+def prelu(call: Call) -> Value:
+    """Multiply negative values with the slope of their channel."""
+    assert isinstance(call.module, nn.PReLU)
+    spread = call.module.weight.reshape(-1, *[1] * (len(call.input_shape()) - 2))
+    slope = call.graph.initializer(f"{call.name}_slope", spread)
+    return call.graph.node("PRelu", [call.floating(), slope], call.name)
+
+
+def softmax(call: Call) -> Value:
+    """Apply softmax along a dimension."""
+    return call.graph.node("Softmax", [call.floating()], call.name, axis=call.option(1, "dim"))
+
+
+def concatenate(call: Call) -> Value:
+    """Join tensors along a dimension."""
+    tensors = [call.graph.floating(value) for value in call.argument(0, "tensors")]
+    return call.graph.node("Concat", tensors, call.name, axis=call.argument(1, "dim", 0))
+
+
+def average_pool(call: Call) -> Value:
+    """Average windows."""
+    if call.option(6, "divisor_override") is not None:
+        raise call.unsupported("has a divisor_override")
+    counts_padding = call.option(5, "count_include_pad", True)
+    return call.graph.node(
+        "AveragePool",
+        [call.floating()],
+        call.name,
+        **window(call, ceil_mode_index=4),
+        count_include_pad=int(counts_padding),
+    )
+
+
+def maximum_pool(call: Call) -> Value:
+    """Take the maxima of windows, of integers where the input is on a grid."""
+    attributes = window(call, ceil_mode_index=5)
+    dilation = pair(call.option(4, "dilation", 1))
+    if call.option(6, "return_indices", False):
+        raise call.unsupported("returns indices")
+    return on_grid(
+        call,
+        lambda x: call.graph.node("MaxPool", [x], call.name, **attributes, dilations=dilation),
+    )
+
+
+def window(call: Call, ceil_mode_index: int) -> dict[str, Any]:
+    """Return the attributes of windows that slide over an image."""
+    kernel = pair(call.option(1, "kernel_size"))
+    stride = call.option(2, "stride") or kernel
+    return {
+        "kernel_shape": kernel,
+        "strides": pair(stride),
+        "pads": pair(call.option(3, "padding", 0)) * 2,
+        "ceil_mode": int(call.option(ceil_mode_index, "ceil_mode", False)),
+    }
+
+
+def pair(value: Any) -> list[int]:
+    """Return one number twice, or both of two."""
+    return [int(v) for v in value] if isinstance(value, tuple | list) else [int(value)] * 2
+
+
+def adaptive_average_pool(call: Call) -> Value:
+    """Average windows of equal size that cover the image."""
+    before, after = call.input_shape()[-2:], call.shape()[-2:]
+    sizes = [
+        (int(old or 0), int(new or 0)) for old, new in zip(before, after, strict=True)
+    ]  # only the batch has no size
+    if after == (1, 1):
+        return call.graph.node("GlobalAveragePool", [call.floating()], call.name)
+    if any(old % new for old, new in sizes):
+        raise call.unsupported(f"averages {before} to {after}, which needs windows of unequal size")
+    kernel = [old // new for old, new in sizes]
+    return call.graph.node(
+        "AveragePool", [call.floating()], call.name, kernel_shape=kernel, strides=kernel
+    )
+
+
+def mean(call: Call) -> Value:
+    """Average over dimensions; over the image by the node that has an integer kernel."""
+    dimensions = call.argument(1, "dim")
+    rank = len(call.input_shape())
+    dimensions = [dimensions] if isinstance(dimensions, int) else dimensions
+    axes = sorted(d % rank for d in (range(rank) if dimensions is None else dimensions))
+    keeps = bool(call.argument(2, "keepdim", False))
+    if rank == 4 and axes == [2, 3]:
+        pooled = call.graph.node("GlobalAveragePool", [call.floating()], call.name)
+        return pooled if keeps else reshaped(call, pooled, call.shape())
+    axes_name = call.graph.initializer(f"{call.name}_axes", np.array(axes, np.int64))
+    inputs = [call.floating(), axes_name]
+    return call.graph.node("ReduceMean", inputs, call.name, keepdims=int(keeps))
+
+
+def on_grid(call: Call, add: Callable[[str], str]) -> Value:
+    """Apply what keeps the grid of its input to integers where there are any."""
+    value = call.input()
+    if isinstance(value, Grid):
+        integers = add(value.integers)
+        return Grid(
+            integers, value.scale_name, value.zero_point_name, value.scale, value.zero_point
+        )
+    return add(call.graph.floating(value))
+
+
+def reshaped(call: Call, x: str, shape: tuple[int | None, ...]) -> str:
+    """Add a reshape to a shape in which at most the batch is unknown."""
+    if shape.count(None) > 1:
+        raise call.unsupported("makes a shape of which more than one size depends on the batch")
+    sizes = np.array([-1 if size is None else size for size in shape], np.int64)
+    return call.graph.node(
+        "Reshape", [x, call.graph.initializer(f"{call.name}_shape", sizes)], call.name
+    )
+
+
+def reshape(call: Call) -> Value:
+    """Give the shape that a trial run gave."""
+    return on_grid(call, lambda x: reshaped(call, x, call.shape()))
+
+
+def transpose(call: Call) -> Value:
+    """Swap two dimensions."""
+    order = list(range(len(call.input_shape())))
+    first, second = call.argument(1, "dim0"), call.argument(2, "dim1")
+    order[first], order[second] = order[second], order[first]
+    return on_grid(call, lambda x: call.graph.node("Transpose", [x], call.name, perm=order))
+
+
+def permute(call: Call) -> Value:
+    """Order dimensions anew."""
+    first = call.argument(1, "dims")
+    rest = range(2, len(call.node.args))
+    order = [first, *map(call.argument, rest)] if isinstance(first, int) else first
+    order = [d % len(order) for d in order]
+    return on_grid(call, lambda x: call.graph.node("Transpose", [x], call.name, perm=order))
+
+
+def channel_shuffle(call: Call) -> Value:
+    """Interleave groups of channels."""
+    assert isinstance(call.module, nn.ChannelShuffle)
+    _, channels, height, width = call.input_shape()
+    groups = call.module.groups
+    grouped = (None, groups, int(channels or 0) // groups, height, width)
+
+    def add(x: str) -> str:
+        x = reshaped(call, x, grouped)
+        x = call.graph.node("Transpose", [x], call.name, perm=[0, 2, 1, 3, 4])
+        return reshaped(call, x, call.shape())
+
+    return on_grid(call, add)
+
+
+def split(call: Call) -> Value:
+    """Cut a tensor into several, as a trial run did."""
+    dimension = call.argument(2, "dim", 0)
+    parts = call.results[call.node]
+    sizes = np.array([part.sizes[dimension] for part in parts], np.int64)
+    sizes_name = call.graph.initializer(f"{call.name}_sizes", sizes)
+    value = call.input()
+    x = value.integers if isinstance(value, Grid) else call.graph.floating(value)
+    names = [f"{call.name}_{index}" for index in range(len(parts))]
+    outputs = call.graph.nodes_of("Split", [x, sizes_name], names, axis=dimension)
+    if not isinstance(value, Grid):
+        return list(outputs)
+    grid = (value.scale_name, value.zero_point_name, value.scale, value.zero_point)
+    return [Grid(output, *grid) for output in outputs]
+
+
+def pick(call: Call) -> Value:
+    """Take one of several tensors."""
+    values, index = call.input(), call.argument(1)
+    if not isinstance(values, list) or not isinstance(index, int):
+        raise call.unsupported("takes a part of a tensor, which is not exported")
+    return values[index]
+
+
+def same(call: Call) -> Value:
+    """Pass the input on."""
+    return call.input()
+
+
+def constant(call: Call, owner: fx.GraphModule) -> Value:
+    """Store a tensor of the classifier."""
+    target: Any = owner
+    for part in str(call.node.target).split("."):
+        target = getattr(target, part)
+    return call.graph.initializer(call.name, target.detach().float())
+
+
+BY_OPERATOR: tuple[tuple[Operator, tuple[Any, ...]], ...] = (
+    (rectify(0, float("inf")), (nn.ReLU, torch.relu, F.relu, "relu", "relu_")),
+    (rectify(0, 6), (nn.ReLU6, F.relu6)),
+    (hardtanh, (nn.Hardtanh, F.hardtanh)),
+    (unary("Sigmoid"), (nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid")),
+    (unary("Tanh"), (nn.Tanh, torch.tanh, F.tanh, "tanh")),
+    (unary("HardSigmoid", alpha=1 / 6, beta=0.5), (nn.Hardsigmoid, F.hardsigmoid)),
+    (unary("HardSwish"), (nn.Hardswish, F.hardswish)),
+    (unary("Mish"), (nn.Mish, F.mish)),
+    (silu, (nn.SiLU, F.silu)),
+    (gelu, (nn.GELU, F.gelu)),
+    (leaky_relu, (nn.LeakyReLU, F.leaky_relu)),
+    (elu, (nn.ELU, F.elu)),
+    (prelu, (nn.PReLU,)),
+    (softmax, (nn.Softmax, torch.softmax, F.softmax, "softmax")),
+    (binary("Add"), (operator.add, operator.iadd, torch.add, "add", "add_")),
+    (binary("Sub"), (operator.sub, operator.isub, torch.sub, "sub", "sub_")),
+    (binary("Mul"), (operator.mul, operator.imul, torch.mul, "mul", "mul_")),
+    (binary("Div"), (operator.truediv, operator.itruediv, torch.div, "div", "div_")),
+    (concatenate, (torch.cat, torch.concat)),
+    (average_pool, (nn.AvgPool2d, F.avg_pool2d)),
+    (adaptive_average_pool, (nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d)),
+    (mean, (torch.mean, "mean")),
+    (maximum_pool, (nn.MaxPool2d, F.max_pool2d)),
+    (
+        reshape,
+        (
+            *(nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, torch.squeeze),
+            *(torch.unsqueeze, "flatten", "view", "reshape", "squeeze", "unsqueeze"),
+        ),
+    ),
+    (transpose, (torch.transpose, "transpose")),
+    (permute, (torch.permute, "permute")),
+    (channel_shuffle, (nn.ChannelShuffle,)),
+    (split, (torch.chunk, torch.split, "chunk", "split")),
+    (pick, (operator.getitem,)),
+    (
+        same,
+        (
+            *(nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, F.dropout2d, stochastic_depth),
+            *("contiguous", "detach", "clone"),
+        ),
+    ),
+)
+OPERATORS: dict[Any, Operator] = {
+    kind: operator_ for operator_, kinds in BY_OPERATOR for kind in kinds
+}

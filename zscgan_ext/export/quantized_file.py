@@ -1,0 +1,277 @@
+"""A quantized classifier as one safetensors file of packed integers; docs/export.md has its layout.
+
+Nothing in a file is ever run: it holds tensors, and JSON that names the classifier.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from zscgan_ext.classifiers import Classifier, build_classifier
+from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
+from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
+from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
+from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
+
+METADATA = "zscgan_ext"  # the key of the JSON
+BITS_OF_BYTE = 8
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """What a file holds."""
+
+    classifier: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    scheme: Scheme
+    tensors: Mapping[str, Tensor]
+
+
+class LoadedClassifier(QuantizedClassifier):
+    """A quantized classifier from a file, whose weights are those of the file.
+
+    Maps normalized images [N, C, H, W] to logits [N, num_classes]; `preprocessing` normalizes.
+    """
+
+    def __init__(self, student: QuantizedClassifier, content: FileContent) -> None:
+        super().__init__(student.graph, student.scheme)
+        self.classifier = content.classifier
+        self.num_classes = content.num_classes
+        self.class_names = content.class_names
+        self.preprocessing = content.preprocessing
+
+    def quantize_weights(self) -> None:
+        """Take the weights as they are."""
+        for layer in self.layers:
+            layer.quantized_weight = layer.layer.weight.detach()
+
+
+def quantized_file(student: QuantizedClassifier, classifier: Classifier) -> bytes:
+    """Pack a calibrated student into the bytes of a safetensors file."""
+    tensors: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, module in student.graph.named_modules():
+        if isinstance(module, QuantizedLayer):
+            weight = integer_weight(module)
+            shapes[f"{name}.weight"] = list(weight.integers.shape)
+            tensors |= {f"{name}.{key}": value for key, value in layer_tensors(weight).items()}
+            if module.layer.bias is not None:
+                tensors[f"{name}.bias"] = module.layer.bias
+        elif isinstance(module, ActivationQuantizer):
+            top = module.integers.quant_max
+            tensors[f"{name}.scale"] = module.log_scale.exp()
+            tensors[f"{name}.zero_point"] = module.zero_point.round().clamp(0, top).byte()
+    tensors |= other_tensors(student)
+    plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    metadata = {METADATA: json.dumps(description(student, classifier, shapes))}
+    return safetensors.torch.save(plain, metadata)
+
+
+def layer_tensors(weight: IntegerWeight) -> dict[str, Tensor]:
+    """Return the tensors of one weight: integers, scales, and zero points where they are not 0."""
+    bits, signed = weight.range.bits, weight.range.signed
+    whole = torch.int8 if signed else torch.uint8
+    packed = weight.integers.to(whole) if bits == BITS_OF_BYTE else pack(weight.integers, bits)
+    tensors = {"weight": packed, "weight_scale": weight.scale}
+    if not signed:
+        tensors["weight_zero_point"] = weight.zero_point.byte()
+    return tensors
+
+
+def other_tensors(student: QuantizedClassifier) -> dict[str, Tensor]:
+    """Return what neither quantized layers nor activation quantizers hold: batch norm, mostly."""
+    quantized = tuple(
+        f"{name}."
+        for name, module in student.graph.named_modules()
+        if isinstance(module, QuantizedLayer | ActivationQuantizer)
+    )
+    state = student.graph.state_dict()
+    return {name: value for name, value in state.items() if not name.startswith(quantized)}
+
+
+def description(
+    student: QuantizedClassifier, classifier: Classifier, shapes: dict[str, list[int]]
+) -> dict[str, Any]:
+    """Return what the file says of itself, as JSON's types."""
+    return {
+        "classifier": classifier.name,
+        "num_classes": classifier.num_classes,
+        "class_names": list(classifier.class_names),
+        "preprocessing": asdict(classifier.preprocessing),
+        "scheme": asdict(student.scheme),
+        "packed_shapes": shapes,
+    }
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def load_quantized(file: str | Path, classifier: str | None = None) -> LoadedClassifier:
+    """Load a quantized classifier that `python -m zscgan_ext.export` wrote as safetensors.
+
+    It gives the logits of the exported one, bit for bit, on the kind of processor that made it.
+
+    Args:
+        file: such as `runs/NAME/model.safetensors`.
+        classifier: needed where the file names a `module:function` of your own, so that no file
+            decides which code runs: the same name. None for a bundled classifier.
+
+    Raises:
+        InputError: if the file cannot be read, is damaged, or does not fit the classifier.
+    """
+    content = read_file(Path(file))
+    name = classifier or content.classifier
+    if classifier is None and content.classifier not in BUNDLED_CLASSIFIERS:
+        raise InputError(
+            f"classifier: {file} names {content.classifier!r}, which is not bundled; "
+            "give the name of the classifier yourself to have its code run"
+        )
+    model = build_classifier(name, content.num_classes).to("cpu", torch.float32).eval()
+    student = convert(model, content.scheme, content.preprocessing.shape)
+    fill(student, content, Path(file))
+    student.set_activation_mode(ActivationMode.QUANTIZE)
+    lay_out_weights(student.to(memory_format=torch.channels_last))
+    return LoadedClassifier(student, content).eval().requires_grad_(False)
+
+
+def read_file(file: Path) -> FileContent:
+    """Read a file's tensors and what it says of itself.
+
+    Raises:
+        InputError: if it cannot be read or was not written by `quantized_file`.
+    """
+    try:
+        with safe_open(file, "pt") as stream:
+            text = (stream.metadata() or {}).get(METADATA)
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read as safetensors ({first_line(error)})") from None
+    if text is None:
+        raise InputError(f"{file}: holds no quantized classifier, needed is what export wrote")
+    try:
+        facts = json.loads(text)
+        preprocessing = facts["preprocessing"]
+        for name in ("mean", "std"):
+            preprocessing[name] = tuple(map(float, preprocessing[name]))
+        return FileContent(
+            str(facts["classifier"]),
+            int(facts["num_classes"]),
+            tuple(map(str, facts["class_names"])),
+            Preprocessing(**preprocessing),
+            checked(Scheme(**facts["scheme"])),
+            tensors,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{file}: its description is damaged ({first_line(error)})") from None
+
+
+def checked(scheme: Scheme) -> Scheme:
+    """Return a scheme if there is such a one.
+
+    Raises:
+        ValueError: if its name or a width is unknown.
+    """
+    widths = scheme.weight_bits, scheme.activation_bits
+    if scheme.name not in ("deploy", "paper") or not set(widths) <= set(range(2, 9)):
+        raise ValueError(f"unknown scheme {scheme}")
+    return scheme
+
+
+@torch.no_grad()
+def fill(student: QuantizedClassifier, content: FileContent, file: Path) -> None:
+    """Put a file's tensors into a converted classifier; every one of them must find its place."""
+    left = dict(content.tensors)
+
+    def take(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        tensor = left.pop(name, None)
+        if tensor is None:
+            raise InputError(f"{file}: lacks {name}, which the classifier {content.classifier} has")
+        if tensor.shape != shape or tensor.dtype != dtype:
+            found = f"{tensor.dtype} {tuple(tensor.shape)}"
+            needed = f"{dtype} {tuple(shape)}"
+            raise InputError(f"{file}: has {name} as {found}, needed is {needed}")
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{file}: has NaN or infinite values in {name}")
+        return tensor
+
+    for name, module in student.graph.named_modules():
+        if isinstance(module, QuantizedLayer):
+            fill_layer(module, name, take)
+        elif isinstance(module, ActivationQuantizer):
+            scale = take(f"{name}.scale", module.log_scale.shape, torch.float32)
+            module.log_scale.copy_(logarithm_of(scale))
+            zero_point = take(f"{name}.zero_point", module.zero_point.shape, torch.uint8)
+            module.zero_point.copy_(zero_point)
+    for name, value in other_tensors(student).items():
+        value.copy_(take(name, value.shape, value.dtype))
+    if left:
+        raise InputError(
+            f"{file}: has {next(iter(left))}, which the classifier {content.classifier} lacks"
+        )
+
+
+def fill_layer(
+    layer: QuantizedLayer, name: str, take: Callable[[str, torch.Size, torch.dtype], Tensor]
+) -> None:
+    """Put a file's integers, scales and bias into a layer."""
+    shape, bits, signed = layer.layer.weight.shape, layer.integers.bits, layer.integers.signed
+    if bits == BITS_OF_BYTE:
+        whole = torch.int8 if signed else torch.uint8
+        integers = take(f"{name}.weight", shape, whole).short()
+    else:
+        size = torch.Size([math.ceil(shape.numel() * bits / BITS_OF_BYTE)])
+        packed = take(f"{name}.weight", size, torch.uint8)
+        integers = unpack(packed, shape.numel(), bits, signed).view(shape)
+    channels = layer.zero_point.shape
+    scale = take(f"{name}.weight_scale", channels, torch.float32)
+    zero_point = torch.zeros_like(scale, dtype=torch.int16)
+    if not signed:
+        zero_point = take(f"{name}.weight_zero_point", channels, torch.uint8).short()
+    weight = IntegerWeight(integers, scale, zero_point, layer.integers)
+    layer.layer.weight.copy_(weight.dequantize())
+    layer.zero_point.copy_(zero_point)
+    if layer.symmetric:
+        layer.log_scale.copy_(scale.log())
+    if layer.layer.bias is not None:
+        layer.layer.bias.copy_(take(f"{name}.bias", channels, torch.float32))
+
+
+@torch.no_grad()
+def lay_out_weights(student: QuantizedClassifier) -> None:
+    """Give weights the memory layout that quantizing gives; another changes the order of sums."""
+    student.quantize_weights()
+    for layer in student.layers:
+        assert layer.quantized_weight is not None
+        laid_out = torch.empty_like(layer.quantized_weight).copy_(layer.layer.weight)
+        layer.layer.weight = nn.Parameter(laid_out)
+        layer.quantized_weight = None
+
+
+def logarithm_of(scale: Tensor) -> Tensor:
+    """Return the logarithm [1] whose exponential has the very bits of a scale [1].
+
+    Scales are stored as logarithms, and `scale.log()` can be off by its last bits. A scale that was
+    an exponential has such a logarithm among the neighbours; without one, the nearest is returned.
+    """
+    logarithm = scale.log()
+    above = below = logarithm
+    for _ in range(8):
+        for candidate in (above, below):
+            if torch.equal(candidate.exp(), scale):
+                return candidate
+        above = torch.nextafter(above, torch.full_like(above, torch.inf))
+        below = torch.nextafter(below, torch.full_like(below, -torch.inf))
+    return logarithm
