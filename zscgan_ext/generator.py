@@ -27,7 +27,8 @@ class UpsampleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, out_channels, 2H, 2W]."""
         x = self.bn(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
-        return F.leaky_relu(x + NOISE * normal_like(x), 0.2)
+        # In place: the gradients need neither the normalized features nor the noisy ones.
+        return F.leaky_relu_(x.add_(normal_like(x), alpha=NOISE), 0.2)
 
 
 class ConditionalGenerator(nn.Module):
