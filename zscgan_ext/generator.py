@@ -27,7 +27,7 @@ class UpsampleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, out_channels, 2H, 2W]."""
         x = self.bn(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
-        # In place: the gradients need neither the normalized features nor the noisy ones.
+        # In place: the backward pass needs what enters the batch norm and what leaves the block.
         return F.leaky_relu_(x.add_(normal_like(x), alpha=NOISE), 0.2)
 
 
@@ -79,7 +79,7 @@ class ConditionalGenerator(nn.Module):
         """
         joined = torch.cat([latent, self.embedding(labels)], dim=1)  # [N, 2 * latent_dim]
         x = self.linear(joined).view(len(latent), -1, self.map_size, self.map_size)
-        x = self.blocks(F.leaky_relu(self.bn(x), 0.2))  # [N, finest, >= image_size, ...]
+        x = self.blocks(F.leaky_relu_(self.bn(x), 0.2))  # [N, finest, >= image_size, ...]
         x = x[:, :, : self.image_size, : self.image_size]
         pixels = torch.sigmoid(2 * self.pixel_bn(self.to_pixels(x)))
         return (pixels - self.get_buffer("mean")) / self.get_buffer("std")
