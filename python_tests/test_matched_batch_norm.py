@@ -116,7 +116,9 @@ def test_torchvision_classifiers(name):
     settings = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
     model = as_trained(getattr(torchvision.models, name)(num_classes=7, **settings))
     images = sample(2, 3, 64, 64)
+    kinds = [type(module) for module in model.modules()]
     graph = matched_graph(model, ignore)
+    assert [type(module) for module in model.modules()] == kinds
     torch.testing.assert_close(graph(images), model(images), rtol=1e-4, atol=1e-4)
     left = [n for n in graph.graph.nodes if n.op == "call_module"]
     assert not any(isinstance(graph.get_submodule(n.target), nn.BatchNorm2d) for n in left)

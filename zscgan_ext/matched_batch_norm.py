@@ -1,7 +1,8 @@
 """Frozen batch norms that measure their input while they normalize it.
 
 The graph of a frozen classifier is rewritten: batch norm, the residual that is added to it, the
-ReLU or ReLU6 after that, and mean and variance of its input become one op.
+ReLU or ReLU6 after that, and mean and variance of its input become one op, and convolutions forget
+their inputs.
 """
 
 import operator
@@ -16,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zscgan_ext import ops
 from zscgan_ext.classifier_graph import activation_of, is_one_of, module_of, only_user, trace
 from zscgan_ext.errors import InputError
+from zscgan_ext.frozen_convolution import FrozenConvolution
 from zscgan_ext.ops.layout import compute_dtype
 
 Measured = Callable[[_BatchNorm, Tensor, Tensor], None]  # takes a layer's mean and variance
@@ -112,6 +114,8 @@ def matched_graph(model: nn.Module, measured: Measured) -> fx.GraphModule | None
         layer = module_of(graph, node)
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
             fuse_batch_norm(graph, node, layer, measured)
+        elif isinstance(layer, nn.Conv2d) and FrozenConvolution.can_be_frozen(layer):
+            graph.set_submodule(str(node.target), FrozenConvolution(layer))
     graph.delete_all_unused_submodules()
     graph.recompile()
     return graph
