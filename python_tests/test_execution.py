@@ -103,7 +103,7 @@ choose_execution(Settings(keep_freed_memory={keep}), torch.device("cpu")).apply(
 for _ in range(4):
     torch.ones(2**24)  # 64 MiB, 16384 pages of 4 KiB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(16):
     torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -116,5 +116,6 @@ def test_kept_memory_has_no_page_faults():
         command = [sys.executable, "-W", "error", "-c", script]
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
         faults[keep] = int(done.stdout)
-    assert faults[True] < 1000
-    assert faults[False] > 60_000
+    # A first touch of a part of the heap may still be left.
+    assert faults[True] < 2 * 16_384 + 1000
+    assert faults[False] > 15 * 16_384
