@@ -30,7 +30,7 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.precision import PRECISIONS
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.conversion import convert, folded
 from zscgan_ext.quantization.fine_tuning import fine_tune
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.synthesis import mixed_batches, synthetic_batches, train_generator
@@ -88,7 +88,8 @@ def stages(
     batches = synthetic_batches(generator, settings.batch_size, random(device))
     calibrate(student, batches, settings.calibration_batches)
     mixed = mixed_batches(batches, random(device))
-    yield "fine-tuning", lambda report: fine_tune(student, model, mixed, settings, report)
+    folded_model = folded(model).to(memory_format=torch.channels_last)
+    yield "fine-tuning", lambda report: fine_tune(student, folded_model, mixed, settings, report)
 
 
 def measure(

@@ -17,7 +17,7 @@ from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.conversion import convert, folded
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.synthesis import GeneratorTraining, mixed_batches, synthetic_batches
@@ -57,7 +57,8 @@ class Parts:
             **{**vars(SETTINGS[subject.implementation]), "batch_size": subject.batch}
         )
         self.execution: Execution = choose_execution(self.settings, self.device)
-        if subject.implementation == "native":
+        self.is_native = subject.implementation == "native"
+        if self.is_native:
             self.execution.apply()
         self.model, self.preprocessing = build_classifier(subject.classifier)
         self.model = self.placed(self.model)
@@ -113,7 +114,8 @@ def fine_tuning_step(parts: Parts) -> Callable[[], Tensor]:
     parts.placed(student)
     calibrate(student, batches, 1)
     mixed = mixed_batches(batches, parts.random(2), memory_format)
-    return StudentTraining(student, parts.model, mixed, settings).advance
+    teacher = parts.placed(folded(parts.model)) if parts.is_native else parts.model
+    return StudentTraining(student, teacher, mixed, settings).advance
 
 
 def teacher(parts: Parts) -> Callable[[], Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.conversion import convert, folded
 from zscgan_ext.quantization.quantizers import QuantizedLayer, best_symmetric_scale
 from zscgan_ext.quantization.scheme import IntegerRange, Scheme
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
@@ -259,3 +259,13 @@ def test_a_classifier_without_layers_is_refused():
     model = as_trained(nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()))
     with pytest.raises(InputError, match=r"^classifier: holds no Conv2d or Linear layer"):
         convert(model, deploy(), (3, 4, 4))
+
+
+def test_a_folded_classifier_has_the_same_logits_and_is_a_frozen_copy():
+    model = small_residual()
+    images = sample(4, *RGB8.shape)
+    copy = folded(model)
+    torch.testing.assert_close(copy(images), model(images), rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == 3

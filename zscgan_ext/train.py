@@ -31,7 +31,7 @@ from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.profiling import StepProfiler
 from zscgan_ext.progress import Progress
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
+from zscgan_ext.quantization.conversion import QuantizedClassifier, convert, folded
 from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder import RunFolder
@@ -232,8 +232,8 @@ def fine_tune_student(
                 run.folder.append_jsonl("metrics.jsonl", {"stage": row, **asdict(step)})
 
         mixed = mixed_batches(batches, run.random(5), run.execution.memory_format)
-        model = run.classifier.model
-        fine_tune(student, model, mixed, settings, report, progress.wants, after_step)
+        teacher = folded(run.classifier.model).to(memory_format=run.execution.memory_format)
+        fine_tune(student, teacher, mixed, settings, report, progress.wants, after_step)
     evaluate(run, student, row)
 
 

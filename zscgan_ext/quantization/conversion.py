@@ -121,6 +121,17 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def folded(model: nn.Module) -> nn.Module:
+    """Return a frozen copy of a float classifier with as many batch norms folded as possible.
+
+    Raises:
+        InputError: if the classifier cannot be traced.
+    """
+    graph = trace(copy.deepcopy(model))
+    fold_batch_norm(graph)
+    return graph.eval().requires_grad_(False)
+
+
 def fold_batch_norm(graph: fx.GraphModule) -> None:
     """Fold each batch norm that directly follows a convolution into it."""
     for node in list(graph.graph.nodes):
