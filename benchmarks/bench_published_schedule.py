@@ -27,6 +27,7 @@ from zscgan_ext.classifiers import Classifier, load_classifier
 from zscgan_ext.config import Settings, parse_bits, resolve_device
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
+from zscgan_ext.execution import choose_execution
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.precision import PRECISIONS
 from zscgan_ext.quantization.calibration import calibrate
@@ -68,9 +69,10 @@ def random(device: torch.device) -> torch.Generator:
 
 
 def stages(
-    classifier: Classifier, settings: Settings, device: torch.device
+    classifier: Classifier, settings: Settings, device: torch.device, is_due: Callable[[int], bool]
 ) -> Iterator[tuple[str, Callable[[Report], None]]]:
     """Yield the stages of the main program by name, each ready to run with its reports."""
+    choose_execution(settings, device).apply()
     model = classifier.model.to(device).to(memory_format=torch.channels_last)
     generator = ConditionalGenerator(
         classifier.num_classes, settings.latent_dim, classifier.preprocessing
@@ -79,7 +81,9 @@ def stages(
     teacher = FrozenTeacher(model, settings.distance)
     yield (
         "generator",
-        lambda report: train_generator(generator, teacher, settings, random(device), report),
+        lambda report: train_generator(
+            generator, teacher, settings, random(device), report, is_due
+        ),
     )
     teacher.remove_hooks()
     scheme = Scheme(settings.scheme, *parse_bits(settings.bits))
@@ -89,14 +93,18 @@ def stages(
     calibrate(student, batches, settings.calibration_batches)
     mixed = mixed_batches(batches, random(device))
     folded_model = folded(model).to(memory_format=torch.channels_last)
-    yield "fine-tuning", lambda report: fine_tune(student, folded_model, mixed, settings, report)
+    yield (
+        "fine-tuning",
+        lambda report: fine_tune(student, folded_model, mixed, settings, report, is_due),
+    )
 
 
 def measure(
     classifier: Classifier, settings: Settings, device: torch.device, warm_up: int
 ) -> Iterator[dict[str, Any]]:
     """Yield what each stage takes."""
-    for stage, run in stages(classifier, settings, device):
+    ends = (warm_up, settings.synthesis_steps)  # no other step is waited for
+    for stage, run in stages(classifier, settings, device, ends.__contains__):
         stretch = Stretch(device, warm_up)
         run(stretch.report)
         milliseconds = stretch.milliseconds_per_step()

@@ -8,7 +8,8 @@ from typing import Any
 Row = dict[str, Any]
 SUBJECT = ("op", "direction", "layout", "dtype", "shape", "device")
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
-LARGE_BYTES = 12e6  # a tensor of the chart: main memory is what limits it
+LARGE_BYTES, LARGEST_BYTES = 12e6, 400e6  # moved by an op on one tensor of about 32 MB
+SHOWN_LAYOUTS = ("NCHW", "channels_last")
 COLORS = {"native": "#1b7837", "torch": "#c2a5cf", "compiled": "#9970ab", "reference": "#762a83"}
 
 
@@ -47,7 +48,7 @@ def draw_chart(rows: list[Row], path: Path) -> None:
     from matplotlib import patches, pyplot
 
     groups = subjects(rows)
-    large = [g for g in groups if g["copy"]["bytes"] / 2 > LARGE_BYTES and len(g) > 2] or groups
+    large = [g for g in groups if is_shown(g["native"]) and len(g) > 2] or groups
     height = 0.22 * sum(len(group) for group in large) + 1.5
     figure, axes = pyplot.subplots(figsize=(10, height), layout="constrained")
     place, ticks = 0.0, []
@@ -76,6 +77,14 @@ def draw_chart(rows: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
+def is_shown(row: Row) -> bool:
+    """Tell whether chart and documents show a row: activations that memory limits, and no more."""
+    if row["layout"] == "vectors":
+        return True
+    is_large = bool(LARGE_BYTES < row["bytes"] < LARGEST_BYTES)
+    return is_large and row["layout"] in SHOWN_LAYOUTS and row["dtype"] != "float16"
+
+
 def speedup(group: dict[str, Row], name: str) -> str:
     """Return how many times faster the native core is, or a dash where nothing was compared."""
     if name not in group:
@@ -95,7 +104,8 @@ def markdown(result: dict[str, Any], source: str) -> str:
         " | vs reference | vs ATen | vs compiled |",
         "|---|---|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for group in subjects(result["rows"]):
+    groups = subjects(result["rows"])
+    for group in [group for group in groups if is_shown(group["native"])] or groups:
         row = group["native"]
         texts = [row["op"], row["direction"], row["layout"], row["dtype"], shape_text(row)]
         digits = max(0, 2 - math.floor(math.log10(row["median_ms"])))

@@ -68,9 +68,9 @@ def test_yaml_says_the_same_as_the_command_line(tmp_path):
     arguments = config_file(
         tmp_path,
         "bits: w3a3\nmean: [0.5]\nstd: [0.25]\noverwrite: true\nweights: null\n"
-        "temperature: 1e-3\nsynthesis_steps: 12\n",
+        "temperature: 1e-3\nsynthesis_steps: 12\ncuda_graphs: off\n",
     )
-    expected = "--bits w3a3 --mean 0.5 --std 0.25 --overwrite --temperature 1e-3"
+    expected = "--bits w3a3 --mean 0.5 --std 0.25 --overwrite --temperature 1e-3 --cuda-graphs off"
     assert parse_settings(arguments) == parse_settings(
         [*expected.split(), "--synthesis-steps", "12"]
     )

@@ -269,3 +269,29 @@ def test_a_folded_classifier_has_the_same_logits_and_is_a_frozen_copy():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
     assert not any(parameter.requires_grad for parameter in copy.parameters())
     assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == 3
+
+
+@pytest.mark.parametrize("rectify", [torch.relu_, F.relu_], ids=["torch", "functional"])
+def test_an_activation_in_place_gets_one_quantizer(rectify):
+    class Rectified(nn.Sequential):
+        def forward(self, x):
+            return self[1](rectify(self[0](x)).flatten(1))
+
+    model = as_trained(Rectified(nn.Conv2d(3, 2, 3), nn.Linear(72, 5)))
+    student = convert(model, deploy(), RGB8.shape)
+    assert len(student.activation_quantizers) == 2  # of the images and of the activation
+    fused = [node.kwargs.get("activation") for node in student.fused_graph[0].graph.nodes]
+    assert fused.count("relu") == 1
+
+
+def test_moving_a_student_moves_the_graph_that_it_executes():
+    class Centered(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 5))
+            self.register_buffer("center", torch.full((3, 1, 1), 0.5))
+
+        def forward(self, x):
+            return super().forward(x - self.center)
+
+    student = convert(as_trained(Centered()), deploy(), RGB8.shape).to("meta")
+    assert student(torch.empty(2, *RGB8.shape, device="meta")).device.type == "meta"

@@ -263,3 +263,13 @@ def test_observe_tells_autograd_what_it_changed(device):
     observe(x, *running[:2], scale, running[3], 0.1, -8, 7, False, 1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("dispatched", [False, True], ids=["direct", "dispatched"])
+def test_gradients_have_no_gradient_and_say_so(dispatched):
+    x = activations("cpu", gradient=True)
+    op = OPS.batch_norm_statistics if dispatched else batch_norm_statistics
+    mean, variance = op(x, torch.zeros(3))
+    (gradient,) = torch.autograd.grad((mean * variance).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        gradient.sum().backward()

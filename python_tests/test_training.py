@@ -168,6 +168,23 @@ def test_where_capturing_fails_one_line_says_why_and_steps_go_on(capsys):
     assert capsys.readouterr().out == "no CUDA graph: operation not permitted\n"
 
 
+def test_gradients_of_a_failed_capture_are_forgotten():
+    plain = new_training("fine_tuning")
+    expected = [plain.advance().tolist() for _ in range(WARM_UP_STEPS + 3)]
+    failing = new_training("fine_tuning")
+
+    def leave_gradients(step, inputs):
+        for group in failing.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.full_like(parameter, 1e9)
+        raise RuntimeError("failed after the backward pass")
+
+    capturing = FakeCapturing()
+    capturing.capture = leave_gradients
+    failing.taken = GraphedStep(failing.take, capturing)
+    assert [failing.advance().tolist() for _ in expected] == expected
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_graphed_training_learns_the_same(stage):
     plain = new_training(stage)

@@ -1,15 +1,18 @@
 """The `torch.fx` graph of a classifier: tracing it, and telling what its nodes call."""
 
+import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, first_line
 
 RELU: tuple[Any, ...] = (nn.ReLU, torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 RELU6: tuple[Any, ...] = (nn.ReLU6, F.relu6)
+IN_PLACE_ADDITIONS: tuple[Any, ...] = (operator.iadd, "add_")
+ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *IN_PLACE_ADDITIONS)
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -21,7 +24,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     try:
         return fx.symbolic_trace(model)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise InputError(f"classifier: torch.fx cannot trace its graph ({reason})") from None
 
 

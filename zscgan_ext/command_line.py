@@ -4,6 +4,7 @@ Both are two ways to write the same settings: the entries of the `--config` file
 that stand before those of the command line, which therefore win.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -18,6 +19,7 @@ from zscgan_ext.config import Settings, check_settings
 from zscgan_ext.errors import InputError, did_you_mean
 
 LARGEST_CONFIG = 1 << 20  # bytes
+BOOLEAN = "tag:yaml.org,2002:bool"
 
 
 class Parser(simple_parsing.ArgumentParser):
@@ -71,13 +73,24 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which could make a small file expand without bound."""
+    """YAML without aliases, which could make a small file expand without bound.
+
+    Only true and false are booleans; on, off, yes and no are text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOLEAN]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuse an alias, compose everything else."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not accepted")
         return super().compose_node(parent, index)
+
+
+PlainLoader.add_implicit_resolver(BOOLEAN, re.compile("^(?:true|false)$", re.IGNORECASE), [*"tTfF"])
 
 
 def read_config(file: Path) -> dict[Any, Any]:

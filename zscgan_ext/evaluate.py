@@ -102,7 +102,6 @@ def evaluate(evaluated: Evaluated, data: Images) -> str:
         f"{'top-5 %':34} {top5(logits, labels):10.2f}",
         f"{'expected calibration error %':34} {expected_calibration_error(logits, labels):10.2f}",
     ]
-    models = [evaluated.model]
     if evaluated.float_model is not None:
         float_logits = predict(evaluated.float_model, data, preprocessing, BATCH, cpu)
         lines += [
@@ -111,7 +110,7 @@ def evaluate(evaluated: Evaluated, data: Images) -> str:
         ]
     image, _ = next(data.batches(1, preprocessing))
     with torch.no_grad():
-        (latency,) = latencies(models, image)
+        (latency,) = latencies([evaluated.model], image)
     lines.append(f"{'latency of one image, ms':34} {latency:10.3f}")
     return "\n".join([*lines, "", class_table(logits, labels, evaluated.class_names)])
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.datasets import Images
-from zscgan_ext.memory_format import to_channels_last
+from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.preprocessing import Preprocessing
 
 
@@ -18,6 +18,7 @@ def predict(
     preprocessing: Preprocessing,
     batch_size: int,
     device: torch.device,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
     """Run all images through a model that is in eval mode.
 
@@ -27,12 +28,13 @@ def predict(
         preprocessing: of the classifier.
         batch_size: images in a batch.
         device: where the model is.
+        memory_format: of the images.
 
     Returns:
         logits, float32 [N, num_classes] on the CPU.
     """
     logits = [
-        model(to_channels_last(images.to(device))).float().cpu()
+        model(to_memory_format(images.to(device), memory_format)).float().cpu()
         for images, _ in data.batches(batch_size, preprocessing)
     ]
     return torch.cat(logits)

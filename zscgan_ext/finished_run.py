@@ -61,7 +61,8 @@ def load_float_classifier(settings: Settings) -> Classifier:
 
 def read_settings(folder: Path) -> Settings:
     """Return the settings of a run, to be used on the CPU."""
-    return parse_settings(["--config", str(folder / CONFIG), "--device=cpu", "--precision=float32"])
+    on_the_cpu = ("--device=cpu", "--precision=float32", "--cuda-graphs=off", "--no-compile")
+    return parse_settings(["--config", str(folder / CONFIG), *on_the_cpu])
 
 
 def open_run(folder: Path) -> FinishedRun:

@@ -5,7 +5,6 @@ ReLU or ReLU6 after that, and mean and variance of its input become one op, and 
 their inputs.
 """
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +14,20 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext import ops
-from zscgan_ext.classifier_graph import activation_of, is_one_of, module_of, only_user, trace
+from zscgan_ext.classifier_graph import (
+    ADDITIONS,
+    IN_PLACE_ADDITIONS,
+    activation_of,
+    is_one_of,
+    module_of,
+    only_user,
+    trace,
+)
 from zscgan_ext.errors import InputError
 from zscgan_ext.frozen_convolution import FrozenConvolution
 from zscgan_ext.ops.layout import compute_dtype
 
 Measured = Callable[[_BatchNorm, Tensor, Tensor], None]  # takes a layer's mean and variance
-ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", operator.iadd, "add_")
-IN_PLACE_ADDITIONS: tuple[Any, ...] = (operator.iadd, "add_")
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": F.relu,

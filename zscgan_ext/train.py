@@ -244,7 +244,8 @@ def evaluate(run: Run, model: nn.Module, row: str) -> None:
     with run.timed("evaluation"):
         preprocessing = run.classifier.preprocessing
         run.logits[row] = predict(
-            model, run.evaluation, preprocessing, EVALUATION_BATCH, run.device
+            *(model, run.evaluation, preprocessing, EVALUATION_BATCH, run.device),
+            run.execution.memory_format,
         )
 
 

@@ -71,6 +71,8 @@ class Training(ABC):
     def take(self, *inputs: Tensor) -> Tensor:
         """Learn from these inputs; return the values to report."""
         loss, values = self.measured(*inputs)
+        # A capture that failed leaves gradients that were never computed.
+        self.optimizer.zero_grad(set_to_none=True)
         self.precision.step(loss, self.optimizer)
         return values
 

@@ -15,6 +15,12 @@ class BitWriter {
 public:
     explicit BitWriter(uint8_t* target) : target_(target) {}
     void append(uint32_t bits, int n) {
+        if (count_ == 0 && n == 16) {  // as in rows of a multiple of 16 elements
+            const uint8_t bytes[2] = {static_cast<uint8_t>(bits), static_cast<uint8_t>(bits >> 8)};
+            std::memcpy(target_, bytes, 2);
+            target_ += 2;
+            return;
+        }
         pending_ |= static_cast<uint64_t>(bits) << count_;
         count_ += n;
         if (count_ >= 32) put<4>();

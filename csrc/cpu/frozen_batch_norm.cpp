@@ -7,12 +7,6 @@
 namespace zscgan::cpu::ZSCGAN_ISA {
 namespace {
 
-template <class V>
-ActivationBounds<V> broadcast_bounds(Activation activation) {
-    const auto bounds = activation_bounds<typename V::Real>(activation);
-    return {V::broadcast(bounds.low), V::broadcast(bounds.high)};
-}
-
 // Writes y where it is shown x.
 template <class V, class T, bool has_residual>
 struct Normalization {

@@ -82,12 +82,6 @@ private:
 };
 
 template <class V>
-ActivationBounds<V> broadcast_bounds(Activation activation) {
-    const auto bounds = activation_bounds<typename V::Real>(activation);
-    return {V::broadcast(bounds.low), V::broadcast(bounds.high)};
-}
-
-template <class V>
 Bounds<V> broadcast_bounds(const QuantRange& range) {
     using Real = typename V::Real;
     return {V::broadcast(static_cast<Real>(range.quant_min)),

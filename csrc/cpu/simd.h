@@ -189,4 +189,10 @@ using FloatVector = ArrayVector<float, 8>;
 
 using DoubleVector = ArrayVector<double, 8>;
 
+template <class V>
+ActivationBounds<V> broadcast_bounds(Activation activation) {
+    const auto bounds = activation_bounds<typename V::Real>(activation);
+    return {V::broadcast(bounds.low), V::broadcast(bounds.high)};
+}
+
 }  // namespace zscgan::cpu::ZSCGAN_ISA

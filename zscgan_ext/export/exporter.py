@@ -1,6 +1,5 @@
 """Exporting: files to deploy, compared with the student before they are written, and measured."""
 
-import copy
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -11,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext.classifier_graph import trace
 from zscgan_ext.classifiers import Classifier
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
 from zscgan_ext.export.runtime import OnnxClassifier, latencies, require_onnx
 from zscgan_ext.finished_run import open_run
-from zscgan_ext.quantization.conversion import QuantizedClassifier, fold_batch_norm
+from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
 from zscgan_ext.run_folder import write_whole
 
 FILES = {"onnx": "model.onnx", "safetensors": "model.safetensors"}
@@ -111,9 +109,7 @@ def onnx_file(
 
     model, grids = quantized_model(student, classifier)
     verification = verify(student, model, grids, images)
-    graph = trace(copy.deepcopy(classifier.model).cpu())
-    fold_batch_norm(graph)
-    float_data = float_model(graph, classifier).SerializeToString()
+    float_data = float_model(folded(classifier.model).cpu(), classifier).SerializeToString()
     data: bytes = model.SerializeToString()
     sessions = [OnnxClassifier(float_data), OnnxClassifier(data)]
     float_latency, latency = latencies(sessions, images[0][:1])

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from zscgan_ext.classifier_graph import module_of
 from zscgan_ext.classifiers import Classifier
 from zscgan_ext.export.onnx_call import Call, TensorShape
-from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Rectified, Value
+from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
 from zscgan_ext.export.onnx_layers import add_batch_norm, add_layer, add_quantized_layer
 from zscgan_ext.export.onnx_operators import OPERATORS, constant
 from zscgan_ext.export.runtime import INPUT, OUTPUT
@@ -20,8 +20,6 @@ from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLay
 
 OPSET = 21  # the first with 4-bit integers
 IR_VERSION = 10  # that goes with it
-# Of the activations that a quantizer can apply before it rounds.
-BOUNDS = {"relu": (0.0, float("inf")), "relu6": (0.0, 6.0)}
 
 
 class Trial(fx.Interpreter):
@@ -159,11 +157,7 @@ def add_activation_quantizer(call: Call, quantizer: ActivationQuantizer) -> Valu
     top = quantizer.integers.quant_max
     zero_point = int(quantizer.zero_point.round().clamp(0, top).item())
     scale = quantizer.log_scale.exp()
-    value = call.input()
-    bounds = BOUNDS.get(getattr(quantizer, "activation", "none"))
-    if bounds is not None:
-        value = Rectified(call.graph.floating(value), *bounds)
-    return call.graph.quantize(value, call.name, scale, zero_point, top)
+    return call.graph.quantize(call.input(), call.name, scale, zero_point, top)
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import stochastic_depth
 
+from zscgan_ext.classifier_graph import ADDITIONS, RELU, RELU6
 from zscgan_ext.export.onnx_call import Call
 from zscgan_ext.export.onnx_graph import Grid, Rectified, Value
 
@@ -257,8 +258,8 @@ def constant(call: Call, owner: fx.GraphModule) -> Value:
 
 
 BY_OPERATOR: tuple[tuple[Operator, tuple[Any, ...]], ...] = (
-    (rectify(0, float("inf")), (nn.ReLU, torch.relu, F.relu, "relu", "relu_")),
-    (rectify(0, 6), (nn.ReLU6, F.relu6)),
+    (rectify(0, float("inf")), RELU),
+    (rectify(0, 6), RELU6),
     (hardtanh, (nn.Hardtanh, F.hardtanh)),
     (unary("Sigmoid"), (nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid")),
     (unary("Tanh"), (nn.Tanh, torch.tanh, F.tanh, "tanh")),
@@ -271,7 +272,7 @@ BY_OPERATOR: tuple[tuple[Operator, tuple[Any, ...]], ...] = (
     (elu, (nn.ELU, F.elu)),
     (prelu, (nn.PReLU,)),
     (softmax, (nn.Softmax, torch.softmax, F.softmax, "softmax")),
-    (binary("Add"), (operator.add, operator.iadd, torch.add, "add", "add_")),
+    (binary("Add"), ADDITIONS),
     (binary("Sub"), (operator.sub, operator.isub, torch.sub, "sub", "sub_")),
     (binary("Mul"), (operator.mul, operator.imul, torch.mul, "mul", "mul_")),
     (binary("Div"), (operator.truediv, operator.itruediv, torch.div, "div", "div_")),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from zscgan_ext.ops import native, reference
 from zscgan_ext.ops.implementation import uses_native
@@ -107,7 +108,8 @@ def differentiable(
         forward, direct_backward = function_of_lists(op, setup_context, backward)
     else:
         forward, direct_backward = function_of_tensors(op, setup_context, backward, results)
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(direct_backward)}
+    once = once_differentiable(direct_backward)
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(once)}
     op.function = type(op.name, (torch.autograd.Function,), methods)
 
 

@@ -111,7 +111,7 @@ def learned_tensor(
         gradient_scale,
         ACTIVATION_CODES[activation],
         0 if is_shared else 1,
-        *[0 if v is None else v.data_ptr() for v in (x, scale, zero_point, bias, *results)],
+        *map(address, (x, scale, zero_point, bias, *results)),
     )
 
 

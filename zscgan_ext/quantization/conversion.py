@@ -18,10 +18,11 @@ from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantiz
 from zscgan_ext.quantization.scheme import Scheme
 
 ACTIVATIONS: tuple[Any, ...] = (
-    *(nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish),
+    *(*RELU, *RELU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish),
     *(nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.PReLU),
-    *(torch.relu, F.relu, F.relu6, F.hardtanh, F.hardswish, F.silu, F.gelu, F.leaky_relu),
-    *(torch.sigmoid, F.hardsigmoid, torch.tanh, "relu", "relu_", "sigmoid", "tanh"),
+    *(F.hardtanh, F.hardswish, F.silu, F.gelu, F.leaky_relu, F.elu, F.mish, F.prelu),
+    *(torch.sigmoid, F.sigmoid, F.hardsigmoid, torch.tanh, F.tanh),
+    *("sigmoid", "sigmoid_", "tanh", "tanh_"),
 )
 RECTIFIERS: tuple[Any, ...] = (*RELU, *RELU6)
 # Nodes whose results lie on the grid of their input.
@@ -52,6 +53,12 @@ class QuantizedClassifier(nn.Module):
         self.activation_quantizers = [
             module for module in modules if isinstance(module, ActivationQuantizer)
         ]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedClassifier":
+        """Move to another device or dtype, which replaces the buffers of the graph."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.fused_graph = (fuse(self.graph),)
+        return self
 
     def set_activation_mode(self, mode: ActivationMode) -> None:
         """Tell all activation quantizers to observe, to quantize or to pass tensors on."""
@@ -121,7 +128,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def folded(model: nn.Module) -> nn.Module:
+def folded(model: nn.Module) -> fx.GraphModule:
     """Return a frozen copy of a float classifier with as many batch norms folded as possible.
 
     Raises:
@@ -129,7 +136,8 @@ def folded(model: nn.Module) -> nn.Module:
     """
     graph = trace(copy.deepcopy(model))
     fold_batch_norm(graph)
-    return graph.eval().requires_grad_(False)
+    graph.eval().requires_grad_(False)
+    return graph
 
 
 def fold_batch_norm(graph: fx.GraphModule) -> None:

@@ -47,8 +47,7 @@ def student_loss(
 class StudentTraining(Training):
     """Fine-tuning, step by step: weights, biases and learned scales of the student.
 
-    Batch norm that was not folded keeps its statistics. At the end biases are rounded to such as
-    integer kernels add.
+    Batch norm that was not folded keeps its statistics.
 
     Args:
         student: calibrated.
@@ -103,6 +102,8 @@ def fine_tune(
     after_step: Callable[[], None] = nothing,
 ) -> None:
     """Train weights, biases and learned scales of the student in place.
+
+    At the end biases are rounded to such as integer kernels add.
 
     Args:
         student: see `StudentTraining`, as for teacher, batches and settings.

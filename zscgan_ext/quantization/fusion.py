@@ -1,19 +1,16 @@
 """The quantized classifier in fewer passes over memory: quantizers do what stands before them."""
 
 import copy
-import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from zscgan_ext.classifier_graph import RELU, RELU6
+from zscgan_ext.classifier_graph import ADDITIONS, IN_PLACE_ADDITIONS, RELU, RELU6
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
 FUSED_ACTIVATIONS: dict[Any, str] = {**dict.fromkeys(RELU, "relu"), **dict.fromkeys(RELU6, "relu6")}
-ADDITIONS = (operator.add, torch.add, "add")
-ADDITIONS_IN_PLACE = (operator.iadd, "add_")
 
 
 def fuse(graph: fx.GraphModule) -> fx.GraphModule:
@@ -90,7 +87,7 @@ def owns_memory(modules: dict[str, nn.Module], node: fx.Node) -> bool:
     Overwriting such memory, or not, makes no difference to anybody else.
     """
     function = called(modules, node)
-    if function in ADDITIONS_IN_PLACE:
+    if function in IN_PLACE_ADDITIONS:
         target = node.all_input_nodes[0]
         return len(target.users) == 1 and owns_memory(modules, target)
     return function in ADDITIONS or isinstance(function, QuantizedLayer | nn.BatchNorm2d)
