@@ -169,9 +169,9 @@ def test_where_capturing_fails_one_line_says_why_and_steps_go_on(capsys):
 
 
 def test_gradients_of_a_failed_capture_are_forgotten():
-    plain = new_training("fine_tuning")
+    plain = new_training("student-deploy")
     expected = [plain.advance().tolist() for _ in range(WARM_UP_STEPS + 3)]
-    failing = new_training("fine_tuning")
+    failing = new_training("student-deploy")
 
     def leave_gradients(step, inputs):
         for group in failing.optimizer.param_groups:

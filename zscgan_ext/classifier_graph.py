@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from zscgan_ext.errors import InputError, first_line
 
@@ -13,6 +13,13 @@ RELU: tuple[Any, ...] = (nn.ReLU, torch.relu, torch.relu_, F.relu, F.relu_, "rel
 RELU6: tuple[Any, ...] = (nn.ReLU6, F.relu6)
 IN_PLACE_ADDITIONS: tuple[Any, ...] = (operator.iadd, "add_")
 ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *IN_PLACE_ADDITIONS)
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """Apply one of `ops.ACTIVATIONS` with torch's own functions."""
+    if activation == "none":
+        return x
+    return F.relu(x) if activation == "relu" else F.relu6(x)
 
 
 def trace(model: nn.Module) -> fx.GraphModule:

@@ -17,6 +17,7 @@ from zscgan_ext import ops
 from zscgan_ext.classifier_graph import (
     ADDITIONS,
     IN_PLACE_ADDITIONS,
+    activate,
     activation_of,
     is_one_of,
     module_of,
@@ -28,11 +29,6 @@ from zscgan_ext.frozen_convolution import FrozenConvolution
 from zscgan_ext.ops.layout import compute_dtype
 
 Measured = Callable[[_BatchNorm, Tensor, Tensor], None]  # takes a layer's mean and variance
-ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "relu6": F.relu6,
-}
 
 
 def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
@@ -83,7 +79,7 @@ class MatchedBatchNorm(nn.Module):
         """Map [N, C, ...], and a residual that broadcasts with it, to the activation's result."""
         if residual is None or residual.shape == x.shape:
             return self.normalize(x, residual, self.activation)
-        return ACTIVATION_FUNCTIONS[self.activation](self.normalize(x, None, "none") + residual)
+        return activate(self.normalize(x, None, "none") + residual, self.activation)
 
     def normalize(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         """Normalize x, add a residual of its shape, and apply an activation."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zscgan_ext.batch_norm_matching import FrozenTeacher
-from zscgan_ext.classifiers import Classifier, load_classifier
+from zscgan_ext.classifiers import Classifier
 from zscgan_ext.command_line import parse_settings, settings_to_yaml
 from zscgan_ext.config import Settings, parse_bits, parse_formats, resolve_device
 from zscgan_ext.datasets import Images, check_labels, open_images
@@ -26,6 +26,7 @@ from zscgan_ext.evaluation import agreement, predict, top1
 from zscgan_ext.execution import Execution, choose_execution
 from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.export.runtime import require_onnx
+from zscgan_ext.finished_run import load_float_classifier
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.profiling import StepProfiler
@@ -102,14 +103,7 @@ def prepare(settings: Settings) -> Run:
     torch.manual_seed(settings.seed)
     if "onnx" in parse_formats(settings.export):
         require_onnx()
-    classifier = load_classifier(
-        settings.classifier,
-        settings.weights,
-        settings.num_classes,
-        settings.image_size,
-        settings.mean,
-        settings.std,
-    )
+    classifier = load_float_classifier(settings)
     evaluation = open_data(settings.evaluation_data or bundled_data(settings), "test", classifier)
     reference = open_data(settings.reference_data, "train", classifier)
     device = resolve_device(settings.device)

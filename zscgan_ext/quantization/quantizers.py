@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zscgan_ext import ops
+from zscgan_ext.classifier_graph import activate
 from zscgan_ext.quantization.scheme import IntegerRange
 
 
@@ -90,8 +91,7 @@ class ActivationQuantizer(nn.Module):
             )
         if bias is not None:
             x = x + bias.to(x.dtype).view(-1, 1, 1)
-        if activation != "none":
-            x = F.relu(x) if activation == "relu" else F.relu6(x)
+        x = activate(x, activation)
         if self.mode is ActivationMode.OBSERVE:
             self.observe(x)
         return x
