@@ -7,7 +7,6 @@ from test_training import STAGES, new_training
 from zscgan_ext.ops import implementation as choice
 
 STEPS = 50
-NOTHING = 1e-9  # norm of a gradient that is zero but for rounding
 
 
 def loss_and_gradients(training, inputs, seed):
@@ -36,9 +35,11 @@ def test_losses_and_gradients_are_those_of_plain_torch(stage, monkeypatch):
         monkeypatch.setattr(choice, "REQUESTED", "native")
         loss, gradients = loss_and_gradients(native, inputs, step)
         assert loss.item() == pytest.approx(expected[0].item(), rel=1e-4)
+        # A bias before a batch norm has no gradient but what rounding makes of it.
+        rounding = 1e-6 * max(theirs.norm() for theirs in expected[1] if theirs is not None)
         for ours, theirs in zip(gradients, expected[1], strict=True):
             assert (ours is None) == (theirs is None)
             if ours is not None:
-                assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + NOTHING
+                assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + rounding
         native.take(*inputs)
         monkeypatch.setattr(choice, "REQUESTED", "reference")
