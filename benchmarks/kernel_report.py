@@ -79,8 +79,6 @@ def draw_chart(rows: list[Row], path: Path) -> None:
 
 def is_shown(row: Row) -> bool:
     """Tell whether chart and documents show a row: activations that memory limits, and no more."""
-    if row["layout"] == "vectors":
-        return True
     is_large = bool(LARGE_BYTES < row["bytes"] < LARGEST_BYTES)
     return is_large and row["layout"] in SHOWN_LAYOUTS and row["dtype"] != "float16"
 

@@ -72,7 +72,7 @@ def test_unknown_choice(load, choice):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_gpu_tensors_take_the_native_core_where_it_has_kernels(load, reason, dtype):
     module = load("auto", core=types.SimpleNamespace(cuda_unavailable_reason=lambda: reason))
-    x = types.SimpleNamespace(device=torch.device("cuda"), is_cuda=True, dtype=dtype)
+    x = types.SimpleNamespace(is_cpu=False, is_cuda=True, dtype=dtype)
     assert module.uses_native(x) == (reason is None and dtype != torch.float64)
     assert module.cuda_missing_reason() == reason
 
