@@ -19,17 +19,10 @@ from typing import Any
 from zscgan_ext.config import Settings
 from zscgan_ext.environment import environment
 from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.results import ROWS, metrics
+from zscgan_ext.run import Run, prepare
+from zscgan_ext.stages import evaluate, fine_tune_student, learn_generator, quantize
 from zscgan_ext.synthesis import noise_batches, synthetic_batches
-from zscgan_ext.train import (
-    ROWS,
-    Run,
-    evaluate,
-    fine_tune_student,
-    learn_generator,
-    metrics,
-    prepare,
-    quantize,
-)
 
 
 def parse_arguments() -> argparse.Namespace:

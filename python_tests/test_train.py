@@ -23,7 +23,8 @@ from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.train import ROWS, main
+from zscgan_ext.results import ROWS
+from zscgan_ext.train import main
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 REAL_ROWS = {"real_calibrated", "real_fine_tuned"}
