@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from zscgan_ext.batch_norm_matching import FrozenTeacher
-from zscgan_ext.classifiers import load_bundled
+from zscgan_ext.classifiers import load_classifier
 from zscgan_ext.config import Settings
 from zscgan_ext.cuda_graphs import GraphedStep, StreamCapture
 from zscgan_ext.execution import Execution, choose_execution
@@ -87,8 +87,8 @@ def build_classifier(name: str) -> tuple[nn.Module, Preprocessing]:
     would grow or vanish from layer to layer, and with them the losses.
     """
     if name in BUNDLED_CLASSIFIERS:
-        model, preprocessing, _ = load_bundled(name, None)
-        return model.eval().requires_grad_(False), preprocessing
+        bundled = load_classifier(name)
+        return bundled.model, bundled.preprocessing
     model = torchvision.models.get_model(name).train()
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in layers:

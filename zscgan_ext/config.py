@@ -29,19 +29,22 @@ class Settings:
     """What to quantize, how, and where the results go."""
 
     classifier: str = setting("resnet20", "NAME")
-    """bundled classifier (resnet20, mobilenet_v2_small) or module:function that returns a model"""
+    """bundled classifier (resnet20, mobilenet_v2_small), torchvision:NAME, timm:NAME, or
+    module:function that returns a model"""
     weights: Path | None = setting(None, "FILE")
-    """safetensors or state-dict file with the classifier's weights (None: those it comes with)"""
+    """safetensors or state-dict file with the classifier's weights (None: those it comes with,
+    which torchvision and timm download)"""
     num_classes: int | None = setting(None, "N")
     """number of classes (None: what the classifier gives)"""
     image_size: int | None = setting(None, "PIXELS")
-    """height and width of the classifier's input, pixels (None: a bundled classifier's, or 224)"""
+    """height and width of the classifier's input, pixels (None: what a bundled classifier,
+    torchvision or timm knows, or 224)"""
     mean: tuple[float, ...] | None = setting(None, "MEAN", "+")
     """mean that the classifier's input is normalized with, one for each channel, pixels from 0 to
-    1 (None: a bundled classifier's, or ImageNet's)"""
+    1 (None: what a bundled classifier, torchvision or timm knows, or ImageNet's)"""
     std: tuple[float, ...] | None = setting(None, "STD", "+")
     """standard deviation that the classifier's input is normalized with, one for each channel,
-    pixels from 0 to 1 (None: a bundled classifier's, or ImageNet's)"""
+    pixels from 0 to 1 (None: as for the mean)"""
 
     bits: str = setting("w4a4", "wNaN")
     """width of weights and activations, bits, 2 to 8 each"""
