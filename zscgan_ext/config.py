@@ -65,7 +65,7 @@ class Settings:
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the generator"""
-    fine_tuning_learning_rate: float = setting(2e-4, "X")
+    fine_tuning_learning_rate: float = setting(1e-3, "X")
     """learning rate for the quantized classifier"""
     cross_entropy_weight: float = setting(1.0, "X")
     """weight of the teacher's cross-entropy in the generator's loss"""
@@ -73,6 +73,8 @@ class Settings:
     """weight of the batch-norm distance in the generator's loss"""
     distillation_weight: float = setting(1.0, "X")
     """weight of the distillation from the float classifier in fine-tuning"""
+    feature_weight: float = setting(100.0, "X")
+    """weight of the distance between the feature maps of both in fine-tuning"""
     label_weight: float = setting(0.0, "X")
     """weight of the cross-entropy with the generator's labels in fine-tuning"""
     temperature: float = setting(4.0, "X")
@@ -128,7 +130,7 @@ ABOVE_ZERO = (
 )
 ZERO_OR_ABOVE = (
     *("fine_tuning_steps", "cross_entropy_weight", "batch_norm_weight", "distillation_weight"),
-    *("label_weight", "seed"),
+    *("feature_weight", "label_weight", "seed"),
 )
 
 

@@ -19,7 +19,6 @@ from zscgan_ext.results import ROWS
 from zscgan_ext.run import Run, new_student
 from zscgan_ext.synthesis import (
     SynthesisStep,
-    mixed_batches,
     noise_batches,
     synthetic_batches,
     train_generator,
@@ -127,9 +126,8 @@ def fine_tune_student(
             if progress.is_due(step.step):
                 run.folder.append_jsonl("metrics.jsonl", {"stage": row, **asdict(step)})
 
-        mixed = mixed_batches(batches, run.random(5), run.execution.memory_format)
         teacher = folded(run.classifier.model).to(memory_format=run.execution.memory_format)
-        fine_tune(student, teacher, mixed, settings, report, progress.wants, after_step)
+        fine_tune(student, teacher, batches, settings, report, progress.wants, after_step)
     evaluate(run, student, row)
 
 
