@@ -12,6 +12,12 @@ import torch
 from zscgan_ext.errors import InputError, did_you_mean
 
 EXPORT_FORMATS = ("onnx", "safetensors")
+# What a preset sets, where nothing else was said.
+PRESETS = {
+    "quick": {"synthesis_steps": 100, "fine_tuning_steps": 100},
+    "default": {"synthesis_steps": 500, "fine_tuning_steps": 700},
+    "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 4000},
+}
 
 
 def setting(default: Any, metavar: str, nargs: str | None = None) -> Any:
@@ -51,17 +57,20 @@ class Settings:
     scheme: Literal["deploy", "paper"] = "deploy"
     """deploy: what an int8 runtime executes; paper: comparable with published tables"""
 
+    preset: Literal["quick", "default", "thorough"] = "default"
+    """how much to spend: about 1, 5 or 30 minutes for resnet20 on two cores; sets the steps of both
+    trainings where they are not given"""
     distance: Literal["gaussian_kl", "mse", "std_mse", "l2"] = "gaussian_kl"
     """distance between the batch-norm statistics of generated images and the stored ones"""
     latent_dim: int = setting(64, "N")
     """length of the generator's latent vector"""
     batch_size: int = setting(128, "N")
     """images in a batch"""
-    synthesis_steps: int = setting(200, "N")
+    synthesis_steps: int = setting(PRESETS["default"]["synthesis_steps"], "N")
     """steps of generator learning"""
     calibration_batches: int = setting(8, "N")
     """batches that the initial ranges are taken from"""
-    fine_tuning_steps: int = setting(250, "N")
+    fine_tuning_steps: int = setting(PRESETS["default"]["fine_tuning_steps"], "N")
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the generator"""
