@@ -12,6 +12,7 @@ from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 SHORT = [
     *("--synthesis-steps=10", "--fine-tuning-steps=3", "--calibration-batches=1"),
     *("--batch-size=16", "--latent-dim=8", "--log-interval=5", "--device=cpu"),
+    "--no-report",
 ]
 
 

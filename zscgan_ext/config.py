@@ -119,6 +119,10 @@ class Settings:
     export: str = setting("safetensors", "FORMATS")
     """files to deploy: safetensors, onnx (proved and timed in ONNX Runtime), both with a comma
     between them, or none"""
+    report: bool = simple_parsing.flag(default=True, negative_prefix="--no-")
+    """write report.html at the end: accuracy, losses, images, errors by layer"""
+    tensorboard: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
+    """log losses and generated images for TensorBoard too"""
     log_interval: int = setting(50, "N")
     """steps between two entries in the log"""
     profile: bool = simple_parsing.flag(default=False, negative_prefix="--no-")

@@ -1,7 +1,7 @@
 """A run: what its stages share, checked before anything is written."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,11 @@ from zscgan_ext.profiling import StepProfiler
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder import RunFolder
+from zscgan_ext.tensorboard_log import TensorboardLog, require_tensorboard
 from zscgan_ext.training import nothing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
+
+STAGES = ("synthesis", "calibration", "fine_tuning", "evaluation")
 
 
 @dataclass
@@ -36,12 +39,20 @@ class Run:
     reference: Images | None
     folder: RunFolder
     profiler: StepProfiler | None
+    tensorboard: TensorboardLog | None
     seconds: dict[str, float]
     logits: dict[str, Tensor]  # [N, num_classes] of each row, on the evaluation images
+    diversity: dict[str, Any]  # of generated images, and of real ones
 
     def random(self, stage: int) -> torch.Generator:
         """Return the random numbers of a stage, which no other stage disturbs."""
         return torch.Generator(self.device).manual_seed(1000 * self.settings.seed + stage)
+
+    def log(self, stage: str, values: Mapping[str, Any]) -> None:
+        """Keep what one step of a stage measured."""
+        self.folder.append_jsonl("metrics.jsonl", {"stage": stage, **values})
+        if self.tensorboard is not None:
+            self.tensorboard.scalars(stage, values)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -66,6 +77,8 @@ def prepare(settings: Settings) -> Run:
     torch.manual_seed(settings.seed)
     if "onnx" in parse_formats(settings.export):
         require_onnx()
+    if settings.tensorboard:
+        require_tensorboard()
     classifier = load_float_classifier(settings)
     evaluation = open_data(settings.evaluation_data or bundled_data(settings), "test", classifier)
     reference = open_data(settings.reference_data, "train", classifier)
@@ -76,14 +89,32 @@ def prepare(settings: Settings) -> Run:
     folder.write_text("config.yaml", settings_to_yaml(settings))
     execution.apply()
     print(f"execution: {execution}", flush=True)
+    run = new_run(settings, classifier, folder)
+    run.evaluation, run.reference = evaluation, reference
+    run.profiler = StepProfiler(device) if settings.profile else None
+    run.tensorboard = TensorboardLog(folder.path) if settings.tensorboard else None
+    return run
+
+
+def new_run(settings: Settings, classifier: Classifier, folder: RunFolder) -> Run:
+    """Start a run of a classifier, which is moved to the device, without any real images."""
+    device = resolve_device(settings.device)
+    execution = choose_execution(settings, device)
     classifier.model.to(device).to(memory_format=execution.memory_format)
-    stages = ("synthesis", "calibration", "fine_tuning", "evaluation")
-    seconds = dict.fromkeys(stages, 0.0)
-    profiler = StepProfiler(device) if settings.profile else None
+    seconds = dict.fromkeys(STAGES, 0.0)
     return Run(
-        *(settings, device, execution, classifier, evaluation, reference, folder, profiler),
-        seconds,
-        {},
+        settings=settings,
+        device=device,
+        execution=execution,
+        classifier=classifier,
+        evaluation=None,
+        reference=None,
+        folder=folder,
+        profiler=None,
+        tensorboard=None,
+        seconds=seconds,
+        logits={},
+        diversity={},
     )
 
 

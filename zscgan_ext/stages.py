@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.datasets import Images
+from zscgan_ext.diversity import compare_diversity, generated_classes, real_classes
 from zscgan_ext.evaluation import predict
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_memory_format
@@ -34,6 +35,7 @@ def run_stages(run: Run) -> None:
     """Run all stages, or those up to `stop_after`."""
     settings = run.settings
     generator = learn_generator(run)
+    measure_diversity(run, generator)
     if settings.stop_after == "synthesis":
         return
     evaluate(run, run.classifier.model, "float")
@@ -72,7 +74,7 @@ def learn_generator(run: Run) -> ConditionalGenerator:
                 step.step, {"loss": step.loss, "teacher accuracy": step.teacher_accuracy}
             )
             if progress.is_due(step.step):
-                run.folder.append_jsonl("metrics.jsonl", {"stage": "synthesis", **asdict(step)})
+                run.log("synthesis", asdict(step))
             if step.step in sampled:
                 save_samples(run, generator, step.step)
 
@@ -99,6 +101,8 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
     grid = pixels.reshape(classes, SAMPLES_PER_CLASS, *pixels.shape[1:])
     names = run.classifier.class_names[:classes]
     run.folder.save_image_grid(f"samples/step-{step:06d}.png", grid, names)
+    if run.tensorboard is not None:
+        run.tensorboard.images("samples", grid, step)
 
 
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
@@ -124,11 +128,23 @@ def fine_tune_student(
         def report(step: FineTuningStep) -> None:
             progress.update(step.step, {"loss": step.loss, "agreement": step.agreement})
             if progress.is_due(step.step):
-                run.folder.append_jsonl("metrics.jsonl", {"stage": row, **asdict(step)})
+                run.log(row, asdict(step))
 
         teacher = folded(run.classifier.model).to(memory_format=run.execution.memory_format)
         fine_tune(student, teacher, batches, settings, report, progress.wants, after_step)
     evaluate(run, student, row)
+
+
+def measure_diversity(run: Run, generator: ConditionalGenerator) -> None:
+    """Measure how diverse generated images are, and real ones where there are any."""
+    data, classifier = run.reference or run.evaluation, run.classifier
+    with run.timed("evaluation"):
+        generated = generated_classes(generator, run.random(6))
+        real = None
+        if data is not None:
+            shape = classifier.preprocessing, classifier.num_classes
+            real = real_classes(data, *shape, run.device)
+        run.diversity = compare_diversity(classifier.model, generated, real)
 
 
 def evaluate(run: Run, model: nn.Module, row: str) -> None:
