@@ -74,8 +74,9 @@ class Settings:
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the generator"""
-    fine_tuning_learning_rate: float = setting(1e-3, "X")
-    """learning rate for the quantized classifier"""
+    fine_tuning_learning_rate: float = setting(3e-3, "X")
+    """Adam's learning rate for the quantized classifier, divided by its number of quantization
+    steps: by 3 for 2 bits, by 15 for 4 bits"""
     cross_entropy_weight: float = setting(1.0, "X")
     """weight of the teacher's cross-entropy in the generator's loss"""
     batch_norm_weight: float = setting(10.0, "X")

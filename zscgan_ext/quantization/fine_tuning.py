@@ -76,7 +76,8 @@ class StudentTraining(Training):
         self.settings = settings
         super().__init__(
             student.parameters(),
-            settings.fine_tuning_learning_rate,
+            # A weight that moves a step changes the layer; how far that is depends on the width.
+            settings.fine_tuning_learning_rate / student.scheme.steps,
             (0.9, 0.999),
             settings.fine_tuning_steps,
             choose_execution(settings, device_of(student)),
