@@ -21,7 +21,6 @@ from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantiz
 
 DRAWS = 256  # of each channel
 VALUES = 2**16  # of a tensor, at most, that its range is chosen by
-FRACTIONS = torch.linspace(1, 0.1, 46).tolist()  # of the whole range, that are tried
 
 
 class DrawnActivations(fx.Interpreter):
@@ -76,25 +75,12 @@ class DrawnActivations(fx.Interpreter):
         return torch.empty_like(like).copy_(draws)
 
 
-def set_range(quantizer: ActivationQuantizer, low: Tensor, high: Tensor) -> None:
-    """Let a quantizer reach from one scalar to another, and to zero."""
-    quantizer.reset()
-    quantizer.observe(torch.stack([low, high]))
-
-
 def choose_range(quantizer: ActivationQuantizer, values: Tensor) -> None:
-    """Give a quantizer the range with the least squared error on values [N].
-
-    Few integers are worth a range that clips the rarest values, many are not.
-    """
-    quantizer.mode = ActivationMode.QUANTIZE
-    low, high = values.min(), values.max()
-    errors = []
-    for fraction in FRACTIONS:
-        set_range(quantizer, fraction * low, fraction * high)
-        errors.append((quantizer(values) - values).square().sum())
-    best = FRACTIONS[int(torch.stack(errors).argmin())]
-    set_range(quantizer, best * low, best * high)
+    """Give a quantizer the scale with the least squared error on values [N]."""
+    quantizer.reset()
+    quantizer.observe(values)
+    quantizer.search(values)
+    quantizer.choose_scale()
 
 
 @torch.no_grad()
@@ -127,7 +113,8 @@ def calibrate_from_batch_norm(
     ends = preprocessing.normalize(pixels.expand(2, preprocessing.channels, 1, 1))
     for node in graph.graph.nodes:
         if node.op == "placeholder" and node.name in quantizers:
-            set_range(quantizers[node.name], ends.min(), ends.max())
+            quantizers[node.name].reset()
+            quantizers[node.name].observe(ends)
     noise = torch.randn((DRAWS, *preprocessing.shape), generator=random, device=device)
     DrawnActivations(graph, quantizers, random).run(noise)
     student.set_activation_mode(ActivationMode.QUANTIZE)
