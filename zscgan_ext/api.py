@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zscgan_ext import stages
 from zscgan_ext.classifiers import Classifier, load_classifier
-from zscgan_ext.config import Settings, check_settings, resolve_device
+from zscgan_ext.config import PRESETS, Settings, check_settings, resolve_device
 from zscgan_ext.datasets import Images
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.evaluate import BATCH, Evaluated, Evaluation, measure, open_data
@@ -168,7 +168,8 @@ def seeded_run(classifier: Classifier, changes: Mapping[str, Any]) -> Iterator[R
     if unknown:
         hint = did_you_mean(unknown[0], Settings.__dataclass_fields__)
         raise InputError(f"unknown setting {unknown[0]}{hint}")
-    settings = Settings(**changes)
+    preset = PRESETS.get(changes.get("preset", "default"), {})
+    settings = Settings(**{**preset, **changes})
     check_settings(settings)
     device = resolve_device(settings.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
