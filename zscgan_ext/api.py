@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zscgan_ext import stages
 from zscgan_ext.classifiers import Classifier, load_classifier
@@ -23,7 +23,7 @@ from zscgan_ext.evaluate import BATCH, Evaluated, Evaluation, measure, open_data
 from zscgan_ext.export import exporter
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_memory_format
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
 from zscgan_ext.run import Run, new_run
 from zscgan_ext.run_folder import NoFolder
 
@@ -103,7 +103,7 @@ def evaluate(
     Args:
         model: maps normalized images to logits: a student, what `load_quantized` gave, or the
             model of the classifier itself.
-        classifier: the float classifier; where it is, the images are moved.
+        classifier: the float classifier, on any device.
         data: `fashion-mnist`, a folder of idx files or an ImageFolder tree, or opened images; None
             for the test images that come with a bundled classifier.
         batch_size: images in a batch.
@@ -117,7 +117,9 @@ def evaluate(
     float_model, preprocessing = classifier.model, classifier.preprocessing
     facts = (classifier.name, preprocessing, classifier.class_names)
     opened = open_data(data, *facts) if data is None or isinstance(data, str) else data
-    device = next(float_model.parameters()).device
+    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
+    if device_of(float_model) != device:
+        float_model = copy.deepcopy(float_model).to(device)
     return measure(Evaluated(model, float_model, *facts), opened, batch_size, device)
 
 
