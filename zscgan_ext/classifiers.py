@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zscgan_ext.classifier_sources import timm_models, torchvision_models
 from zscgan_ext.classifier_sources.bundled import BundledSource
 from zscgan_ext.classifier_sources.function import FunctionSource
+from zscgan_ext.classifier_sources.model import ModelSource
 from zscgan_ext.classifier_sources.source import ClassifierSource
 from zscgan_ext.errors import InputError, did_you_mean, first_line
 from zscgan_ext.preprocessing import Preprocessing
@@ -29,7 +30,7 @@ class Classifier:
 
 
 def load_classifier(
-    name: str,
+    name: str | nn.Module,
     weights: Path | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
@@ -41,7 +42,7 @@ def load_classifier(
     Args:
         name: a bundled classifier, `torchvision:NAME`, `timm:NAME`, or `module:function` for a
             function that returns a model and takes nothing, or `num_classes`. The current folder
-            is importable.
+            is importable. Or a model object, which is copied.
         weights: safetensors or state-dict file; None for the weights that come with the model,
             which torchvision and timm download.
         num_classes: what the model must give; None to take what it gives.
@@ -55,6 +56,7 @@ def load_classifier(
             or the model does not turn such images into logits.
     """
     source = find_source(name)
+    name = source.name
     model = source.build(num_classes, trained=weights is None)
     preprocessing = override(source.preprocessing(model), image_size, mean, std)
     if weights is not None:
@@ -67,12 +69,14 @@ def load_classifier(
     return Classifier(name, model, count, preprocessing, class_names(source, weights, count))
 
 
-def find_source(name: str) -> ClassifierSource:
-    """Return where the classifier of a name comes from.
+def find_source(name: str | nn.Module) -> ClassifierSource:
+    """Return where the classifier of a name comes from; a model object is its own source.
 
     Raises:
         InputError: if there is no such classifier, as far as the name tells.
     """
+    if isinstance(name, nn.Module):
+        return ModelSource(name)
     if name in BUNDLED_CLASSIFIERS:
         return BundledSource(name)
     if name.startswith(torchvision_models.PREFIX):

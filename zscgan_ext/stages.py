@@ -41,9 +41,7 @@ def run_stages(run: Run) -> None:
     evaluate(run, run.classifier.model, "float")
     shape = run.classifier.preprocessing.shape
     quantize(run, noise_batches(settings.batch_size, shape, run.random(3)), "noise_calibrated")
-    batches = synthetic_batches(
-        generator, settings.batch_size, run.random(4), run.execution.memory_format
-    )
+    batches = generated_batches(run, generator)
     student = quantize(run, batches, "generated_calibrated")
     fine_tune_student(run, student, batches, "fine_tuned")
     run.folder.save_tensors("quantized.safetensors", student.state_dict())
@@ -157,6 +155,13 @@ def evaluate(run: Run, model: nn.Module, row: str) -> None:
             *(model, run.evaluation, preprocessing, EVALUATION_BATCH, run.device),
             run.execution.memory_format,
         )
+
+
+def generated_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of generated images on the device, forever."""
+    return synthetic_batches(
+        generator, run.settings.batch_size, run.random(4), run.execution.memory_format
+    )
 
 
 def real_batches(run: Run, reference: Images) -> Iterator[tuple[Tensor, Tensor]]:

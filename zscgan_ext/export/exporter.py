@@ -89,7 +89,7 @@ def safetensors_file(classifier: Classifier, student: QuantizedClassifier, image
     with TemporaryDirectory() as folder:
         file = Path(folder, FILES["safetensors"])
         file.write_bytes(data)
-        loaded = load_quantized(file, classifier.name)
+        loaded = load_quantized(file, classifier.model)
     difference = (student(images) - loaded(images)).abs().max()
     if difference != 0:
         raise InputError(

@@ -119,7 +119,7 @@ def description(
 # ---- reading ------------------------------------------------------------------------------------
 
 
-def load_quantized(file: str | Path, classifier: str | None = None) -> LoadedClassifier:
+def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) -> LoadedClassifier:
     """Load a quantized classifier that `python -m zscgan_ext.export` wrote as safetensors.
 
     It gives the logits of the exported one, bit for bit, on the kind of processor that made it.
@@ -127,19 +127,20 @@ def load_quantized(file: str | Path, classifier: str | None = None) -> LoadedCla
     Args:
         file: such as `runs/NAME/model.safetensors`.
         classifier: needed where the file names a `module:function` of your own, so that no file
-            decides which code runs: the same name. None for a bundled classifier.
+            decides which code runs: the same name, or a model object, whose weights are not
+            looked at. None for a bundled classifier.
 
     Raises:
         InputError: if the file cannot be read, is damaged, or does not fit the classifier.
     """
     content = read_file(Path(file))
-    name = classifier or content.classifier
     if classifier is None and content.classifier not in BUNDLED_CLASSIFIERS:
         raise InputError(
             f"classifier: {file} names {content.classifier!r}, which is not bundled; "
             "give the name of the classifier yourself to have its code run"
         )
-    model = find_source(name).build(content.num_classes, trained=False)
+    source = find_source(content.classifier if classifier is None else classifier)
+    model = source.build(content.num_classes, trained=False)
     model.to("cpu", torch.float32).eval()
     student = convert(model, content.scheme, content.preprocessing.shape)
     fill(student, content, Path(file))
