@@ -14,9 +14,6 @@ from zscgan_ext import ops
 from zscgan_ext.classifier_graph import module_of, writes_into
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
-# A channel that is nearly always zero counts as if it had this part of the layer's mean square.
-SMALLEST_POWER = 0.01
-
 
 def quantized_names(student: fx.GraphModule, teacher: fx.GraphModule) -> list[str]:
     """Name the float nodes whose results a student quantizes and its teacher has as well.
@@ -69,17 +66,15 @@ def pair_features(
     return with_outputs(student, [quantizers[name] for name in names]), with_outputs(teacher, names)
 
 
-def mean_squares(x: Tensor) -> Tensor:
-    """Return the mean square of each channel [C] of [N, C, ...], in one pass."""
+def mean_square(x: Tensor) -> Tensor:
+    """Return the mean square of [N, C, ...], a scalar, in one pass over memory."""
     zeros = torch.zeros(x.shape[1], device=x.device)
-    mean, variance = ops.batch_norm_statistics(x, zeros)
-    return variance + mean.square()
+    mean, variance = ops.batch_norm_statistics(x, zeros)  # [C] each
+    return (variance + mean.square()).mean()
 
 
 def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Return the squared error of feature maps relative to the teacher's power, a scalar.
-
-    Averaged over the channels of a layer, then over layers: small channels count as much as large.
+    """Return the squared error of feature maps relative to the teacher's, averaged over layers.
 
     Args:
         student: feature maps [N, C, ...].
@@ -87,7 +82,7 @@ def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
     """
     distances = []
     for ours, theirs in zip(student, teacher, strict=True):
-        power = mean_squares(theirs)
-        floor = (SMALLEST_POWER * power.mean()).clamp(min=torch.finfo(power.dtype).tiny)
-        distances.append((mean_squares(ours - theirs) / (power + floor)).mean())
+        power = mean_square(theirs)
+        smallest = torch.finfo(power.dtype).tiny
+        distances.append(mean_square(ours - theirs) / power.clamp(min=smallest))
     return torch.stack(distances).mean()
