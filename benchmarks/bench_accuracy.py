@@ -5,8 +5,9 @@
 Rows are written as they are measured; the same command goes on where an interrupted one ended.
 Several processes can share the work, each with its own --classifiers, --seeds or --rows and its
 own --json file; `accuracy_report.py` joins the files. Each classifier and seed has one generator,
-kept in a folder beside the JSON file, for all widths and schemes. Settings are the defaults of
-`python -m zscgan_ext.train`, but for those given here; accuracy is that after the last step.
+kept in a folder beside the JSON file, for all widths and schemes. Settings are those of
+`python -m zscgan_ext.train` with the same preset, but for those given here; accuracy is that
+after the last step.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from accuracy_report import write_report
 from accuracy_results import Results
 from accuracy_rows import cached_generator, measure_rows, prepare_run
 
-from zscgan_ext.config import Settings, check_settings
+from zscgan_ext.config import PRESETS, Settings, check_settings
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement, top1
@@ -64,9 +65,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="measure on the last twelfth of the training images, not on the test images",
     )
     parser.add_argument("--data", default="fashion-mnist", help="or a folder of idx files")
+    parser.add_argument("--preset", default="default", choices=PRESETS)
     for name in GIVEN:
         option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=int, metavar="N", default=getattr(Settings(), name))
+        parser.add_argument(option, type=int, metavar="N", help="default: the preset's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="to write")
@@ -140,8 +142,9 @@ def run(options: argparse.Namespace) -> None:
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    given = {name: getattr(options, name) for name in GIVEN}
-    settings = Settings(**given, device=options.device)
+    given = {name: getattr(options, name) for name in GIVEN if getattr(options, name) is not None}
+    preset = PRESETS[options.preset]
+    settings = Settings(preset=options.preset, device=options.device, **{**preset, **given})
     cells = ordered_cells(
         tuple(options.classifiers),
         tuple(options.schemes),
