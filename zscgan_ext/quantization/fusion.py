@@ -2,21 +2,19 @@
 
 import copy
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.classifier_graph import (
     ADDITIONS,
     IN_PLACE_ADDITIONS,
     activation_of,
+    is_in_place,
     is_one_of,
     module_of,
     only_user,
 )
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
-
-IN_PLACE_FUNCTIONS = ("relu_", torch.relu_, F.relu_)
 
 
 def fuse(graph: fx.GraphModule) -> fx.GraphModule:
@@ -65,15 +63,6 @@ def fuse_bias(graph: fx.GraphModule, source: fx.Node, quantizer: fx.Node) -> Non
     quantizer.kwargs = {**quantizer.kwargs, "bias": bias}
 
 
-def is_in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Tell whether an activation overwrites its input."""
-    module = module_of(graph, node)
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    positional = node.args[1] if len(node.args) > 1 else False
-    return node.target in IN_PLACE_FUNCTIONS or bool(node.kwargs.get("inplace", positional))
-
-
 def owns_memory(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Tell whether nobody but a node's users sees the memory of its result.
 
@@ -82,4 +71,4 @@ def owns_memory(graph: fx.GraphModule, node: fx.Node) -> bool:
     if is_one_of(graph, node, IN_PLACE_ADDITIONS):
         target = node.all_input_nodes[0]
         return only_user(target) is not None and owns_memory(graph, target)
-    return is_one_of(graph, node, (*ADDITIONS, QuantizedLayer, nn.BatchNorm2d))
+    return is_one_of(graph, node, (*ADDITIONS, QuantizedLayer, _BatchNorm))
