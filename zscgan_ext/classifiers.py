@@ -11,9 +11,11 @@ from zscgan_ext.classifier_sources import timm_models, torchvision_models
 from zscgan_ext.classifier_sources.bundled import BundledSource
 from zscgan_ext.classifier_sources.function import FunctionSource
 from zscgan_ext.classifier_sources.model import ModelSource
+from zscgan_ext.classifier_sources.program import SUFFIX, ProgramSource
 from zscgan_ext.classifier_sources.source import ClassifierSource
 from zscgan_ext.errors import InputError, did_you_mean, first_line
 from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.tracing import traceable
 from zscgan_ext.weights import load_weights
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
@@ -23,7 +25,7 @@ class Classifier:
     """A trained float classifier: in eval mode, float32, on the CPU, without gradients."""
 
     name: str
-    model: nn.Module  # [N, C, H, W] to logits [N, num_classes]
+    model: nn.Module  # [N, C, H, W] to logits [N, num_classes]; `tracing.trace` can trace it
     num_classes: int
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
@@ -40,9 +42,9 @@ def load_classifier(
     """Load a trained classifier and try it on two blank images.
 
     Args:
-        name: a bundled classifier, `torchvision:NAME`, `timm:NAME`, or `module:function` for a
-            function that returns a model and takes nothing, or `num_classes`. The current folder
-            is importable. Or a model object, which is copied.
+        name: a bundled classifier, `torchvision:NAME`, `timm:NAME`, `module:function` for a
+            function that returns a model and takes nothing, or `num_classes` (the current folder
+            is importable), or a `.pt2` file of `torch.export`. Or a model object, which is copied.
         weights: safetensors or state-dict file; None for the weights that come with the model,
             which torchvision and timm download.
         num_classes: what the model must give; None to take what it gives.
@@ -66,6 +68,7 @@ def load_classifier(
     count = count_logits(name, model, preprocessing)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
+    model = traceable(model, preprocessing.shape)
     return Classifier(name, model, count, preprocessing, class_names(source, weights, count))
 
 
@@ -83,10 +86,15 @@ def find_source(name: str | nn.Module) -> ClassifierSource:
         return torchvision_models.TorchvisionSource(name)
     if name.startswith(timm_models.PREFIX):
         return timm_models.TimmSource(name)
+    if name.endswith(SUFFIX):
+        return ProgramSource(name)
     if ":" in name:
         return FunctionSource(name)
     hint = did_you_mean(name, BUNDLED_CLASSIFIERS)
-    accepted = f"{', '.join(BUNDLED_CLASSIFIERS)}, torchvision:NAME, timm:NAME and module:function"
+    accepted = (
+        f"{', '.join(BUNDLED_CLASSIFIERS)}, torchvision:NAME, timm:NAME, module:function and "
+        "a .pt2 file"
+    )
     raise InputError(f"classifier: unknown {name!r}{hint or ','} accepted are {accepted}")
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from zscgan_ext.classifier_sources import timm_models, torchvision_models
 from zscgan_ext.classifiers import Classifier, find_source
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
@@ -22,6 +23,7 @@ from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.tracing import traceable
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 METADATA = "zscgan_ext"  # the key of the JSON
@@ -126,22 +128,26 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
 
     Args:
         file: such as `runs/NAME/model.safetensors`.
-        classifier: needed where the file names a `module:function` of your own, so that no file
-            decides which code runs: the same name, or a model object, whose weights are not
-            looked at. None for a bundled classifier.
+        classifier: needed where the file names a `module:function` or a program of your own, so
+            that no file decides which code runs: the same name, or a model object, whose weights
+            are not looked at. None for a bundled classifier and for those of torchvision and timm.
 
     Raises:
         InputError: if the file cannot be read, is damaged, or does not fit the classifier.
     """
     content = read_file(Path(file))
-    if classifier is None and content.classifier not in BUNDLED_CLASSIFIERS:
+    name = content.classifier if classifier is None else classifier
+    libraries = (torchvision_models.PREFIX, timm_models.PREFIX)
+    known = name in BUNDLED_CLASSIFIERS or (isinstance(name, str) and name.startswith(libraries))
+    if classifier is None and not known:
         raise InputError(
-            f"classifier: {file} names {content.classifier!r}, which is not bundled; "
+            f"classifier: {file} names {content.classifier!r}, which is of no library; "
             "give the name of the classifier yourself to have its code run"
         )
-    source = find_source(content.classifier if classifier is None else classifier)
+    source = find_source(name)
     model = source.build(content.num_classes, trained=False)
     model.to("cpu", torch.float32).eval()
+    model = traceable(model, content.preprocessing.shape)
     student = convert(model, content.scheme, content.preprocessing.shape)
     fill(student, content, Path(file))
     student.set_activation_mode(ActivationMode.QUANTIZE)

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zscgan_ext.classifier_graph import module_of, trace
+from zscgan_ext.classifier_graph import module_of
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer
+from zscgan_ext.tracing import trace
 
 DRAWS = 256  # of each channel
 VALUES = 2**16  # of a tensor, at most, that its range is chosen by

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zscgan_ext.classifier_graph import trace
 from zscgan_ext.config import Settings
 from zscgan_ext.execution import choose_execution
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
 from zscgan_ext.quantization.features import feature_distance, pair_features
+from zscgan_ext.tracing import trace
 from zscgan_ext.training import Training, every_step, nothing
 
 
