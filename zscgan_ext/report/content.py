@@ -31,7 +31,7 @@ from zscgan_ext.run import STAGES
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 MEASURED_PIXELS = 128 * 64**2  # for batch-norm statistics and activations
-MOST_IMAGES, FEWEST_IMAGES = 128, 16  # that these may be
+MOST_IMAGES, FEWEST_IMAGES = 128, 32  # that these may be
 COMPARED_BATCHES = 8  # of as many, where no labelled images were predicted
 WORST = 6
 MOST_CHANGES = 8
