@@ -21,11 +21,13 @@ IMPORTANT: tuple[tuple[str, Scheme, str], ...] = (
 FLOAT = "float"
 ROWS = {
     FLOAT: "float",
-    "noise_calibrated": "nearest, ranges from noise",
-    "generated_calibrated": "nearest, ranges from generated images",
-    "real_calibrated": "nearest, ranges from real images",
+    "noise_nearest": "nearest, ranges from noise",
+    "generated_nearest": "nearest, ranges from generated images",
+    "real_nearest": "nearest, ranges from real images",
     "squant": "SQuant-like, ranges from batch norm",
     "gdfq": "GDFQ's settings, same number of images",
+    "generated_calibrated": "balanced, ranges from generated images",
+    "real_calibrated": "balanced, ranges from real images",
     "fine_tuned": "fine-tuned on generated images",
     "real_fine_tuned": "fine-tuned on real images",
 }

@@ -20,7 +20,9 @@ from zscgan_ext.run_folder import write_whole
 
 GENERATED, REAL = "fine_tuned", "real_fine_tuned"
 STYLES = {  # color, marker, line
-    "noise_calibrated": ("#bdbdbd", "v", ":"),
+    "noise_nearest": ("#bdbdbd", "v", ":"),
+    "generated_nearest": ("#a6dba0", "v", ":"),
+    "real_nearest": ("#c2a5cf", "v", ":"),
     "generated_calibrated": ("#7fbf7b", "s", ":"),
     "real_calibrated": ("#af8dc3", "s", ":"),
     "squant": ("#b35806", "D", "--"),

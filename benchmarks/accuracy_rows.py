@@ -21,21 +21,33 @@ from zscgan_ext.weights import load_weights
 
 HELD_OUT_PART = 12  # the last of twelve equal parts: images 55,000 to 60,000 of Fashion-MNIST
 Rows = Callable[[Run, ConditionalGenerator], Iterator[str]]
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
-def noise_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
-    """Round to nearest; ranges from standard normal noise."""
-    shape = run.classifier.preprocessing.shape
-    batches = noise_batches(run.settings.batch_size, shape, run.random(3))
-    quantize(run, batches, "noise_calibrated")
-    yield "noise_calibrated"
+def generated_batches(run: Run, generator: ConditionalGenerator) -> Batches:
+    """Yield what calibration and fine-tuning of a cell learn from."""
+    size, memory_format = run.settings.batch_size, run.execution.memory_format
+    return synthetic_batches(generator, size, run.random(4), memory_format)
+
+
+def nearest_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
+    """Round to nearest; ranges from standard normal noise, generated and real images."""
+    assert run.reference is not None
+    nearest = replace(run, settings=replace(run.settings, rounding="nearest"))
+    size, shape = run.settings.batch_size, run.classifier.preprocessing.shape
+    sources = {
+        "noise_nearest": noise_batches(size, shape, run.random(3)),
+        "generated_nearest": generated_batches(run, generator),
+        "real_nearest": real_batches(run, run.reference),
+    }
+    for row, batches in sources.items():
+        quantize(nearest, batches, row)
+        yield row
 
 
 def generated_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
-    """Round to nearest, ranges from generated images; then fine-tune on generated images."""
-    batches = synthetic_batches(
-        generator, run.settings.batch_size, run.random(4), run.execution.memory_format
-    )
+    """Round so that errors cancel, then calibrate and fine-tune, all on generated images."""
+    batches = generated_batches(run, generator)
     student = quantize(run, batches, "generated_calibrated")
     yield "generated_calibrated"
     fine_tune_student(run, student, batches, "fine_tuned")
@@ -71,7 +83,7 @@ def gdfq_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
 
 # The rows that each function gives, in its order; quick ones first.
 MEASURED: tuple[tuple[Rows, tuple[str, ...]], ...] = (
-    (noise_rows, ("noise_calibrated",)),
+    (nearest_rows, ("noise_nearest", "generated_nearest", "real_nearest")),
     (squant_rows, ("squant",)),
     (generated_rows, ("generated_calibrated", "fine_tuned")),
     (real_rows, ("real_calibrated", "real_fine_tuned")),

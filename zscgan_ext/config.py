@@ -68,13 +68,16 @@ class Settings:
     """images in a batch"""
     synthesis_steps: int = setting(PRESETS["default"]["synthesis_steps"], "N")
     """steps of generator learning"""
+    rounding: Literal["balanced", "nearest"] = "balanced"
+    """where weights start from; balanced: rounding errors cancel in each kernel and output channel
+    (SQuant), which needs no image either"""
     calibration_batches: int = setting(8, "N")
     """batches that the initial ranges are taken from"""
     fine_tuning_steps: int = setting(PRESETS["default"]["fine_tuning_steps"], "N")
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the generator"""
-    fine_tuning_learning_rate: float = setting(3e-3, "X")
+    fine_tuning_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the quantized classifier, divided by its number of quantization
     steps: by 3 for 2 bits, by 15 for 4 bits"""
     cross_entropy_weight: float = setting(1.0, "X")

@@ -16,6 +16,7 @@ from zscgan_ext.progress import Progress
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
 from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune
+from zscgan_ext.quantization.rounding import round_weights
 from zscgan_ext.results import ROWS
 from zscgan_ext.run import Run, new_student
 from zscgan_ext.synthesis import (
@@ -104,9 +105,11 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
 
 
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
-    """Convert the classifier, take its ranges from these images, and evaluate it."""
+    """Convert the classifier, round it, take its ranges from these images, and evaluate it."""
     with run.timed("calibration"):
         student = new_student(run.settings, run.classifier, run.execution)
+        if run.settings.rounding == "balanced":
+            round_weights(student)
         calibrate(student, batches, run.settings.calibration_batches)
     evaluate(run, student, row)
     return student
