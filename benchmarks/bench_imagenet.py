@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
 from zscgan_ext.config import Settings
-from zscgan_ext.datasets import read_image
 from zscgan_ext.environment import environment
 from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.image_file import read_image
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.run import Run, prepare

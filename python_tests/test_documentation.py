@@ -23,7 +23,7 @@ from zscgan_ext.train import main as train
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "zscgan_ext"
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON = (".venv/bin/python", "python", "python3")
 
 

@@ -198,7 +198,7 @@ def test_errors_of_export_are_one_line(run, arguments, message, capsys):
 EVALUATION_ERRORS = {
     "nothing there": (["nowhere"], "nowhere: no such file or folder"),
     "another kind": (["other.txt"], "other.txt: accepted are the folder of a run, .onnx and"),
-    "no ONNX": (["text.onnx"], "text.onnx: ONNX Runtime cannot load the model"),
+    "no ONNX": (["text.onnx"], "text.onnx: cannot be read as an ONNX model"),
     "no safetensors": (["text.safetensors"], "text.safetensors: cannot be read as safetensors"),
     "no data": (["RUN", "--data", "nowhere"], "nowhere: no such folder"),
     "no batch": (["RUN", "--batch-size", "0"], "batch_size: 0, needed is a number above 0"),

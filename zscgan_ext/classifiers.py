@@ -16,7 +16,7 @@ from zscgan_ext.classifier_sources.source import ClassifierSource
 from zscgan_ext.errors import InputError, did_you_mean, first_line
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.tracing import traceable
-from zscgan_ext.weights import load_weights
+from zscgan_ext.weights import check_finite, load_weights
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 
@@ -64,7 +64,9 @@ def load_classifier(
     if weights is not None:
         load_weights(model, weights)
     model.to("cpu", torch.float32).eval().requires_grad_(False)
-    check_state(name if weights is None else str(weights), model)
+    origin = name if weights is None else str(weights)
+    check_finite(origin, model)
+    check_batch_norm(origin, model)
     count = count_logits(name, model, preprocessing)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
@@ -131,16 +133,17 @@ def override(
     )
 
 
-def check_state(source: str, model: nn.Module) -> None:
-    """Require finite values and a batch norm with running statistics."""
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
-            raise InputError(f"weights: {source} has NaN or infinite values in {name}")
-    layers = (m for m in model.modules() if isinstance(m, _BatchNorm))
-    if not any(layer.running_mean is not None for layer in layers):
+def check_batch_norm(source: str, model: nn.Module) -> None:
+    """Require a batch norm with running statistics, and no variance below zero."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    variances = {n: m.running_var for n, m in layers.items() if m.running_var is not None}
+    if not variances:
         raise InputError(
             "classifier: needs at least one BatchNorm layer with running statistics, found none"
         )
+    for name, variance in variances.items():
+        if bool((variance < 0).any()):
+            raise InputError(f"weights: {source} has variances below 0 in {name}.running_var")
 
 
 @torch.no_grad()

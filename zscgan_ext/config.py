@@ -10,6 +10,7 @@ import simple_parsing
 import torch
 
 from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.preprocessing import LARGEST_IMAGE_SIZE
 
 EXPORT_FORMATS = ("onnx", "safetensors")
 # What a preset sets, where nothing else was said.
@@ -150,6 +151,18 @@ ZERO_OR_ABOVE = (
     *("feature_weight", "label_weight", "seed"),
 )
 
+# Far more than is of use; beyond, counters and sizes would overflow.
+AT_MOST = {
+    **{
+        "num_classes": 2**20,
+        "image_size": LARGEST_IMAGE_SIZE,
+        "latent_dim": 2**20,
+        "batch_size": 2**20,
+    },
+    **dict.fromkeys(("synthesis_steps", "calibration_batches", "fine_tuning_steps"), 2**40),
+    **{"seed": 2**50, "log_interval": 2**40},
+}
+
 
 def check_settings(settings: Settings) -> None:
     """Check the ranges of all settings.
@@ -165,6 +178,8 @@ def check_settings(settings: Settings) -> None:
             raise InputError(f"{name}: {value}, needed is a number above 0")
         if name in ZERO_OR_ABOVE and value < 0:
             raise InputError(f"{name}: {value}, needed is 0 or above")
+        if name in AT_MOST and value is not None and value > AT_MOST[name]:
+            raise InputError(f"{name}: {value}, needed is {AT_MOST[name]:,} or below")
     parse_bits(settings.bits)
     parse_formats(settings.export)
     check_normalization(settings.mean, settings.std)

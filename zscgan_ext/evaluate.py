@@ -1,7 +1,7 @@
 """Evaluate a run or an exported file: `python -m zscgan_ext.evaluate RUN|FILE --data DATA`."""
 
-import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.datasets import Images, check_labels, open_images
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.evaluation import (
     ClassResult,
     agreement,
@@ -25,7 +25,8 @@ from zscgan_ext.export.quantized_file import load_quantized
 from zscgan_ext.export.runtime import OnnxClassifier, latencies, require_onnx
 from zscgan_ext.finished_run import CONFIG, load_float_classifier, open_run, read_settings
 from zscgan_ext.memory_format import to_channels_last
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.preprocessing import Preprocessing, preprocessing_from
+from zscgan_ext.program import OneLineParser, program
 from zscgan_ext.run_folder import write_whole
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
@@ -68,47 +69,58 @@ def open_evaluated(path: Path, classifier: str | None) -> Evaluated:
 
     Args:
         path: the folder or the file.
-        classifier: for a safetensors file of a classifier that is not bundled: its name.
+        classifier: for a file of a classifier that is not bundled: its name.
 
     Raises:
         InputError: if it is something else or cannot be read.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # Path raises where a name is too long
         run = open_run(path)
         facts = run.classifier.name, run.classifier.preprocessing, run.classifier.class_names
         return Evaluated(run.student, run.classifier.model, *facts)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such file or folder, needed is a run or an exported file")
     if path.suffix == ".onnx":
         require_onnx()
         model = OnnxClassifier(path)
         name, preprocessing, class_names = described(path, model.metadata())
-        return Evaluated(model, float_model_of(path, name), name, preprocessing, class_names)
+        float_model = float_model_of(path, name, classifier)
+        return Evaluated(model, float_model, name, preprocessing, class_names)
     if path.suffix == ".safetensors":
         loaded = load_quantized(path, classifier)
         name = loaded.classifier
         facts = name, loaded.preprocessing, loaded.class_names
-        return Evaluated(loaded, float_model_of(path, name), *facts)
+        return Evaluated(loaded, float_model_of(path, name, classifier), *facts)
     raise InputError(f"{path}: accepted are the folder of a run, .onnx and .safetensors files")
 
 
 def described(file: Path, metadata: dict[str, str]) -> tuple[str, Preprocessing, tuple[str, ...]]:
     """Return what an ONNX file's metadata say: classifier, preprocessing, class names."""
     try:
-        mean, std = (tuple(map(float, json.loads(metadata[key]))) for key in ("mean", "std"))
-        size, names = json.loads(metadata["image_size"]), json.loads(metadata["class_names"])
-        preprocessing = Preprocessing(len(mean), int(size), mean, std)
-        return metadata["classifier"], preprocessing, tuple(map(str, names))
-    except (KeyError, TypeError, ValueError):
+        keys = ("image_size", "mean", "std", "class_names")
+        facts = {key: json.loads(metadata[key]) for key in keys}
+        preprocessing = preprocessing_from(facts | {"channels": len(facts["mean"])})
+        return metadata["classifier"], preprocessing, tuple(map(str, facts["class_names"]))
+    except Exception:  # JSON may hold anything, nested without end
         raise InputError(
             f"{file}: its metadata lack what export writes (classifier, image_size, mean, std, "
             "class_names)"
         ) from None
 
 
-def float_model_of(file: Path, classifier: str) -> Callable[[Tensor], Tensor] | None:
-    """Load the float classifier of the run in whose folder an exported file lies, if it does."""
-    if not (file.parent / CONFIG).is_file():
+def float_model_of(
+    file: Path, classifier: str, trusted: str | None
+) -> Callable[[Tensor], Tensor] | None:
+    """Load the float classifier of the run in whose folder an exported file lies, if it does.
+
+    Args:
+        file: that lies there.
+        classifier: that the file names.
+        trusted: a `module:function` whose code the user has run; a file alone cannot decide that.
+    """
+    if classifier not in (*BUNDLED_CLASSIFIERS, trusted):
+        return None
+    if not os.path.isfile(file.parent / CONFIG):
         return None
     settings = read_settings(file.parent)
     return load_float_classifier(settings).model if settings.classifier == classifier else None
@@ -151,6 +163,7 @@ def measure(
     """
     preprocessing, labels = evaluated.preprocessing, data.labels
     logits = predict(evaluated.model, data, preprocessing, batch_size, device)
+    check_logits(logits, evaluated)
     float_logits = None
     if evaluated.float_model is not None:
         float_logits = predict(evaluated.float_model, data, preprocessing, batch_size, device)
@@ -211,9 +224,22 @@ def as_json(evaluation: Evaluation) -> bytes:
     return (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode()
 
 
+def check_logits(logits: Tensor, evaluated: Evaluated) -> None:
+    """Require a finite logit for each class in logits [N, num_classes].
+
+    Raises:
+        InputError: telling what was found.
+    """
+    classes = len(evaluated.class_names)
+    if logits.shape[1] != classes:
+        raise InputError(f"the classifier gives {logits.shape[1]} logits for {classes} classes")
+    if not bool(logits.isfinite().all()):
+        raise InputError("the classifier gives NaN or infinite logits, needed are finite ones")
+
+
 def class_table(rows: Sequence[ClassResult], class_names: Sequence[str]) -> str:
     """Lay out, for each class that occurs: images, recall and precision in percent."""
-    names = [class_names[row.label] for row in rows]
+    names = [one_line(class_names[row.label]) for row in rows]
     width = max(map(len, [*names, "class"]))
     lines = [f"{'class':{width}} {'images':>8} {'recall %':>9} {'precision %':>12}"]
     for name, row in zip(names, rows, strict=True):
@@ -222,9 +248,10 @@ def class_table(rows: Sequence[ClassResult], class_names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m zscgan_ext.evaluate",
         description="Measure a quantized classifier on labelled images, on the CPU.",
         allow_abbrev=False,
@@ -241,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--classifier",
         metavar="MODULE:FUNCTION",
-        help="for a .safetensors file of a classifier of your own: what builds it",
+        help="for a file of a classifier of your own: what builds it",
     )
     parser.add_argument(
         "--batch-size",
@@ -252,18 +279,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
     options = parser.parse_args(arguments)
-    try:
-        if options.batch_size < 1:
-            raise InputError(f"batch_size: {options.batch_size}, needed is a number above 0")
-        evaluated = open_evaluated(options.path, options.classifier)
-        facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
-        evaluation = measure(evaluated, open_data(options.data, *facts), options.batch_size)
-        print(layout(evaluation))
-        if options.json is not None:
-            write_whole(options.json, as_json(evaluation))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.batch_size < 1:
+        raise InputError(f"batch_size: {options.batch_size}, needed is a number above 0")
+    evaluated = open_evaluated(options.path, options.classifier)
+    facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
+    evaluation = measure(evaluated, open_data(options.data, *facts), options.batch_size)
+    print(layout(evaluation))
+    if options.json is not None:
+        write_whole(options.json, as_json(evaluation))
     return 0
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from zscgan_ext.command_line import parse_settings
 from zscgan_ext.config import parse_formats
-from zscgan_ext.errors import InputError
 from zscgan_ext.export.exporter import export_run, summary
+from zscgan_ext.program import program
 from zscgan_ext.results import PREDICTIONS, metrics, predictions, table
 from zscgan_ext.run import Run, prepare
 from zscgan_ext.stages import run_stages
@@ -34,6 +34,7 @@ def report(run: Run) -> None:
         print(f"report in {write_report(run.folder.path)}")
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     start = time.perf_counter()
@@ -50,9 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(table(results))
         export_student(run)
         report(run)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted; what was written so far is kept", file=sys.stderr)
         return 130
