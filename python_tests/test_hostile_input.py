@@ -16,8 +16,9 @@ from PIL import Image
 from runs import SHORT
 from torch import nn
 
-from zscgan_ext import evaluate, train
+from zscgan_ext import train
 from zscgan_ext.datasets import open_images
+from zscgan_ext.evaluate import main as evaluate
 from zscgan_ext.export import __main__ as export
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.report import __main__ as report
@@ -25,7 +26,7 @@ from zscgan_ext.weights import read_state_dict
 
 PROGRAMS = {
     "train": train.main,
-    "evaluate": evaluate.main,
+    "evaluate": evaluate,
     "export": export.main,
     "report": report.main,
 }
