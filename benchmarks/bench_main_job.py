@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from zscgan_ext.checkpoints import Checkpoints
 from zscgan_ext.config import Settings
 from zscgan_ext.environment import environment
 from zscgan_ext.generator import ConditionalGenerator
@@ -67,7 +68,11 @@ def main() -> None:
                 bits, scheme = job.split(":")
                 seconds = {**run.seconds, "calibration": 0.0, "fine_tuning": 0.0, "evaluation": 0.0}
                 job_settings = replace(settings, bits=bits, scheme=scheme)
-                result = run_job(replace(run, settings=job_settings, seconds=seconds), generator)
+                checkpoints = Checkpoints(run.folder.path, None, 1, {})
+                job_run = replace(
+                    run, settings=job_settings, seconds=seconds, checkpoints=checkpoints
+                )
+                result = run_job(job_run, generator)
                 results.append(result)
                 rows = {row: result["top1"][row] for row in ROWS if result["top1"][row] is not None}
                 print(arguments.classifier, job, f"seed {seed}", rows, flush=True)

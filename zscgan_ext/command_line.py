@@ -7,7 +7,7 @@ that stand before those of the command line, which therefore win.
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from simple_parsing.wrappers.field_wrapper import ArgumentGenerationMode, DashVa
 from zscgan_ext.config import Settings, check_settings
 from zscgan_ext.errors import InputError, did_you_mean
 
+CONFIG = "config.yaml"  # in the folder of a run
 LARGEST_CONFIG = 1 << 20  # bytes
 BOOLEAN = "tag:yaml.org,2002:bool"
 
@@ -59,15 +60,23 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         InputError: if a setting is unknown, has the wrong type or is out of range.
     """
     parsed, unknown = make_parser().parse_known_args(arguments)
-    if parsed.config is not None and not unknown:
-        from_file = config_arguments(parsed.config)
+    resumed: Path | None = parsed.settings.resume
+    if not unknown and (parsed.config is not None or resumed is not None):
+        from_files = [] if resumed is None else config_arguments(resumed / CONFIG, ("output",))
+        from_files += [] if parsed.config is None else config_arguments(parsed.config)
         rest = sys.argv[1:] if arguments is None else arguments
-        parsed, unknown = make_parser().parse_known_args([*from_file, *rest])
+        parsed, unknown = make_parser().parse_known_args([*from_files, *rest])
     if unknown:
         options = [f"--{field.name.replace('_', '-')}" for field in fields(Settings)]
         hint = did_you_mean(unknown[0].split("=")[0], [*options, "--config"])
         raise InputError(f"unknown argument {unknown[0]}{hint}; --help lists all")
     settings: Settings = parsed.settings
+    if settings.resume != resumed:
+        raise InputError(f"resume: {settings.resume} in a file, accepted on the command line alone")
+    if resumed is not None:
+        if settings.output not in (None, resumed):
+            raise InputError(f"output: {settings.output}, but --resume goes on in {resumed}")
+        settings = replace(settings, output=resumed)
     check_settings(settings)
     return settings
 
@@ -114,8 +123,8 @@ def read_config(file: Path) -> dict[Any, Any]:
     return entries
 
 
-def config_arguments(file: Path) -> list[str]:
-    """Turn a YAML file into the arguments that say the same.
+def config_arguments(file: Path, ignored: Sequence[str] = ()) -> list[str]:
+    """Turn a YAML file into the arguments that say the same, less those of ignored settings.
 
     Raises:
         InputError: if the file cannot be read or holds an unknown setting.
@@ -126,6 +135,8 @@ def config_arguments(file: Path) -> list[str]:
         if name not in defaults:
             hint = did_you_mean(str(name), list(defaults))
             raise InputError(f"config: {file} has an unknown setting {name!r}{hint}")
+        if name in ignored:
+            continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, list) and name in ("mean", "std"):
             arguments += [option, *(scalar_text(file, name, item) for item in value)]

@@ -1,18 +1,27 @@
 """A run: what its stages share, checked before anything is written."""
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from zscgan_ext.checkpoints import Checkpoints, newest_checkpoint
 from zscgan_ext.classifiers import Classifier
-from zscgan_ext.command_line import settings_to_yaml
-from zscgan_ext.config import Settings, parse_bits, parse_formats, resolve_device
+from zscgan_ext.command_line import CONFIG, settings_to_yaml
+from zscgan_ext.config import (
+    Settings,
+    parse_bits,
+    parse_formats,
+    parse_interval,
+    resolve_device,
+)
 from zscgan_ext.datasets import Images, check_labels, open_images
+from zscgan_ext.errors import InputError
 from zscgan_ext.execution import Execution, choose_execution
 from zscgan_ext.export.runtime import require_onnx
 from zscgan_ext.finished_run import load_float_classifier
@@ -23,10 +32,18 @@ from zscgan_ext.run_folder import RunFolder
 from zscgan_ext.training import nothing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
+LOG = "metrics.jsonl"
+# Settings that a run may change when it goes on from a checkpoint.
+CHANGEABLE = {
+    *("device", "precision", "memory_format", "keep_freed_memory", "cuda_graphs", "compile"),
+    *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
+    *("log_interval", "profile"),
+}
+
 
 @dataclass
 class Run:
-    """What the stages of one run share."""
+    """What the stages of one run share; checkpoints hold what was measured so far."""
 
     settings: Settings
     device: torch.device
@@ -38,6 +55,9 @@ class Run:
     profiler: StepProfiler | None
     seconds: dict[str, float]
     logits: dict[str, Tensor]  # [N, num_classes] of each row, on the evaluation images
+    checkpoints: Checkpoints
+    start: float  # of time.perf_counter, less what the run took before it went on
+    timing: tuple[str, float] | None = None  # what `timed` encloses, and since when
 
     def random(self, stage: int) -> torch.Generator:
         """Return the random numbers of a stage, which no other stage disturbs."""
@@ -46,15 +66,54 @@ class Run:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time of what it encloses to a stage."""
-        start = time.perf_counter()
+        self.timing = stage, time.perf_counter()
         yield
-        self.seconds[stage] += time.perf_counter() - start
+        self.seconds = self.seconds_so_far()
+        self.timing = None
+
+    def seconds_so_far(self) -> dict[str, float]:
+        """Return the time of all stages, that of an unfinished one included."""
+        if self.timing is None:
+            return self.seconds
+        stage, start = self.timing
+        return {**self.seconds, stage: self.seconds[stage] + time.perf_counter() - start}
+
+    def total_seconds(self) -> float:
+        """Return the time of the whole run so far."""
+        return time.perf_counter() - self.start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured so far."""
+        return {
+            "seconds": self.seconds_so_far(),
+            "total_seconds": self.total_seconds(),
+            "logits": dict(self.logits),
+            "log": self.folder.read_text(LOG),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; the log loses what came after it."""
+        self.seconds.update(state["seconds"])
+        self.start -= state["total_seconds"]
+        self.logits.update(state["logits"])
+        self.folder.write_text(LOG, state["log"])
 
     def profiled(self, stage: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
         """Profile steps of a training if that is wanted; give what to call after each step."""
         if self.profiler is None:
             return nullcontext(nothing)
         return self.profiler.stage(stage, steps)
+
+    @contextmanager
+    def steps_of(self, stage: str, steps: int) -> Iterator[Callable[[], None]]:
+        """Profile and checkpoint the steps of a training; give what to call after each step."""
+        with self.profiled(stage, steps) as profiled_step:
+
+            def after_step() -> None:
+                profiled_step()
+                self.checkpoints.after_step()
+
+            yield after_step
 
 
 def prepare(settings: Settings) -> Run:
@@ -63,7 +122,9 @@ def prepare(settings: Settings) -> Run:
     Raises:
         InputError: if anything does not fit; nothing was written then.
     """
+    start = time.perf_counter()
     torch.manual_seed(settings.seed)
+    loaded = None if settings.resume is None else newest_checkpoint(settings.resume)
     if "onnx" in parse_formats(settings.export):
         require_onnx()
     classifier = load_float_classifier(settings)
@@ -72,19 +133,50 @@ def prepare(settings: Settings) -> Run:
     device = resolve_device(settings.device)
     execution = choose_execution(settings, device)
     new_student(settings, classifier, execution)
-    folder = RunFolder(settings.output_folder(), settings.overwrite)
-    folder.write_text("config.yaml", settings_to_yaml(settings))
+    facts = facts_of(settings, device, classifier.model)
+    if loaded is not None:
+        check_facts(facts, loaded["facts"])
+    folder = RunFolder(settings.output_folder(), settings.overwrite, settings.resume is not None)
+    folder.write_text(CONFIG, settings_to_yaml(replace(settings, resume=None)))
     execution.apply()
     print(f"execution: {execution}", flush=True)
     classifier.model.to(device).to(memory_format=execution.memory_format)
     stages = ("synthesis", "calibration", "fine_tuning", "evaluation")
     seconds = dict.fromkeys(stages, 0.0)
     profiler = StepProfiler(device) if settings.profile else None
-    return Run(
+    every = parse_interval(settings.checkpoint_every)
+    checkpoints = Checkpoints(folder.path, every, settings.keep_checkpoints, facts, loaded)
+    run = Run(
         *(settings, device, execution, classifier, evaluation, reference, folder, profiler),
-        seconds,
-        {},
+        *(seconds, {}, checkpoints, start),
     )
+    if settings.resume is not None:
+        folder.write_text(LOG, "")
+        print(f"resume: {checkpoints.position()}", flush=True)
+    checkpoints.hold("measured", run)
+    return run
+
+
+def facts_of(settings: Settings, device: torch.device, model: nn.Module) -> dict[str, Any]:
+    """Return what a run must have in common with the checkpoint that it goes on from."""
+    texts = {name: str(value) for name, value in vars(settings).items() if name not in CHANGEABLE}
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return {**texts, "device": device.type, "weights of the classifier": digest.hexdigest()[:16]}
+
+
+def check_facts(facts: Mapping[str, Any], of_checkpoint: Mapping[str, Any]) -> None:
+    """Require that a run fits the checkpoint it goes on from.
+
+    Raises:
+        InputError: naming the first thing that does not.
+    """
+    for name, value in facts.items():
+        needed = of_checkpoint.get(name, value)
+        if value != needed:
+            raise InputError(f"{name}: {value}, but the checkpoint to resume has {needed}")
 
 
 def bundled_data(settings: Settings) -> str | None:

@@ -30,9 +30,9 @@ RUN_FILES = (
     "export.json",
     "trace.json",
     "profile.txt",
-    f".*{PARTIAL}",
-    f"samples/.*{PARTIAL}",
+    "checkpoints/*.safetensors",
 )
+PARTIAL_FILES = (f".*{PARTIAL}", f"samples/.*{PARTIAL}", f"checkpoints/.*{PARTIAL}")
 SMALLEST_SAMPLE = 56  # pixels, so that 28x28 images can be made out
 FONT_SIZE = 14  # pixels
 GAP = 2  # pixels between images
@@ -63,19 +63,31 @@ def write_whole(file: Path, data: bytes) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(partial, file)
+            sync_folder(file.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of a folder's files survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class RunFolder:
     """Creates the folder of a run and writes its files, each one whole or not at all."""
 
-    def __init__(self, path: Path, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, overwrite: bool = False, resume: bool = False) -> None:
         """Create the folder and its parents.
 
         Args:
             path: the folder.
             overwrite: whether to delete the files of the run that the folder holds.
+            resume: whether to keep them and go on writing; then nothing is deleted but files that
+                a stopped run had not written to their end.
 
         Raises:
             InputError: if it cannot be written, or holds a run and `overwrite` is not given.
@@ -85,14 +97,14 @@ class RunFolder:
         if os.path.exists(path) and not os.path.isdir(path):
             raise InputError(f"output: {path} is a file, needed is a folder")
         signs = (path / "config.yaml", path / "metrics.json")
-        if not overwrite and any(map(os.path.exists, signs)):
+        if not (overwrite or resume) and any(map(os.path.exists, signs)):
             raise InputError(
                 f"output: {path} already holds a run; give --overwrite to replace it, "
                 "or another --output"
             )
         with one_line_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            for pattern in RUN_FILES:
+            for pattern in PARTIAL_FILES if resume else (*RUN_FILES, *PARTIAL_FILES):
                 for file in path.glob(pattern):
                     file.unlink()
         self._check_writable()
@@ -100,6 +112,12 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
         self._write(name, text.encode())
+
+    def read_text(self, name: str) -> str:
+        """Return a text file's content, nothing for one that is not there."""
+        file = self.path / name
+        with one_line_errors(file):
+            return file.read_text() if file.exists() else ""
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, its keys sorted."""

@@ -15,6 +15,7 @@ from zscgan_ext.progress import Progress
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
 from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune
+from zscgan_ext.quantization.student_state import StudentState
 from zscgan_ext.results import ROWS
 from zscgan_ext.run import Run, new_student
 from zscgan_ext.synthesis import (
@@ -24,6 +25,7 @@ from zscgan_ext.synthesis import (
     synthetic_batches,
     train_generator,
 )
+from zscgan_ext.training import Training
 
 EVALUATION_BATCH = 500  # images
 SAMPLES_PER_CLASS = 10
@@ -32,7 +34,7 @@ SAMPLED_FRACTIONS = (0.1, 0.3, 1.0)  # of the synthesis steps, beside the first
 
 
 def run_stages(run: Run) -> None:
-    """Run all stages, or those up to `stop_after`."""
+    """Run all stages, or those up to `stop_after`, that are not finished."""
     settings = run.settings
     generator = learn_generator(run)
     if settings.stop_after == "synthesis":
@@ -40,14 +42,16 @@ def run_stages(run: Run) -> None:
     evaluate(run, run.classifier.model, "float")
     shape = run.classifier.preprocessing.shape
     quantize(run, noise_batches(settings.batch_size, shape, run.random(3)), "noise_calibrated")
-    batches = synthetic_batches(
-        generator, settings.batch_size, run.random(4), run.execution.memory_format
-    )
+    run.checkpoints.release("noise_calibrated student")
+    random = run.checkpoints.hold_random("image random", run.random(4))
+    batches = synthetic_batches(generator, settings.batch_size, random, run.execution.memory_format)
     student = quantize(run, batches, "generated_calibrated")
     fine_tune_student(run, student, batches, "fine_tuned")
-    run.folder.save_tensors("quantized.safetensors", student.state_dict())
+    save_student(run, student)
     if run.reference is not None:
-        batches = real_batches(run, run.reference)
+        random = torch.Generator().manual_seed(settings.seed)
+        run.checkpoints.hold_random("real image random", random)
+        batches = real_batches(run, run.reference, random)
         student = quantize(run, batches, "real_calibrated")
         fine_tune_student(run, student, batches, "real_fine_tuned")
 
@@ -59,12 +63,17 @@ def learn_generator(run: Run) -> ConditionalGenerator:
         classifier.num_classes, settings.latent_dim, classifier.preprocessing
     )
     generator.to(run.device).to(memory_format=run.execution.memory_format)
+    run.checkpoints.hold("generator", generator)
+    if run.checkpoints.is_finished("synthesis"):
+        return generator.eval()
+    random = run.checkpoints.hold_random("synthesis/random", run.random(1))
     teacher = FrozenTeacher(classifier.model, settings.distance)
     steps = settings.synthesis_steps
     sampled = {1, *(max(1, round(fraction * steps)) for fraction in SAMPLED_FRACTIONS)}
     with (
+        run.checkpoints.stage("synthesis"),
         run.timed("synthesis"),
-        run.profiled("synthesis", steps) as after_step,
+        run.steps_of("synthesis", steps) as after_step,
         Progress("synthesis", steps, settings.log_interval) as progress,
     ):
 
@@ -80,9 +89,12 @@ def learn_generator(run: Run) -> ConditionalGenerator:
         def is_due(step: int) -> bool:
             return progress.wants(step) or step in sampled
 
-        train_generator(generator, teacher, settings, run.random(1), report, is_due, after_step)
+        def hold(training: Training) -> None:
+            run.checkpoints.hold("synthesis/training", training)
+
+        train_generator(generator, teacher, settings, random, report, is_due, after_step, hold)
+        run.folder.save_tensors("generator.safetensors", generator.state_dict())
     teacher.remove_hooks()
-    run.folder.save_tensors("generator.safetensors", generator.state_dict())
     return generator
 
 
@@ -104,9 +116,15 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
 
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
     """Convert the classifier, take its ranges from these images, and evaluate it."""
-    with run.timed("calibration"):
-        student = new_student(run.settings, run.classifier, run.execution)
-        calibrate(student, batches, run.settings.calibration_batches)
+    checkpoints, name = run.checkpoints, f"{row} student"
+    student = new_student(run.settings, run.classifier, run.execution)
+    if checkpoints.is_finished(row):
+        checkpoints.hold(name, StudentState(student))
+    else:
+        with checkpoints.stage(row):
+            with checkpoints.interruptible(), run.timed("calibration"):
+                calibrate(student, batches, run.settings.calibration_batches)
+            checkpoints.hold(name, StudentState(student))
     evaluate(run, student, row)
     return student
 
@@ -115,10 +133,21 @@ def fine_tune_student(
     run: Run, student: QuantizedClassifier, batches: Iterator[tuple[Tensor, Tensor]], row: str
 ) -> None:
     """Fine-tune a calibrated student on these images, and evaluate it."""
+    if not run.checkpoints.is_finished(row):
+        train_student(run, student, batches, row)
+    evaluate(run, student, row)
+
+
+def train_student(
+    run: Run, student: QuantizedClassifier, batches: Iterator[tuple[Tensor, Tensor]], row: str
+) -> None:
+    """Fine-tune a calibrated student on these images, with a log on the way."""
     settings = run.settings
+    random = run.checkpoints.hold_random(f"{row}/random", run.random(5))
     with (
+        run.checkpoints.stage(row),
         run.timed("fine_tuning"),
-        run.profiled(row, settings.fine_tuning_steps) as after_step,
+        run.steps_of(row, settings.fine_tuning_steps) as after_step,
         Progress(ROWS[row], settings.fine_tuning_steps, settings.log_interval) as progress,
     ):
 
@@ -127,17 +156,32 @@ def fine_tune_student(
             if progress.is_due(step.step):
                 run.folder.append_jsonl("metrics.jsonl", {"stage": row, **asdict(step)})
 
-        mixed = mixed_batches(batches, run.random(5), run.execution.memory_format)
+        def hold(training: Training) -> None:
+            run.checkpoints.hold(f"{row}/training", training)
+
+        mixed = mixed_batches(batches, random, run.execution.memory_format)
         teacher = folded(run.classifier.model).to(memory_format=run.execution.memory_format)
-        fine_tune(student, teacher, mixed, settings, report, progress.wants, after_step)
-    evaluate(run, student, row)
+        fine_tune(student, teacher, mixed, settings, report, progress.wants, after_step, hold)
+
+
+def save_student(run: Run, student: QuantizedClassifier) -> None:
+    """Write the fine-tuned student, which checkpoints need not hold any longer."""
+    if not run.checkpoints.is_finished("saving"):
+        with run.checkpoints.stage("saving"):
+            run.folder.save_tensors("quantized.safetensors", student.state_dict())
+            run.checkpoints.release("generated_calibrated student")
 
 
 def evaluate(run: Run, model: nn.Module, row: str) -> None:
     """Keep the model's logits on the evaluation images, if there are any."""
-    if run.evaluation is None:
+    stage = f"{row} evaluated"
+    if run.evaluation is None or run.checkpoints.is_finished(stage):
         return
-    with run.timed("evaluation"):
+    with (
+        run.checkpoints.stage(stage),
+        run.checkpoints.interruptible(),
+        run.timed("evaluation"),
+    ):
         preprocessing = run.classifier.preprocessing
         run.logits[row] = predict(
             *(model, run.evaluation, preprocessing, EVALUATION_BATCH, run.device),
@@ -145,9 +189,10 @@ def evaluate(run: Run, model: nn.Module, row: str) -> None:
         )
 
 
-def real_batches(run: Run, reference: Images) -> Iterator[tuple[Tensor, Tensor]]:
+def real_batches(
+    run: Run, reference: Images, random: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield random batches of real training images on the device."""
-    random = torch.Generator().manual_seed(run.settings.seed)
     preprocessing = run.classifier.preprocessing
     for images, labels in reference.random_batches(run.settings.batch_size, preprocessing, random):
         images = to_memory_format(images.to(run.device), run.execution.memory_format)

@@ -1,7 +1,8 @@
 """What generator learning and fine-tuning share: a step as an object, and the loop of steps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,17 @@ def every_step(_: int) -> bool:
 
 def nothing() -> None:
     """Do nothing after a step."""
+
+
+def like_parameter(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Lay out what an optimizer keeps of a parameter in memory as the parameter is."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def as_it_is(_: "Training") -> None:
+    """Leave a training as it begins."""
 
 
 class Training(ABC):
@@ -59,6 +71,7 @@ class Training(ABC):
         if execution.cuda_graphs:
             self.taken = GraphedStep(self.take, StreamCapture(torch.device(execution.device)))
         self.is_compiled = False
+        self.steps_taken = 0
 
     @abstractmethod
     def inputs(self) -> tuple[Tensor, ...]:
@@ -83,7 +96,35 @@ class Training(ABC):
             self.compile(inputs)
         values = self.taken(*inputs)
         self.schedule.step()
+        self.steps_taken += 1
         return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where optimizer, schedule and loss scaling are; what learns is not in it."""
+        optimizer = self.optimizer.state_dict()
+        states = {str(index): values for index, values in optimizer["state"].items()}
+        return {
+            "steps_taken": self.steps_taken,
+            "optimizer": {**optimizer, "state": states},
+            "schedule": self.schedule.state_dict(),
+            "loss_scaling": self.precision.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; to be called before the first step."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        states = {
+            int(index): {name: like_parameter(v, parameters[int(index)]) for name, v in own.items()}
+            for index, own in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": states})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if isinstance(rate, Tensor):
+                group["lr"] = rate.copy_(group["lr"])  # a captured step reads it there
+        self.schedule.load_state_dict(dict(state["schedule"]))
+        self.precision.scaler.load_state_dict(dict(state["loss_scaling"]))
+        self.steps_taken = state["steps_taken"]
 
     def compile(self, inputs: tuple[Tensor, ...]) -> None:
         """Compile both passes on these inputs; stay as it is, and say why, where that fails."""
@@ -103,15 +144,15 @@ class Training(ABC):
         is_due: Callable[[int], bool] = every_step,
         after_step: Callable[[], None] = nothing,
     ) -> None:
-        """Take steps 1 to `steps`.
+        """Take the steps from the first that was not taken yet to `steps`.
 
         Args:
-            steps: how many.
+            steps: how many there are in all, from 1.
             report: called with the number and the values of each step that is due.
             is_due: tells, for the number of a step, whether to wait for its values.
             after_step: called after each step.
         """
-        for step in range(1, steps + 1):
+        for step in range(self.steps_taken + 1, steps + 1):
             values = self.advance()
             if is_due(step):
                 report(step, values.tolist())

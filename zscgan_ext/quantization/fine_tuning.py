@@ -15,7 +15,7 @@ from zscgan_ext.config import Settings
 from zscgan_ext.execution import choose_execution
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
-from zscgan_ext.training import Training, every_step, nothing
+from zscgan_ext.training import Training, as_it_is, every_step, nothing
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ def fine_tune(
     report: Callable[[FineTuningStep], None],
     is_due: Callable[[int], bool] = every_step,
     after_step: Callable[[], None] = nothing,
+    before_steps: Callable[[Training], object] = as_it_is,
 ) -> None:
     """Train weights, biases and learned scales of the student in place.
 
@@ -113,8 +114,10 @@ def fine_tune(
         report: called after each step that is due.
         is_due: tells, for the number of a step, whether to wait for what it measured.
         after_step: called after each step.
+        before_steps: is handed the training, which it may put into a state to go on from.
     """
     training = StudentTraining(student, teacher, batches, settings)
+    before_steps(training)
 
     def report_values(step: int, values: list[float]) -> None:
         report(FineTuningStep(step, *values))
