@@ -52,14 +52,14 @@ def uninterrupted(data, tmp_path_factory):
 
 def stop_after(monkeypatch, step, number=signal.SIGTERM):
     """Let a signal come after a step of all stages."""
-    after_step = Checkpoints.after_step
+    count_step = Checkpoints.count_step
 
     def stopped(self):
-        if self.steps + 1 == step:
+        count_step(self)
+        if self.steps == step:
             signal.raise_signal(number)
-        after_step(self)
 
-    monkeypatch.setattr(Checkpoints, "after_step", stopped)
+    monkeypatch.setattr(Checkpoints, "count_step", stopped)
 
 
 def run_until(monkeypatch, folder, arguments, step, number=signal.SIGTERM):

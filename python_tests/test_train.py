@@ -77,7 +77,7 @@ def test_metrics_have_the_promised_keys(run):
     metrics = metrics_of(run)
     own = {
         *("classifier", "bits", "scheme", "seed", "device", "top1", "agreement", "seconds"),
-        *("peak_memory_bytes", "execution"),
+        *("peak_memory_bytes", "execution", "warnings"),
     }
     assert set(metrics) == own | set(environment())
     assert metrics["classifier"] == "resnet20"

@@ -5,9 +5,10 @@ state is in each checkpoint from then on. In a run that goes on from a checkpoin
 puts it back into that state, and finished stages are left out.
 """
 
+import copy
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,6 +28,7 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.random_state import DefaultRandom, OwnRandom
 from zscgan_ext.run_folder import one_line_errors
 from zscgan_ext.stop_signals import StoppedError, StopSignals
+from zscgan_ext.training import nothing
 
 FOLDER = "checkpoints"
 
@@ -91,6 +93,7 @@ class Checkpoints:
         self.signals = StopSignals()
         self.default_random = DefaultRandom()
         self.held: dict[str, Stateful] = {}
+        self.giving_copies: set[str] = set()
         self.random: dict[str, OwnRandom] = {}
         loaded = loaded or {}
         self.finished: list[str] = list(loaded.get("finished", []))
@@ -101,18 +104,22 @@ class Checkpoints:
         self.time_of_last = time.monotonic()
         files = checkpoint_files(self.folder)
         self.number = number_of(files[-1]) if files else 0
+        self.before_write: Callable[[], None] = nothing
         # Random numbers from before what cannot be resumed in its middle; None between steps.
         self.random_before: State | None = None
 
     # ---- what checkpoints hold -------------------------------------------------------------------
 
-    def hold(self, name: str, holder: Held) -> Held:
+    def hold(self, name: str, holder: Held, gives_copies: bool = False) -> Held:
         """Hold an object, put back into the state of the checkpoint that the run goes on from.
 
         Args:
             name: unique; one that begins with a stage and a slash is released with that stage.
             holder: changes in no stage but with its steps, or when it is held.
+            gives_copies: whether its state stays as it is when the object changes later.
         """
+        if gives_copies:
+            self.giving_copies.add(name)
         self.held[name] = holder
         self._restore(name, holder)
         return holder
@@ -165,22 +172,29 @@ class Checkpoints:
         yield
         self.loaded_default_random = None
         self.finished.append(name)
+        self.before_write = nothing
         for held in [*self.held, *self.random]:
             if held.startswith(f"{name}/"):
                 self.release(held)
         self.random_before = self._random_state()
-        self._write_or_stop()
+        self.write_or_stop()
 
-    def after_step(self) -> None:
+    def count_step(self) -> None:
+        """Count a step that was taken; all that is held has its state from after the step."""
+        self.loaded_default_random = None
+        self.random_before = None
+        self.steps += 1
+
+    def write_or_stop(self) -> None:
         """Write a checkpoint if one is due; stop here if a signal asked for it.
 
         Raises:
             StoppedError: after the checkpoint was written.
         """
-        self.loaded_default_random = None
-        self.random_before = None
-        self.steps += 1
-        self._write_or_stop()
+        if self.signals.received or self.is_due():
+            self.before_write()
+            self.write()
+        self.signals.check()
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -196,11 +210,6 @@ class Checkpoints:
             self.write()
             raise
 
-    def _write_or_stop(self) -> None:
-        if self.signals.received or self.is_due():
-            self.write()
-        self.signals.check()
-
     # ---- writing ---------------------------------------------------------------------------------
 
     def is_due(self) -> bool:
@@ -210,6 +219,22 @@ class Checkpoints:
         if self.every.steps is not None:
             return self.steps >= self.steps_at_last + self.every.steps
         return time.monotonic() >= self.time_of_last + self.every.seconds
+
+    def snapshot(self) -> State:
+        """Return a copy of the state of all that is held, between two steps."""
+        held = {name: holder.state_dict() for name, holder in self.held.items()}
+        live = {name: state for name, state in held.items() if name not in self.giving_copies}
+        copies = {**held, **copy.deepcopy(live)}
+        return {"steps": self.steps, "held": copies, **self._random_state()}
+
+    def restore(self, snapshot: State) -> None:
+        """Put all that was held when a snapshot was made, and still is, back into its state."""
+        self.steps = snapshot["steps"]
+        states = {**snapshot["held"], **snapshot["random"]}
+        for name, holder in [*self.held.items(), *self.random.items()]:
+            if name in states:
+                holder.load_state_dict(states[name])
+        self.default_random.load_state_dict(snapshot["default_random"])
 
     def write(self) -> None:
         """Write a checkpoint and delete those before the last ones.

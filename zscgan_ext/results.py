@@ -39,6 +39,7 @@ def metrics(run: Run, total_seconds: float) -> dict[str, Any]:
         "execution": run.execution.facts(),
         "top1": measured_top1,
         "agreement": measured_agreement,
+        "warnings": run.warnings,
         "seconds": {**run.seconds, "total": total_seconds},
         "peak_memory_bytes": peak_memory(run.device),
         **environment(),

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +29,7 @@ from zscgan_ext.profiling import StepProfiler
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder import RunFolder
+from zscgan_ext.stage_steps import StageSteps
 from zscgan_ext.training import nothing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
@@ -56,6 +57,7 @@ class Run:
     seconds: dict[str, float]
     logits: dict[str, Tensor]  # [N, num_classes] of each row, on the evaluation images
     checkpoints: Checkpoints
+    warnings: list[str]
     start: float  # of time.perf_counter, less what the run took before it went on
     timing: tuple[str, float] | None = None  # what `timed` encloses, and since when
 
@@ -78,6 +80,12 @@ class Run:
         stage, start = self.timing
         return {**self.seconds, stage: self.seconds[stage] + time.perf_counter() - start}
 
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Print warnings, a line each, and keep them for `metrics.json`."""
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
+            self.warnings.append(warning)
+
     def total_seconds(self) -> float:
         """Return the time of the whole run so far."""
         return time.perf_counter() - self.start
@@ -88,13 +96,15 @@ class Run:
             "seconds": self.seconds_so_far(),
             "total_seconds": self.total_seconds(),
             "logits": dict(self.logits),
+            "warnings": list(self.warnings),
             "log": self.folder.read_text(LOG),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; the log loses what came after it."""
         self.seconds.update(state["seconds"])
-        self.start -= state["total_seconds"]
+        self.start = time.perf_counter() - state["total_seconds"]
+        self.warnings[:] = state["warnings"]
         self.logits.update(state["logits"])
         self.folder.write_text(LOG, state["log"])
 
@@ -105,15 +115,14 @@ class Run:
         return self.profiler.stage(stage, steps)
 
     @contextmanager
-    def steps_of(self, stage: str, steps: int) -> Iterator[Callable[[], None]]:
-        """Profile and checkpoint the steps of a training; give what to call after each step."""
+    def steps_of(self, stage: str, steps: int) -> Iterator[StageSteps]:
+        """Profile, watch and checkpoint the steps of a training; give what to call around them."""
         with self.profiled(stage, steps) as profiled_step:
-
-            def after_step() -> None:
-                profiled_step()
-                self.checkpoints.after_step()
-
-            yield after_step
+            stage_steps = StageSteps(
+                stage, self.checkpoints, self.settings.log_interval, profiled_step
+            )
+            yield stage_steps
+            stage_steps.check()
 
 
 def prepare(settings: Settings) -> Run:
@@ -148,12 +157,12 @@ def prepare(settings: Settings) -> Run:
     checkpoints = Checkpoints(folder.path, every, settings.keep_checkpoints, facts, loaded)
     run = Run(
         *(settings, device, execution, classifier, evaluation, reference, folder, profiler),
-        *(seconds, {}, checkpoints, start),
+        *(seconds, {}, checkpoints, [], start),
     )
     if settings.resume is not None:
         folder.write_text(LOG, "")
         print(f"resume: {checkpoints.position()}", flush=True)
-    checkpoints.hold("measured", run)
+    checkpoints.hold("measured", run, gives_copies=True)
     return run
 
 

@@ -1,7 +1,9 @@
 """The stages of a run in their order: learn the generator, calibrate, fine-tune, evaluate."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +11,13 @@ from torch import Tensor, nn
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.datasets import Images
 from zscgan_ext.evaluation import predict
+from zscgan_ext.finite_numbers import zero_variance_warnings
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.progress import Progress
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
+from zscgan_ext.quantization.dead_quantizers import dead_quantizers
 from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune
 from zscgan_ext.quantization.student_state import StudentState
 from zscgan_ext.results import ROWS
@@ -25,10 +29,11 @@ from zscgan_ext.synthesis import (
     synthetic_batches,
     train_generator,
 )
-from zscgan_ext.training import Training
 
 EVALUATION_BATCH = 500  # images
 SAMPLES_PER_CLASS = 10
+PROBES_PER_CLASS = 8
+NAMED_CLASSES = 5  # at most, in a warning
 SAMPLED_CLASSES = 20  # at most, in a grid
 SAMPLED_FRACTIONS = (0.1, 0.3, 1.0)  # of the synthesis steps, beside the first
 
@@ -47,7 +52,7 @@ def run_stages(run: Run) -> None:
     batches = synthetic_batches(generator, settings.batch_size, random, run.execution.memory_format)
     student = quantize(run, batches, "generated_calibrated")
     fine_tune_student(run, student, batches, "fine_tuned")
-    save_student(run, student)
+    save_student(run, student, generator)
     if run.reference is not None:
         random = torch.Generator().manual_seed(settings.seed)
         run.checkpoints.hold_random("real image random", random)
@@ -67,13 +72,14 @@ def learn_generator(run: Run) -> ConditionalGenerator:
     if run.checkpoints.is_finished("synthesis"):
         return generator.eval()
     random = run.checkpoints.hold_random("synthesis/random", run.random(1))
+    run.warn(zero_variance_warnings(classifier.model))
     teacher = FrozenTeacher(classifier.model, settings.distance)
     steps = settings.synthesis_steps
     sampled = {1, *(max(1, round(fraction * steps)) for fraction in SAMPLED_FRACTIONS)}
     with (
         run.checkpoints.stage("synthesis"),
         run.timed("synthesis"),
-        run.steps_of("synthesis", steps) as after_step,
+        run.steps_of("synthesis", steps) as around,
         Progress("synthesis", steps, settings.log_interval) as progress,
     ):
 
@@ -89,10 +95,11 @@ def learn_generator(run: Run) -> ConditionalGenerator:
         def is_due(step: int) -> bool:
             return progress.wants(step) or step in sampled
 
-        def hold(training: Training) -> None:
-            run.checkpoints.hold("synthesis/training", training)
-
-        train_generator(generator, teacher, settings, random, report, is_due, after_step, hold)
+        train_generator(
+            *(generator, teacher, settings, random, report, is_due),
+            *(around.after_step, around.before_steps),
+        )
+        run.warn(never_generated(run, generator))
         run.folder.save_tensors("generator.safetensors", generator.state_dict())
     teacher.remove_hooks()
     return generator
@@ -112,6 +119,43 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
     grid = pixels.reshape(classes, SAMPLES_PER_CLASS, *pixels.shape[1:])
     names = run.classifier.class_names[:classes]
     run.folder.save_image_grid(f"samples/step-{step:06d}.png", grid, names)
+
+
+def probe_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield generated images [B, C, H, W] and labels [B], every class in turn, for looking at.
+
+    They take no random numbers from any stage.
+    """
+    classes, size = run.classifier.num_classes, run.settings.batch_size
+    random, next_label = run.random(6), 0
+    while True:
+        labels = torch.arange(next_label, next_label + size, device=run.device) % classes
+        next_label += size
+        latent, _ = generator.random_inputs(size, random)
+        devices = [run.device] if run.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.manual_seed(next_label)
+            images = generator(latent, labels)
+        yield to_memory_format(images, run.execution.memory_format), labels
+
+
+@torch.no_grad()
+def never_generated(run: Run, generator: ConditionalGenerator) -> list[str]:
+    """Return a line that names the classes none of whose images the classifier puts there."""
+    classes, size = run.classifier.num_classes, run.settings.batch_size
+    hits = torch.zeros(classes, dtype=torch.int64, device=run.device)
+    batches = math.ceil(PROBES_PER_CLASS * classes / size)
+    for images, labels in islice(probe_batches(run, generator), batches):
+        hits.index_add_(0, labels, (run.classifier.model(images).argmax(1) == labels).long())
+    missing = (hits == 0).nonzero().flatten().tolist()
+    if not missing:
+        return []
+    names = [run.classifier.class_names[label] for label in missing[:NAMED_CLASSES]]
+    more = ", ..." if len(missing) > NAMED_CLASSES else ""
+    return [
+        f"{len(missing)} of {classes} classes are never generated, as the classifier sees it: "
+        f"{', '.join(names)}{more}"
+    ]
 
 
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
@@ -147,7 +191,7 @@ def train_student(
     with (
         run.checkpoints.stage(row),
         run.timed("fine_tuning"),
-        run.steps_of(row, settings.fine_tuning_steps) as after_step,
+        run.steps_of(row, settings.fine_tuning_steps) as around,
         Progress(ROWS[row], settings.fine_tuning_steps, settings.log_interval) as progress,
     ):
 
@@ -156,18 +200,20 @@ def train_student(
             if progress.is_due(step.step):
                 run.folder.append_jsonl("metrics.jsonl", {"stage": row, **asdict(step)})
 
-        def hold(training: Training) -> None:
-            run.checkpoints.hold(f"{row}/training", training)
-
         mixed = mixed_batches(batches, random, run.execution.memory_format)
         teacher = folded(run.classifier.model).to(memory_format=run.execution.memory_format)
-        fine_tune(student, teacher, mixed, settings, report, progress.wants, after_step, hold)
+        fine_tune(
+            *(student, teacher, mixed, settings, report, progress.wants),
+            *(around.after_step, around.before_steps),
+        )
 
 
-def save_student(run: Run, student: QuantizedClassifier) -> None:
-    """Write the fine-tuned student, which checkpoints need not hold any longer."""
+def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalGenerator) -> None:
+    """Look at and write the fine-tuned student, which checkpoints need not hold any longer."""
     if not run.checkpoints.is_finished("saving"):
         with run.checkpoints.stage("saving"):
+            images, _ = next(probe_batches(run, generator))
+            run.warn(dead_quantizers(student, images))
             run.folder.save_tensors("quantized.safetensors", student.state_dict())
             run.checkpoints.release("generated_calibrated student")
 

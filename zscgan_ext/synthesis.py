@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.config import Settings
@@ -40,6 +40,8 @@ class GeneratorTraining(Training):
         random: draws latent vectors and labels; on the same device.
     """
 
+    rate_setting = "synthesis_learning_rate"
+
     def __init__(
         self,
         generator: ConditionalGenerator,
@@ -58,6 +60,10 @@ class GeneratorTraining(Training):
             settings.synthesis_steps,
             choose_execution(settings, random.device),
         )
+
+    def models(self) -> dict[str, nn.Module]:
+        """Return the models that take part in a step."""
+        return {"generator": self.generator, "classifier": self.teacher}
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Draw latent vectors [B, latent_dim] and labels [B]."""

@@ -36,7 +36,8 @@ class Training(ABC):
     """Parameters that learn, one step after the other.
 
     A step waits for nothing on its device: it can be queued ahead of the device, profiled, and
-    captured in a CUDA graph. What it measures stays there until somebody asks.
+    captured in a CUDA graph. What it measures stays there until somebody asks, and so does whether
+    every loss was finite.
 
     Args:
         parameters: what learns.
@@ -45,6 +46,8 @@ class Training(ABC):
         steps: length of the cosine.
         execution: how steps are executed.
     """
+
+    rate_setting = "learning_rate"  # the setting that the rate at the start comes from
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Training(ABC):
             self.taken = GraphedStep(self.take, StreamCapture(torch.device(execution.device)))
         self.is_compiled = False
         self.steps_taken = 0
+        self.losses_are_finite = torch.ones((), dtype=torch.bool, device=execution.device)
 
     @abstractmethod
     def inputs(self) -> tuple[Tensor, ...]:
@@ -81,9 +85,14 @@ class Training(ABC):
     def measure(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss, a scalar, and the values to report, [count] without gradient."""
 
+    def models(self) -> dict[str, nn.Module]:
+        """Return the models that take part in a step, by name, in the order they are run."""
+        return {}
+
     def take(self, *inputs: Tensor) -> Tensor:
         """Learn from these inputs; return the values to report."""
         loss, values = self.measured(*inputs)
+        self.losses_are_finite.logical_and_(loss.detach().isfinite())
         # A capture that failed leaves gradients that were never computed.
         self.optimizer.zero_grad(set_to_none=True)
         self.precision.step(loss, self.optimizer)
@@ -99,6 +108,21 @@ class Training(ABC):
         self.steps_taken += 1
         return values
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what learns."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def is_finite(self) -> bool:
+        """Tell, waiting for the device, whether all numbers so far were finite.
+
+        A gradient that was not leaves its mark in the optimizer or in the parameters.
+        """
+        kept = [v for state in self.optimizer.state.values() for v in state.values()]
+        tensors = [*self.parameters(), *kept]
+        finite = [t.detach().isfinite().all() for t in tensors if isinstance(t, Tensor)]
+        flags = [flag.to(self.losses_are_finite.device) for flag in finite]
+        return bool(torch.stack([self.losses_are_finite, *flags]).all())
+
     def state_dict(self) -> dict[str, Any]:
         """Return where optimizer, schedule and loss scaling are; what learns is not in it."""
         optimizer = self.optimizer.state_dict()
@@ -111,9 +135,9 @@ class Training(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; to be called before the first step."""
+        """Go on from a state; a CUDA graph that was captured must not be replayed after it."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = self.parameters()
         states = {
             int(index): {name: like_parameter(v, parameters[int(index)]) for name, v in own.items()}
             for index, own in state["optimizer"]["state"].items()
@@ -125,6 +149,7 @@ class Training(ABC):
         self.schedule.load_state_dict(dict(state["schedule"]))
         self.precision.scaler.load_state_dict(dict(state["loss_scaling"]))
         self.steps_taken = state["steps_taken"]
+        self.losses_are_finite.fill_(True)
 
     def compile(self, inputs: tuple[Tensor, ...]) -> None:
         """Compile both passes on these inputs; stay as it is, and say why, where that fails."""

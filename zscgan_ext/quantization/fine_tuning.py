@@ -57,6 +57,8 @@ class StudentTraining(Training):
             temperature, and how to execute.
     """
 
+    rate_setting = "fine_tuning_learning_rate"
+
     def __init__(
         self,
         student: QuantizedClassifier,
@@ -75,6 +77,10 @@ class StudentTraining(Training):
             settings.fine_tuning_steps,
             choose_execution(settings, device_of(student)),
         )
+
+    def models(self) -> dict[str, nn.Module]:
+        """Return the models that take part in a step."""
+        return {"classifier": self.teacher, "student": self.student}
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return the next batch."""
