@@ -1,7 +1,7 @@
 """Kill a run with SIGKILL again and again, and compare its result with an undisturbed one.
 
-Each trial kills the run at a random time, uniform over the length of an undisturbed run, and goes
-on with `--resume` until it ends. Metrics but for times and memory, the log and all tensors have to
+Each trial kills the run at a random time, uniform from when its folder is there to when an
+undisturbed run ends, and goes on with `--resume` until it ends. Metrics but for times and memory, the log and all tensors have to
 be the same bytes. Trials that the results file already has are not run again.
 """
 
@@ -24,9 +24,9 @@ from zscgan_ext.environment import environment
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 SMALL_RUN = [
-    *("--synthesis-steps=20", "--fine-tuning-steps=12", "--calibration-batches=2"),
-    *("--batch-size=8", "--latent-dim=8", "--log-interval=5", "--checkpoint-every=2"),
-    *("--device=cpu", "--export=safetensors"),
+    *("--synthesis-steps=40", "--fine-tuning-steps=40", "--calibration-batches=2"),
+    *("--batch-size=8", "--latent-dim=8", "--log-interval=5", "--checkpoint-every=3"),
+    *("--device=cpu", "--export=safetensors", "--no-report"),
 ]
 
 
@@ -48,10 +48,17 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def run_to_end(arguments: list[str]) -> float:
-    """Run the main program; return its seconds."""
-    begin = time.perf_counter()
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a program has written a file, or ended."""
+    while not file.exists() and process.poll() is None:
+        time.sleep(0.005)
+
+
+def run_to_end(arguments: list[str], config: Path) -> float:
+    """Run the main program; return its seconds from when it had written its settings."""
     process = start(arguments)
+    wait_for(config, process)
+    begin = time.perf_counter()
     _, errors = process.communicate()
     if process.returncode:
         raise SystemExit(f"the run failed: {errors}")
@@ -71,8 +78,6 @@ def digest(folder: Path) -> str:
 
 def position(folder: Path) -> str:
     """Say where a killed run stands."""
-    if not (folder / "config.yaml").exists():
-        return "before the run folder"
     files = checkpoint_files(folder / "checkpoints")
     if (folder / "metrics.json").exists():
         return "after metrics.json"
@@ -88,15 +93,14 @@ def trial(arguments: list[str], seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "run")
         process = start([*arguments, f"--output={folder}"])
+        wait_for(folder / "config.yaml", process)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
         process.communicate()
         killed_at = position(folder)
-        is_run = (folder / "config.yaml").exists()
-        again = [f"--resume={folder}"] if is_run else [*arguments, f"--output={folder}"]
-        run_to_end(again)
+        run_to_end([f"--resume={folder}"], folder / "config.yaml")
         return {
             "seconds": round(seconds, 3),
             "killed": process.returncode == -signal.SIGKILL,
@@ -134,7 +138,7 @@ def run_trials(arguments: argparse.Namespace, run: list[str]) -> None:
     else:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent, "run")
-            results["seconds"] = run_to_end([*run, f"--output={folder}"])
+            results["seconds"] = run_to_end([*run, f"--output={folder}"], folder / "config.yaml")
             results["digest"] = digest(folder)
             results["made_with"] = {**environment(), "date": time.strftime("%Y-%m-%d")}
             results["arguments"] = SMALL_RUN

@@ -132,21 +132,30 @@ def test_weights_file_fills_the_model(models, suffix, dtype):
         assert loaded[name].dtype != torch.float16
 
 
-@pytest.mark.parametrize("nest", ["state_dict", "model", "model_state_dict", "state_dict_ema"])
-def test_nested_and_wrapped_state_dicts(models, nest):
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.module.", "net."])
+@pytest.mark.parametrize("nest", ["state_dict", "model", "model_state_dict", "ema"])
+def test_nested_and_wrapped_state_dicts(models, nest, wrapper):
     state = small_state(models)
-    wrapped = {f"module.{name}": value for name, value in state.items()}
+    wrapped = {f"{wrapper}{name}": value for name, value in state.items()}
     torch.save({nest: wrapped, "epoch": 3}, "checkpoint.pth")
     loaded = load_classifier(f"{models}:small", weights=Path("checkpoint.pth")).model.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
-def test_averaged_weights_are_preferred(models):
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema"])
+def test_averaged_weights_are_preferred(models, key):
     state = small_state(models)
     zeros = {name: torch.zeros_like(value) for name, value in state.items()}
-    torch.save({"state_dict": zeros, "state_dict_ema": state}, "checkpoint.pth")
+    torch.save({"state_dict": zeros, "model": zeros, key: state}, "checkpoint.pth")
     loaded = load_classifier(f"{models}:small", weights=Path("checkpoint.pth")).model.state_dict()
     assert torch.equal(loaded["0.weight"], state["0.weight"])
+
+
+def test_weights_of_an_averaged_model(models):
+    model = load_classifier(f"{models}:small", image_size=8).model
+    torch.save(torch.optim.swa_utils.AveragedModel(model).state_dict(), "averaged.pth")
+    loaded = load_classifier(f"{models}:small", weights=Path("averaged.pth")).model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
 
 
 def test_old_checkpoints_lack_num_batches_tracked(models):
@@ -161,7 +170,7 @@ def test_old_checkpoints_lack_num_batches_tracked(models):
     ("name", "arguments", "parts"),
     [
         ("resnet2", {}, ["unknown 'resnet2', did you mean resnet20?", "module:function"]),
-        ("zzz", {}, ["unknown 'zzz', accepted are resnet20"]),
+        ("zzz", {}, ["unknown 'zzz', accepted are resnet20", "torchvision:NAME, timm:NAME"]),
         ("resnet20", {"num_classes": 7}, ["num_classes: 7, but resnet20 gives 10 logits"]),
         ("resnet20", {"mean": (0.5, 0.5)}, ["mean: 2 value(s)", "1 input channel"]),
         ("no_such_module:f", {}, ["importing 'no_such_module'", "ModuleNotFoundError"]),

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from zscgan_ext.command_line import parse_settings, settings_to_yaml
-from zscgan_ext.config import Settings, parse_bits, resolve_device
+from zscgan_ext.config import PRESETS, Settings, parse_bits, resolve_device
 from zscgan_ext.errors import InputError
 from zscgan_ext.ops import DISTANCES
 
@@ -74,6 +74,22 @@ def test_yaml_says_the_same_as_the_command_line(tmp_path):
     assert parse_settings(arguments) == parse_settings(
         [*expected.split(), "--synthesis-steps", "12"]
     )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_sets_the_steps(preset):
+    settings = parse_settings(["--preset", preset])
+    assert {name: getattr(settings, name) for name in PRESETS[preset]} == PRESETS[preset]
+
+
+def test_everything_else_wins_over_a_preset(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("preset: thorough\nsynthesis_steps: 7\n")
+    settings = parse_settings(["--config", str(file), "--fine-tuning-steps", "9"])
+    assert (settings.synthesis_steps, settings.fine_tuning_steps) == (7, 9)
+    quick = parse_settings(["--config", str(file), "--preset=quick"])
+    assert quick.synthesis_steps == 7
+    assert quick.fine_tuning_steps == PRESETS["quick"]["fine_tuning_steps"]
 
 
 def test_command_line_wins_over_yaml(tmp_path):

@@ -16,7 +16,9 @@ from zscgan_ext.quantization.fine_tuning import fine_tune, student_loss
 from zscgan_ext.quantization.scheme import Scheme
 
 LABELS = torch.tensor([0, 2, 1])
-TOY = Settings(batch_size=16, fine_tuning_steps=40, fine_tuning_learning_rate=3e-3)
+TOY = Settings(
+    batch_size=16, fine_tuning_steps=40, fine_tuning_learning_rate=3e-3, feature_weight=0.0
+)
 
 
 def logits(seed):
@@ -81,6 +83,31 @@ def test_steps_that_change_nothing_report_one_loss():
     with torch.no_grad():
         expected = student_loss(student(images), teacher(images), labels, settings)
     assert steps[0].loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_features_add_their_distance():
+    settings = replace(
+        TOY, fine_tuning_learning_rate=1e-30, fine_tuning_steps=1, distillation_weight=0.0
+    )
+    _, _, (one,) = fine_tuned(Scheme("paper", 3, 3), replace(settings, feature_weight=1.0))
+    _, _, (ten,) = fine_tuned(Scheme("paper", 3, 3), replace(settings, feature_weight=10.0))
+    assert one.loss > 0.01
+    assert ten.loss == pytest.approx(10 * one.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["deploy", "paper"])
+def test_feature_maps_come_closer(name):
+    teacher = small_residual()
+    student = convert(teacher, Scheme(name, 6, 6), RGB8.shape)
+    calibrate(student, normal_batches(2, 16, *RGB8.shape, seed=1), 2)
+    with torch.no_grad():
+        for layer in student.layers:
+            layer.layer.weight.mul_(0.8)
+    settings = replace(TOY, feature_weight=1.0, distillation_weight=0.0)
+    losses = []
+    batches = normal_batches(40, 16, *RGB8.shape, seed=2)
+    fine_tune(student, teacher, batches, settings, lambda step: losses.append(step.loss))
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
 def scales_of(student):

@@ -11,7 +11,6 @@ from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.config import Settings
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.synthesis import (
-    mixed_batches,
     noise_batches,
     synthetic_batches,
     train_generator,
@@ -98,20 +97,6 @@ def test_synthetic_batches_are_images_with_their_labels():
     assert torch.equal(labels, expected_labels)
     torch.manual_seed(5)
     torch.testing.assert_close(images, generator(latent, expected_labels).detach())
-
-
-def test_mixed_batches_lie_between_neighbours_and_nearer_to_their_label():
-    values = torch.tensor([0.0, 1, 4, 9, 16, 25])
-    images, labels = values.view(6, 1, 1, 1).expand(6, 2, 3, 3), torch.arange(6)
-    (mixed, same_labels), (more, _) = mixed_batches(iter([(images, labels)] * 2), random())
-    assert torch.equal(same_labels, labels)
-    assert mixed.is_contiguous(memory_format=torch.channels_last)
-    neighbour = torch.tensor([25.0, 0, 1, 4, 9, 16])
-    weights = ((mixed.mean((1, 2, 3)) - neighbour) / (values - neighbour)).tolist()
-    assert all(0.5 <= weight <= 1 for weight in weights)
-    assert max(weights) - min(weights) > 0.1
-    assert torch.equal(mixed, mixed[:, :1, :1, :1].expand(mixed.shape))  # one weight per image
-    assert not torch.equal(mixed, more)
 
 
 def test_noise_is_standard_normal():

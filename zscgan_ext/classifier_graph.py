@@ -12,6 +12,7 @@ from zscgan_ext.errors import InputError, first_line
 RELU: tuple[Any, ...] = (nn.ReLU, torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 RELU6: tuple[Any, ...] = (nn.ReLU6, F.relu6)
 IN_PLACE_ADDITIONS: tuple[Any, ...] = (operator.iadd, "add_")
+IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")
 ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *IN_PLACE_ADDITIONS)
 
 
@@ -60,3 +61,19 @@ def activation_of(graph: fx.GraphModule, node: fx.Node) -> str:
 def only_user(node: fx.Node) -> fx.Node | None:
     """Return the one node that takes another's result; None for none or several."""
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def writes_into(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """Return the node whose result another one overwrites; None for one that overwrites nothing."""
+    if not node.all_input_nodes:
+        return None
+    module = module_of(graph, node)
+    if module is not None:
+        in_place = bool(getattr(module, "inplace", False))
+    else:
+        name = str(getattr(node.target, "__name__", node.target))
+        positional = len(node.args) > 1 and node.args[1] is True  # F.relu(x, True)
+        in_place = bool(node.kwargs.get("inplace", positional)) or (
+            name in IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+        )
+    return node.all_input_nodes[0] if in_place else None

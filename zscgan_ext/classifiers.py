@@ -1,27 +1,20 @@
-"""Loading the classifier to quantize: a bundled one, or any model that a function returns."""
+"""Loading the classifier to quantize, and trying it out."""
 
-import importlib
-import inspect
-import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext.datasets import FASHION_MNIST_CLASSES
+from zscgan_ext.classifier_sources import timm_models, torchvision_models
+from zscgan_ext.classifier_sources.bundled import BundledSource
+from zscgan_ext.classifier_sources.function import FunctionSource
+from zscgan_ext.classifier_sources.source import ClassifierSource
 from zscgan_ext.errors import InputError, did_you_mean, first_line
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.weights import load_weights
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGENET_SIZE = 224  # pixels
 
 
 @dataclass(frozen=True)
@@ -46,25 +39,24 @@ def load_classifier(
     """Load a trained classifier and try it on two blank images.
 
     Args:
-        name: a bundled classifier, or `module:function` for a function that returns a model and
-            takes nothing, or `num_classes`. The current folder is importable.
-        weights: safetensors or state-dict file; None for the weights that come with the model.
+        name: a bundled classifier, `torchvision:NAME`, `timm:NAME`, or `module:function` for a
+            function that returns a model and takes nothing, or `num_classes`. The current folder
+            is importable.
+        weights: safetensors or state-dict file; None for the weights that come with the model,
+            which torchvision and timm download.
         num_classes: what the model must give; None to take what it gives.
-        image_size: height and width in pixels; None for the bundled classifier's, or 224.
-        mean: for each channel, pixels from 0 to 1; None for the bundled classifier's, ImageNet's
-            for three channels, or 0.5.
+        image_size: height and width in pixels; None for what the source knows, or 224.
+        mean: for each channel, pixels from 0 to 1; None for what the source knows, ImageNet's for
+            three channels, or 0.5.
         std: like `mean`.
 
     Raises:
         InputError: if the model cannot be built, the weights do not fit, there is no batch norm,
             or the model does not turn such images into logits.
     """
-    if name in BUNDLED_CLASSIFIERS:
-        model, preprocessing, class_names = load_bundled(name, weights)
-    else:
-        model = build_classifier(name, num_classes)
-        preprocessing, class_names = default_preprocessing(name, model), ()
-    preprocessing = override(preprocessing, image_size, mean, std)
+    source = find_source(name)
+    model = source.build(num_classes, trained=weights is None)
+    preprocessing = override(source.preprocessing(model), image_size, mean, std)
     if weights is not None:
         load_weights(model, weights)
     model.to("cpu", torch.float32).eval().requires_grad_(False)
@@ -72,95 +64,38 @@ def load_classifier(
     count = count_logits(name, model, preprocessing)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
-    class_names = class_names or tuple(str(index) for index in range(count))
-    return Classifier(name, model, count, preprocessing, class_names)
+    return Classifier(name, model, count, preprocessing, class_names(source, weights, count))
 
 
-def build_classifier(name: str, num_classes: int | None = None) -> nn.Module:
-    """Build the model that a name stands for, a bundled one without its weights.
-
-    Args:
-        name: a bundled classifier or `module:function`.
-        num_classes: passed to a function that takes it.
+def find_source(name: str) -> ClassifierSource:
+    """Return where the classifier of a name comes from.
 
     Raises:
-        InputError: if the model cannot be built.
+        InputError: if there is no such classifier, as far as the name tells.
     """
     if name in BUNDLED_CLASSIFIERS:
-        return BUNDLED_CLASSIFIERS[name].build()
+        return BundledSource(name)
+    if name.startswith(torchvision_models.PREFIX):
+        return torchvision_models.TorchvisionSource(name)
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.TimmSource(name)
     if ":" in name:
-        return build_from_function(name, num_classes)
+        return FunctionSource(name)
     hint = did_you_mean(name, BUNDLED_CLASSIFIERS)
-    accepted = f"{', '.join(BUNDLED_CLASSIFIERS)} and module:function"
+    accepted = f"{', '.join(BUNDLED_CLASSIFIERS)}, torchvision:NAME, timm:NAME and module:function"
     raise InputError(f"classifier: unknown {name!r}{hint or ','} accepted are {accepted}")
 
 
-def load_bundled(
-    name: str, weights: Path | None
-) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:
-    """Build a bundled classifier, with its own weights unless others are to follow."""
-    bundled = BUNDLED_CLASSIFIERS[name]
-    model = build_classifier(name)
-    if weights is not None:
-        return model, bundled.preprocessing, ()
-    load_weights(model, bundled.weights)
-    return model, bundled.preprocessing, FASHION_MNIST_CLASSES
+def class_names(source: ClassifierSource, weights: Path | None, count: int) -> tuple[str, ...]:
+    """Return the source's names if there is one for each logit, else numbers.
 
-
-def build_from_function(name: str, num_classes: int | None) -> nn.Module:
-    """Call the function that `module:function` names."""
-    function = import_function(name)
-    try:
-        takes_num_classes = num_classes is not None and accepts(function, "num_classes")
-        model = function(num_classes=num_classes) if takes_num_classes else function()
-    except Exception as error:
-        raise InputError(
-            f"classifier: {name} raised {type(error).__name__}: {first_line(error)}"
-        ) from error
-    if not isinstance(model, nn.Module):
-        found = type(model).__name__
-        raise InputError(f"classifier: {name} returned a {found}, needed is a torch.nn.Module")
-    return model
-
-
-def import_function(name: str) -> Callable[..., Any]:
-    """Import what `module:function` names, from the current folder too."""
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(
-            f"classifier: importing {module_name!r} raised {type(error).__name__}: "
-            f"{first_line(error)}"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        hint = did_you_mean(function_name, dir(module))
-        raise InputError(f"classifier: {module_name} has no function {function_name!r}{hint}")
-    result: Callable[..., Any] = function
-    return result
-
-
-def accepts(function: Callable[..., Any], argument: str) -> bool:
-    """Tell whether a function takes this keyword argument."""
-    parameters = inspect.signature(function).parameters.values()
-    return any(
-        parameter.name == argument or parameter.kind is parameter.VAR_KEYWORD
-        for parameter in parameters
-    )
-
-
-def default_preprocessing(name: str, model: nn.Module) -> Preprocessing:
-    """Take the channels of the first convolution, ImageNet's size and normalization."""
-    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if convolution is None:
-        raise InputError(f"classifier: {name} has no Conv2d layer, needed is an image classifier")
-    channels = convolution.in_channels
-    if channels == len(IMAGENET_MEAN):
-        return Preprocessing(channels, IMAGENET_SIZE, IMAGENET_MEAN, IMAGENET_STD)
-    return Preprocessing(channels, IMAGENET_SIZE, (0.5,) * channels, (0.5,) * channels)
+    A file of weights for a bundled classifier may be of any data; one for a model of a library is
+    nearly always the library's own if it has as many classes.
+    """
+    known = source.class_names
+    if isinstance(source, BundledSource) and weights is not None:
+        known = ()
+    return known if len(known) == count else tuple(str(index) for index in range(count))
 
 
 def override(

@@ -1,7 +1,7 @@
 """Reading settings from the command line and from YAML, and writing them as YAML.
 
-Both are two ways to write the same settings: the entries of the `--config` file become arguments
-that stand before those of the command line, which therefore win.
+All are ways to write the same settings: a preset and the entries of the `--config` file become
+arguments that stand before those of the command line, which therefore win.
 """
 
 import re
@@ -15,7 +15,7 @@ import simple_parsing
 import yaml
 from simple_parsing.wrappers.field_wrapper import ArgumentGenerationMode, DashVariant
 
-from zscgan_ext.config import Settings, check_settings
+from zscgan_ext.config import PRESETS, Settings, check_settings
 from zscgan_ext.errors import InputError, did_you_mean
 
 CONFIG = "config.yaml"  # in the folder of a run
@@ -59,13 +59,17 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     Raises:
         InputError: if a setting is unknown, has the wrong type or is out of range.
     """
-    parsed, unknown = make_parser().parse_known_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed, unknown = make_parser().parse_known_args(given)
     resumed: Path | None = parsed.settings.resume
     if not unknown and (parsed.config is not None or resumed is not None):
         from_files = [] if resumed is None else config_arguments(resumed / CONFIG, ("output",))
         from_files += [] if parsed.config is None else config_arguments(parsed.config)
-        rest = sys.argv[1:] if arguments is None else arguments
-        parsed, unknown = make_parser().parse_known_args([*from_files, *rest])
+        given = [*from_files, *given]
+        parsed, unknown = make_parser().parse_known_args(given)
+    if not unknown:
+        given = [*preset_arguments(parsed.settings.preset), *given]
+        parsed, unknown = make_parser().parse_known_args(given)
     if unknown:
         options = [f"--{field.name.replace('_', '-')}" for field in fields(Settings)]
         hint = did_you_mean(unknown[0].split("=")[0], [*options, "--config"])
@@ -79,6 +83,11 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         settings = replace(settings, output=resumed)
     check_settings(settings)
     return settings
+
+
+def preset_arguments(preset: str) -> list[str]:
+    """Turn a preset into the arguments that say the same."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in PRESETS[preset].items()]
 
 
 class PlainLoader(yaml.SafeLoader):

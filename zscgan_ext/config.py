@@ -12,6 +12,12 @@ import torch
 from zscgan_ext.errors import InputError, did_you_mean
 
 EXPORT_FORMATS = ("onnx", "safetensors")
+# What a preset sets, where nothing else was said.
+PRESETS = {
+    "quick": {"synthesis_steps": 100, "fine_tuning_steps": 100},
+    "default": {"synthesis_steps": 500, "fine_tuning_steps": 700},
+    "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 4000},
+}
 
 
 def setting(default: Any, metavar: str, nargs: str | None = None) -> Any:
@@ -29,40 +35,46 @@ class Settings:
     """What to quantize, how, and where the results go."""
 
     classifier: str = setting("resnet20", "NAME")
-    """bundled classifier (resnet20, mobilenet_v2_small) or module:function that returns a model"""
+    """bundled classifier (resnet20, mobilenet_v2_small), torchvision:NAME, timm:NAME, or
+    module:function that returns a model"""
     weights: Path | None = setting(None, "FILE")
-    """safetensors or state-dict file with the classifier's weights (None: those it comes with)"""
+    """safetensors or state-dict file with the classifier's weights (None: those it comes with,
+    which torchvision and timm download)"""
     num_classes: int | None = setting(None, "N")
     """number of classes (None: what the classifier gives)"""
     image_size: int | None = setting(None, "PIXELS")
-    """height and width of the classifier's input, pixels (None: a bundled classifier's, or 224)"""
+    """height and width of the classifier's input, pixels (None: what a bundled classifier,
+    torchvision or timm knows, or 224)"""
     mean: tuple[float, ...] | None = setting(None, "MEAN", "+")
     """mean that the classifier's input is normalized with, one for each channel, pixels from 0 to
-    1 (None: a bundled classifier's, or ImageNet's)"""
+    1 (None: what a bundled classifier, torchvision or timm knows, or ImageNet's)"""
     std: tuple[float, ...] | None = setting(None, "STD", "+")
     """standard deviation that the classifier's input is normalized with, one for each channel,
-    pixels from 0 to 1 (None: a bundled classifier's, or ImageNet's)"""
+    pixels from 0 to 1 (None: as for the mean)"""
 
     bits: str = setting("w4a4", "wNaN")
     """width of weights and activations, bits, 2 to 8 each"""
     scheme: Literal["deploy", "paper"] = "deploy"
     """deploy: what an int8 runtime executes; paper: comparable with published tables"""
 
+    preset: Literal["quick", "default", "thorough"] = "default"
+    """how much to spend: about 1, 5 or 30 minutes for resnet20 on two cores; sets the steps of both
+    trainings where they are not given"""
     distance: Literal["gaussian_kl", "mse", "std_mse", "l2"] = "gaussian_kl"
     """distance between the batch-norm statistics of generated images and the stored ones"""
     latent_dim: int = setting(64, "N")
     """length of the generator's latent vector"""
     batch_size: int = setting(128, "N")
     """images in a batch"""
-    synthesis_steps: int = setting(200, "N")
+    synthesis_steps: int = setting(PRESETS["default"]["synthesis_steps"], "N")
     """steps of generator learning"""
     calibration_batches: int = setting(8, "N")
     """batches that the initial ranges are taken from"""
-    fine_tuning_steps: int = setting(250, "N")
+    fine_tuning_steps: int = setting(PRESETS["default"]["fine_tuning_steps"], "N")
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the generator"""
-    fine_tuning_learning_rate: float = setting(2e-4, "X")
+    fine_tuning_learning_rate: float = setting(1e-3, "X")
     """learning rate for the quantized classifier"""
     cross_entropy_weight: float = setting(1.0, "X")
     """weight of the teacher's cross-entropy in the generator's loss"""
@@ -70,6 +82,8 @@ class Settings:
     """weight of the batch-norm distance in the generator's loss"""
     distillation_weight: float = setting(1.0, "X")
     """weight of the distillation from the float classifier in fine-tuning"""
+    feature_weight: float = setting(100.0, "X")
+    """weight of the distance between the feature maps of both in fine-tuning"""
     label_weight: float = setting(0.0, "X")
     """weight of the cross-entropy with the generator's labels in fine-tuning"""
     temperature: float = setting(4.0, "X")
@@ -113,6 +127,10 @@ class Settings:
     export: str = setting("safetensors", "FORMATS")
     """files to deploy: safetensors, onnx (proved and timed in ONNX Runtime), both with a comma
     between them, or none"""
+    report: bool = simple_parsing.flag(default=True, negative_prefix="--no-")
+    """write report.html at the end: accuracy, losses, images, errors by layer"""
+    tensorboard: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
+    """log losses and generated images for TensorBoard too"""
     log_interval: int = setting(50, "N")
     """steps between two entries in the log"""
     profile: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
@@ -133,7 +151,7 @@ ABOVE_ZERO = (
 )
 ZERO_OR_ABOVE = (
     *("fine_tuning_steps", "cross_entropy_weight", "batch_norm_weight", "distillation_weight"),
-    *("label_weight", "seed"),
+    *("feature_weight", "label_weight", "seed"),
 )
 
 

@@ -66,6 +66,9 @@ class Images(Protocol):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches drawn uniformly with replacement, forever."""
 
+    def subset(self, index: Tensor) -> "Images":
+        """Return the images at these positions, int64 [M], in this order."""
+
 
 @dataclass(frozen=True)
 class LabelledImages:
@@ -92,6 +95,10 @@ class LabelledImages:
         while True:
             index = torch.randint(len(self), (batch_size,), generator=random)
             yield preprocessing.normalize(self.images[index]), self.labels[index]
+
+    def subset(self, index: Tensor) -> "LabelledImages":
+        """Return the images at these positions, int64 [M], in this order."""
+        return LabelledImages(self.images[index], self.labels[index])
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,10 @@ class ImageTree:
         while True:
             index = torch.randint(len(self), (batch_size,), generator=random)
             yield self._read(index, preprocessing), self.labels[index]
+
+    def subset(self, index: Tensor) -> "ImageTree":
+        """Return the images at these positions, int64 [M], in this order."""
+        return ImageTree(tuple(self.files[i] for i in index.tolist()), self.labels[index])
 
     def _read(self, index: Tensor, preprocessing: Preprocessing) -> Tensor:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -29,15 +29,25 @@ class FinishedRun:
     classifier: Classifier
     student: QuantizedClassifier
 
+    def new_generator(self) -> ConditionalGenerator:
+        """Return a generator of the run's shape that has learned nothing, always the same."""
+        classifier = self.classifier
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            return ConditionalGenerator(
+                classifier.num_classes, self.settings.latent_dim, classifier.preprocessing
+            )
+
+    def generator(self) -> ConditionalGenerator:
+        """Return the generator that the run learned."""
+        generator = self.new_generator()
+        load_weights(generator, self.folder / GENERATOR)
+        return generator.eval()
+
     @torch.no_grad()
     def generated_images(self, batch_size: int, batches: int) -> list[Tensor]:
         """Return batches of the generator's images, [batch_size, C, H, W], always the same."""
-        classifier, seed = self.classifier, self.settings.seed
-        generator = ConditionalGenerator(
-            classifier.num_classes, self.settings.latent_dim, classifier.preprocessing
-        )
-        load_weights(generator, self.folder / GENERATOR)
-        generator.eval()
+        generator, seed = self.generator(), self.settings.seed
         random = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # of the noise in the generator

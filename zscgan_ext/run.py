@@ -30,15 +30,17 @@ from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder import RunFolder
 from zscgan_ext.stage_steps import StageSteps
+from zscgan_ext.tensorboard_log import TensorboardLog, require_tensorboard
 from zscgan_ext.training import nothing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
+STAGES = ("synthesis", "calibration", "fine_tuning", "evaluation")
 LOG = "metrics.jsonl"
 # Settings that a run may change when it goes on from a checkpoint.
 CHANGEABLE = {
     *("device", "precision", "memory_format", "keep_freed_memory", "cuda_graphs", "compile"),
     *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
-    *("log_interval", "profile"),
+    *("log_interval", "profile", "report", "tensorboard"),
 }
 
 
@@ -54,8 +56,10 @@ class Run:
     reference: Images | None
     folder: RunFolder
     profiler: StepProfiler | None
+    tensorboard: TensorboardLog | None
     seconds: dict[str, float]
     logits: dict[str, Tensor]  # [N, num_classes] of each row, on the evaluation images
+    diversity: dict[str, Any]  # of generated images, and of real ones
     checkpoints: Checkpoints
     warnings: list[str]
     start: float  # of time.perf_counter, less what the run took before it went on
@@ -64,6 +68,12 @@ class Run:
     def random(self, stage: int) -> torch.Generator:
         """Return the random numbers of a stage, which no other stage disturbs."""
         return torch.Generator(self.device).manual_seed(1000 * self.settings.seed + stage)
+
+    def log(self, stage: str, values: Mapping[str, Any]) -> None:
+        """Keep what one step of a stage measured."""
+        self.folder.append_jsonl(LOG, {"stage": stage, **values})
+        if self.tensorboard is not None:
+            self.tensorboard.scalars(stage, values)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -81,10 +91,11 @@ class Run:
         return {**self.seconds, stage: self.seconds[stage] + time.perf_counter() - start}
 
     def warn(self, warnings: Iterable[str]) -> None:
-        """Print warnings, a line each, and keep them for `metrics.json`."""
+        """Print new warnings, a line each, and keep them for `metrics.json`."""
         for warning in warnings:
-            print(f"warning: {warning}", flush=True)
-            self.warnings.append(warning)
+            if warning not in self.warnings:
+                print(f"warning: {warning}", flush=True)
+                self.warnings.append(warning)
 
     def total_seconds(self) -> float:
         """Return the time of the whole run so far."""
@@ -96,6 +107,7 @@ class Run:
             "seconds": self.seconds_so_far(),
             "total_seconds": self.total_seconds(),
             "logits": dict(self.logits),
+            "diversity": self.diversity,
             "warnings": list(self.warnings),
             "log": self.folder.read_text(LOG),
         }
@@ -104,6 +116,7 @@ class Run:
         """Go on from a state; the log loses what came after it."""
         self.seconds.update(state["seconds"])
         self.start = time.perf_counter() - state["total_seconds"]
+        self.diversity = state["diversity"]
         self.warnings[:] = state["warnings"]
         self.logits.update(state["logits"])
         self.folder.write_text(LOG, state["log"])
@@ -136,6 +149,8 @@ def prepare(settings: Settings) -> Run:
     loaded = None if settings.resume is None else newest_checkpoint(settings.resume)
     if "onnx" in parse_formats(settings.export):
         require_onnx()
+    if settings.tensorboard:
+        require_tensorboard()
     classifier = load_float_classifier(settings)
     evaluation = open_data(settings.evaluation_data or bundled_data(settings), "test", classifier)
     reference = open_data(settings.reference_data, "train", classifier)
@@ -149,21 +164,43 @@ def prepare(settings: Settings) -> Run:
     folder.write_text(CONFIG, settings_to_yaml(replace(settings, resume=None)))
     execution.apply()
     print(f"execution: {execution}", flush=True)
-    classifier.model.to(device).to(memory_format=execution.memory_format)
-    stages = ("synthesis", "calibration", "fine_tuning", "evaluation")
-    seconds = dict.fromkeys(stages, 0.0)
-    profiler = StepProfiler(device) if settings.profile else None
+    run = new_run(settings, classifier, folder)
+    run.evaluation, run.reference = evaluation, reference
+    run.profiler = StepProfiler(device) if settings.profile else None
+    run.tensorboard = TensorboardLog(folder.path) if settings.tensorboard else None
+    run.start = start
     every = parse_interval(settings.checkpoint_every)
-    checkpoints = Checkpoints(folder.path, every, settings.keep_checkpoints, facts, loaded)
-    run = Run(
-        *(settings, device, execution, classifier, evaluation, reference, folder, profiler),
-        *(seconds, {}, checkpoints, [], start),
-    )
+    run.checkpoints = Checkpoints(folder.path, every, settings.keep_checkpoints, facts, loaded)
     if settings.resume is not None:
         folder.write_text(LOG, "")
-        print(f"resume: {checkpoints.position()}", flush=True)
-    checkpoints.hold("measured", run, gives_copies=True)
+        print(f"resume: {run.checkpoints.position()}", flush=True)
+    run.checkpoints.hold("measured", run, gives_copies=True)
     return run
+
+
+def new_run(settings: Settings, classifier: Classifier, folder: RunFolder) -> Run:
+    """Start a run of a classifier, which is moved to the device, without any real images."""
+    device = resolve_device(settings.device)
+    execution = choose_execution(settings, device)
+    classifier.model.to(device).to(memory_format=execution.memory_format)
+    seconds = dict.fromkeys(STAGES, 0.0)
+    return Run(
+        settings=settings,
+        device=device,
+        execution=execution,
+        classifier=classifier,
+        evaluation=None,
+        reference=None,
+        folder=folder,
+        profiler=None,
+        tensorboard=None,
+        seconds=seconds,
+        logits={},
+        diversity={},
+        checkpoints=Checkpoints(folder.path, None, settings.keep_checkpoints, {}),
+        warnings=[],
+        start=time.perf_counter(),
+    )
 
 
 def facts_of(settings: Settings, device: torch.device, model: nn.Module) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from zscgan_ext.errors import InputError
 
 PARTIAL = ".partial"
+REPORT = "report.html"
 # All that a run writes, and all that `overwrite` deletes.
 RUN_FILES = (
     "config.yaml",
@@ -25,9 +26,12 @@ RUN_FILES = (
     "samples/*.png",
     "generator.safetensors",
     "quantized.safetensors",
+    "predictions.safetensors",
     "model.onnx",
     "model.safetensors",
     "export.json",
+    REPORT,
+    "events.out.tfevents.*",
     "trace.json",
     "profile.txt",
     "checkpoints/*.safetensors",
@@ -158,6 +162,19 @@ class RunFolder:
         with one_line_errors(self.path):
             probe.touch()
             probe.unlink()
+
+
+class NoFolder(RunFolder):
+    """The folder of a run that keeps nothing."""
+
+    def __init__(self) -> None:
+        self.path = Path()
+
+    def append_jsonl(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Add nothing."""
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Write nothing."""
 
 
 def draw_grid(images: Tensor, labels: Sequence[str]) -> Image.Image:

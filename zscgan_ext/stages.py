@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.datasets import Images
+from zscgan_ext.diversity import compare_diversity, generated_classes, real_classes
 from zscgan_ext.evaluation import predict
 from zscgan_ext.finite_numbers import zero_variance_warnings
 from zscgan_ext.generator import ConditionalGenerator
@@ -24,7 +25,6 @@ from zscgan_ext.results import ROWS
 from zscgan_ext.run import Run, new_student
 from zscgan_ext.synthesis import (
     SynthesisStep,
-    mixed_batches,
     noise_batches,
     synthetic_batches,
     train_generator,
@@ -42,6 +42,7 @@ def run_stages(run: Run) -> None:
     """Run all stages, or those up to `stop_after`, that are not finished."""
     settings = run.settings
     generator = learn_generator(run)
+    measure_diversity(run, generator)
     if settings.stop_after == "synthesis":
         return
     evaluate(run, run.classifier.model, "float")
@@ -88,7 +89,7 @@ def learn_generator(run: Run) -> ConditionalGenerator:
                 step.step, {"loss": step.loss, "teacher accuracy": step.teacher_accuracy}
             )
             if progress.is_due(step.step):
-                run.folder.append_jsonl("metrics.jsonl", {"stage": "synthesis", **asdict(step)})
+                run.log("synthesis", asdict(step))
             if step.step in sampled:
                 save_samples(run, generator, step.step)
 
@@ -119,6 +120,8 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
     grid = pixels.reshape(classes, SAMPLES_PER_CLASS, *pixels.shape[1:])
     names = run.classifier.class_names[:classes]
     run.folder.save_image_grid(f"samples/step-{step:06d}.png", grid, names)
+    if run.tensorboard is not None:
+        run.tensorboard.images("samples", grid, step)
 
 
 def probe_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -127,7 +130,7 @@ def probe_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[T
     They take no random numbers from any stage.
     """
     classes, size = run.classifier.num_classes, run.settings.batch_size
-    random, next_label = run.random(6), 0
+    random, next_label = run.random(7), 0
     while True:
         labels = torch.arange(next_label, next_label + size, device=run.device) % classes
         next_label += size
@@ -187,7 +190,6 @@ def train_student(
 ) -> None:
     """Fine-tune a calibrated student on these images, with a log on the way."""
     settings = run.settings
-    random = run.checkpoints.hold_random(f"{row}/random", run.random(5))
     with (
         run.checkpoints.stage(row),
         run.timed("fine_tuning"),
@@ -198,12 +200,11 @@ def train_student(
         def report(step: FineTuningStep) -> None:
             progress.update(step.step, {"loss": step.loss, "agreement": step.agreement})
             if progress.is_due(step.step):
-                run.folder.append_jsonl("metrics.jsonl", {"stage": row, **asdict(step)})
+                run.log(row, asdict(step))
 
-        mixed = mixed_batches(batches, random, run.execution.memory_format)
         teacher = folded(run.classifier.model).to(memory_format=run.execution.memory_format)
         fine_tune(
-            *(student, teacher, mixed, settings, report, progress.wants),
+            *(student, teacher, batches, settings, report, progress.wants),
             *(around.after_step, around.before_steps),
         )
 
@@ -216,6 +217,21 @@ def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalG
             run.warn(dead_quantizers(student, images))
             run.folder.save_tensors("quantized.safetensors", student.state_dict())
             run.checkpoints.release("generated_calibrated student")
+
+
+def measure_diversity(run: Run, generator: ConditionalGenerator) -> None:
+    """Measure how diverse generated images are, and real ones where there are any."""
+    checkpoints, classifier = run.checkpoints, run.classifier
+    data = run.reference or run.evaluation
+    if checkpoints.is_finished("diversity"):
+        return
+    with checkpoints.stage("diversity"), checkpoints.interruptible(), run.timed("evaluation"):
+        generated = generated_classes(generator, run.random(6))
+        real = None
+        if data is not None:
+            shape = classifier.preprocessing, classifier.num_classes
+            real = real_classes(data, *shape, run.device)
+        run.diversity = compare_diversity(classifier.model, generated, real)
 
 
 def evaluate(run: Run, model: nn.Module, row: str) -> None:

@@ -129,31 +129,6 @@ def synthetic_batches(
         yield images, labels
 
 
-def mixed_batches(
-    batches: Iterator[tuple[Tensor, Tensor]],
-    random: torch.Generator,
-    memory_format: torch.memory_format = torch.channels_last,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blend each image with another of its batch (mixup, Zhang et al., 2018).
-
-    A generated image leaves the teacher certain of its class. Between two of them lies what the
-    student has to learn: where the teacher's answer changes.
-
-    Args:
-        batches: images [B, C, H, W] and labels [B].
-        random: draws the weights, uniform from 0.5 to 1; on the device of the images.
-        memory_format: of the results.
-
-    Yields:
-        Blended images and the label of the heavier part.
-    """
-    for images, labels in batches:
-        shape = (len(images), 1, 1, 1)
-        weight = 1 - torch.rand(shape, generator=random, device=images.device) / 2
-        blended = weight * images + (1 - weight) * images.roll(1, 0)
-        yield to_memory_format(blended, memory_format), labels
-
-
 def noise_batches(
     batch_size: int, shape: tuple[int, int, int], random: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ from zscgan_ext.command_line import parse_settings
 from zscgan_ext.config import parse_formats
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.exporter import export_run, summary
-from zscgan_ext.results import metrics, table
+from zscgan_ext.results import PREDICTIONS, metrics, predictions, table
 from zscgan_ext.run import Run, prepare
 from zscgan_ext.stages import run_stages
 from zscgan_ext.stop_signals import StoppedError
@@ -22,6 +22,16 @@ def export_student(run: Run) -> None:
     formats = parse_formats(run.settings.export)
     if formats and run.settings.stop_after is None:
         print(summary(export_run(run.folder.path, formats)))
+
+
+def report(run: Run) -> None:
+    """Write the page about a run that went to its end, and close its log for TensorBoard."""
+    if run.tensorboard is not None:
+        run.tensorboard.close()
+    if run.settings.report and run.settings.stop_after is None:
+        from zscgan_ext.report.page import write_report  # takes long to import
+
+        print(f"report in {write_report(run.folder.path)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,9 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = metrics(run, run.total_seconds())
             run.folder.write_json("metrics.json", results)
             if run.logits:
+                run.folder.save_tensors(PREDICTIONS, predictions(run))
                 print(table(results))
             with run.checkpoints.interruptible():
                 export_student(run)
+                report(run)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,16 +14,20 @@ from torch import Tensor, nn
 from zscgan_ext.errors import InputError, first_line
 
 # The keys under which training scripts keep a state dict, averaged weights first.
-NESTS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
-# What DataParallel and torch.compile put before every name.
-WRAPPERS = ("module.", "_orig_mod.")
+NESTS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema"),
+    *("state_dict", "model_state_dict", "model", "params"),
+)
+# What `torch.optim.swa_utils.AveragedModel` keeps beside the weights.
+COUNTER = "n_averaged"
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
     """Fill a model with the weights of a safetensors file or a torch state dict.
 
     Values are converted to the model's dtypes. A state dict may lie under a key such as
-    `state_dict` or `model` and may carry DataParallel's `module.` before its names.
+    `state_dict` or `model`, averaged weights (EMA) are preferred, and what a wrapper such as
+    DataParallel put before all names is removed.
 
     Raises:
         InputError: if the file is missing, damaged, holds pickled code or does not fit the model.
@@ -96,13 +100,17 @@ def read_checkpoint(file: Path) -> Any:
 
 
 def unwrap_names(found: dict[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove what wrappers put before every name, unless the model's own names have it."""
-    for wrapper in WRAPPERS:
+    """Remove what wrappers put before every name (`module.`, `_orig_mod.`, `model.`)."""
+    if COUNTER not in needed:
+        found = {name: value for name, value in found.items() if name != COUNTER}
+    while True:
+        wrappers = {name.partition(".")[0] for name in found if "." in name}
+        if len(wrappers) != 1 or not all("." in name for name in found):
+            return found
+        wrapper = f"{wrappers.pop()}."
         if any(name.startswith(wrapper) for name in needed):
-            continue
-        if all(name.startswith(wrapper) for name in found):
-            found = {name.removeprefix(wrapper): value for name, value in found.items()}
-    return found
+            return found
+        found = {name.removeprefix(wrapper): value for name, value in found.items()}
 
 
 def check_names(file: Path, found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from zscgan_ext.classifiers import Classifier, build_classifier
+from zscgan_ext.classifiers import Classifier, find_source
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
 from zscgan_ext.preprocessing import Preprocessing
@@ -139,7 +139,8 @@ def load_quantized(file: str | Path, classifier: str | None = None) -> LoadedCla
             f"classifier: {file} names {content.classifier!r}, which is not bundled; "
             "give the name of the classifier yourself to have its code run"
         )
-    model = build_classifier(name, content.num_classes).to("cpu", torch.float32).eval()
+    model = find_source(name).build(content.num_classes, trained=False)
+    model.to("cpu", torch.float32).eval()
     student = convert(model, content.scheme, content.preprocessing.shape)
     fill(student, content, Path(file))
     student.set_activation_mode(ActivationMode.QUANTIZE)

@@ -1,7 +1,9 @@
 """Fine-tuning a quantized classifier to answer as the float one does.
 
-`L_S = distillation_weight * T^2 * KL(teacher / T || student / T) + label_weight * cross_entropy`
-(Hinton et al., 2015), through straight-through gradients.
+`L_S = distillation_weight * T^2 * KL(teacher / T || student / T) + feature_weight * D_F
++ label_weight * cross_entropy`, through straight-through gradients: the distillation of Hinton et
+al. (2015), and `D_F`, how far the student's feature maps are from the teacher's at every activation
+quantizer, in the way of FitNets (Romero et al., 2015).
 """
 
 from collections.abc import Callable, Iterator
@@ -11,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zscgan_ext.classifier_graph import trace
 from zscgan_ext.config import Settings
 from zscgan_ext.execution import choose_execution
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
+from zscgan_ext.quantization.features import feature_distance, pair_features
 from zscgan_ext.training import Training, as_it_is, every_step, nothing
 
 
@@ -51,10 +55,10 @@ class StudentTraining(Training):
 
     Args:
         student: calibrated.
-        teacher: the float classifier, frozen.
+        teacher: the float classifier, frozen; or its `folded` form, which is faster.
         batches: images [B, C, H, W] and labels [B], one for each step.
-        settings: fine_tuning_steps, fine_tuning_learning_rate, distillation_weight, label_weight,
-            temperature, and how to execute.
+        settings: fine_tuning_steps, fine_tuning_learning_rate, distillation_weight, feature_weight,
+            label_weight, temperature, and how to execute.
     """
 
     rate_setting = "fine_tuning_learning_rate"
@@ -67,7 +71,9 @@ class StudentTraining(Training):
         settings: Settings,
     ) -> None:
         self.student = student.eval()
-        self.teacher = teacher
+        graphs = (student.fused_graph[0], trace(teacher))
+        # In a tuple, because the modules of its first graph are those of the student.
+        self.graphs = pair_features(*graphs, wanted=settings.feature_weight > 0)
         self.batches = batches
         self.settings = settings
         super().__init__(
@@ -80,7 +86,7 @@ class StudentTraining(Training):
 
     def models(self) -> dict[str, nn.Module]:
         """Return the models that take part in a step."""
-        return {"classifier": self.teacher, "student": self.student}
+        return {"classifier": self.graphs[1], "student": self.student}
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return the next batch."""
@@ -91,9 +97,13 @@ class StudentTraining(Training):
         images, labels = inputs
         with self.precision.autocast():
             with torch.no_grad():
-                teacher_logits = self.teacher(images)
-            logits = self.student(images)
+                teacher_logits, teacher_features = self.graphs[1](images)
+            logits, features = self.student.execute(self.graphs[0], images)
         loss = student_loss(logits, teacher_logits, labels, self.settings)
+        if features:
+            loss = loss + self.settings.feature_weight * feature_distance(
+                features, teacher_features
+            )
         agreement = (logits.argmax(1) == teacher_logits.argmax(1)).float().mean() * 100
         return loss, torch.stack([loss.detach(), agreement])
 
@@ -114,7 +124,7 @@ def fine_tune(
 
     Args:
         student: see `StudentTraining`, as for teacher, batches and settings.
-        teacher: the float classifier, frozen.
+        teacher: the float classifier.
         batches: at least `fine_tuning_steps` of them.
         settings: what is learned, and how.
         report: called after each step that is due.

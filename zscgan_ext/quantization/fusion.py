@@ -2,8 +2,6 @@
 
 import copy
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from zscgan_ext.classifier_graph import (
@@ -13,10 +11,9 @@ from zscgan_ext.classifier_graph import (
     is_one_of,
     module_of,
     only_user,
+    writes_into,
 )
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
-
-IN_PLACE_FUNCTIONS = ("relu_", torch.relu_, F.relu_)
 
 
 def fuse(graph: fx.GraphModule) -> fx.GraphModule:
@@ -44,7 +41,7 @@ def fuse_activation(graph: fx.GraphModule, quantizer: fx.Node) -> None:
     if activation == "none" or only_user(node) is None:
         return
     source = node.all_input_nodes[0]
-    if only_user(source) is None or (is_in_place(graph, node) and not owns_memory(graph, source)):
+    if only_user(source) is None or (writes_into(graph, node) and not owns_memory(graph, source)):
         return
     quantizer.replace_input_with(node, source)
     quantizer.kwargs = {"activation": activation}
@@ -63,15 +60,6 @@ def fuse_bias(graph: fx.GraphModule, source: fx.Node, quantizer: fx.Node) -> Non
         bias = graph.graph.get_attr(f"{source.target}.layer.bias")
     source.kwargs = {"bias_follows": True}
     quantizer.kwargs = {**quantizer.kwargs, "bias": bias}
-
-
-def is_in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Tell whether an activation overwrites its input."""
-    module = module_of(graph, node)
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    positional = node.args[1] if len(node.args) > 1 else False
-    return node.target in IN_PLACE_FUNCTIONS or bool(node.kwargs.get("inplace", positional))
 
 
 def owns_memory(graph: fx.GraphModule, node: fx.Node) -> bool:

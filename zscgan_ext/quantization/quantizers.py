@@ -10,12 +10,17 @@ from zscgan_ext import ops
 from zscgan_ext.classifier_graph import activate
 from zscgan_ext.quantization.scheme import IntegerRange
 
+# Tried for a scale: these parts of the one that clips nothing.
+SCALE_FRACTIONS = tuple(torch.linspace(1, 0.1, 31).tolist())
+SEARCHED_VALUES = 1 << 20  # of a batch, about, that a search looks at
+
 
 class ActivationMode(Enum):
     """What activation quantizers do with the tensors that pass them."""
 
     OFF = "off"
     OBSERVE = "observe"
+    SEARCH = "search"
     QUANTIZE = "quantize"
 
 
@@ -43,6 +48,7 @@ class ActivationQuantizer(nn.Module):
         self.integers = integers
         self.mode = ActivationMode.OFF
         self.observed_batches = 0
+        self.scale_errors = torch.zeros(())  # [len(SCALE_FRACTIONS)] while searching
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.register_buffer("zero_point", torch.zeros(1))
         self.register_buffer("running_min", torch.full((1,), torch.inf))
@@ -72,8 +78,31 @@ class ActivationQuantizer(nn.Module):
         with torch.no_grad():
             self.log_scale.copy_(scale.log())
 
+    def search(self, x: Tensor) -> None:
+        """Add the squared error that each part of the observed scale makes on some of `x`."""
+        sample = x[: max(1, SEARCHED_VALUES * len(x) // max(1, x.numel()))]
+        low, high = self.integers.quant_min, self.integers.quant_max
+        scales = [self.log_scale.exp() * fraction for fraction in SCALE_FRACTIONS]
+        errors = [
+            (ops.fake_quantize(sample, scale, self.zero_point, low, high) - sample).square().sum()
+            for scale in scales
+        ]
+        self.scale_errors = self.scale_errors.to(x.device) + torch.stack(errors).float()
+
+    def choose_scale(self) -> None:
+        """Take the scale of least squared error among those that were searched.
+
+        A few large values stretch a range. With few bits it is better to clip them.
+        """
+        best = torch.tensor(SCALE_FRACTIONS, device=self.log_scale.device)[
+            self.scale_errors.argmin()
+        ]
+        with torch.no_grad():
+            self.log_scale.add_(best.log())
+        self.scale_errors = torch.zeros(())
+
     def forward(self, x: Tensor, activation: str = "none", bias: Tensor | None = None) -> Tensor:
-        """Observe, quantize or pass on a tensor.
+        """Observe, search, quantize or pass on a tensor.
 
         Args:
             x: any shape.
@@ -94,6 +123,8 @@ class ActivationQuantizer(nn.Module):
         x = activate(x, activation)
         if self.mode is ActivationMode.OBSERVE:
             self.observe(x)
+        elif self.mode is ActivationMode.SEARCH:
+            self.search(x)
         return x
 
 

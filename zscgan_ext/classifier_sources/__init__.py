@@ -1,0 +1,1 @@
+"""Where classifiers come from: bundled, torchvision, timm, a function."""

@@ -1,0 +1,32 @@
+"""Write the report of a finished run: `python -m zscgan_ext.report RUN`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from zscgan_ext.errors import InputError
+from zscgan_ext.report.page import write_report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zscgan_ext.report",
+        description="Write report.html into the folder of a finished run: one page, complete in "
+        "itself, about what was lost, where, and what the generated images look like.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+    options = parser.parse_args(arguments)
+    try:
+        file = write_report(options.run)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"report in {file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
