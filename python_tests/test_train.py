@@ -78,7 +78,7 @@ def test_metrics_have_the_promised_keys(run):
     metrics = metrics_of(run)
     own = {
         *("classifier", "bits", "scheme", "seed", "device", "top1", "agreement", "seconds"),
-        *("peak_memory_bytes", "execution", "diversity"),
+        *("peak_memory_bytes", "execution", "diversity", "warnings"),
     }
     assert set(metrics) == own | set(environment())
     assert metrics["classifier"] == "resnet20"

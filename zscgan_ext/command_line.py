@@ -7,7 +7,7 @@ arguments that stand before those of the command line, which therefore win.
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from zscgan_ext.config import PRESETS, Settings, check_settings
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.program import OneLineParser
 
+CONFIG = "config.yaml"  # in the folder of a run
 LARGEST_CONFIG = 1 << 16  # bytes
 BOOLEAN = "tag:yaml.org,2002:bool"
 
@@ -57,8 +58,11 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed, unknown = make_parser().parse_known_args(given)
-    if parsed.config is not None and not unknown:
-        given = [*config_arguments(parsed.config), *given]
+    resumed: Path | None = parsed.settings.resume
+    if not unknown and (parsed.config is not None or resumed is not None):
+        from_files = [] if resumed is None else config_arguments(resumed / CONFIG, ("output",))
+        from_files += [] if parsed.config is None else config_arguments(parsed.config)
+        given = [*from_files, *given]
         parsed, unknown = make_parser().parse_known_args(given)
     if not unknown:
         given = [*preset_arguments(parsed.settings.preset), *given]
@@ -68,6 +72,12 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         hint = did_you_mean(unknown[0].split("=")[0], [*options, "--config"])
         raise InputError(f"unknown argument {unknown[0]}{hint}; --help lists all")
     settings: Settings = parsed.settings
+    if settings.resume != resumed:
+        raise InputError(f"resume: {settings.resume} in a file, accepted on the command line alone")
+    if resumed is not None:
+        if settings.output not in (None, resumed):
+            raise InputError(f"output: {settings.output}, but --resume goes on in {resumed}")
+        settings = replace(settings, output=resumed)
     check_settings(settings)
     return settings
 
@@ -121,8 +131,8 @@ def read_config(file: Path) -> dict[Any, Any]:
     return entries
 
 
-def config_arguments(file: Path) -> list[str]:
-    """Turn a YAML file into the arguments that say the same.
+def config_arguments(file: Path, ignored: Sequence[str] = ()) -> list[str]:
+    """Turn a YAML file into the arguments that say the same, less those of ignored settings.
 
     Raises:
         InputError: if the file cannot be read or holds an unknown setting.
@@ -133,6 +143,8 @@ def config_arguments(file: Path) -> list[str]:
         if name not in defaults:
             hint = did_you_mean(str(name), list(defaults))
             raise InputError(f"config: {file} has an unknown setting {name!r}{hint}")
+        if name in ignored:
+            continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, list) and name in ("mean", "std"):
             arguments += [option, *(scalar_text(file, name, item) for item in value)]

@@ -113,6 +113,14 @@ class Settings:
     """folder of the run (None: runs/<classifier>-<bits>-<scheme>-seed<seed>)"""
     overwrite: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
     """replace the run that the output folder holds"""
+    resume: Path | None = setting(None, "RUN")
+    """folder of a run to go on with, from its newest checkpoint and with its settings (None: a new
+    run)"""
+    checkpoint_every: str = setting("10min", "INTERVAL")
+    """steps (500) or minutes (10min) between two checkpoints; none: only when a signal stops the
+    run"""
+    keep_checkpoints: int = setting(2, "N")
+    """checkpoints that are kept, the newest ones"""
     evaluation_data: str | None = setting(None, "DATA")
     """labelled images that measure accuracy: fashion-mnist, a folder of idx files or an ImageFolder
     tree (None: the bundled test images for a bundled classifier, otherwise no accuracy)"""
@@ -144,7 +152,7 @@ class Settings:
 ABOVE_ZERO = (
     *("num_classes", "image_size", "latent_dim", "batch_size", "synthesis_steps"),
     *("calibration_batches", "synthesis_learning_rate", "fine_tuning_learning_rate"),
-    *("temperature", "log_interval"),
+    *("temperature", "log_interval", "keep_checkpoints"),
 )
 ZERO_OR_ABOVE = (
     *("fine_tuning_steps", "cross_entropy_weight", "batch_norm_weight", "distillation_weight"),
@@ -182,6 +190,7 @@ def check_settings(settings: Settings) -> None:
             raise InputError(f"{name}: {value}, needed is {AT_MOST[name]:,} or below")
     parse_bits(settings.bits)
     parse_formats(settings.export)
+    parse_interval(settings.checkpoint_every)
     check_normalization(settings.mean, settings.std)
     device = resolve_device(settings.device)
     if settings.precision == "float16" and device.type != "cuda":
@@ -227,6 +236,30 @@ def parse_formats(text: str) -> tuple[str, ...]:
             accepted = "onnx, safetensors, both with a comma between them, and none"
             raise InputError(f"export: unknown {name!r}{hint or ','} accepted are {accepted}")
     return names
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number of steps, or else of seconds."""
+
+    steps: int | None
+    seconds: float = math.inf
+
+
+def parse_interval(text: str) -> Interval | None:
+    """Read `500` as steps, `10min` as minutes and `none` as None.
+
+    Raises:
+        InputError: if the text has another form.
+    """
+    if text.lower() == "none":
+        return None
+    match = re.fullmatch(r"(\d+)|(\d+|\d*\.\d+)min", text, re.ASCII)
+    if match is None or float(match[1] or match[2]) == 0:
+        raise InputError(
+            f"checkpoint_every: {text!r}, accepted are steps like 500, minutes like 10min, and none"
+        )
+    return Interval(int(match[1])) if match[1] else Interval(None, 60 * float(match[2]))
 
 
 def resolve_device(text: str) -> torch.device:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zscgan_ext.command_line import CONFIG
 from zscgan_ext.datasets import Images, check_labels, open_images
 from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.evaluation import (
@@ -23,7 +24,7 @@ from zscgan_ext.evaluation import (
 )
 from zscgan_ext.export.quantized_file import load_quantized
 from zscgan_ext.export.runtime import OnnxClassifier, latencies, require_onnx
-from zscgan_ext.finished_run import CONFIG, load_float_classifier, open_run, read_settings
+from zscgan_ext.finished_run import load_float_classifier, open_run, read_settings
 from zscgan_ext.memory_format import to_channels_last
 from zscgan_ext.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.program import OneLineParser, program

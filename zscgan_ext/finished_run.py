@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.classifiers import Classifier, load_classifier
-from zscgan_ext.command_line import parse_settings
+from zscgan_ext.command_line import CONFIG, parse_settings
 from zscgan_ext.config import Settings, parse_bits
 from zscgan_ext.errors import InputError
 from zscgan_ext.generator import ConditionalGenerator
@@ -18,7 +18,7 @@ from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.weights import load_weights
 
-CONFIG, STUDENT, GENERATOR = "config.yaml", "quantized.safetensors", "generator.safetensors"
+STUDENT, GENERATOR = "quantized.safetensors", "generator.safetensors"
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,9 @@ class StepProfiler:
         if first == 0 and steps:
             profiler.start()
         yield after_step
+        if first <= taken < first + profiled:  # the run went on from a checkpoint near the end
+            profiler.stop()
+            self.add(f"{name}, {taken - first} steps", profiler)
 
     @property
     def activities(self) -> list[ProfilerActivity]:

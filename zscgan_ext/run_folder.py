@@ -36,9 +36,10 @@ RUN_FILES = (
     "events.out.tfevents.*",
     "trace.json",
     "profile.txt",
-    f".*{PARTIAL}",
-    f"{SAMPLES}/.*{PARTIAL}",
+    "checkpoints/*.safetensors",
 )
+PARTIAL_FILES = (f".*{PARTIAL}", f"{SAMPLES}/.*{PARTIAL}", f"checkpoints/.*{PARTIAL}")
+ALL_FILES = (*RUN_FILES, *PARTIAL_FILES)
 SMALLEST_SAMPLE = 56  # pixels, so that 28x28 images can be made out
 FONT_SIZE = 14  # pixels
 GAP = 2  # pixels between images
@@ -73,19 +74,31 @@ def write_whole(file: Path, data: bytes) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(partial, file)
+            sync_folder(file.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of a folder's files survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class RunFolder:
     """Creates the folder of a run and writes its files, each one whole or not at all."""
 
-    def __init__(self, path: Path, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, overwrite: bool = False, resume: bool = False) -> None:
         """Create the folder and its parents.
 
         Args:
             path: the folder.
             overwrite: whether to delete the files of the run that the folder holds.
+            resume: whether to keep them and go on writing; then nothing is deleted but files that
+                a stopped run had not written to their end.
 
         Raises:
             InputError: if it cannot be written, or holds a run and `overwrite` is not given.
@@ -96,17 +109,23 @@ class RunFolder:
             raise InputError(f"output: {path} is a file, needed is a folder")
         if os.path.islink(path / SAMPLES):
             raise InputError(f"output: {path / SAMPLES} is a link, needed is a folder")
-        if not overwrite:
+        if not (overwrite or resume):
             self._check_holds_no_run()
         with one_line_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            for file in self._files_of_a_run():
+            for file in self._files_of_a_run(PARTIAL_FILES if resume else ALL_FILES):
                 file.unlink()
         self._check_writable()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
         self._write(name, text.encode())
+
+    def read_text(self, name: str) -> str:
+        """Return a text file's content, nothing for one that is not there."""
+        file = self.path / name
+        with one_line_errors(file):
+            return file.read_text() if file.exists() else ""
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, its keys sorted."""
@@ -151,12 +170,10 @@ class RunFolder:
     def _write(self, name: str, data: bytes) -> None:
         write_whole(self.path / name, data)
 
-    def _files_of_a_run(self) -> list[Path]:
+    def _files_of_a_run(self, patterns: Sequence[str] = ALL_FILES) -> list[Path]:
         """Return what stands here under the names of a run's files, links to nowhere too."""
-        named = [self.path / name for name in RUN_FILES if "*" not in name]
-        found = [
-            file for pattern in RUN_FILES if "*" in pattern for file in self.path.glob(pattern)
-        ]
+        named = [self.path / name for name in patterns if "*" not in name]
+        found = [file for pattern in patterns if "*" in pattern for file in self.path.glob(pattern)]
         return [file for file in [*named, *found] if os.path.lexists(file)]
 
     def _check_holds_no_run(self) -> None:

@@ -5,7 +5,6 @@ folder.
 """
 
 import sys
-import time
 from collections.abc import Sequence
 
 from zscgan_ext.command_line import parse_settings
@@ -15,6 +14,7 @@ from zscgan_ext.program import program
 from zscgan_ext.results import PREDICTIONS, metrics, predictions, table
 from zscgan_ext.run import Run, prepare
 from zscgan_ext.stages import run_stages
+from zscgan_ext.stop_signals import StoppedError
 
 
 def export_student(run: Run) -> None:
@@ -37,22 +37,25 @@ def report(run: Run) -> None:
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    start = time.perf_counter()
     try:
         run = prepare(parse_settings(arguments))
-        run_stages(run)
-        if run.profiler is not None:
-            run.profiler.write(run.folder)
-        results = metrics(run, time.perf_counter() - start)
-        run.folder.write_json("metrics.json", results)
-        if run.logits:
-            run.folder.save_tensors(PREDICTIONS, predictions(run))
-        if run.logits:
-            print(table(results))
-        export_student(run)
-        report(run)
+        with run.checkpoints.signals:
+            run_stages(run)
+            if run.profiler is not None:
+                run.profiler.write(run.folder)
+            results = metrics(run, run.total_seconds())
+            run.folder.write_json("metrics.json", results)
+            if run.logits:
+                run.folder.save_tensors(PREDICTIONS, predictions(run))
+                print(table(results))
+            with run.checkpoints.interruptible():
+                export_student(run)
+                report(run)
+    except StoppedError as stopped:
+        print(f"{stopped}; --resume {run.folder.path} goes on from here", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
-        print("interrupted; what was written so far is kept", file=sys.stderr)
+        print("stopped before anything was written", file=sys.stderr)
         return 130
     print(f"{results['seconds']['total']:.0f} s, results in {run.folder.path}")
     return 0

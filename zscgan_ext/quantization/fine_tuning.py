@@ -19,7 +19,7 @@ from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
 from zscgan_ext.quantization.features import feature_distance, pair_features
 from zscgan_ext.tracing import trace
-from zscgan_ext.training import Training, every_step, nothing
+from zscgan_ext.training import Training, as_it_is, every_step, nothing
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class StudentTraining(Training):
             label_weight, temperature, and how to execute.
     """
 
+    rate_setting = "fine_tuning_learning_rate"
+
     def __init__(
         self,
         student: QuantizedClassifier,
@@ -82,6 +84,10 @@ class StudentTraining(Training):
             settings.fine_tuning_steps,
             choose_execution(settings, device_of(student)),
         )
+
+    def models(self) -> dict[str, nn.Module]:
+        """Return the models that take part in a step."""
+        return {"classifier": self.graphs[1], "student": self.student}
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return the next batch."""
@@ -111,6 +117,7 @@ def fine_tune(
     report: Callable[[FineTuningStep], None],
     is_due: Callable[[int], bool] = every_step,
     after_step: Callable[[], None] = nothing,
+    before_steps: Callable[[Training], object] = as_it_is,
 ) -> None:
     """Train weights, biases and learned scales of the student in place.
 
@@ -124,8 +131,10 @@ def fine_tune(
         report: called after each step that is due.
         is_due: tells, for the number of a step, whether to wait for what it measured.
         after_step: called after each step.
+        before_steps: is handed the training, which it may put into a state to go on from.
     """
     training = StudentTraining(student, teacher, batches, settings)
+    before_steps(training)
 
     def report_values(step: int, values: list[float]) -> None:
         report(FineTuningStep(step, *values))

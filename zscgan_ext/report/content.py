@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from zscgan_ext.command_line import read_config
+from zscgan_ext.command_line import CONFIG, read_config
 from zscgan_ext.datasets import Images, check_labels, open_images
 from zscgan_ext.errors import InputError
-from zscgan_ext.finished_run import CONFIG, FinishedRun, open_run
+from zscgan_ext.finished_run import FinishedRun, open_run
 from zscgan_ext.memory_format import to_channels_last
 from zscgan_ext.report import charts
 from zscgan_ext.report.batch_norms import LayerStatistics, layer_statistics
