@@ -15,19 +15,24 @@ from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
 from zscgan_ext.quantization.rounding import round_weights
 from zscgan_ext.run import Run, new_student, prepare
 from zscgan_ext.run_folder import write_whole
-from zscgan_ext.stages import evaluate, fine_tune_student, learn_generator, quantize, real_batches
-from zscgan_ext.synthesis import noise_batches, synthetic_batches
+from zscgan_ext.stages import (
+    evaluate,
+    fine_tune_student,
+    generated_batches,
+    learn_generator,
+    quantize,
+    real_batches,
+)
+from zscgan_ext.synthesis import noise_batches
 from zscgan_ext.weights import load_weights
 
 HELD_OUT_PART = 12  # the last of twelve equal parts: images 55,000 to 60,000 of Fashion-MNIST
 Rows = Callable[[Run, ConditionalGenerator], Iterator[str]]
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
-def generated_batches(run: Run, generator: ConditionalGenerator) -> Batches:
-    """Yield what calibration and fine-tuning of a cell learn from."""
-    size, memory_format = run.settings.batch_size, run.execution.memory_format
-    return synthetic_batches(generator, size, run.random(4), memory_format)
+def real_random(run: Run) -> torch.Generator:
+    """Return what real images are drawn with."""
+    return torch.Generator().manual_seed(run.settings.seed)
 
 
 def nearest_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
@@ -37,8 +42,8 @@ def nearest_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
     size, shape = run.settings.batch_size, run.classifier.preprocessing.shape
     sources = {
         "noise_nearest": noise_batches(size, shape, run.random(3)),
-        "generated_nearest": generated_batches(run, generator),
-        "real_nearest": real_batches(run, run.reference),
+        "generated_nearest": generated_batches(run, generator, run.random(4)),
+        "real_nearest": real_batches(run, run.reference, real_random(run)),
     }
     for row, batches in sources.items():
         quantize(nearest, batches, row)
@@ -47,7 +52,7 @@ def nearest_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
 
 def generated_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
     """Round so that errors cancel, then calibrate and fine-tune, all on generated images."""
-    batches = generated_batches(run, generator)
+    batches = generated_batches(run, generator, run.random(4))
     student = quantize(run, batches, "generated_calibrated")
     yield "generated_calibrated"
     fine_tune_student(run, student, batches, "fine_tuned")
@@ -57,7 +62,7 @@ def generated_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
 def real_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
     """Do as with generated images, with real ones."""
     assert run.reference is not None
-    batches = real_batches(run, run.reference)
+    batches = real_batches(run, run.reference, real_random(run))
     student = quantize(run, batches, "real_calibrated")
     yield "real_calibrated"
     fine_tune_student(run, student, batches, "real_fine_tuned")

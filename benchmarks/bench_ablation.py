@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_rows import generated_batches, prepare_run
+from accuracy_rows import prepare_run
 
 from zscgan_ext.config import PRESETS, Settings
 from zscgan_ext.environment import environment
@@ -28,7 +28,7 @@ from zscgan_ext.evaluation import top1
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.run import Run
 from zscgan_ext.run_folder import write_whole
-from zscgan_ext.stages import fine_tune_student, learn_generator, quantize
+from zscgan_ext.stages import fine_tune_student, generated_batches, learn_generator, quantize
 
 STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "the recipe": {},
@@ -110,7 +110,7 @@ class Ablation:
                 continue
             torch.manual_seed(seed)
             changed = replace(run, settings=replace(run.settings, bits=bits, **changes), logits={})
-            batches = generated_batches(changed, generator)
+            batches = generated_batches(changed, generator, changed.random(4))
             student = quantize(changed, batches, "generated_calibrated")
             fine_tune_student(changed, student, batches, "fine_tuned")
             assert run.evaluation is not None

@@ -183,7 +183,7 @@ def seeded_run(classifier: Classifier, changes: Mapping[str, Any]) -> Iterator[R
 def batches_of(run: Run, images: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images [N, C, H, W] and labels [N] on the run's device, forever."""
     if isinstance(images, ConditionalGenerator):
-        return stages.generated_batches(run, images.to(run.device).eval())
+        return stages.generated_batches(run, images.to(run.device).eval(), run.random(4))
     return given_batches(run, images)
 
 
