@@ -1,8 +1,9 @@
 """Kill a run with SIGKILL again and again, and compare its result with an undisturbed one.
 
 Each trial kills the run at a random time, uniform from when its folder is there to when an
-undisturbed run ends, and goes on with `--resume` until it ends. Metrics but for times and memory, the log and all tensors have to
-be the same bytes. Trials that the results file already has are not run again.
+undisturbed run ends, and goes on with `--resume` until it ends. Metrics but for times and memory,
+the log and all tensors have to be the same bytes. Trials that the results file already has are not
+run again.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from zscgan_ext import ops
+from zscgan_ext import ops, processes
 from zscgan_ext.classifier_graph import module_of, writes_into
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
@@ -85,9 +85,10 @@ def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
         student: feature maps [N, C, ...].
         teacher: the same of the teacher, without gradient.
     """
+    sizes = [theirs.shape[1] for theirs in teacher]
+    powers = processes.averaged(torch.cat([mean_squares(theirs) for theirs in teacher]))
     distances = []
-    for ours, theirs in zip(student, teacher, strict=True):
-        power = mean_squares(theirs)
+    for ours, theirs, power in zip(student, teacher, powers.split(sizes), strict=True):
         floor = (SMALLEST_POWER * power.mean()).clamp(min=torch.finfo(power.dtype).tiny)
         distances.append((mean_squares(ours - theirs) / (power + floor)).mean())
     return torch.stack(distances).mean()
