@@ -141,7 +141,7 @@ def test_saved_settings_load_again(tmp_path, settings):
         ("a: &a [x]\nb: *a", "aliases"),
         ("bits: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("a: " + "[" * 5000, "not valid YAML"),
-        ("#" * (1 << 21), "larger than 1048576 bytes"),
+        ("#" * (1 << 21), "larger than 65536 bytes"),
     ],
 )
 def test_bad_yaml_gives_one_line(tmp_path, text, message):

@@ -257,7 +257,7 @@ def test_a_classifier_without_a_graph_is_refused():
 
 def test_a_classifier_without_layers_is_refused():
     model = as_trained(nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()))
-    with pytest.raises(InputError, match=r"^classifier: holds no Conv2d or Linear layer"):
+    with pytest.raises(InputError, match=r"^classifier: holds no convolution or linear layer"):
         convert(model, deploy(), (3, 4, 4))
 
 

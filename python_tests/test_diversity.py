@@ -73,6 +73,12 @@ def test_feature_maps_before_a_last_convolution_are_averaged():
     torch.testing.assert_close(features, model[0](images).mean((2, 3)))
 
 
+def test_without_a_weighted_layer_the_logits_stand_for_the_features():
+    images = torch.randn(2, 1, 2, 2)
+    logits, features = penultimate_features(nn.Flatten(), images)
+    assert torch.equal(logits, features)
+
+
 class FixedLogits(nn.Module):
     """Logits that are the first pixels of an image."""
 

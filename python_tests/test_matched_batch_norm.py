@@ -45,7 +45,7 @@ JOINS = {
     "reversed": (lambda a, b: b + a, True),
     "alpha": (lambda a, b: torch.add(a, b, alpha=2), False),
     "multiplied": (operator.mul, False),
-    "number": (lambda a, b: a + 1, False),
+    "number": (lambda a, b: (a + 1) * b, False),
     "seen by others": (lambda a, b: (a + b) * a * b, False),
     "broadcast": (lambda a, b: a + b.mean((2, 3), keepdim=True), True),
     "narrow": (lambda a, b: a.mean((2, 3), keepdim=True) + b, True),

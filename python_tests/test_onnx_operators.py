@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from networks import RGB8, as_trained
 from torch import nn
 
-from zscgan_ext.classifier_graph import trace
 from zscgan_ext.classifiers import Classifier
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.onnx_model import float_model
 from zscgan_ext.export.runtime import OnnxClassifier
+from zscgan_ext.tracing import trace
 
 
 class Between(nn.Module):
@@ -90,6 +90,14 @@ FUNCTIONS = {
     "BatchNorm2d": nn.BatchNorm2d(4),
     "convolution of groups": nn.Conv2d(4, 8, 3, stride=2, padding=(1, 2), dilation=2, groups=2),
     "convolution, same": nn.Conv2d(4, 2, (3, 5), padding="same", bias=False),
+    "convolution, reflecting": nn.Conv2d(4, 2, 3, padding=(1, 2), padding_mode="reflect"),
+    "convolution, repeating the edge": nn.Conv2d(4, 2, 3, padding=2, padding_mode="replicate"),
+    "convolution, circular": nn.Conv2d(4, 2, 3, padding="same", padding_mode="circular"),
+    "convolution, one dimension": lambda x: F.conv1d(x.flatten(2), torch.ones(3, 4, 5), padding=2),
+    "transposed convolution": nn.ConvTranspose2d(
+        4, 6, 3, stride=2, padding=1, output_padding=1, groups=2
+    ),
+    "Linear on the width": nn.Linear(8, 2),
     "Linear": nn.Sequential(nn.Flatten(), nn.Linear(256, 7), nn.ReLU(), nn.Linear(7, 3)),
 }
 
@@ -121,8 +129,6 @@ UNSUPPORTED = {
         r"function \(AdaptiveAvgPool2d\) averages \(8, 8\)",
     ),
     "alpha": (lambda x: torch.add(x, x, alpha=2), r"add \(add\) has an option"),
-    "linear on images": (nn.Linear(8, 2), r"function \(Linear\) maps a tensor of more than two"),
-    "reflection": (nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect"), "pads with 'reflect'"),
 }
 
 

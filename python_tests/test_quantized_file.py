@@ -77,7 +77,7 @@ def test_the_file_decides_of_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     classifier = small_classifier(name="never_imported:build")
     file = write(tmp_path, classifier, calibrated(classifier, "deploy", 4, 4))
-    with pytest.raises(InputError, match="names 'never_imported:build', which is not bundled"):
+    with pytest.raises(InputError, match="names 'never_imported:build', which is of no library"):
         zscgan_ext.load_quantized(file)
 
 

@@ -1,4 +1,4 @@
-"""The `torch.fx` graph of a classifier: tracing it, and telling what its nodes call."""
+"""The `torch.fx` graph of a classifier: telling what its nodes call."""
 
 import operator
 from typing import Any
@@ -7,12 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from zscgan_ext.errors import InputError, first_line
-
 RELU: tuple[Any, ...] = (nn.ReLU, torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 RELU6: tuple[Any, ...] = (nn.ReLU6, F.relu6)
 IN_PLACE_ADDITIONS: tuple[Any, ...] = (operator.iadd, "add_")
-IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")
 ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *IN_PLACE_ADDITIONS)
 
 
@@ -23,17 +20,31 @@ def activate(x: Tensor, activation: str) -> Tensor:
     return F.relu(x) if activation == "relu" else F.relu6(x)
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """Trace a model's graph, which shares the model's modules.
+# What changes its first argument. (`+=` and its like are functions of the operator module.)
+IN_PLACE_FUNCTIONS: tuple[Any, ...] = (
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
+    *(torch.relu_, F.relu_, F.leaky_relu_, F.elu_, F.hardtanh_, torch.sigmoid_, torch.tanh_),
+)
 
-    Raises:
-        InputError: if torch.fx cannot; the message gives its reason in one line.
-    """
-    try:
-        return fx.symbolic_trace(model)
-    except Exception as error:
-        reason = first_line(error)
-        raise InputError(f"classifier: torch.fx cannot trace its graph ({reason})") from None
+
+def is_in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Tell whether a node overwrites its first argument."""
+    module = module_of(graph, node)
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    rectifies = node.target in (*RELU, *RELU6) and len(node.args) > 1
+    positional = node.args[1] if rectifies else False
+    return node.target in IN_PLACE_FUNCTIONS or bool(node.kwargs.get("inplace", positional))
+
+
+def attribute_of(graph: fx.GraphModule, node: fx.Node) -> Any:
+    """Return what a `get_attr` node gives."""
+    found: Any = graph
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    return found
 
 
 def module_of(graph: fx.GraphModule, node: Any) -> nn.Module | None:
@@ -43,12 +54,14 @@ def module_of(graph: fx.GraphModule, node: Any) -> nn.Module | None:
     return None
 
 
-def is_one_of(graph: fx.GraphModule, node: fx.Node, kinds: tuple[Any, ...]) -> bool:
+def is_one_of(graph: fx.GraphModule, node: Any, kinds: tuple[Any, ...]) -> bool:
     """Tell whether a node calls one of these module types, functions or methods."""
     module = module_of(graph, node)
     if module is not None:
         return isinstance(module, tuple(kind for kind in kinds if isinstance(kind, type)))
-    return node.op in ("call_function", "call_method") and node.target in kinds
+    if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
+        return False
+    return node.target in kinds
 
 
 def activation_of(graph: fx.GraphModule, node: fx.Node) -> str:
@@ -65,15 +78,4 @@ def only_user(node: fx.Node) -> fx.Node | None:
 
 def writes_into(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """Return the node whose result another one overwrites; None for one that overwrites nothing."""
-    if not node.all_input_nodes:
-        return None
-    module = module_of(graph, node)
-    if module is not None:
-        in_place = bool(getattr(module, "inplace", False))
-    else:
-        name = str(getattr(node.target, "__name__", node.target))
-        positional = len(node.args) > 1 and node.args[1] is True  # F.relu(x, True)
-        in_place = bool(node.kwargs.get("inplace", positional)) or (
-            name in IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
-        )
-    return node.all_input_nodes[0] if in_place else None
+    return node.all_input_nodes[0] if is_in_place(graph, node) else None

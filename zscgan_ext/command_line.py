@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import simple_parsing
 import yaml
@@ -17,18 +17,15 @@ from simple_parsing.wrappers.field_wrapper import ArgumentGenerationMode, DashVa
 
 from zscgan_ext.config import PRESETS, Settings, check_settings
 from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.program import OneLineParser
 
 CONFIG = "config.yaml"  # in the folder of a run
-LARGEST_CONFIG = 1 << 20  # bytes
+LARGEST_CONFIG = 1 << 16  # bytes
 BOOLEAN = "tag:yaml.org,2002:bool"
 
 
-class Parser(simple_parsing.ArgumentParser):
-    """A parser whose errors are `InputError`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong as one line."""
-        raise InputError(message)
+class Parser(OneLineParser, simple_parsing.ArgumentParser):
+    """A parser of dataclasses."""
 
 
 def make_parser() -> Parser:
@@ -123,7 +120,9 @@ def read_config(file: Path) -> dict[Any, Any]:
         raise InputError(f"config: {file} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(f"config: {file} is not UTF-8 text") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # wrong tags make PyYAML raise nearly anything
         problem = " ".join(str(error).split())
         raise InputError(f"config: {file} is not valid YAML ({problem})") from None
     if not isinstance(entries, dict):

@@ -10,6 +10,7 @@ import simple_parsing
 import torch
 
 from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.preprocessing import LARGEST_IMAGE_SIZE
 from zscgan_ext.processes import local_rank
 
 EXPORT_FORMATS = ("onnx", "safetensors")
@@ -69,6 +70,9 @@ class Settings:
     """images in a batch"""
     synthesis_steps: int = setting(PRESETS["default"]["synthesis_steps"], "N")
     """steps of generator learning"""
+    rounding: Literal["balanced", "nearest"] = "balanced"
+    """where weights start from; balanced: rounding errors cancel in each kernel and output channel
+    (SQuant), which needs no image either"""
     calibration_batches: int = setting(8, "N")
     """batches that the initial ranges are taken from"""
     fine_tuning_steps: int = setting(PRESETS["default"]["fine_tuning_steps"], "N")
@@ -76,7 +80,8 @@ class Settings:
     synthesis_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the generator"""
     fine_tuning_learning_rate: float = setting(1e-3, "X")
-    """learning rate for the quantized classifier"""
+    """Adam's learning rate for the quantized classifier, divided by its number of quantization
+    steps: by 3 for 2 bits, by 15 for 4 bits"""
     cross_entropy_weight: float = setting(1.0, "X")
     """weight of the teacher's cross-entropy in the generator's loss"""
     batch_norm_weight: float = setting(10.0, "X")
@@ -155,6 +160,18 @@ ZERO_OR_ABOVE = (
     *("feature_weight", "label_weight", "seed"),
 )
 
+# Far more than is of use; beyond, counters and sizes would overflow.
+AT_MOST = {
+    **{
+        "num_classes": 2**20,
+        "image_size": LARGEST_IMAGE_SIZE,
+        "latent_dim": 2**20,
+        "batch_size": 2**20,
+    },
+    **dict.fromkeys(("synthesis_steps", "calibration_batches", "fine_tuning_steps"), 2**40),
+    **{"seed": 2**50, "log_interval": 2**40},
+}
+
 
 def check_settings(settings: Settings) -> None:
     """Check the ranges of all settings.
@@ -170,6 +187,8 @@ def check_settings(settings: Settings) -> None:
             raise InputError(f"{name}: {value}, needed is a number above 0")
         if name in ZERO_OR_ABOVE and value < 0:
             raise InputError(f"{name}: {value}, needed is 0 or above")
+        if name in AT_MOST and value is not None and value > AT_MOST[name]:
+            raise InputError(f"{name}: {value}, needed is {AT_MOST[name]:,} or below")
     parse_bits(settings.bits)
     parse_formats(settings.export)
     parse_interval(settings.checkpoint_every)

@@ -121,7 +121,8 @@ def near_duplicates(images: Tensor) -> float:
 def penultimate_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits [N, num_classes] and what the last weighted layer reads, [N, F].
 
-    Feature maps are averaged over their pixels.
+    Feature maps are averaged over their pixels. Where no module is a weighted layer, the logits
+    stand for the features.
     """
     seen: list[Tensor] = []
 
@@ -135,8 +136,8 @@ def penultimate_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tens
     finally:
         for hook in hooks:
             hook.remove()
-    feature = seen[0]
-    return logits, feature.mean((2, 3)) if feature.dim() == 4 else feature.flatten(1)
+    feature = seen[0] if seen else logits
+    return logits, feature.flatten(2).mean(2) if feature.dim() > 2 else feature
 
 
 # ---- images to measure --------------------------------------------------------------------------

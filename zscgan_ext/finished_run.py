@@ -1,5 +1,6 @@
 """Reading back what a run left in its folder."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def open_run(folder: Path) -> FinishedRun:
         InputError: if a file is missing or does not fit the classifier.
     """
     for name in (CONFIG, STUDENT, GENERATOR):
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):  # Path raises where a name is too long
             raise InputError(f"{folder}: lacks {name}, needed is the folder of a finished run")
     settings = read_settings(folder)
     classifier = load_float_classifier(settings)

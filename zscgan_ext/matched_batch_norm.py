@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,11 +21,11 @@ from zscgan_ext.classifier_graph import (
     is_one_of,
     module_of,
     only_user,
-    trace,
 )
 from zscgan_ext.errors import InputError
 from zscgan_ext.frozen_convolution import FrozenConvolution
 from zscgan_ext.ops.layout import compute_dtype
+from zscgan_ext.tracing import trace
 
 Measured = Callable[[_BatchNorm, Tensor, Tensor], None]  # takes a layer's mean and variance
 
@@ -102,15 +101,12 @@ def matched_graph(model: nn.Module, measured: Measured) -> fx.GraphModule | None
         measured: called by each batch norm, in the order of the forward pass.
 
     Returns:
-        The new graph, or None where the classifier cannot be traced or normalizes by other means
-        than torch's layers.
+        The new graph, or None where the classifier cannot be traced.
     """
     try:
         graph = trace(model)
     except InputError:
         return None
-    if any(node.target is F.batch_norm for node in graph.graph.nodes):
-        return None  # a subclass of batch norm was traced into
     for node in list(graph.graph.nodes):
         layer = module_of(graph, node)
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None:

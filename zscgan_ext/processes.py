@@ -73,7 +73,7 @@ def join(device: torch.device) -> None:
         torch.cuda.set_device(device)
     store, own_rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     # After a restart the store still has the addresses of processes that are gone.
-    store = dist.PrefixStore(f"start {restarts()}", store)
+    store = dist.PrefixStore(f"start {restarts()}", store)  # type: ignore[attr-defined]
     backend = "nccl" if is_gpu else "gloo"
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=TIMEOUT)
     Control.group = dist.new_group(backend="gloo", timeout=TIMEOUT)

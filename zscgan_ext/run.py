@@ -208,10 +208,14 @@ def prepare(settings: Settings) -> Run:
 
 
 def new_run(settings: Settings, classifier: Classifier, folder: RunFolder) -> Run:
-    """Start a run of a classifier, which is moved to the device, without any real images."""
+    """Start a run of a classifier, which is moved to the device, without any real images.
+
+    From here on random numbers depend on the seed alone.
+    """
     device = resolve_device(settings.device)
     execution = choose_execution(settings, device)
     classifier.model.to(device).to(memory_format=execution.memory_format)
+    torch.manual_seed(settings.seed)
     seconds = dict.fromkeys(STAGES, 0.0)
     return Run(
         settings=settings,

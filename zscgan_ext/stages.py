@@ -21,6 +21,7 @@ from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers
 from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune
+from zscgan_ext.quantization.rounding import round_weights
 from zscgan_ext.quantization.student_state import StudentState
 from zscgan_ext.results import ROWS
 from zscgan_ext.run import Run, new_student
@@ -51,7 +52,7 @@ def run_stages(run: Run) -> None:
     quantize(run, noise_batches(settings.batch_size, shape, run.random(3)), "noise_calibrated")
     run.checkpoints.release("noise_calibrated student")
     random = run.checkpoints.hold_random("image random", run.random(4))
-    batches = synthetic_batches(generator, settings.batch_size, random, run.execution.memory_format)
+    batches = generated_batches(run, generator, random)
     student = quantize(run, batches, "generated_calibrated")
     fine_tune_student(run, student, batches, "fine_tuned")
     save_student(run, student, generator)
@@ -164,7 +165,7 @@ def never_generated(run: Run, generator: ConditionalGenerator) -> list[str]:
 
 
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
-    """Convert the classifier, take its ranges from these images, and evaluate it."""
+    """Convert the classifier, round it, take its ranges from these images, and evaluate it."""
     checkpoints, name = run.checkpoints, f"{row} student"
     student = new_student(run.settings, run.classifier, run.execution)
     if checkpoints.is_finished(row):
@@ -172,6 +173,8 @@ def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> Qu
     else:
         with checkpoints.stage(row):
             with checkpoints.interruptible(), run.timed("calibration"):
+                if run.settings.rounding == "balanced":
+                    round_weights(student)
                 calibrate(student, batches, run.settings.calibration_batches)
             checkpoints.hold(name, StudentState(student))
     evaluate(run, student, row)
@@ -255,6 +258,15 @@ def evaluate(run: Run, model: nn.Module, row: str) -> None:
             run.execution.memory_format,
         )
         run.logits[row] = torch.cat(processes.of_all(logits))
+
+
+def generated_batches(
+    run: Run, generator: ConditionalGenerator, random: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of generated images on the device, forever."""
+    return synthetic_batches(
+        generator, run.settings.batch_size, random, run.execution.memory_format
+    )
 
 
 def real_batches(

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from zscgan_ext import processes
 from zscgan_ext.command_line import parse_settings
 from zscgan_ext.config import parse_formats
-from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.errors import first_line
 from zscgan_ext.export.exporter import export_run, summary
+from zscgan_ext.program import is_out_of_memory, program
 from zscgan_ext.results import PREDICTIONS, metrics, predictions, table
 from zscgan_ext.run import Run, prepare
 from zscgan_ext.stages import run_stages
@@ -60,9 +61,6 @@ def run_program(arguments: Sequence[str] | None) -> int:
         run = prepare(parse_settings(arguments))
         with run.checkpoints.signals:
             run_to_end(run)
-    except InputError as error:
-        print(f"{processes.name()}error: {error}", file=sys.stderr)
-        return 2
     except StoppedError as stopped:
         if processes.rank() == 0:
             print(f"{stopped}; --resume {run.folder.path} goes on from here", file=sys.stderr)
@@ -71,7 +69,7 @@ def run_program(arguments: Sequence[str] | None) -> int:
         print("stopped before anything was written", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        if processes.count() == 1:
+        if processes.count() == 1 or is_out_of_memory(error):
             raise
         print(
             f"{processes.name()}error: lost another process ({first_line(error)}); "
@@ -83,6 +81,7 @@ def run_program(arguments: Sequence[str] | None) -> int:
     return 0
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code. Of many processes the first one prints."""
     if processes.is_first():

@@ -5,21 +5,24 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.integers import IntegerWeight, integer_weight
 from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
-from zscgan_ext.quantization.quantizers import QuantizedLayer
+from zscgan_ext.quantization.quantizers import QuantizedLayer, WeightedLayer
+from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
 
 # Sums of products stay inside int32 with a bias of at most half its range.
 LARGEST_BIAS = 2**30
+PADDING_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # torch to ONNX
 
 
-def add_layer(graph: OnnxGraph, name: str, layer: nn.Conv2d | nn.Linear, value: Value) -> str:
+def add_layer(graph: OnnxGraph, name: str, layer: WeightedLayer, value: Value) -> str:
     """Add a float convolution or linear layer; return its output."""
     weight = graph.initializer(f"{name}_weight", layer.weight)
     bias = None if layer.bias is None else graph.initializer(f"{name}_bias", layer.bias)
-    return add_product(graph, name, layer, graph.floating(value), weight, bias)
+    return add_product(graph, name, layer, value, weight, bias)
 
 
 def add_quantized_layer(graph: OnnxGraph, name: str, layer: QuantizedLayer, value: Value) -> str:
@@ -38,7 +41,7 @@ def add_quantized_layer(graph: OnnxGraph, name: str, layer: QuantizedLayer, valu
     elif bias is not None:
         bias_name = graph.initializer(f"{name}_bias", bias)
     weight_name = graph.dequantized_weight(f"{name}_weight", weight)
-    return add_product(graph, name, layer.layer, graph.floating(value), weight_name, bias_name)
+    return add_product(graph, name, layer.layer, value, weight_name, bias_name)
 
 
 def integer_bias(
@@ -70,45 +73,90 @@ def make_room_for_bias(weight: IntegerWeight, bias: Tensor, input_scale: float) 
 def add_product(
     graph: OnnxGraph,
     name: str,
-    layer: nn.Conv2d | nn.Linear,
-    x: str,
+    layer: WeightedLayer,
+    x: Value,
     weight: str,
     bias: str | None,
 ) -> str:
     """Add the node that multiplies an input with a weight and adds a bias."""
-    inputs = [x, weight] + ([] if bias is None else [bias])
+    others = [weight] + ([] if bias is None else [bias])
     if isinstance(layer, nn.Linear):
-        return graph.node("Gemm", inputs, name, transB=1)  # of [N, features]
+        return graph.node("Gemm", [graph.floating(x), *others], name, transB=1)  # [N, features]
+    if isinstance(layer, TransposedConvolution):
+        return add_transposed_convolution(graph, name, layer, graph.floating(x), others)
+    pads = convolution_pads(layer)
     if layer.padding_mode != "zeros":
-        raise InputError(
-            f"export: {name} pads with {layer.padding_mode!r}, "
-            "ONNX convolutions pad with zeros; pad in a layer of its own"
-        )
+        x = add_padding(graph, name, x, PADDING_MODES[layer.padding_mode], pads)
+        pads = [0] * len(pads)
     return graph.node(
         "Conv",
-        inputs,
+        [graph.floating(x), *others],
         name,
         kernel_shape=list(layer.kernel_size),
         strides=list(layer.stride),
         dilations=list(layer.dilation),
         group=layer.groups,
-        pads=convolution_pads(layer),
+        pads=pads,
     )
 
 
-def convolution_pads(layer: nn.Conv2d) -> list[int]:
-    """Return a convolution's padding as ONNX writes it: top, left, bottom, right."""
+def add_transposed_convolution(
+    graph: OnnxGraph, name: str, layer: TransposedConvolution, x: str, others: list[str]
+) -> str:
+    """Add a transposed convolution, whose weight ONNX takes with the input channels first."""
+    weight, *bias = others
+    outputs, inputs, *kernel = layer.weight.shape  # [O, I / groups, kH, kW]
+    groups = layer.groups
+    shapes = [[groups, outputs // groups, inputs, *kernel], [-1, outputs // groups, *kernel]]
+    before, after = (
+        graph.initializer(f"{name}_shape", np.array(shape, np.int64)) for shape in shapes
+    )
+    weight = graph.node("Reshape", [weight, before], f"{weight}_grouped")
+    weight = graph.node("Transpose", [weight], f"{weight}_swapped", perm=[0, 2, 1, 3, 4])
+    weight = graph.node("Reshape", [weight, after], f"{weight}_input_first")
+    return graph.node(
+        "ConvTranspose",
+        [x, weight, *bias],
+        name,
+        kernel_shape=kernel,
+        strides=list(layer.stride),
+        dilations=list(layer.dilation),
+        group=groups,
+        pads=[int(p) for p in (*layer.padding, *layer.padding)],
+        output_padding=list(layer.output_padding),
+    )
+
+
+def add_padding(graph: OnnxGraph, name: str, value: Value, mode: str, pads: list[int]) -> Value:
+    """Pad the last dimensions in one of ONNX's modes, on the grid of the input if it has one.
+
+    Args:
+        graph: gets the node.
+        name: of the layer that pads.
+        value: what is padded, with two dimensions before those.
+        mode: `reflect`, `edge` or `wrap`.
+        pads: before each dimension, then behind each.
+    """
+    half = len(pads) // 2
+    whole = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+    inputs = [graph.initializer(f"{name}_pads", whole)]
+    if isinstance(value, Grid):
+        padded = graph.node("Pad", [value.integers, *inputs], f"{name}_padded", mode=mode)
+        return replace(value, integers=padded)
+    return graph.node("Pad", [graph.floating(value), *inputs], f"{name}_padded", mode=mode)
+
+
+def convolution_pads(layer: nn.Conv1d | nn.Conv2d) -> list[int]:
+    """Return a convolution's padding as ONNX writes it: before each dimension, then behind."""
     if layer.padding == "valid":
-        return [0, 0, 0, 0]
+        return [0] * (2 * len(layer.kernel_size))
     if layer.padding == "same":
         totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         return [total // 2 for total in totals] + [total - total // 2 for total in totals]
     return [int(p) for p in (*layer.padding, *layer.padding)]
 
 
-def add_batch_norm(
-    graph: OnnxGraph, name: str, layer: nn.BatchNorm1d | nn.BatchNorm2d, value: Value
-) -> str:
+def add_batch_norm(graph: OnnxGraph, name: str, layer: _BatchNorm, value: Value) -> str:
     """Add batch norm with its stored statistics; return its output."""
     if layer.running_mean is None or layer.running_var is None:
         raise InputError(f"export: {name} keeps no statistics, needed is batch norm that does")

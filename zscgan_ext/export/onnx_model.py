@@ -1,22 +1,29 @@
 """A classifier's graph as an ONNX model, quantized (QDQ) or float."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.classifier_graph import module_of
 from zscgan_ext.classifiers import Classifier
 from zscgan_ext.export.onnx_call import Call, TensorShape
 from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
 from zscgan_ext.export.onnx_layers import add_batch_norm, add_layer, add_quantized_layer
-from zscgan_ext.export.onnx_operators import OPERATORS, constant
+from zscgan_ext.export.onnx_operators import OPERATORS, constant, on_grid, reshaped
 from zscgan_ext.export.runtime import INPUT, OUTPUT
 from zscgan_ext.quantization.conversion import QuantizedClassifier
-from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
+from zscgan_ext.quantization.quantizers import (
+    ActivationQuantizer,
+    QuantizedLayer,
+    WeightedLayer,
+)
+from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
 
 OPSET = 21  # the first with 4-bit integers
 IR_VERSION = 10  # that goes with it
@@ -131,12 +138,18 @@ def add_node(call: Call, graph: fx.GraphModule) -> Value:
     if isinstance(module, ActivationQuantizer):
         return add_activation_quantizer(call, module)
     if isinstance(module, QuantizedLayer):
-        check_rank(call, module.layer)
-        return add_quantized_layer(call.graph, call.name, module, call.input())
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        check_rank(call, module)
-        return add_layer(call.graph, call.name, module, call.input())
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        quantized: QuantizedLayer = module
+        return as_vectors(
+            call,
+            quantized.layer,
+            lambda value: add_quantized_layer(call.graph, call.name, quantized, value),
+        )
+    if isinstance(module, nn.ConvTranspose2d):
+        module = TransposedConvolution(module)
+    if isinstance(module, WeightedLayer):
+        layer: WeightedLayer = module
+        return as_vectors(call, layer, lambda value: add_layer(call.graph, call.name, layer, value))
+    if isinstance(module, _BatchNorm):
         return add_batch_norm(call.graph, call.name, module, call.input())
     if call.node.op == "get_attr":
         return constant(call, graph)
@@ -146,10 +159,13 @@ def add_node(call: Call, graph: fx.GraphModule) -> Value:
     return OPERATORS[kind](call)
 
 
-def check_rank(call: Call, layer: nn.Module) -> None:
-    """Require that a linear layer maps vectors, for which there are integer kernels."""
-    if isinstance(layer, nn.Linear) and len(call.input_shape()) != 2:
-        raise call.unsupported("maps a tensor of more than two dimensions, write it as Conv2d")
+def as_vectors(call: Call, layer: nn.Module, add: Callable[[Value], str]) -> Value:
+    """Add a layer; a linear one maps vectors [N, features], for which there are integer kernels."""
+    value = call.input()
+    if not isinstance(layer, nn.Linear) or len(call.input_shape()) == 2:
+        return add(value)
+    vectors = on_grid(call, lambda x: reshaped(call, x, (None, layer.in_features)))
+    return reshaped(call, add(vectors), call.shape())
 
 
 def add_activation_quantizer(call: Call, quantizer: ActivationQuantizer) -> Value:

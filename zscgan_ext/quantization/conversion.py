@@ -1,6 +1,7 @@
 """From a float classifier to a quantized one, through its graph."""
 
 import copy
+import math
 import operator
 from typing import Any
 
@@ -8,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from zscgan_ext import ops
-from zscgan_ext.classifier_graph import RELU, RELU6, is_one_of, module_of, trace
+from zscgan_ext.classifier_graph import RELU, RELU6, is_one_of, module_of
 from zscgan_ext.errors import InputError
+from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
 from zscgan_ext.quantization.fusion import fuse
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
+from zscgan_ext.tracing import trace
 
 ACTIVATIONS: tuple[Any, ...] = (
     *(*RELU, *RELU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish),
@@ -28,12 +31,18 @@ RECTIFIERS: tuple[Any, ...] = (*RELU, *RELU6)
 # Nodes whose results lie on the grid of their input.
 GRID_KEEPING: tuple[Any, ...] = (
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.MaxPool2d, nn.Unflatten),
-    *(nn.ChannelShuffle, nn.Upsample, F.dropout, F.max_pool2d, F.interpolate),
+    *(nn.AdaptiveMaxPool2d, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle),
+    *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+    *(F.dropout, F.max_pool2d, F.adaptive_max_pool2d, F.pixel_shuffle, F.pixel_unshuffle),
     *(torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.squeeze),
-    *(torch.unsqueeze, torch.chunk, torch.split, operator.getitem),
-    *("flatten", "view", "reshape", "transpose", "permute", "squeeze", "unsqueeze"),
-    *("contiguous", "chunk", "split", "detach", "clone"),
+    *(torch.unsqueeze, torch.chunk, torch.split, torch.unbind, torch.swapaxes, torch.movedim),
+    *(torch.roll, torch.flip, torch.narrow, torch.amax, operator.getitem),
+    *("flatten", "view", "reshape", "transpose", "permute", "squeeze", "unsqueeze", "swapaxes"),
+    *("contiguous", "chunk", "split", "unbind", "detach", "clone", "expand", "repeat", "roll"),
+    *("flip", "narrow", "unflatten", "movedim", "amax"),
 )
+RESIZING: tuple[Any, ...] = (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)
+QUANTIZED_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 class QuantizedClassifier(nn.Module):
@@ -119,9 +128,9 @@ def convert(
         InputError: if the classifier cannot be traced or has no layer to quantize.
     """
     graph = trace(copy.deepcopy(model))
+    ShapeProp(graph).propagate(torch.zeros(1, *image_shape, device=device_of(graph)))
     if scheme.folds_batch_norm:
         fold_batch_norm(graph)
-    ShapeProp(graph).propagate(torch.zeros(1, *image_shape, device=device_of(graph)))
     ends = quantize_layers(graph, scheme)
     insert_activation_quantizers(graph, scheme, ends)
     graph.recompile()
@@ -145,38 +154,22 @@ def folded(model: nn.Module) -> fx.GraphModule:
     return graph
 
 
-def fold_batch_norm(graph: fx.GraphModule) -> None:
-    """Fold each batch norm that directly follows a convolution into it."""
-    for node in list(graph.graph.nodes):
-        norm = module_of(graph, node)
-        if not isinstance(norm, nn.BatchNorm2d):
-            continue
-        source = node.args[0]
-        conv = module_of(graph, source)
-        if not isinstance(conv, nn.Conv2d) or len(source.users) > 1:
-            continue
-        if sum(other.target == source.target for other in graph.graph.nodes) > 1:
-            continue  # its other uses are followed by something else
-        graph.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
-        node.replace_all_uses_with(source)
-        graph.graph.erase_node(node)
-    graph.delete_all_unused_submodules()
-    graph.recompile()
-
-
 def quantize_layers(graph: fx.GraphModule, scheme: Scheme) -> tuple[fx.Node, fx.Node]:
     """Wrap every convolution and linear layer; return the nodes of the first and the last."""
-    nodes = [
-        node
-        for node in graph.graph.nodes
-        if isinstance(module_of(graph, node), nn.Conv2d | nn.Linear)
-    ]
+    nodes = [n for n in graph.graph.nodes if isinstance(module_of(graph, n), QUANTIZED_LAYERS)]
     if not nodes:
-        raise InputError("classifier: holds no Conv2d or Linear layer to quantize")
+        raise InputError("classifier: holds no convolution or linear layer to quantize")
     ends = (nodes[0], nodes[-1])
     for node in nodes:
         layer = module_of(graph, node)
-        if isinstance(layer, nn.Conv2d | nn.Linear):  # a shared module is wrapped already
+        if len(node.args) > 1 or node.kwargs:
+            raise InputError(
+                f"classifier: {node.target} is called with more than its input, which cannot be "
+                "quantized; give the layer what it needs when it is built"
+            )
+        if isinstance(layer, QUANTIZED_LAYERS):  # a shared module is wrapped already
+            if isinstance(layer, nn.ConvTranspose2d):
+                layer = TransposedConvolution(layer)
             integers = scheme.weight_range(at_an_end=node in ends)
             wrapped = QuantizedLayer(layer, integers, scheme.symmetric_weights)
             graph.set_submodule(str(node.target), wrapped)
@@ -203,9 +196,23 @@ def insert_activation_quantizers(
 
 def source_of_values(graph: fx.GraphModule, node: Any) -> Any:
     """Follow a node back to the one that computed its values."""
-    while is_one_of(graph, node, GRID_KEEPING):
+    while keeps_grid(graph, node):
         node = node.args[0]
     return node
+
+
+def keeps_grid(graph: fx.GraphModule, node: Any) -> bool:
+    """Tell whether the values of a node's result are some of its input's, or zero."""
+    if is_one_of(graph, node, RESIZING):
+        module = module_of(graph, node)
+        default = node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
+        mode = default if module is None else getattr(module, "mode", "nearest")
+        return bool(mode == "nearest")
+    if is_one_of(graph, node, (F.pad,)):
+        value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+        # Minus infinity is padded before maxima, which it never is.
+        return value in (None, 0, -math.inf)
+    return is_one_of(graph, node, GRID_KEEPING)
 
 
 def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
@@ -216,7 +223,7 @@ def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
         return False
     if not scheme.quantizes_every_activation:
         return is_one_of(graph, node, RECTIFIERS)
-    if is_one_of(graph, node, GRID_KEEPING) or node.op == "get_attr":
+    if keeps_grid(graph, node) or node.op == "get_attr":
         return False
     users = list(node.users)
     # An activation function is part of the operation before it; logits leave as they are.

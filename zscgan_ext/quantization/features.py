@@ -14,9 +14,6 @@ from zscgan_ext import ops, processes
 from zscgan_ext.classifier_graph import module_of, writes_into
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
-# A channel that is nearly always zero counts as if it had this part of the layer's mean square.
-SMALLEST_POWER = 0.01
-
 
 def quantized_names(student: fx.GraphModule, teacher: fx.GraphModule) -> list[str]:
     """Name the float nodes whose results a student quantizes and its teacher has as well.
@@ -69,26 +66,23 @@ def pair_features(
     return with_outputs(student, [quantizers[name] for name in names]), with_outputs(teacher, names)
 
 
-def mean_squares(x: Tensor) -> Tensor:
-    """Return the mean square of each channel [C] of [N, C, ...], in one pass."""
+def mean_square(x: Tensor) -> Tensor:
+    """Return the mean square of [N, C, ...], a scalar, in one pass over memory."""
     zeros = torch.zeros(x.shape[1], device=x.device)
-    mean, variance = ops.batch_norm_statistics(x, zeros)
-    return variance + mean.square()
+    mean, variance = ops.batch_norm_statistics(x, zeros)  # [C] each
+    return (variance + mean.square()).mean()
 
 
 def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Return the squared error of feature maps relative to the teacher's power, a scalar.
-
-    Averaged over the channels of a layer, then over layers: small channels count as much as large.
+    """Return the squared error of feature maps relative to the teacher's, averaged over layers.
 
     Args:
         student: feature maps [N, C, ...].
         teacher: the same of the teacher, without gradient.
     """
-    sizes = [theirs.shape[1] for theirs in teacher]
-    powers = processes.averaged(torch.cat([mean_squares(theirs) for theirs in teacher]))
+    powers = processes.averaged(torch.stack([mean_square(theirs) for theirs in teacher]))
     distances = []
-    for ours, theirs, power in zip(student, teacher, powers.split(sizes), strict=True):
-        floor = (SMALLEST_POWER * power.mean()).clamp(min=torch.finfo(power.dtype).tiny)
-        distances.append((mean_squares(ours - theirs) / (power + floor)).mean())
+    for ours, theirs, power in zip(student, teacher, powers, strict=True):
+        smallest = torch.finfo(power.dtype).tiny
+        distances.append(mean_square(ours - theirs) / power.clamp(min=smallest))
     return torch.stack(distances).mean()

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zscgan_ext.classifier_graph import trace
 from zscgan_ext.config import Settings
 from zscgan_ext.execution import choose_execution
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
 from zscgan_ext.quantization.features import feature_distance, pair_features
+from zscgan_ext.tracing import trace
 from zscgan_ext.training import Training, as_it_is, every_step, nothing
 
 
@@ -78,7 +78,8 @@ class StudentTraining(Training):
         self.settings = settings
         super().__init__(
             student.parameters(),
-            settings.fine_tuning_learning_rate,
+            # A weight that moves a step changes the layer; how far that is depends on the width.
+            settings.fine_tuning_learning_rate / student.scheme.steps,
             (0.9, 0.999),
             settings.fine_tuning_steps,
             choose_execution(settings, device_of(student)),

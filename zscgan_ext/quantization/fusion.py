@@ -3,15 +3,16 @@
 import copy
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.classifier_graph import (
     ADDITIONS,
     IN_PLACE_ADDITIONS,
     activation_of,
+    is_in_place,
     is_one_of,
     module_of,
     only_user,
-    writes_into,
 )
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
@@ -41,7 +42,7 @@ def fuse_activation(graph: fx.GraphModule, quantizer: fx.Node) -> None:
     if activation == "none" or only_user(node) is None:
         return
     source = node.all_input_nodes[0]
-    if only_user(source) is None or (writes_into(graph, node) and not owns_memory(graph, source)):
+    if only_user(source) is None or (is_in_place(graph, node) and not owns_memory(graph, source)):
         return
     quantizer.replace_input_with(node, source)
     quantizer.kwargs = {"activation": activation}
@@ -70,4 +71,4 @@ def owns_memory(graph: fx.GraphModule, node: fx.Node) -> bool:
     if is_one_of(graph, node, IN_PLACE_ADDITIONS):
         target = node.all_input_nodes[0]
         return only_user(target) is not None and owns_memory(graph, target)
-    return is_one_of(graph, node, (*ADDITIONS, QuantizedLayer, nn.BatchNorm2d))
+    return is_one_of(graph, node, (*ADDITIONS, QuantizedLayer, _BatchNorm))

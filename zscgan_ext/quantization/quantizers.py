@@ -1,6 +1,7 @@
 """Quantizers of weights and activations, and the layers that carry them."""
 
 from enum import Enum
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from zscgan_ext import ops, processes
 from zscgan_ext.classifier_graph import activate
 from zscgan_ext.quantization.scheme import IntegerRange
+from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
+
+WeightedLayer: TypeAlias = nn.Conv1d | nn.Conv2d | TransposedConvolution | nn.Linear
 
 # Tried for a scale: these parts of the one that clips nothing.
 SCALE_FRACTIONS = tuple(torch.linspace(1, 0.1, 31).tolist())
@@ -136,7 +140,8 @@ class QuantizedLayer(nn.Module):
     """A convolution or linear layer whose weight is quantized per output channel.
 
     Args:
-        layer: the layer, whose weight and bias stay its parameters.
+        layer: a linear layer or convolution whose weight has its output channels first; weight
+            and bias stay its parameters.
         integers: integers of the weight.
         symmetric: learned symmetric scales; otherwise asymmetric minimum and maximum, taken anew
             from the weight at each step.
@@ -144,9 +149,7 @@ class QuantizedLayer(nn.Module):
 
     zero_point: Tensor
 
-    def __init__(
-        self, layer: nn.Conv2d | nn.Linear, integers: IntegerRange, symmetric: bool
-    ) -> None:
+    def __init__(self, layer: WeightedLayer, integers: IntegerRange, symmetric: bool) -> None:
         super().__init__()
         self.layer = layer
         self.integers = integers

@@ -1,17 +1,17 @@
 """Write the report of a finished run: `python -m zscgan_ext.report RUN`."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zscgan_ext.errors import InputError
+from zscgan_ext.program import OneLineParser, program
 from zscgan_ext.report.page import write_report
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m zscgan_ext.report",
         description="Write report.html into the folder of a finished run: one page, complete in "
         "itself, about what was lost, where, and what the generated images look like.",
@@ -19,12 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
     options = parser.parse_args(arguments)
-    try:
-        file = write_report(options.run)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"report in {file}")
+    print(f"report in {write_report(options.run)}")
     return 0
 
 

@@ -236,6 +236,7 @@ def bars_by_class(
             axes.barh(places, list(by_label.values()), height, align="edge", label=source)
         axes.set_yticks(range(len(labels)), tick_labels([class_names[i] for i in labels]))
         axes.invert_yaxis()
+        axes.set_xlim(0, 1.05 * max(max(each.values()) for each in values.values()) or 1)
         axes.set_title(title, loc="left")
         axes.legend()
 

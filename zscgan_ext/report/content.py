@@ -30,7 +30,8 @@ from zscgan_ext.results import PREDICTIONS, ROWS
 from zscgan_ext.run import STAGES
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
-MEASURED_IMAGES = 128  # for batch-norm statistics and activations
+MEASURED_PIXELS = 128 * 64**2  # for batch-norm statistics and activations
+MOST_IMAGES, FEWEST_IMAGES = 128, 32  # that these may be
 COMPARED_BATCHES = 8  # of as many, where no labelled images were predicted
 WORST = 6
 MOST_CHANGES = 8
@@ -78,7 +79,7 @@ def collect(folder: Path) -> Content:
     metrics, log = read_json(folder / "metrics.json"), read_log(folder / "metrics.jsonl")
     has_export = (folder / EXPORT).is_file()
     data, notes = evaluation_images(run)
-    (images,) = run.generated_images(MEASURED_IMAGES, 1)
+    (images,) = run.generated_images(measured_images(run), 1)
     weights, activations = weight_errors(run.student), activation_errors(run.student, images)
     counts, compared_on = compared_classes(run)
     names = run.classifier.class_names
@@ -111,6 +112,12 @@ def collect(folder: Path) -> Content:
         changed_percent=100 * (1 - float(counts.diagonal().sum() / counts.sum())),
         notes=notes,
     )
+
+
+def measured_images(run: FinishedRun) -> int:
+    """Return how many images to measure at once: the fewer, the larger they are."""
+    pixels = run.classifier.preprocessing.image_size**2
+    return max(FEWEST_IMAGES, min(MOST_IMAGES, MEASURED_PIXELS // pixels))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -260,7 +267,7 @@ def compared_classes(run: FinishedRun) -> tuple[Tensor, str]:
         counts = confusion(classes["float"].long(), classes["fine_tuned"].long(), count)
         return counts, f"the {int(counts.sum()):,} evaluation images"
     counts = torch.zeros(count, count, dtype=torch.int64)
-    for images in run.generated_images(MEASURED_IMAGES, COMPARED_BATCHES):
+    for images in run.generated_images(measured_images(run), COMPARED_BATCHES):
         logits = run.classifier.model(images), run.student(images)
         counts += confusion(logits[0].argmax(1), logits[1].argmax(1), count)
     return counts, f"{int(counts.sum()):,} generated images"

@@ -29,11 +29,14 @@ class QuantizationError:
 
 def signal_to_noise(x: Tensor, quantized: Tensor) -> float:
     """Return 10 log10(sum x^2 / sum (x - quantized)^2) in decibels; infinite without an error."""
-    signal = float(x.double().square().sum())
-    noise = float((x.double() - quantized.double()).square().sum())
+    # Float64 sums without float64 copies of what may be large.
+    signal, noise = (
+        float(torch.linalg.vector_norm(values, dtype=torch.float64))
+        for values in (x, x - quantized)
+    )
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return 20 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
 def clipped_percent(x: Tensor, quantized: Tensor, scale: Tensor) -> float:
@@ -45,7 +48,7 @@ def clipped_percent(x: Tensor, quantized: Tensor, scale: Tensor) -> float:
         scale: one, or one for each index of the first dimension.
     """
     half = scale.reshape(-1, *[1] * (x.dim() - 1)) / 2
-    return 100 * float(((x - quantized).abs() > 1.001 * half).double().mean())
+    return 100 * int(((x - quantized).abs() > 1.001 * half).sum()) / x.numel()
 
 
 @torch.no_grad()

@@ -1,0 +1,57 @@
+"""From a model to its graph in normal form: `torch.fx`, or `torch.export` where that cannot."""
+
+import copy
+
+import torch
+from torch import fx, nn
+from torch.export import Dim
+
+from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.exported_program import graph_of
+from zscgan_ext.graph_passes import normalize
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """Trace a model's graph with `torch.fx`; it shares the model's modules and tensors.
+
+    Raises:
+        InputError: if torch.fx cannot; the message gives its reason in one line.
+    """
+    if isinstance(model, fx.GraphModule):  # tracing anew would only lose names
+        return normalize(fx.GraphModule(model, copy.deepcopy(model.graph)))
+    try:
+        graph = fx.symbolic_trace(model)
+    except Exception as error:
+        reason = first_line(error)
+        raise InputError(f"classifier: torch.fx cannot trace its graph ({reason})") from None
+    return normalize(graph)
+
+
+@torch.no_grad()
+def traceable(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Return a model that `trace` can trace: the model itself, or what `torch.export` makes of it.
+
+    Args:
+        model: in evaluation mode.
+        image_shape: (C, H, W) of its input.
+
+    Raises:
+        InputError: if neither can capture it.
+    """
+    try:
+        trace(model)
+        return model
+    except InputError as error:
+        reason_of_fx = str(error).removeprefix("classifier: ")
+    device = next(model.parameters()).device
+    images = torch.zeros(2, *image_shape, device=device)
+    try:
+        program = torch.export.export(
+            model, (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
+        )
+    except Exception as error:
+        raise InputError(
+            f"classifier: {reason_of_fx}, nor can torch.export ({first_line(error)}); "
+            "write its forward without branches on values"
+        ) from None
+    return normalize(graph_of(program))
