@@ -6,6 +6,7 @@ puts it back into that state, and finished stages are left out.
 """
 
 import copy
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from zscgan_ext import processes
 from zscgan_ext.checkpoint_file import (
     DamagedCheckpointError,
     State,
@@ -61,7 +63,8 @@ def newest_checkpoint(run: Path) -> State | None:
             return read_checkpoint(file)
         except DamagedCheckpointError as error:
             what_now = "" if file == files[0] else "; the one before it is used"
-            print(f"checkpoint: {file} {error}{what_now}", file=sys.stderr, flush=True)
+            if processes.rank() == 0:
+                print(f"checkpoint: {file} {error}{what_now}", file=sys.stderr, flush=True)
     if files:
         raise InputError(f"resume: {run} holds no whole checkpoint, needed is one")
     return None
@@ -98,15 +101,20 @@ class Checkpoints:
         loaded = loaded or {}
         self.finished: list[str] = list(loaded.get("finished", []))
         self.steps: int = loaded.get("steps", 0)
-        self.loaded: State = {**loaded.get("held", {}), **loaded.get("random", {})}
-        self.loaded_default_random: State | None = loaded.get("default_random")
+        random_of_all: list[State] = loaded.get("random_of_all", [])
+        # With another number of processes their random numbers begin anew.
+        self.begins_random_anew = len(random_of_all) not in (0, processes.count())
+        random = {} if self.begins_random_anew or not loaded else random_of_all[processes.rank()]
+        self.loaded: State = {**loaded.get("held", {}), **random.get("random", {})}
+        self.loaded_default_random: State | None = random.get("default_random")
+        self.takes_no_step_yet = True
         self.steps_at_last: int = self.steps
         self.time_of_last = time.monotonic()
         files = checkpoint_files(self.folder)
         self.number = number_of(files[-1]) if files else 0
         self.before_write: Callable[[], None] = nothing
         # Random numbers from before what cannot be resumed in its middle; None between steps.
-        self.random_before: State | None = None
+        self.random_before: list[State] | None = None
 
     # ---- what checkpoints hold -------------------------------------------------------------------
 
@@ -127,6 +135,8 @@ class Checkpoints:
     def hold_random(self, name: str, random: torch.Generator) -> torch.Generator:
         """Hold random numbers, as `hold` does; they may be drawn from in all stages."""
         self.random[name] = OwnRandom(random)
+        if self.begins_random_anew and self.steps:
+            random.manual_seed(self._seed(name))
         self._restore(name, self.random[name])
         return random
 
@@ -143,8 +153,13 @@ class Checkpoints:
 
     def _restore_default_random(self) -> None:
         """Undo what making objects drew, until the first step that the run takes."""
-        if self.loaded_default_random is not None:
+        if self.takes_no_step_yet and self.begins_random_anew:
+            torch.manual_seed(self._seed("default"))
+        elif self.takes_no_step_yet and self.loaded_default_random is not None:
             self.default_random.load_state_dict(self.loaded_default_random)
+
+    def _seed(self, name: str) -> int:
+        return processes.seed_for(self.facts["seed"], self.steps, name)
 
     def position(self) -> str:
         """Say where the run stands."""
@@ -168,33 +183,35 @@ class Checkpoints:
         begins anew.
         """
         self._restore_default_random()
-        self.random_before = self._random_state()
+        self.random_before = self._random_of_all()
         yield
-        self.loaded_default_random = None
+        self.takes_no_step_yet = False
         self.finished.append(name)
         self.before_write = nothing
         for held in [*self.held, *self.random]:
             if held.startswith(f"{name}/"):
                 self.release(held)
-        self.random_before = self._random_state()
+        self.random_before = self._random_of_all()
         self.write_or_stop()
 
     def count_step(self) -> None:
         """Count a step that was taken; all that is held has its state from after the step."""
-        self.loaded_default_random = None
+        self.takes_no_step_yet = False
         self.random_before = None
         self.steps += 1
 
     def write_or_stop(self) -> None:
-        """Write a checkpoint if one is due; stop here if a signal asked for it.
+        """Write a checkpoint if one is due; stop here if a signal asked any process for it.
 
         Raises:
             StoppedError: after the checkpoint was written.
         """
-        if self.signals.received or self.is_due():
+        stops, is_due = processes.agree(bool(self.signals.received), self.is_due())
+        if stops or is_due:
             self.before_write()
             self.write()
-        self.signals.check()
+        if stops:
+            raise StoppedError(self.signals.received or signal.SIGTERM)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -237,7 +254,7 @@ class Checkpoints:
         self.default_random.load_state_dict(snapshot["default_random"])
 
     def write(self) -> None:
-        """Write a checkpoint and delete those before the last ones.
+        """Write a checkpoint and delete those before the last ones; the first process does.
 
         Raises:
             InputError: if it cannot be written; those before it are still there then.
@@ -247,14 +264,20 @@ class Checkpoints:
             "finished": self.finished,
             "steps": self.steps,
             "held": {name: holder.state_dict() for name, holder in self.held.items()},
-            **(self.random_before or self._random_state()),
+            "random_of_all": self.random_before or self._random_of_all(),
         }
         self.number += 1
+        self.steps_at_last, self.time_of_last = self.steps, time.monotonic()
+        if processes.rank() > 0:
+            return
         file = write_checkpoint(self.folder, self.number, state)
         with one_line_errors(file):
             for old in checkpoint_files(self.folder)[: -self.keep]:
                 old.unlink()
-        self.steps_at_last, self.time_of_last = self.steps, time.monotonic()
+
+    def _random_of_all(self) -> list[State]:
+        """Return the random numbers of all processes, which have to call this together."""
+        return processes.of_all(self._random_state())
 
     def _random_state(self) -> State:
         return {

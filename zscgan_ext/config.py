@@ -11,6 +11,7 @@ import torch
 
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.preprocessing import LARGEST_IMAGE_SIZE
+from zscgan_ext.processes import local_rank
 
 EXPORT_FORMATS = ("onnx", "safetensors")
 # What a preset sets, where nothing else was said.
@@ -271,11 +272,11 @@ def resolve_device(text: str) -> torch.device:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text, re.ASCII):
         raise InputError(f"device: {text!r}, accepted are auto, cpu, cuda and cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if text == "auto":
-        return torch.device("cuda", 0) if count else torch.device("cpu")
+    if text == "auto" and not count:
+        return torch.device("cpu")
     if text == "cpu":
         return torch.device("cpu")
-    index = int(text.removeprefix("cuda").removeprefix(":") or 0)
+    index = int(text.removeprefix("auto").removeprefix("cuda").removeprefix(":") or local_rank())
     if index >= count:
         raise InputError(f"device: {text!r}, but torch finds {count or 'no'} CUDA device(s)")
     return torch.device("cuda", index)

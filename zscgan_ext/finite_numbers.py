@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext import processes
 from zscgan_ext.errors import InputError
 from zscgan_ext.training import Training
 
@@ -72,7 +73,8 @@ class FiniteNumbers:
             with watched(training) as seen:
                 training.advance()
             if not training.is_finite():
-                place = seen[0] if seen else "the update of the weights"
+                places = [place for seen in processes.of_all(seen) for place in seen]
+                place = places[0] if places else "the update of the weights"
                 cause = self.cause(place, largest)
                 return f"step {training.steps_taken}: {place} is not finite; {cause}"
         return f"steps {first} to {last}: a loss or gradient is not finite, and was finite again"

@@ -7,6 +7,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from zscgan_ext import processes
+
 BAR_INTERVAL = 0.2  # seconds between two changes of a bar
 
 
@@ -25,7 +27,8 @@ class Progress:
         self.log_interval = log_interval
         self.start = self.shown = time.perf_counter()
         self.steps_before: int | None = None  # taken before a run went on from a checkpoint
-        self.bar = tqdm(total=steps, desc=stage, unit="step", disable=not sys.stderr.isatty())
+        is_shown = sys.stderr.isatty() and processes.rank() == 0
+        self.bar = tqdm(total=steps, desc=stage, unit="step", disable=not is_shown)
 
     def __enter__(self) -> "Progress":
         return self

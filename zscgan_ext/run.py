@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext import processes
 from zscgan_ext.checkpoints import Checkpoints, newest_checkpoint
 from zscgan_ext.classifiers import Classifier
 from zscgan_ext.command_line import CONFIG, settings_to_yaml
@@ -65,9 +66,24 @@ class Run:
     start: float  # of time.perf_counter, less what the run took before it went on
     timing: tuple[str, float] | None = None  # what `timed` encloses, and since when
 
-    def random(self, stage: int) -> torch.Generator:
+    def shared_random(self, stage: int) -> torch.Generator:
         """Return the random numbers of a stage, which no other stage disturbs."""
         return torch.Generator(self.device).manual_seed(1000 * self.settings.seed + stage)
+
+    def random(self, stage: int) -> torch.Generator:
+        """Return random numbers of a stage that differ from process to process."""
+        return torch.Generator(self.device).manual_seed(
+            self.own_seed(1000 * self.settings.seed + stage)
+        )
+
+    def own_seed(self, seed: int) -> int:
+        """Turn a seed into that of this process; the only process keeps it."""
+        return seed if processes.count() == 1 else processes.seed_for(seed)
+
+    def separate_processes(self) -> None:
+        """Let the noise in the generator, so far the same, differ from process to process."""
+        if processes.count() > 1:
+            torch.manual_seed(processes.seed_for(self.settings.seed))
 
     def log(self, stage: str, values: Mapping[str, Any]) -> None:
         """Keep what one step of a stage measured."""
@@ -145,6 +161,15 @@ def prepare(settings: Settings) -> Run:
         InputError: if anything does not fit; nothing was written then.
     """
     start = time.perf_counter()
+    device = resolve_device(settings.device)
+    processes.join(device)
+    if settings.batch_size % processes.count():
+        raise InputError(
+            f"batch_size: {settings.batch_size}, needed is a multiple of the "
+            f"{processes.count()} processes, which share each batch"
+        )
+    if processes.restarts() and (settings.output_folder() / CONFIG).exists():
+        settings = replace(settings, resume=settings.output_folder())
     torch.manual_seed(settings.seed)
     loaded = None if settings.resume is None else newest_checkpoint(settings.resume)
     if "onnx" in parse_formats(settings.export):
@@ -154,24 +179,28 @@ def prepare(settings: Settings) -> Run:
     classifier = load_float_classifier(settings)
     evaluation = open_data(settings.evaluation_data or bundled_data(settings), "test", classifier)
     reference = open_data(settings.reference_data, "train", classifier)
-    device = resolve_device(settings.device)
     execution = choose_execution(settings, device)
     new_student(settings, classifier, execution)
     facts = facts_of(settings, device, classifier.model)
     if loaded is not None:
         check_facts(facts, loaded["facts"])
-    folder = RunFolder(settings.output_folder(), settings.overwrite, settings.resume is not None)
+    writes = processes.rank() == 0
+    resumes = settings.resume is not None
+    folder = RunFolder(settings.output_folder(), settings.overwrite, resumes, writes)
     folder.write_text(CONFIG, settings_to_yaml(replace(settings, resume=None)))
     execution.apply()
     print(f"execution: {execution}", flush=True)
+    every = parse_interval(settings.checkpoint_every)
+    checkpoints = Checkpoints(folder.path, every, settings.keep_checkpoints, facts, loaded)
+    # From here on `batch_size` is what this process has of each batch.
+    settings = replace(settings, batch_size=settings.batch_size // processes.count())
     run = new_run(settings, classifier, folder)
     run.evaluation, run.reference = evaluation, reference
     run.profiler = StepProfiler(device) if settings.profile else None
-    run.tensorboard = TensorboardLog(folder.path) if settings.tensorboard else None
+    run.tensorboard = TensorboardLog(folder.path) if settings.tensorboard and writes else None
     run.start = start
-    every = parse_interval(settings.checkpoint_every)
-    run.checkpoints = Checkpoints(folder.path, every, settings.keep_checkpoints, facts, loaded)
-    if settings.resume is not None:
+    run.checkpoints = checkpoints
+    if resumes:
         folder.write_text(LOG, "")
         print(f"resume: {run.checkpoints.position()}", flush=True)
     run.checkpoints.hold("measured", run, gives_copies=True)

@@ -91,7 +91,9 @@ def sync_folder(folder: Path) -> None:
 class RunFolder:
     """Creates the folder of a run and writes its files, each one whole or not at all."""
 
-    def __init__(self, path: Path, overwrite: bool = False, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, overwrite: bool = False, resume: bool = False, writes: bool = True
+    ) -> None:
         """Create the folder and its parents.
 
         Args:
@@ -99,11 +101,15 @@ class RunFolder:
             overwrite: whether to delete the files of the run that the folder holds.
             resume: whether to keep them and go on writing; then nothing is deleted but files that
                 a stopped run had not written to their end.
+            writes: whether to create and write anything; of many processes one does.
 
         Raises:
             InputError: if it cannot be written, or holds a run and `overwrite` is not given.
         """
         self.path = path
+        self.writes = writes
+        if not writes:
+            return
         # os.path answers False where Path raises, on a name that is too long for example.
         if os.path.exists(path) and not os.path.isdir(path):
             raise InputError(f"output: {path} is a file, needed is a folder")
@@ -133,6 +139,8 @@ class RunFolder:
 
     def append_jsonl(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add one line of JSON to a file."""
+        if not self.writes:
+            return
         line = json.dumps(entry) + "\n"
         with one_line_errors(self.path / name), (self.path / name).open("ab", 0) as stream:
             end = stream.seek(0, os.SEEK_END)
@@ -168,7 +176,8 @@ class RunFolder:
         self._write(name, buffer.getvalue())
 
     def _write(self, name: str, data: bytes) -> None:
-        write_whole(self.path / name, data)
+        if self.writes:
+            write_whole(self.path / name, data)
 
     def _files_of_a_run(self, patterns: Sequence[str] = ALL_FILES) -> list[Path]:
         """Return what stands here under the names of a run's files, links to nowhere too."""

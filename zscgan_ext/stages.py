@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext import processes
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.datasets import Images
 from zscgan_ext.diversity import compare_diversity, generated_classes, real_classes
@@ -56,7 +57,7 @@ def run_stages(run: Run) -> None:
     fine_tune_student(run, student, batches, "fine_tuned")
     save_student(run, student, generator)
     if run.reference is not None:
-        random = torch.Generator().manual_seed(settings.seed)
+        random = torch.Generator().manual_seed(run.own_seed(settings.seed))
         run.checkpoints.hold_random("real image random", random)
         batches = real_batches(run, run.reference, random)
         student = quantize(run, batches, "real_calibrated")
@@ -70,6 +71,7 @@ def learn_generator(run: Run) -> ConditionalGenerator:
         classifier.num_classes, settings.latent_dim, classifier.preprocessing
     )
     generator.to(run.device).to(memory_format=run.execution.memory_format)
+    run.separate_processes()
     run.checkpoints.hold("generator", generator)
     if run.checkpoints.is_finished("synthesis"):
         return generator.eval()
@@ -112,7 +114,7 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
     """Write a grid of generated images, one row per class; the same latent vectors each time."""
     classes = min(run.classifier.num_classes, SAMPLED_CLASSES)
     labels = torch.arange(classes, device=run.device).repeat_interleave(SAMPLES_PER_CLASS)
-    latent, _ = generator.random_inputs(len(labels), run.random(2))
+    latent, _ = generator.random_inputs(len(labels), run.shared_random(2))
     was_training = generator.training
     generator.eval()
     images = generator(latent, labels)
@@ -131,7 +133,7 @@ def probe_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[T
     They take no random numbers from any stage.
     """
     classes, size = run.classifier.num_classes, run.settings.batch_size
-    random, next_label = run.random(7), 0
+    random, next_label = run.shared_random(7), 0
     while True:
         labels = torch.arange(next_label, next_label + size, device=run.device) % classes
         next_label += size
@@ -229,7 +231,7 @@ def measure_diversity(run: Run, generator: ConditionalGenerator) -> None:
     if checkpoints.is_finished("diversity"):
         return
     with checkpoints.stage("diversity"), checkpoints.interruptible(), run.timed("evaluation"):
-        generated = generated_classes(generator, run.random(6))
+        generated = generated_classes(generator, run.shared_random(6))
         real = None
         if data is not None:
             shape = classifier.preprocessing, classifier.num_classes
@@ -248,10 +250,14 @@ def evaluate(run: Run, model: nn.Module, row: str) -> None:
         run.timed("evaluation"),
     ):
         preprocessing = run.classifier.preprocessing
-        run.logits[row] = predict(
-            *(model, run.evaluation, preprocessing, EVALUATION_BATCH, run.device),
+        images = run.evaluation
+        if processes.count() > 1:
+            images = images.subset(torch.tensor(processes.share(len(images)), dtype=torch.int64))
+        logits = predict(
+            *(model, images, preprocessing, EVALUATION_BATCH, run.device),
             run.execution.memory_format,
         )
+        run.logits[row] = torch.cat(processes.of_all(logits))
 
 
 def generated_batches(

@@ -4,13 +4,17 @@
 folder.
 """
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
+from zscgan_ext import processes
 from zscgan_ext.command_line import parse_settings
 from zscgan_ext.config import parse_formats
+from zscgan_ext.errors import first_line
 from zscgan_ext.export.exporter import export_run, summary
-from zscgan_ext.program import program
+from zscgan_ext.program import is_out_of_memory, program
 from zscgan_ext.results import PREDICTIONS, metrics, predictions, table
 from zscgan_ext.run import Run, prepare
 from zscgan_ext.stages import run_stages
@@ -34,31 +38,56 @@ def report(run: Run) -> None:
         print(f"report in {write_report(run.folder.path)}")
 
 
-@program
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code."""
+def run_to_end(run: Run) -> None:
+    """Run all stages; let the first process write what they gave."""
+    run_stages(run)
+    if run.profiler is not None:
+        run.profiler.write(run.folder)
+    results = metrics(run, run.total_seconds())
+    run.folder.write_json("metrics.json", results)
+    if run.logits:
+        run.folder.save_tensors(PREDICTIONS, predictions(run))
+        print(table(results))
+    if processes.rank() == 0:
+        with run.checkpoints.interruptible():
+            export_student(run)
+            report(run)
+    print(f"{results['seconds']['total']:.0f} s, results in {run.folder.path}")
+
+
+def run_program(arguments: Sequence[str] | None) -> int:
+    """Run the program in one process; return its exit code."""
     try:
         run = prepare(parse_settings(arguments))
         with run.checkpoints.signals:
-            run_stages(run)
-            if run.profiler is not None:
-                run.profiler.write(run.folder)
-            results = metrics(run, run.total_seconds())
-            run.folder.write_json("metrics.json", results)
-            if run.logits:
-                run.folder.save_tensors(PREDICTIONS, predictions(run))
-                print(table(results))
-            with run.checkpoints.interruptible():
-                export_student(run)
-                report(run)
+            run_to_end(run)
     except StoppedError as stopped:
-        print(f"{stopped}; --resume {run.folder.path} goes on from here", file=sys.stderr)
+        if processes.rank() == 0:
+            print(f"{stopped}; --resume {run.folder.path} goes on from here", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
         print("stopped before anything was written", file=sys.stderr)
         return 130
-    print(f"{results['seconds']['total']:.0f} s, results in {run.folder.path}")
+    except RuntimeError as error:
+        if processes.count() == 1 or is_out_of_memory(error):
+            raise
+        print(
+            f"{processes.name()}error: lost another process ({first_line(error)}); "
+            "--resume goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
+    processes.leave()
     return 0
+
+
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code. Of many processes the first one prints."""
+    if processes.is_first():
+        return run_program(arguments)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return run_program(arguments)
 
 
 if __name__ == "__main__":

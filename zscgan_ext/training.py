@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext import processes
 from zscgan_ext.cuda_graphs import GraphedStep, StreamCapture
 from zscgan_ext.errors import first_line
 from zscgan_ext.execution import Execution
@@ -113,7 +114,7 @@ class Training(ABC):
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def is_finite(self) -> bool:
-        """Tell, waiting for the device, whether all numbers so far were finite.
+        """Tell, waiting for the device, whether all numbers of all processes were finite so far.
 
         A gradient that was not leaves its mark in the optimizer or in the parameters.
         """
@@ -121,7 +122,8 @@ class Training(ABC):
         tensors = [*self.parameters(), *kept]
         finite = [t.detach().isfinite().all() for t in tensors if isinstance(t, Tensor)]
         flags = [flag.to(self.losses_are_finite.device) for flag in finite]
-        return bool(torch.stack([self.losses_are_finite, *flags]).all())
+        is_finite = bool(torch.stack([self.losses_are_finite, *flags]).all())
+        return not processes.agree(not is_finite)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Return where optimizer, schedule and loss scaling are; what learns is not in it."""

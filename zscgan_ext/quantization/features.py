@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from zscgan_ext import ops
+from zscgan_ext import ops, processes
 from zscgan_ext.classifier_graph import module_of, writes_into
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
@@ -80,9 +80,9 @@ def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
         student: feature maps [N, C, ...].
         teacher: the same of the teacher, without gradient.
     """
+    powers = processes.averaged(torch.stack([mean_square(theirs) for theirs in teacher]))
     distances = []
-    for ours, theirs in zip(student, teacher, strict=True):
-        power = mean_square(theirs)
+    for ours, theirs, power in zip(student, teacher, powers, strict=True):
         smallest = torch.finfo(power.dtype).tiny
         distances.append(mean_square(ours - theirs) / power.clamp(min=smallest))
     return torch.stack(distances).mean()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zscgan_ext import ops
+from zscgan_ext import ops, processes
 from zscgan_ext.classifier_graph import activate
 from zscgan_ext.quantization.scheme import IntegerRange
 from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
@@ -67,6 +67,8 @@ class ActivationQuantizer(nn.Module):
     def observe(self, x: Tensor) -> None:
         """Average the range of `x` with those of the batches before it."""
         self.observed_batches += 1
+        if processes.count() > 1:
+            x = processes.extremes(x)
         scale = torch.empty_like(self.zero_point)
         ops.observe(
             x,
@@ -91,7 +93,8 @@ class ActivationQuantizer(nn.Module):
             (ops.fake_quantize(sample, scale, self.zero_point, low, high) - sample).square().sum()
             for scale in scales
         ]
-        self.scale_errors = self.scale_errors.to(x.device) + torch.stack(errors).float()
+        mean_errors = processes.averaged(torch.stack(errors).float())
+        self.scale_errors = self.scale_errors.to(x.device) + mean_errors
 
     def choose_scale(self) -> None:
         """Take the scale of least squared error among those that were searched.
@@ -118,7 +121,8 @@ class ActivationQuantizer(nn.Module):
             bias = None
         if self.mode is ActivationMode.QUANTIZE:
             low, high = self.integers.quant_min, self.integers.quant_max
-            settings = (low, high, None, (x.numel() * high) ** -0.5, activation)
+            values = x.numel() * processes.count()
+            settings = (low, high, None, (values * high) ** -0.5, activation)
             return ops.fake_quantize_learned(
                 x, self.log_scale.exp(), self.zero_point, *settings, bias
             )
