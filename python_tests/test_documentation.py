@@ -169,7 +169,8 @@ def test_the_table_of_settings_is_the_programs():
 
 def test_the_readme_leads_to_every_document():
     readme = (ROOT / "README.md").read_text()
-    assert [d.name for d in DOCUMENTS[1:] if f"](docs/{d.name})" not in readme] == []
+    names = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS[1:]]
+    assert [name for name in names if f"]({name})" not in readme] == []
 
 
 def imported(file: Path) -> set[Path]:
