@@ -23,6 +23,7 @@ VARIANTS = {
     "paper": ("--scheme=paper",),
     "contiguous": ("--memory-format=contiguous",),
     "bfloat16": ("--precision=bfloat16",),
+    "alternating": ["--training=alternating"],
 }
 STEPS = 6 + 4 + 4
 
@@ -72,7 +73,11 @@ def run_until(monkeypatch, folder, arguments, step, number=signal.SIGTERM):
 @pytest.mark.parametrize(
     ("variant", "step"),
     [("deploy", step) for step in (1, 4, 6, 8, 10, 13)]
-    + [(variant, step) for variant in ("paper", "contiguous", "bfloat16") for step in (4, 9)],
+    + [
+        (variant, step)
+        for variant in ("paper", "contiguous", "bfloat16", "alternating")
+        for step in (4, 9)
+    ],
 )
 def test_a_run_goes_on_bit_for_bit(
     monkeypatch, tmp_path, data, uninterrupted, variant, step, capsys

@@ -11,6 +11,8 @@ from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.config import Settings
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.synthesis import (
+    GeneratorTraining,
+    learning_batches,
     noise_batches,
     synthetic_batches,
     train_generator,
@@ -106,3 +108,23 @@ def test_noise_is_standard_normal():
     assert images.mean().abs() < 0.05
     assert images.std().item() == pytest.approx(1, abs=0.05)
     assert not torch.equal(images, more)
+
+
+def test_a_generator_learns_a_step_before_each_of_its_batches():
+    torch.manual_seed(0)
+    generator = ConditionalGenerator(5, 8, RGB8)
+    training = GeneratorTraining(
+        generator, FrozenTeacher(small_residual(), "gaussian_kl"), QUICK, random()
+    )
+    batches = learning_batches(training, synthetic_batches(generator, 4, random(1)))
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    for steps in (1, 2):
+        images, labels = next(batches)
+        assert training.steps_taken == steps
+        assert not generator.training
+        assert (images.shape, labels.shape) == ((4, *RGB8.shape), (4,))
+    changed = [
+        name for name, value in generator.state_dict().items() if value.ne(before[name]).any()
+    ]
+    assert "linear.weight" in changed
+    assert "bn.running_mean" in changed

@@ -70,6 +70,9 @@ class Settings:
     """images in a batch"""
     synthesis_steps: int = setting(PRESETS["default"]["synthesis_steps"], "N")
     """steps of generator learning"""
+    training: Literal["staged", "alternating"] = "staged"
+    """staged: the generator is learned before fine-tuning; alternating: it goes on learning, one
+    step before each step of fine-tuning"""
     rounding: Literal["balanced", "nearest"] = "balanced"
     """where weights start from; balanced: rounding errors cancel in each kernel and output channel
     (SQuant), which needs no image either"""

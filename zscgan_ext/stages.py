@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 
 import torch
@@ -26,7 +26,9 @@ from zscgan_ext.quantization.student_state import StudentState
 from zscgan_ext.results import ROWS
 from zscgan_ext.run import Run, new_student
 from zscgan_ext.synthesis import (
+    GeneratorTraining,
     SynthesisStep,
+    learning_batches,
     noise_batches,
     synthetic_batches,
     train_generator,
@@ -54,6 +56,8 @@ def run_stages(run: Run) -> None:
     random = run.checkpoints.hold_random("image random", run.random(4))
     batches = generated_batches(run, generator, random)
     student = quantize(run, batches, "generated_calibrated")
+    if settings.training == "alternating":
+        batches = generator_goes_on(run, generator, batches)
     fine_tune_student(run, student, batches, "fine_tuned")
     save_student(run, student, generator)
     if run.reference is not None:
@@ -107,6 +111,19 @@ def learn_generator(run: Run) -> ConditionalGenerator:
         run.folder.save_tensors("generator.safetensors", generator.state_dict())
     teacher.remove_hooks()
     return generator
+
+
+def generator_goes_on(
+    run: Run, generator: ConditionalGenerator, batches: Iterator[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Let the generator take one more step before each of its batches."""
+    settings = replace(run.settings, synthesis_steps=run.settings.fine_tuning_steps)
+    random = run.checkpoints.hold_random("alternating/random", run.random(8))
+    teacher = FrozenTeacher(run.classifier.model, settings.distance)
+    training = GeneratorTraining(generator, teacher, settings, random)
+    generator.eval()
+    run.checkpoints.hold("alternating/training", training)
+    return learning_batches(training, batches)
 
 
 @torch.no_grad()
@@ -221,6 +238,7 @@ def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalG
             images, _ = next(probe_batches(run, generator))
             run.warn(dead_quantizers(student, images))
             run.folder.save_tensors("quantized.safetensors", student.state_dict())
+            run.folder.save_tensors("generator.safetensors", generator.state_dict())
             run.checkpoints.release("generated_calibrated student")
 
 

@@ -129,6 +129,22 @@ def synthetic_batches(
         yield images, labels
 
 
+def learning_batches(
+    training: GeneratorTraining, batches: Iterator[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of a generator that takes one more step of its training before each.
+
+    Args:
+        training: of the generator that makes the batches.
+        batches: images [B, C, H, W] and labels [B], made when they are asked for.
+    """
+    while True:
+        training.generator.train()
+        training.advance()
+        training.generator.eval()
+        yield next(batches)
+
+
 def noise_batches(
     batch_size: int, shape: tuple[int, int, int], random: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
