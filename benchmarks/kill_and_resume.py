@@ -25,9 +25,9 @@ from zscgan_ext.environment import environment
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 SMALL_RUN = [
-    *("--synthesis-steps=60", "--fine-tuning-steps=60", "--calibration-batches=2"),
+    *("--synthesis-steps=40", "--fine-tuning-steps=40", "--calibration-batches=2"),
     *("--batch-size=8", "--latent-dim=8", "--log-interval=5", "--checkpoint-every=3"),
-    *("--device=cpu", "--export=none", "--no-report"),
+    *("--device=cpu", "--export=safetensors", "--no-report"),
 ]
 
 
