@@ -36,6 +36,7 @@ def test_a_cpu_gets_float32_channels_last_and_no_graphs(monkeypatch):
     assert execution.facts() == {
         "device": "cpu",
         "threads": 6,
+        "processes": 1,
         "memory_format": "channels_last",
         "precision": "float32",
         "keep_freed_memory": True,
@@ -100,7 +101,7 @@ from zscgan_ext.config import Settings
 from zscgan_ext.execution import choose_execution
 
 choose_execution(Settings(keep_freed_memory={keep}), torch.device("cpu")).apply()
-for _ in range(4):
+for _ in range(12):
     torch.ones(2**24)  # 64 MiB, 16384 pages of 4 KiB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(16):

@@ -418,10 +418,10 @@ def peak_memory() -> int:
 
 def test_good_files_are_evaluated(workplace, capsys):
     """What the cases below spoil is good: otherwise they would prove nothing."""
-    assert evaluate.main(["good.onnx", "--data", "good"]) == 0
+    assert evaluate(["good.onnx", "--data", "good"]) == 0
     make.quantized()(workplace / "m.safetensors")
     classifier = ["--classifier", "networks:small_residual"]
-    assert evaluate.main(["m.safetensors", "--data", "good", *classifier]) == 0
+    assert evaluate(["m.safetensors", "--data", "good", *classifier]) == 0
     assert capsys.readouterr().err == ""
     make.rewritten_zip(lambda name, content: [(name, content)])(workplace / "w.pt")
     assert set(read_state_dict(workplace / "w.pt")) == set(make.state())
@@ -519,10 +519,10 @@ def test_an_exported_file_decides_of_no_code(workplace, capsys):
     Path("never_imported.py").write_text("raise SystemExit")
     Path("config.yaml").write_text("classifier: never_imported:build\n")
     make.onnx_model({"classifier": "never_imported:build"})(workplace / "m.onnx")
-    assert evaluate.main(["m.onnx", "--data", "good"]) == 0
+    assert evaluate(["m.onnx", "--data", "good"]) == 0
     assert "agreement" not in capsys.readouterr().out
     trusted = ["--classifier", "never_imported:build"]
-    assert evaluate.main(["m.onnx", "--data", "good", *trusted]) == 2
+    assert evaluate(["m.onnx", "--data", "good", *trusted]) == 2
     assert "raised SystemExit" in capsys.readouterr().err
 
 

@@ -141,7 +141,7 @@ def quantize_alone(x, low, high, scale, zero_point, top):
     logits = graph.floating(grid)
     graph.nodes.append(onnx.helper.make_node("Identity", [logits], ["logits"]))
     information = [
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"])
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1])
         for name in ("images", "logits")
     ]
     model = onnx.helper.make_model(
@@ -149,7 +149,7 @@ def quantize_alone(x, low, high, scale, zero_point, top):
         opset_imports=[onnx.helper.make_opsetid("", onnx_model.OPSET)],
         ir_version=onnx_model.IR_VERSION,
     )
-    return OnnxClassifier(model.SerializeToString())(x)
+    return OnnxClassifier(model.SerializeToString())(x.unsqueeze(1)).squeeze(1)
 
 
 @pytest.mark.parametrize("top", [3, 15, 255])

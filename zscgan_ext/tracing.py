@@ -1,6 +1,7 @@
 """From a model to its graph in normal form: `torch.fx`, or `torch.export` where that cannot."""
 
 import copy
+import logging
 
 import torch
 from torch import fx, nn
@@ -45,6 +46,7 @@ def traceable(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
         reason_of_fx = str(error).removeprefix("classifier: ")
     device = next(model.parameters()).device
     images = torch.zeros(2, *image_shape, device=device)
+    logging.disable(logging.WARNING)  # what matters of it is in the error
     try:
         program = torch.export.export(
             model, (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
@@ -54,4 +56,6 @@ def traceable(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
             f"classifier: {reason_of_fx}, nor can torch.export ({first_line(error)}); "
             "write its forward without branches on values"
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)
     return normalize(graph_of(program))
