@@ -34,7 +34,7 @@ from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert, folded
 from zscgan_ext.quantization.fine_tuning import fine_tune
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.synthesis import mixed_batches, synthetic_batches, train_generator
+from zscgan_ext.synthesis import synthetic_batches, train_generator
 
 SCHEDULE_IMAGES = 80_000 * 16
 CLASSIFIERS = ("resnet18", "resnet50", "mobilenet_v2")  # of torchvision
@@ -91,11 +91,10 @@ def stages(
     student.to(memory_format=torch.channels_last)
     batches = synthetic_batches(generator, settings.batch_size, random(device))
     calibrate(student, batches, settings.calibration_batches)
-    mixed = mixed_batches(batches, random(device))
     folded_model = folded(model).to(memory_format=torch.channels_last)
     yield (
         "fine-tuning",
-        lambda report: fine_tune(student, folded_model, mixed, settings, report, is_due),
+        lambda report: fine_tune(student, folded_model, batches, settings, report, is_due),
     )
 
 

@@ -20,7 +20,7 @@ from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert, folded
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.synthesis import GeneratorTraining, mixed_batches, synthetic_batches
+from zscgan_ext.synthesis import GeneratorTraining, synthetic_batches
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 IMAGENET = Preprocessing(3, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -113,9 +113,8 @@ def fine_tuning_step(parts: Parts) -> Callable[[], Tensor]:
     student = convert(parts.model, Scheme("deploy", 4, 4), parts.preprocessing.shape)
     parts.placed(student)
     calibrate(student, batches, 1)
-    mixed = mixed_batches(batches, parts.random(2), memory_format)
     teacher = parts.placed(folded(parts.model)) if parts.is_native else parts.model
-    return StudentTraining(student, teacher, mixed, settings).advance
+    return StudentTraining(student, teacher, batches, settings).advance
 
 
 def teacher(parts: Parts) -> Callable[[], Tensor]:

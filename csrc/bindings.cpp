@@ -25,6 +25,9 @@ void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
+// What any tensor's memory can hold: larger numbers would overflow when they count bytes.
+constexpr int64_t most_elements = INT64_MAX / 16;
+
 DataType data_type(int code) {
     require(code >= 0 && code <= 3, "data type code: accepted are 0 to 3");
     return static_cast<DataType>(code);
@@ -34,7 +37,7 @@ Extent extent_of(const Sizes& sizes) {
     int64_t product = 1;
     for (int64_t size : sizes) {
         require(size >= 0, "extent: sizes must not be negative");
-        require(size == 0 || product <= INT64_MAX / 16 / size, "extent: too large");
+        require(size == 0 || product <= most_elements / size, "extent: too large");
         product *= size == 0 ? 1 : size;
     }
     return {sizes[0], sizes[1], sizes[2]};
@@ -68,10 +71,16 @@ struct Cpu {
 
     using Where = std::tuple<int>;  // threads
 
+    // OpenMP ends the process where it cannot start as many threads as it was told to.
+    static constexpr int most_threads = 4096;
+
     static int threads(const Where& where) {
-        require(std::get<0>(where) >= 1, "threads: must be positive");
-        return std::get<0>(where);
+        const int threads = std::get<0>(where);
+        require(threads >= 1 && threads <= most_threads, "threads: accepted are 1 to 4096");
+        return threads;
     }
+
+    static void require_workspace(const Where&) {}
 
     template <class Kernel, class... Arguments>
     static void call(const Where& where, Kernel kernel, Arguments... arguments) {
@@ -102,6 +111,10 @@ struct Cuda {
     static constexpr auto batch_norm_eval_backward = &cuda::batch_norm_eval_backward;
 
     using Where = std::tuple<int, Address, Address>;  // device, stream, workspace
+
+    static void require_workspace(const Where& where) {
+        require(std::get<2>(where) != 0, "workspace: null pointer");
+    }
 
     static void check(const char* error) {
         if (error) throw std::runtime_error(std::string("CUDA: ") + error);
@@ -190,6 +203,7 @@ std::vector<DistanceLayerOf<Real>> distance_layers(const std::vector<LayerArgume
     for (const auto& [channels, eps, mean, variance, running_mean, running_var, grad_mean,
                       grad_variance] : list) {
         require(channels > 0, "layers: channels must be positive");
+        require(channels <= most_elements, "layers: too many channels");
         layers.push_back({channels, eps, pointer<const Real>(mean, 1, "mean"),
                           pointer<const Real>(variance, 1, "variance"),
                           pointer<const Real>(running_mean, 1, "running_mean"),
@@ -268,6 +282,7 @@ void define_fake_quantize(py::module_& module) {
     module.def("fake_quantize_backward", [](int type, int64_t numel, Address grad, Address mask,
                                             Address grad_x, Where where) {
         require(numel >= 0, "numel: must not be negative");
+        require(numel <= most_elements, "numel: too large");
         Backend::call(where, Backend::fake_quantize_backward, data_type(type), numel,
                       pointer<const void>(grad, numel, "grad"),
                       pointer<const uint8_t>(mask, numel, "mask"),
@@ -282,6 +297,7 @@ void define_fake_quantize(py::module_& module) {
     module.def("fake_quantize_learned_backward",
                [](int type, const std::vector<LearnedArguments>& list, Where where) {
                    const auto tensors = learned_tensors(list, true);
+                   Backend::require_workspace(where);
                    Backend::call(where, Backend::fake_quantize_learned_backward, data_type(type),
                                  tensors.data(), static_cast<int64_t>(tensors.size()));
                });
@@ -301,6 +317,7 @@ void define_observe(py::module_& module) {
                                   averaging_constant,
                                   range_of(quant_min, quant_max),
                                   symmetric};
+        Backend::require_workspace(where);
         Backend::call(where, Backend::observe, data_type(type), e,
                       pointer<const void>(x, e.numel(), "x"), state);
     });
@@ -312,6 +329,7 @@ void define_batch_norm_matching(py::module_& module) {
     module.def("batch_norm_statistics", [](int type, Sizes sizes, Address x, Address shift,
                                            Address mean, Address variance, Where where) {
         const Extent e = extent_of(sizes);
+        Backend::require_workspace(where);
         Backend::call(where, Backend::batch_norm_statistics, data_type(type), e,
                       pointer<const void>(x, e.numel(), "x"),
                       pointer<const void>(shift, e.channels, "shift"),
@@ -331,6 +349,7 @@ void define_batch_norm_matching(py::module_& module) {
     module.def(
         "batch_norm_distance", [](int distance, int type, const std::vector<LayerArguments>& list,
                                   Address result, Where where) {
+            Backend::require_workspace(where);
             if (data_type(type) == DataType::float64) {
                 Backend::distance(where, distance_of(distance), distance_layers<double>(list),
                                   pointer<double>(result, 1, "result"));
@@ -348,6 +367,7 @@ void define_frozen_batch_norm(py::module_& module) {
         "batch_norm_eval",
         [](int type, Sizes sizes, int activation, Address x, Address residual, Address multiplier,
            Address offset, Address shift, Address mean, Address variance, Address y, Where where) {
+            if (mean) Backend::require_workspace(where);
             Backend::call(where, Backend::batch_norm_eval, data_type(type),
                           frozen_batch_norm(sizes, activation, x, residual, multiplier, offset,
                                             shift, mean, variance, y));

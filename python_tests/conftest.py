@@ -1,11 +1,19 @@
-"""What all tests share: those marked `cuda` need a GPU, and nothing else may be skipped."""
+"""What all tests share, and what may be skipped.
 
+Tests marked `cuda` need a GPU. Those that use `browser` need chromium, which continuous integration
+has: there, nothing but tests without a GPU may be skipped.
+"""
+
+import os
+
+import browser as headless_browser
 import pytest
 import torch
 
 from zscgan_ext.ops import implementation as choice
 
 NO_GPU = "no GPU"
+NO_BROWSER = "no browser: install Debian's package chromium"
 
 
 def pytest_runtest_setup(item):
@@ -14,12 +22,13 @@ def pytest_runtest_setup(item):
 
 
 def skipped_reports(config):
-    """Return the reports of skipped tests: those without a GPU, and all others."""
+    """Return the reports of skipped tests: those that may be, and all others."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     # A worker of pytest-xdist has none: the process that started it looks at its reports.
     reports = reporter.stats.get("skipped", []) if reporter else []
-    without_gpu = [report for report in reports if NO_GPU in str(report.longrepr)]
-    return without_gpu, [report for report in reports if report not in without_gpu]
+    reasons = (NO_GPU,) if os.environ.get("CI") else (NO_GPU, NO_BROWSER)
+    allowed = [r for r in reports if any(reason in str(r.longrepr) for reason in reasons)]
+    return allowed, [report for report in reports if report not in allowed]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -30,12 +39,22 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def pytest_terminal_summary(terminalreporter):
-    without_gpu, others = skipped_reports(terminalreporter.config)
-    if without_gpu:
-        count = len(without_gpu)
-        terminalreporter.write_line(f"{count} GPU tests were skipped because there is no GPU")
+    allowed, others = skipped_reports(terminalreporter.config)
+    for reason in (NO_GPU, NO_BROWSER):
+        count = sum(reason in str(report.longrepr) for report in allowed)
+        if count:
+            terminalreporter.write_line(f"{count} tests were skipped, {reason}")
     for report in others:
         terminalreporter.write_line(f"{report.nodeid} was skipped, which only GPU tests may be")
+
+
+@pytest.fixture
+def browser():
+    """Return the path of a headless browser."""
+    path = headless_browser.find_browser()
+    if path is None:
+        pytest.skip(NO_BROWSER)
+    return path
 
 
 @pytest.fixture(params=["native", "reference"])

@@ -58,3 +58,15 @@ def normal_batches(count: int, *shape: int, num_classes: int = 5, seed: int = 0)
     for _ in range(count):
         labels = torch.randint(num_classes, shape[:1], generator=random)
         yield torch.randn(shape, generator=random), labels
+
+
+def small_gray(num_classes: int = 10) -> nn.Module:
+    """A frozen classifier of grayscale images, for runs of a second."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU()),
+            *(nn.Conv2d(4, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)),
+        )
+        return as_trained(model)

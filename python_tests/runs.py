@@ -1,5 +1,6 @@
 """Short runs of the main program that several tests share."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 SHORT = [
     *("--synthesis-steps=10", "--fine-tuning-steps=3", "--calibration-batches=1"),
     *("--batch-size=16", "--latent-dim=8", "--log-interval=5", "--device=cpu"),
+    "--no-report",
 ]
 
 
@@ -22,3 +24,21 @@ def write_fashion_mnist(folder: Path, prefix: str = "t10k", count: int = 60) -> 
     labels = data.labels[:count].numpy().astype(np.uint8)
     write_idx(folder, data.images[:count, 0].numpy(), labels, prefix)
     return folder
+
+
+# A run of about a second: 6 steps of generator learning, 4 of each fine-tuning.
+TINY = [
+    *("--classifier=networks:small_gray", "--num-classes=10", "--image-size=28"),
+    *("--mean=0.5", "--std=0.25", "--synthesis-steps=6", "--fine-tuning-steps=4"),
+    *("--calibration-batches=2", "--batch-size=8", "--latent-dim=8", "--log-interval=2"),
+    *("--device=cpu", "--export=none", "--no-report"),
+]
+
+
+def results_of(folder: Path) -> dict[str, object]:
+    """Return what two equal runs have in common: metrics but for times and memory, log, tensors."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    results = {k: v for k, v in metrics.items() if k not in ("seconds", "peak_memory_bytes")}
+    for name in ("metrics.jsonl", "generator.safetensors", "quantized.safetensors"):
+        results[name] = (folder / name).read_bytes()
+    return results

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from zscgan_ext.command_line import parse_settings, settings_to_yaml
-from zscgan_ext.config import Settings, parse_bits, resolve_device
+from zscgan_ext.config import PRESETS, Settings, parse_bits, resolve_device
 from zscgan_ext.errors import InputError
 from zscgan_ext.ops import DISTANCES
 
@@ -76,6 +76,22 @@ def test_yaml_says_the_same_as_the_command_line(tmp_path):
     )
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_sets_the_steps(preset):
+    settings = parse_settings(["--preset", preset])
+    assert {name: getattr(settings, name) for name in PRESETS[preset]} == PRESETS[preset]
+
+
+def test_everything_else_wins_over_a_preset(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("preset: thorough\nsynthesis_steps: 7\n")
+    settings = parse_settings(["--config", str(file), "--fine-tuning-steps", "9"])
+    assert (settings.synthesis_steps, settings.fine_tuning_steps) == (7, 9)
+    quick = parse_settings(["--config", str(file), "--preset=quick"])
+    assert quick.synthesis_steps == 7
+    assert quick.fine_tuning_steps == PRESETS["quick"]["fine_tuning_steps"]
+
+
 def test_command_line_wins_over_yaml(tmp_path):
     arguments = config_file(tmp_path, "bits: w3a3\nseed: 5\noverwrite: true\n")
     settings = parse_settings(["--bits", "w8a8", *arguments, "--no-overwrite"])
@@ -125,7 +141,7 @@ def test_saved_settings_load_again(tmp_path, settings):
         ("a: &a [x]\nb: *a", "aliases"),
         ("bits: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("a: " + "[" * 5000, "not valid YAML"),
-        ("#" * (1 << 21), "larger than 1048576 bytes"),
+        ("#" * (1 << 21), "larger than 65536 bytes"),
     ],
 )
 def test_bad_yaml_gives_one_line(tmp_path, text, message):

@@ -1,6 +1,7 @@
 """What README.md and docs/ say is so: commands, snippets, links, settings, modules."""
 
 import ast
+import importlib.util
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from runs import SHORT, write_fashion_mnist
 from safetensors.torch import save_file
@@ -21,7 +23,7 @@ from zscgan_ext.train import main as train
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "zscgan_ext"
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON = (".venv/bin/python", "python", "python3")
 
 
@@ -63,9 +65,12 @@ def workplace(tmp_path_factory):
     torch.manual_seed(0)
     save_file(namespace["build"]().state_dict(), folder / "my_model.safetensors")
     for index, name in enumerate(("cat", "dog", "owl")):
-        (folder / "photos" / name).mkdir(parents=True)
         pixels = np.random.default_rng(index).integers(0, 256, (120, 100, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "photos" / name / "1.jpg")
+        for tree in ("photos", "imagenet/val"):
+            (folder / tree / name).mkdir(parents=True)
+            Image.fromarray(pixels).save(folder / tree / name / "1.jpg")
+    for name in ("resnet18", "resnet50", "mobilenet_v2"):
+        torch.save(torchvision.models.get_model(name).state_dict(), folder / f"{name}.pth")
     images = write_fashion_mnist(folder / "few-images", count=20)
     run = ["--output", str(folder / "runs" / "deployed"), "--export=onnx,safetensors"]
     assert train([*SHORT, *run, "--evaluation-data", str(images)]) == 0
@@ -79,7 +84,8 @@ def shortened(words: list[str]) -> list[str]:
     if words[2] != "zscgan_ext.train" or "--help" in words:
         return words
     images = [] if "--evaluation-data" in words else ["--evaluation-data", "few-images"]
-    return [*words, *SHORT, "--batch-size=4", "--overwrite", *images]
+    small = ["--image-size=32"] if any("torchvision:" in word for word in words) else []
+    return [*words, *SHORT, "--batch-size=4", "--overwrite", *images, *small]
 
 
 @pytest.mark.parametrize("command", PROGRAMS)
@@ -148,6 +154,23 @@ def test_the_readme_names_every_setting_and_no_other():
     named = set(re.findall(r"`--([\w-]+)", (ROOT / "README.md").read_text()))
     settings = {field.name.replace("_", "-") for field in fields(Settings)}
     assert named == settings | {"config"}
+
+
+def test_the_table_of_settings_is_the_programs():
+    spec = importlib.util.spec_from_file_location("settings_table", ROOT / "docs/settings_table.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    text = program.DOCUMENT.read_text()
+    assert text == program.written(text), "run python docs/settings_table.py"
+    assert set(re.findall(r"^\| `--([\w-]+)`", text, re.MULTILINE)) == {
+        field.name.replace("_", "-") for field in fields(Settings)
+    }
+
+
+def test_the_readme_leads_to_every_document():
+    readme = (ROOT / "README.md").read_text()
+    names = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS[1:]]
+    assert [name for name in names if f"]({name})" not in readme] == []
 
 
 def imported(file: Path) -> set[Path]:

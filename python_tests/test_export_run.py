@@ -111,6 +111,22 @@ def test_evaluation_of_a_run_and_of_its_files(run, data, name, capsys):
     assert any(line.startswith("Ankle boot") for line in table)
 
 
+def test_results_are_written_as_json_too(run, data, tmp_path, capsys):
+    file = tmp_path / "measured" / "results.json"
+    arguments = ["--data", str(data), "--batch-size", "16", "--json", str(file)]
+    assert evaluate([str(run / FILES["onnx"]), *arguments]) == 0
+    lines, results = capsys.readouterr().out.splitlines(), json.loads(file.read_text())
+    values = {line[:34].strip(): float(line[34:]) for line in lines[: lines.index("")]}
+    assert values["top-1 %"] == pytest.approx(results["top1"], abs=0.005)
+    assert values["expected calibration error %"] == pytest.approx(
+        results["calibration_error"], abs=0.005
+    )
+    assert set(results["latency_ms"]) == {"1", "16"}
+    assert values["latency of 16 images, ms"] > values["latency of one image, ms"] > 0
+    assert sum(each["images"] for each in results["classes"]) == results["images"] == 60
+    assert "Ankle boot" in {each["name"] for each in results["classes"]}
+
+
 def test_a_file_far_from_its_run_has_no_float_classifier(run, data, tmp_path, capsys):
     shutil.copy(run / FILES["onnx"], tmp_path)
     assert evaluate([str(tmp_path / FILES["onnx"]), "--data", str(data)]) == 0
@@ -182,9 +198,10 @@ def test_errors_of_export_are_one_line(run, arguments, message, capsys):
 EVALUATION_ERRORS = {
     "nothing there": (["nowhere"], "nowhere: no such file or folder"),
     "another kind": (["other.txt"], "other.txt: accepted are the folder of a run, .onnx and"),
-    "no ONNX": (["text.onnx"], "text.onnx: ONNX Runtime cannot load the model"),
+    "no ONNX": (["text.onnx"], "text.onnx: cannot be read as an ONNX model"),
     "no safetensors": (["text.safetensors"], "text.safetensors: cannot be read as safetensors"),
     "no data": (["RUN", "--data", "nowhere"], "nowhere: no such folder"),
+    "no batch": (["RUN", "--batch-size", "0"], "batch_size: 0, needed is a number above 0"),
 }
 
 

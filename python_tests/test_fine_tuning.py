@@ -12,11 +12,13 @@ from torch import nn
 from zscgan_ext.config import Settings
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.fine_tuning import fine_tune, student_loss
+from zscgan_ext.quantization.fine_tuning import StudentTraining, fine_tune, student_loss
 from zscgan_ext.quantization.scheme import Scheme
 
 LABELS = torch.tensor([0, 2, 1])
-TOY = Settings(batch_size=16, fine_tuning_steps=40, fine_tuning_learning_rate=3e-3)
+TOY = Settings(
+    batch_size=16, fine_tuning_steps=40, fine_tuning_learning_rate=4.5e-2, feature_weight=0.0
+)
 
 
 def logits(seed):
@@ -83,13 +85,40 @@ def test_steps_that_change_nothing_report_one_loss():
     assert steps[0].loss == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_features_add_their_distance():
+    settings = replace(
+        TOY, fine_tuning_learning_rate=1e-30, fine_tuning_steps=1, distillation_weight=0.0
+    )
+    _, _, (one,) = fine_tuned(Scheme("paper", 3, 3), replace(settings, feature_weight=1.0))
+    _, _, (ten,) = fine_tuned(Scheme("paper", 3, 3), replace(settings, feature_weight=10.0))
+    assert one.loss > 0.01
+    assert ten.loss == pytest.approx(10 * one.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["deploy", "paper"])
+def test_feature_maps_come_closer(name):
+    teacher = small_residual()
+    student = convert(teacher, Scheme(name, 6, 6), RGB8.shape)
+    calibrate(student, normal_batches(2, 16, *RGB8.shape, seed=1), 2)
+    with torch.no_grad():
+        for layer in student.layers:
+            layer.layer.weight.mul_(0.8)
+    settings = replace(
+        TOY, feature_weight=1.0, distillation_weight=0.0, fine_tuning_learning_rate=0.3
+    )
+    losses = []
+    batches = normal_batches(40, 16, *RGB8.shape, seed=2)
+    fine_tune(student, teacher, batches, settings, lambda step: losses.append(step.loss))
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+
+
 def scales_of(student):
     return [value.exp() for name, value in student.named_parameters() if "log_scale" in name]
 
 
 @pytest.mark.parametrize("name", ["deploy", "paper"])
 def test_scales_stay_positive_at_a_huge_learning_rate(name):
-    settings = replace(TOY, fine_tuning_learning_rate=1.0, fine_tuning_steps=6)
+    settings = replace(TOY, fine_tuning_learning_rate=15.0, fine_tuning_steps=6)
     student, _, steps = fine_tuned(Scheme(name, 4, 4), settings)
     scales = scales_of(student)
     assert len(scales) == (10 if name == "deploy" else 2)
@@ -130,3 +159,11 @@ def test_bfloat16_trains_float32_parameters():
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     assert sum(s.loss for s in steps[-8:]) < sum(s.loss for s in steps[:8])
     assert not any(isinstance(module, nn.BatchNorm2d) for module in student.modules())
+
+
+@pytest.mark.parametrize(("bits", "steps"), [((2, 8), 3), ((8, 3), 7), ((4, 4), 15)])
+def test_the_learning_rate_is_relative_to_the_narrower_width(bits, steps):
+    student = convert(small_residual(), Scheme("paper", *bits), RGB8.shape)
+    training = StudentTraining(student, small_residual(), iter(()), TOY)
+    rate = training.optimizer.param_groups[0]["lr"]
+    assert rate == pytest.approx(TOY.fine_tuning_learning_rate / steps)

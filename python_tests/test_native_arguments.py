@@ -50,6 +50,14 @@ PLAIN = {"type": 0, "extent": EXTENT, "low": -8, "high": 7, "numel": NUMEL, "thr
 PLAIN |= {"constant": 0.1, "symmetric": False, "factor": 1.0, "distance": 0}
 PLAIN |= {"channels": CHANNELS, "eps": 1e-5, "activation": 1, "stride": 1}
 
+# Both backends check arguments in the same code, before anything of a GPU is touched.
+BACKENDS = [name for name in ("cpu", "cuda") if hasattr(NATIVE, name)]
+WORKSPACE = 16  # an address that no check of arguments follows
+SCRATCH_ENTRIES = (
+    *("fake_quantize_learned_backward", "observe", "batch_norm_statistics", "batch_norm_eval"),
+    "batch_norm_distance",
+)
+
 
 def flat_names(entry):
     """Names of all arguments, those inside a list of tensors or layers too."""
@@ -77,12 +85,14 @@ class Call:
         self.values = values | dict(changes)
         self.entry = entry
 
-    def __call__(self):
+    def __call__(self, backend="cpu", where=None):
         arguments = []
         for name in ENTRIES[self.entry]:
             row = tuple(self.values[inner] for inner in ROWS.get(name, ()))
             arguments.append([row] if row else self.values[name])
-        return getattr(NATIVE.cpu, self.entry)(*arguments)
+        if where is not None:
+            arguments[-1] = where
+        return getattr(getattr(NATIVE, backend), self.entry)(*arguments)
 
 
 def changes(name, values):
@@ -99,8 +109,9 @@ def refused(entry, change):
     """Run the call, which must fail and leave every buffer as it was; return the error's text."""
     call = Call(entry, change)
     before = {name: buffer.clone() for name, buffer in call.buffers.items()}
-    with pytest.raises((ValueError, TypeError)) as caught:
-        call()
+    for backend in ("cpu",) if "threads" in change else reversed(BACKENDS):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            call(backend, (0, 0, WORKSPACE) if backend == "cuda" else None)
     assert all(same_bits(call.buffers[name], values) for name, values in before.items())
     return str(caught.value)
 
@@ -108,6 +119,32 @@ def refused(entry, change):
 def test_no_entry_is_forgotten():
     settings = {"instruction_set", "instruction_sets", "select_instruction_set"}
     assert {name for name in dir(NATIVE.cpu) if name[0] != "_"} - settings == set(ENTRIES)
+    sizes = {"reduction_workspace", "learned_backward_workspace", "distance_workspace"}
+    for backend in BACKENDS[1:]:
+        entries = {name for name in dir(getattr(NATIVE, backend)) if name[0] != "_"}
+        assert entries - sizes == set(ENTRIES)
+
+
+def test_null_workspaces():
+    for entry in SCRATCH_ENTRIES if "cuda" in BACKENDS else ():
+        with pytest.raises(ValueError, match="workspace: null pointer"):
+            Call(entry)("cuda", (0, 0, 0))
+
+
+@pytest.mark.parametrize("value", [-1, 2**64, 0.5, None, "0"])
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_addresses_that_are_none(entry, value):
+    for name in addresses(entry):
+        assert "incompatible function arguments" in refused(entry, {name: value})
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_number_of_arguments(entry):
+    good = [Call(entry).values.get(name, []) for name in ENTRIES[entry]]
+    for arguments in ([], good[:-1], [*good, 0]):
+        for backend in BACKENDS:
+            with pytest.raises(TypeError):
+                getattr(getattr(NATIVE, backend), entry)(*arguments)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -144,14 +181,17 @@ def test_dtype_codes(entry, change):
             (2**64, 1, 1),
         ],
     )
-    + changes("numel", [-1, -(2**63), 2**64])
-    + changes("channels", [0, -1, 2**64]),
+    + changes("numel", [-1, -(2**63), 2**60, 2**63 - 1, 2**64])
+    + changes("channels", [0, -1, 2**60, 2**63 - 1, 2**64]),
 )
 def test_sizes(entry, change):
     assert refused(entry, change)
 
 
-@pytest.mark.parametrize(("entry", "change"), changes("threads", [(0,), (-1,), (2**31,), (), None]))
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    changes("threads", [(0,), (-1,), (4097,), (2**31 - 1,), (2**31,), (), (1, 1, 1), None]),
+)
 def test_threads(entry, change):
     assert refused(entry, change)
 

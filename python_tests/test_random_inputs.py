@@ -8,9 +8,25 @@ from hypothesis import given, settings
 from tensors import DTYPES, LAYOUTS, same_bits, same_values
 
 from zscgan_ext.ops import ACTIVATIONS, native, reference
+from zscgan_ext.ops.batch_norm_matching import DISTANCES
 from zscgan_ext.ops.layout import compute_dtype, dense
 
+APART = 4099  # elements from one to the next where strides are huge
 SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-40, 3e38, -3e38, 0.5, 1.5, -2.5)
+# Scales that no quantizer should have, some of them denormal, and beyond what reciprocals bear.
+HOSTILE = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, 1e-40, 3e-39, 3e38, -1.0, 1.0)
+
+
+def far_apart(x):
+    """Copy x to places in memory that are thousands of elements from each other."""
+    buffer = torch.empty(x.numel() * APART + 1, dtype=x.dtype)
+    strides = [stride * APART for stride in x.contiguous().stride()]
+    return buffer.as_strided(x.shape, strides, 1).copy_(x)
+
+
+def at_offset(x, offset):
+    """Copy x to an address that many elements behind an aligned one."""
+    return torch.empty(x.numel() + offset, dtype=x.dtype)[offset:].view(x.shape).copy_(x)
 
 
 @st.composite
@@ -27,6 +43,9 @@ def tensors(draw, dimensions=(1, 5), finite=False):
             x.view(-1)[draw(st.integers(0, x.numel() - 1))] = value
     x = x.to(draw(st.sampled_from(DTYPES)))
     x = LAYOUTS[draw(st.sampled_from(list(LAYOUTS)))](x)
+    if draw(st.booleans()):
+        x = far_apart(x) if x.numel() <= 300 and draw(st.booleans()) else x
+        x = at_offset(x, draw(st.integers(1, 67))) if x.is_contiguous() else x
     return x[draw(st.integers(0, 2)) :] if draw(st.booleans()) else x
 
 
@@ -167,3 +186,67 @@ def test_batch_norm_eval(x, activation, has_residual, masked_by_y, seed):
     size = x.double().nan_to_num(0, 0, 0).abs().max().item() if x.numel() else 0.0
     limit = 64 * torch.finfo(x.dtype).eps * (size + 100)
     assert ((grad_x.double() - expected_grad_x.double())[finite].abs() <= limit).all()
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(
+    tensors(dimensions=(1, 2)),
+    st.lists(st.sampled_from(HOSTILE), min_size=1, max_size=7),
+    st.lists(st.sampled_from((*HOSTILE, 1e9, -1e9)), min_size=1, max_size=7),
+    st.sampled_from(ACTIVATIONS),
+)
+def test_quantizers_that_make_no_sense(x, scales, zero_points, activation):
+    """Whatever an optimizer made of a scale, no implementation reads or writes elsewhere, and both
+    give the same values.
+    """
+    x = dense(x, 0)
+    count = x.shape[0]
+    scale, zero_point = (
+        torch.tensor((values * count)[:count], dtype=compute_dtype(x))
+        for values in (scales, zero_points)
+    )
+    found = []
+    for module in (native, reference):
+        y, mask = module.fake_quantize(x, scale, zero_point, -8, 7, 0, True)
+        stage = ([0], [activation], [None])
+        (learned,) = module.fake_quantize_learned([x], [scale], [zero_point], [-8], [7], *stage)
+        found.append((y, mask, learned))
+    for actual, expected in zip(*found, strict=True):
+        assert same_values(actual, expected)
+
+
+VARIANCES = (0.0, 1e-45, 5.6e-45, 1e-30, 1e-8, 0.5, 1.0, 1e10, 1e30)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.sampled_from(sorted(DISTANCES)),
+    st.sampled_from((1e-12, 1e-5, 1e-3)),
+    st.sampled_from(VARIANCES),
+    st.integers(0, 2**32),
+)
+def test_batch_norm_distance(sizes, dtype, distance, eps, largest, seed):
+    """Against the reference in double precision, which the kernels compute in for any data."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = [
+        [torch.randn(size, generator=generator, dtype=dtype) for size in sizes] for _ in range(4)
+    ]
+    for variances in (columns[1], columns[3]):
+        for values in variances:
+            values.abs_().mul_(largest)
+    settings_ = ([eps] * len(sizes), distance)
+    exact = reference.batch_norm_distance(
+        *([values.double() for values in column] for column in columns), *settings_
+    )
+    for module in (native,) if dtype == torch.float32 else (native, reference):
+        for actual, expected in zip(
+            module.batch_norm_distance(*columns, *settings_), exact, strict=True
+        ):
+            assert actual.dtype == dtype
+            finite = expected.abs() < torch.finfo(dtype).max / 1e6
+            scale = expected[finite].abs().max() if finite.any() else torch.tensor(0.0)
+            error = (actual.double() - expected)[finite].abs()
+            tolerance = 1e-6 if dtype == torch.float32 else 1e-9
+            assert (error <= tolerance * scale + torch.finfo(dtype).smallest_normal).all()

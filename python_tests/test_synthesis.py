@@ -11,7 +11,8 @@ from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.config import Settings
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.synthesis import (
-    mixed_batches,
+    GeneratorTraining,
+    learning_batches,
     noise_batches,
     synthetic_batches,
     train_generator,
@@ -100,20 +101,6 @@ def test_synthetic_batches_are_images_with_their_labels():
     torch.testing.assert_close(images, generator(latent, expected_labels).detach())
 
 
-def test_mixed_batches_lie_between_neighbours_and_nearer_to_their_label():
-    values = torch.tensor([0.0, 1, 4, 9, 16, 25])
-    images, labels = values.view(6, 1, 1, 1).expand(6, 2, 3, 3), torch.arange(6)
-    (mixed, same_labels), (more, _) = mixed_batches(iter([(images, labels)] * 2), random())
-    assert torch.equal(same_labels, labels)
-    assert mixed.is_contiguous(memory_format=torch.channels_last)
-    neighbour = torch.tensor([25.0, 0, 1, 4, 9, 16])
-    weights = ((mixed.mean((1, 2, 3)) - neighbour) / (values - neighbour)).tolist()
-    assert all(0.5 <= weight <= 1 for weight in weights)
-    assert max(weights) - min(weights) > 0.1
-    assert torch.equal(mixed, mixed[:, :1, :1, :1].expand(mixed.shape))  # one weight per image
-    assert not torch.equal(mixed, more)
-
-
 def test_noise_is_standard_normal():
     (images, labels), (more, _) = islice(noise_batches(64, RGB8.shape, random()), 2)
     assert images.shape == (64, *RGB8.shape)
@@ -121,3 +108,23 @@ def test_noise_is_standard_normal():
     assert images.mean().abs() < 0.05
     assert images.std().item() == pytest.approx(1, abs=0.05)
     assert not torch.equal(images, more)
+
+
+def test_a_generator_learns_a_step_before_each_of_its_batches():
+    torch.manual_seed(0)
+    generator = ConditionalGenerator(5, 8, RGB8)
+    training = GeneratorTraining(
+        generator, FrozenTeacher(small_residual(), "gaussian_kl"), QUICK, random()
+    )
+    batches = learning_batches(training, synthetic_batches(generator, 4, random(1)))
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    for steps in (1, 2):
+        images, labels = next(batches)
+        assert training.steps_taken == steps
+        assert not generator.training
+        assert (images.shape, labels.shape) == ((4, *RGB8.shape), (4,))
+    changed = [
+        name for name, value in generator.state_dict().items() if value.ne(before[name]).any()
+    ]
+    assert "linear.weight" in changed
+    assert "bn.running_mean" in changed

@@ -31,6 +31,7 @@ REAL_ROWS = {"real_calibrated", "real_fine_tuned"}
 STUDENT_FILES = {"quantized.safetensors", "model.safetensors", "export.json"}
 RUN_FILES = STUDENT_FILES | {
     *("config.yaml", "metrics.json", "metrics.jsonl", "generator.safetensors", "samples"),
+    "predictions.safetensors",
 }
 PROFILE_FILES = {"trace.json", "profile.txt"}
 
@@ -77,7 +78,7 @@ def test_metrics_have_the_promised_keys(run):
     metrics = metrics_of(run)
     own = {
         *("classifier", "bits", "scheme", "seed", "device", "top1", "agreement", "seconds"),
-        *("peak_memory_bytes", "execution"),
+        *("peak_memory_bytes", "execution", "diversity", "warnings"),
     }
     assert set(metrics) == own | set(environment())
     assert metrics["classifier"] == "resnet20"
@@ -178,7 +179,9 @@ def test_another_seed_gives_another_run(run, data, tmp_path):
 def test_stopping_after_synthesis(data, tmp_path, capsys):
     folder = tmp_path / "out"
     assert train(folder, data, "--stop-after", "synthesis") == 0
-    assert {file.name for file in folder.iterdir()} == RUN_FILES - STUDENT_FILES
+    assert {file.name for file in folder.iterdir()} == RUN_FILES - STUDENT_FILES - {
+        "predictions.safetensors"
+    }
     metrics = metrics_of(folder)
     assert set(metrics["top1"].values()) == {None}
     assert metrics["seconds"]["fine_tuning"] == 0

@@ -242,7 +242,7 @@ def wait_for(file, process):
         time.sleep(0.05)
 
 
-def test_an_interrupt_keeps_what_is_there(tmp_path):
+def test_an_interrupt_keeps_what_is_there_and_writes_a_checkpoint(tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-c", INTERRUPTIBLE, "--synthesis-steps", "1000000"]
     process = subprocess.Popen(
@@ -256,6 +256,8 @@ def test_an_interrupt_keeps_what_is_there(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors == "interrupted; what was written so far is kept\n"
+    assert errors == f"stopped by SIGINT; --resume {run} goes on from here\n"
     kept = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
-    assert kept == {"config.yaml", "metrics.jsonl", "samples/step-000001.png"}
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    expected = {"config.yaml", "metrics.jsonl", "samples/step-000001.png"}
+    assert kept == expected | {f"checkpoints/{checkpoint.name}"}

@@ -21,7 +21,7 @@ from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.synthesis import GeneratorTraining, mixed_batches, synthetic_batches
+from zscgan_ext.synthesis import GeneratorTraining, synthetic_batches
 from zscgan_ext.training import Training
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def new_training(stage, settings=SMALL, device=CPU):
     student = convert(model, Scheme(stage.removeprefix("student-"), 4, 4), RGB8.shape)
     batches = synthetic_batches(generator.eval(), settings.batch_size, random)
     calibrate(student, batches, 1)
-    return StudentTraining(student, model, mixed_batches(batches, random), settings)
+    return StudentTraining(student, model, batches, settings)
 
 
 class SeenOps(TorchDispatchMode):

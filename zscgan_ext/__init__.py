@@ -1,17 +1,52 @@
 """Data-free quantization of image classifiers with a conditional generator."""
 
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zscgan_ext.api import (
+        evaluate,
+        export,
+        fine_tune,
+        load_classifier,
+        quantize,
+        train_generator,
+    )
     from zscgan_ext.export.quantized_file import load_quantized
 
-__all__ = ["load_quantized"]
+__all__ = [
+    "evaluate",
+    "export",
+    "fine_tune",
+    "load_classifier",
+    "load_quantized",
+    "quantize",
+    "train_generator",
+]
+HOMES = {"load_quantized": "zscgan_ext.export.quantized_file"}  # all others are in the API
+
+
+class Package(ModuleType):
+    """The package, whose `evaluate` and `export` are functions.
+
+    There are programs of these names too, and importing one sets it as an attribute here.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but no program in the place of a function."""
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
 
 
 def __getattr__(name: str) -> Any:
     """Import what the package offers when it is asked for: programs start without it."""
-    if name == "load_quantized":
-        from zscgan_ext.export.quantized_file import load_quantized
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(HOMES.get(name, "zscgan_ext.api")), name)
+    setattr(sys.modules[__name__], name, value)
+    return value
 
-        return load_quantized
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+sys.modules[__name__].__class__ = Package

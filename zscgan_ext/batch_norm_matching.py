@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext import ops
+from zscgan_ext import ops, processes
 from zscgan_ext.errors import InputError
 from zscgan_ext.matched_batch_norm import batch_norm_layers, matched_graph, stored
 from zscgan_ext.ops.implementation import uses_native
@@ -67,15 +67,22 @@ class FrozenTeacher(nn.Module):
         return logits
 
     def match(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [N, num_classes] and the distance of the batch statistics, a scalar."""
+        """Return logits [N, num_classes] and the distance of the batch statistics, a scalar.
+
+        The statistics are those of the images of all processes.
+        """
         self.measured.clear()
         logits = self.model(images) if self.graph is None else self.graph(images)
-        layers, means, variances = zip(*self.measured, strict=True)
+        layers, own_means, own_variances = zip(*self.measured, strict=True)
         self.measured.clear()
+        running_means = [stored(layer.running_mean) for layer in layers]
+        means, variances, _ = processes.combined_statistics(
+            own_means, own_variances, running_means, len(images)
+        )
         distance = ops.batch_norm_distance(
             means,
             variances,
-            [stored(layer.running_mean) for layer in layers],
+            running_means,
             [stored(layer.running_var) for layer in layers],
             [layer.eps for layer in layers],
             self.distance,

@@ -74,3 +74,8 @@ def activation_of(graph: fx.GraphModule, node: fx.Node) -> str:
 def only_user(node: fx.Node) -> fx.Node | None:
     """Return the one node that takes another's result; None for none or several."""
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def writes_into(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """Return the node whose result another one overwrites; None for one that overwrites nothing."""
+    return node.all_input_nodes[0] if is_in_place(graph, node) else None

@@ -10,12 +10,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zscgan_ext.classifier_sources import timm_models, torchvision_models
 from zscgan_ext.classifier_sources.bundled import BundledSource
 from zscgan_ext.classifier_sources.function import FunctionSource
+from zscgan_ext.classifier_sources.model import ModelSource
 from zscgan_ext.classifier_sources.program import SUFFIX, ProgramSource
 from zscgan_ext.classifier_sources.source import ClassifierSource
 from zscgan_ext.errors import InputError, did_you_mean, first_line
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.tracing import traceable
-from zscgan_ext.weights import load_weights
+from zscgan_ext.weights import check_finite, load_weights
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 
@@ -31,7 +32,7 @@ class Classifier:
 
 
 def load_classifier(
-    name: str,
+    name: str | nn.Module,
     weights: Path | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
@@ -43,7 +44,7 @@ def load_classifier(
     Args:
         name: a bundled classifier, `torchvision:NAME`, `timm:NAME`, `module:function` for a
             function that returns a model and takes nothing, or `num_classes` (the current folder
-            is importable), or a `.pt2` file of `torch.export`.
+            is importable), or a `.pt2` file of `torch.export`. Or a model object, which is copied.
         weights: safetensors or state-dict file; None for the weights that come with the model,
             which torchvision and timm download.
         num_classes: what the model must give; None to take what it gives.
@@ -57,12 +58,15 @@ def load_classifier(
             or the model does not turn such images into logits.
     """
     source = find_source(name)
+    name = source.name
     model = source.build(num_classes, trained=weights is None)
     preprocessing = override(source.preprocessing(model), image_size, mean, std)
     if weights is not None:
         load_weights(model, weights)
     model.to("cpu", torch.float32).eval().requires_grad_(False)
-    check_state(name if weights is None else str(weights), model)
+    origin = name if weights is None else str(weights)
+    check_finite(origin, model)
+    check_batch_norm(origin, model)
     count = count_logits(name, model, preprocessing)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
@@ -70,12 +74,14 @@ def load_classifier(
     return Classifier(name, model, count, preprocessing, class_names(source, weights, count))
 
 
-def find_source(name: str) -> ClassifierSource:
-    """Return where the classifier of a name comes from.
+def find_source(name: str | nn.Module) -> ClassifierSource:
+    """Return where the classifier of a name comes from; a model object is its own source.
 
     Raises:
         InputError: if there is no such classifier, as far as the name tells.
     """
+    if isinstance(name, nn.Module):
+        return ModelSource(name)
     if name in BUNDLED_CLASSIFIERS:
         return BundledSource(name)
     if name.startswith(torchvision_models.PREFIX):
@@ -127,16 +133,17 @@ def override(
     )
 
 
-def check_state(source: str, model: nn.Module) -> None:
-    """Require finite values and a batch norm with running statistics."""
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
-            raise InputError(f"weights: {source} has NaN or infinite values in {name}")
-    layers = (m for m in model.modules() if isinstance(m, _BatchNorm))
-    if not any(layer.running_mean is not None for layer in layers):
+def check_batch_norm(source: str, model: nn.Module) -> None:
+    """Require a batch norm with running statistics, and no variance below zero."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    variances = {n: m.running_var for n, m in layers.items() if m.running_var is not None}
+    if not variances:
         raise InputError(
             "classifier: needs at least one BatchNorm layer with running statistics, found none"
         )
+    for name, variance in variances.items():
+        if bool((variance < 0).any()):
+            raise InputError(f"weights: {source} has variances below 0 in {name}.running_var")
 
 
 @torch.no_grad()

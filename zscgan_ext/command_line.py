@@ -1,33 +1,31 @@
 """Reading settings from the command line and from YAML, and writing them as YAML.
 
-Both are two ways to write the same settings: the entries of the `--config` file become arguments
-that stand before those of the command line, which therefore win.
+All are ways to write the same settings: a preset and the entries of the `--config` file become
+arguments that stand before those of the command line, which therefore win.
 """
 
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import simple_parsing
 import yaml
 from simple_parsing.wrappers.field_wrapper import ArgumentGenerationMode, DashVariant
 
-from zscgan_ext.config import Settings, check_settings
+from zscgan_ext.config import PRESETS, Settings, check_settings
 from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.program import OneLineParser
 
-LARGEST_CONFIG = 1 << 20  # bytes
+CONFIG = "config.yaml"  # in the folder of a run
+LARGEST_CONFIG = 1 << 16  # bytes
 BOOLEAN = "tag:yaml.org,2002:bool"
 
 
-class Parser(simple_parsing.ArgumentParser):
-    """A parser whose errors are `InputError`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong as one line."""
-        raise InputError(message)
+class Parser(OneLineParser, simple_parsing.ArgumentParser):
+    """A parser of dataclasses."""
 
 
 def make_parser() -> Parser:
@@ -58,18 +56,35 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     Raises:
         InputError: if a setting is unknown, has the wrong type or is out of range.
     """
-    parsed, unknown = make_parser().parse_known_args(arguments)
-    if parsed.config is not None and not unknown:
-        from_file = config_arguments(parsed.config)
-        rest = sys.argv[1:] if arguments is None else arguments
-        parsed, unknown = make_parser().parse_known_args([*from_file, *rest])
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed, unknown = make_parser().parse_known_args(given)
+    resumed: Path | None = parsed.settings.resume
+    if not unknown and (parsed.config is not None or resumed is not None):
+        from_files = [] if resumed is None else config_arguments(resumed / CONFIG, ("output",))
+        from_files += [] if parsed.config is None else config_arguments(parsed.config)
+        given = [*from_files, *given]
+        parsed, unknown = make_parser().parse_known_args(given)
+    if not unknown:
+        given = [*preset_arguments(parsed.settings.preset), *given]
+        parsed, unknown = make_parser().parse_known_args(given)
     if unknown:
         options = [f"--{field.name.replace('_', '-')}" for field in fields(Settings)]
         hint = did_you_mean(unknown[0].split("=")[0], [*options, "--config"])
         raise InputError(f"unknown argument {unknown[0]}{hint}; --help lists all")
     settings: Settings = parsed.settings
+    if settings.resume != resumed:
+        raise InputError(f"resume: {settings.resume} in a file, accepted on the command line alone")
+    if resumed is not None:
+        if settings.output not in (None, resumed):
+            raise InputError(f"output: {settings.output}, but --resume goes on in {resumed}")
+        settings = replace(settings, output=resumed)
     check_settings(settings)
     return settings
+
+
+def preset_arguments(preset: str) -> list[str]:
+    """Turn a preset into the arguments that say the same."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in PRESETS[preset].items()]
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -105,7 +120,9 @@ def read_config(file: Path) -> dict[Any, Any]:
         raise InputError(f"config: {file} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(f"config: {file} is not UTF-8 text") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # wrong tags make PyYAML raise nearly anything
         problem = " ".join(str(error).split())
         raise InputError(f"config: {file} is not valid YAML ({problem})") from None
     if not isinstance(entries, dict):
@@ -114,8 +131,8 @@ def read_config(file: Path) -> dict[Any, Any]:
     return entries
 
 
-def config_arguments(file: Path) -> list[str]:
-    """Turn a YAML file into the arguments that say the same.
+def config_arguments(file: Path, ignored: Sequence[str] = ()) -> list[str]:
+    """Turn a YAML file into the arguments that say the same, less those of ignored settings.
 
     Raises:
         InputError: if the file cannot be read or holds an unknown setting.
@@ -126,6 +143,8 @@ def config_arguments(file: Path) -> list[str]:
         if name not in defaults:
             hint = did_you_mean(str(name), list(defaults))
             raise InputError(f"config: {file} has an unknown setting {name!r}{hint}")
+        if name in ignored:
+            continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, list) and name in ("mean", "std"):
             arguments += [option, *(scalar_text(file, name, item) for item in value)]

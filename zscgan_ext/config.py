@@ -10,8 +10,16 @@ import simple_parsing
 import torch
 
 from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.preprocessing import LARGEST_IMAGE_SIZE
+from zscgan_ext.processes import local_rank
 
 EXPORT_FORMATS = ("onnx", "safetensors")
+# What a preset sets, where nothing else was said.
+PRESETS = {
+    "quick": {"synthesis_steps": 100, "fine_tuning_steps": 100},
+    "default": {"synthesis_steps": 500, "fine_tuning_steps": 700},
+    "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 4000},
+}
 
 
 def setting(default: Any, metavar: str, nargs: str | None = None) -> Any:
@@ -51,28 +59,40 @@ class Settings:
     scheme: Literal["deploy", "paper"] = "deploy"
     """deploy: what an int8 runtime executes; paper: comparable with published tables"""
 
+    preset: Literal["quick", "default", "thorough"] = "default"
+    """how much to spend: about 1, 5 or 30 minutes for resnet20 on two cores; sets the steps of both
+    trainings where they are not given"""
     distance: Literal["gaussian_kl", "mse", "std_mse", "l2"] = "gaussian_kl"
     """distance between the batch-norm statistics of generated images and the stored ones"""
     latent_dim: int = setting(64, "N")
     """length of the generator's latent vector"""
     batch_size: int = setting(128, "N")
     """images in a batch"""
-    synthesis_steps: int = setting(200, "N")
+    synthesis_steps: int = setting(PRESETS["default"]["synthesis_steps"], "N")
     """steps of generator learning"""
+    training: Literal["staged", "alternating"] = "staged"
+    """staged: the generator is learned before fine-tuning; alternating: it goes on learning, one
+    step before each step of fine-tuning"""
+    rounding: Literal["balanced", "nearest"] = "balanced"
+    """where weights start from; balanced: rounding errors cancel in each kernel and output channel
+    (SQuant), which needs no image either"""
     calibration_batches: int = setting(8, "N")
     """batches that the initial ranges are taken from"""
-    fine_tuning_steps: int = setting(250, "N")
+    fine_tuning_steps: int = setting(PRESETS["default"]["fine_tuning_steps"], "N")
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the generator"""
-    fine_tuning_learning_rate: float = setting(2e-4, "X")
-    """learning rate for the quantized classifier"""
+    fine_tuning_learning_rate: float = setting(1e-3, "X")
+    """Adam's learning rate for the quantized classifier, divided by its number of quantization
+    steps: by 3 for 2 bits, by 15 for 4 bits"""
     cross_entropy_weight: float = setting(1.0, "X")
     """weight of the teacher's cross-entropy in the generator's loss"""
     batch_norm_weight: float = setting(10.0, "X")
     """weight of the batch-norm distance in the generator's loss"""
     distillation_weight: float = setting(1.0, "X")
     """weight of the distillation from the float classifier in fine-tuning"""
+    feature_weight: float = setting(100.0, "X")
+    """weight of the distance between the feature maps of both in fine-tuning"""
     label_weight: float = setting(0.0, "X")
     """weight of the cross-entropy with the generator's labels in fine-tuning"""
     temperature: float = setting(4.0, "X")
@@ -97,6 +117,14 @@ class Settings:
     """folder of the run (None: runs/<classifier>-<bits>-<scheme>-seed<seed>)"""
     overwrite: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
     """replace the run that the output folder holds"""
+    resume: Path | None = setting(None, "RUN")
+    """folder of a run to go on with, from its newest checkpoint and with its settings (None: a new
+    run)"""
+    checkpoint_every: str = setting("10min", "INTERVAL")
+    """steps (500) or minutes (10min) between two checkpoints; none: only when a signal stops the
+    run"""
+    keep_checkpoints: int = setting(2, "N")
+    """checkpoints that are kept, the newest ones"""
     evaluation_data: str | None = setting(None, "DATA")
     """labelled images that measure accuracy: fashion-mnist, a folder of idx files or an ImageFolder
     tree (None: the bundled test images for a bundled classifier, otherwise no accuracy)"""
@@ -108,6 +136,10 @@ class Settings:
     export: str = setting("safetensors", "FORMATS")
     """files to deploy: safetensors, onnx (proved and timed in ONNX Runtime), both with a comma
     between them, or none"""
+    report: bool = simple_parsing.flag(default=True, negative_prefix="--no-")
+    """write report.html at the end: accuracy, losses, images, errors by layer"""
+    tensorboard: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
+    """log losses and generated images for TensorBoard too"""
     log_interval: int = setting(50, "N")
     """steps between two entries in the log"""
     profile: bool = simple_parsing.flag(default=False, negative_prefix="--no-")
@@ -124,12 +156,24 @@ class Settings:
 ABOVE_ZERO = (
     *("num_classes", "image_size", "latent_dim", "batch_size", "synthesis_steps"),
     *("calibration_batches", "synthesis_learning_rate", "fine_tuning_learning_rate"),
-    *("temperature", "log_interval"),
+    *("temperature", "log_interval", "keep_checkpoints"),
 )
 ZERO_OR_ABOVE = (
     *("fine_tuning_steps", "cross_entropy_weight", "batch_norm_weight", "distillation_weight"),
-    *("label_weight", "seed"),
+    *("feature_weight", "label_weight", "seed"),
 )
+
+# Far more than is of use; beyond, counters and sizes would overflow.
+AT_MOST = {
+    **{
+        "num_classes": 2**20,
+        "image_size": LARGEST_IMAGE_SIZE,
+        "latent_dim": 2**20,
+        "batch_size": 2**20,
+    },
+    **dict.fromkeys(("synthesis_steps", "calibration_batches", "fine_tuning_steps"), 2**40),
+    **{"seed": 2**50, "log_interval": 2**40},
+}
 
 
 def check_settings(settings: Settings) -> None:
@@ -146,8 +190,11 @@ def check_settings(settings: Settings) -> None:
             raise InputError(f"{name}: {value}, needed is a number above 0")
         if name in ZERO_OR_ABOVE and value < 0:
             raise InputError(f"{name}: {value}, needed is 0 or above")
+        if name in AT_MOST and value is not None and value > AT_MOST[name]:
+            raise InputError(f"{name}: {value}, needed is {AT_MOST[name]:,} or below")
     parse_bits(settings.bits)
     parse_formats(settings.export)
+    parse_interval(settings.checkpoint_every)
     check_normalization(settings.mean, settings.std)
     device = resolve_device(settings.device)
     if settings.precision == "float16" and device.type != "cuda":
@@ -195,6 +242,30 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return names
 
 
+@dataclass(frozen=True)
+class Interval:
+    """A number of steps, or else of seconds."""
+
+    steps: int | None
+    seconds: float = math.inf
+
+
+def parse_interval(text: str) -> Interval | None:
+    """Read `500` as steps, `10min` as minutes and `none` as None.
+
+    Raises:
+        InputError: if the text has another form.
+    """
+    if text.lower() == "none":
+        return None
+    match = re.fullmatch(r"(\d+)|(\d+|\d*\.\d+)min", text, re.ASCII)
+    if match is None or float(match[1] or match[2]) == 0:
+        raise InputError(
+            f"checkpoint_every: {text!r}, accepted are steps like 500, minutes like 10min, and none"
+        )
+    return Interval(int(match[1])) if match[1] else Interval(None, 60 * float(match[2]))
+
+
 def resolve_device(text: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that exists.
 
@@ -204,11 +275,11 @@ def resolve_device(text: str) -> torch.device:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text, re.ASCII):
         raise InputError(f"device: {text!r}, accepted are auto, cpu, cuda and cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if text == "auto":
-        return torch.device("cuda", 0) if count else torch.device("cpu")
+    if text == "auto" and not count:
+        return torch.device("cpu")
     if text == "cpu":
         return torch.device("cpu")
-    index = int(text.removeprefix("cuda").removeprefix(":") or 0)
+    index = int(text.removeprefix("auto").removeprefix("cuda").removeprefix(":") or local_rank())
     if index >= count:
         raise InputError(f"device: {text!r}, but torch finds {count or 'no'} CUDA device(s)")
     return torch.device("cuda", index)

@@ -4,24 +4,20 @@ Real images are never needed to quantize. They measure accuracy (`--evaluation-d
 rows that had the data (`--reference-data`).
 """
 
-import gzip
-import math
 import os
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import functional as transforms
+from torchvision.datasets.folder import find_classes
 
 from zscgan_ext.errors import InputError
+from zscgan_ext.idx_file import read_idx
+from zscgan_ext.image_file import IMAGE_MODES, image_files, read_image, silent_decoders
 from zscgan_ext.preprocessing import Preprocessing
 
 FASHION_MNIST_CLASSES = (
@@ -43,7 +39,7 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 # The folders of a split, where a tree has them above its class folders.
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
-IMAGE_MODES = {1: "L", 3: "RGB"}
+IDX_ENDINGS = ("-ubyte", "-ubyte.gz")
 Split = Literal["train", "test"]
 
 
@@ -65,6 +61,9 @@ class Images(Protocol):
         self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches drawn uniformly with replacement, forever."""
+
+    def subset(self, index: Tensor) -> "Images":
+        """Return the images at these positions, int64 [M], in this order."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,10 @@ class LabelledImages:
         while True:
             index = torch.randint(len(self), (batch_size,), generator=random)
             yield preprocessing.normalize(self.images[index]), self.labels[index]
+
+    def subset(self, index: Tensor) -> "LabelledImages":
+        """Return the images at these positions, int64 [M], in this order."""
+        return LabelledImages(self.images[index], self.labels[index])
 
 
 @dataclass(frozen=True)
@@ -124,49 +127,14 @@ class ImageTree:
             index = torch.randint(len(self), (batch_size,), generator=random)
             yield self._read(index, preprocessing), self.labels[index]
 
+    def subset(self, index: Tensor) -> "ImageTree":
+        """Return the images at these positions, int64 [M], in this order."""
+        return ImageTree(tuple(self.files[i] for i in index.tolist()), self.labels[index])
+
     def _read(self, index: Tensor, preprocessing: Preprocessing) -> Tensor:
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool, silent_decoders():
             pixels = pool.map(lambda i: read_image(self.files[i], preprocessing), index.tolist())
             return preprocessing.normalize(torch.stack(list(pixels)))
-
-
-def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
-    """Read one image file in the classifier's size and channels, uint8 [C, H, W].
-
-    Raises:
-        InputError: if the file cannot be decoded.
-    """
-    size = preprocessing.image_size
-    try:
-        with Image.open(file) as image:
-            converted = image.convert(IMAGE_MODES[preprocessing.channels])
-    except Exception as error:  # decoders raise nearly anything
-        raise InputError(f"{file}: cannot be read as an image ({error})") from None
-    resized = transforms.resize(converted, round(size * 256 / 224))
-    pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(resized, size))
-    return pixels
-
-
-def read_idx(file: Path) -> np.ndarray:
-    """Read one idx file of unsigned bytes, gzipped or not, as a uint8 array.
-
-    Raises:
-        InputError: if the file cannot be read, is truncated or holds another type.
-    """
-    try:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file}: cannot be read as an idx file ({error})") from None
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise InputError(f"{file}: not an idx file of unsigned bytes")
-    dimensions = data[3]
-    header = 4 + 4 * dimensions
-    if len(data) < header:
-        raise InputError(f"{file}: truncated in its header")
-    shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))
-    if len(data) != header + math.prod(shape):
-        raise InputError(f"{file}: truncated, its header announces shape {shape}")
-    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape).copy()
 
 
 def read_idx_folder(folder: Path, split: Split) -> LabelledImages:
@@ -184,7 +152,7 @@ def read_idx_folder(folder: Path, split: Split) -> LabelledImages:
     for kind in ("images-idx3", "labels-idx1"):
         name = f"{prefix}-{kind}-ubyte"
         candidates = [folder / f"{name}.gz", folder / name]
-        file = next((path for path in candidates if path.is_file()), None)
+        file = next((path for path in candidates if os.path.lexists(path)), None)
         if file is None:
             raise InputError(f"{folder}: holds neither {name} nor {name}.gz")
         arrays.append(read_idx(file))
@@ -207,13 +175,17 @@ def read_tree(folder: Path, split: Split) -> ImageTree:
         InputError: if there is no class folder, or one without an image.
     """
     inner = (folder / name for name in SPLIT_FOLDERS[split])
-    root = next((path for path in inner if path.is_dir()), folder)
+    root = next((path for path in inner if os.path.isdir(path)), folder)
     try:
-        samples = ImageFolder(str(root)).samples
+        classes, _ = find_classes(root)
     except OSError as error:
         raise InputError(f"{root}: not an ImageFolder tree ({error})") from None
-    files = tuple(Path(file) for file, _ in samples)
-    return ImageTree(files, torch.tensor([label for _, label in samples]))
+    files = [image_files(root / name) for name in classes]
+    empty = [name for name, found in zip(classes, files, strict=True) if not found]
+    if empty:
+        raise InputError(f"{root}: not an ImageFolder tree (no image for the class {empty[0]})")
+    labels = [label for label, found in enumerate(files) for _ in found]
+    return ImageTree(tuple(file for found in files for file in found), torch.tensor(labels))
 
 
 def fashion_mnist_folder(split: Split) -> Path:
@@ -246,7 +218,7 @@ def open_images(name: str, split: Split, preprocessing: Preprocessing) -> Images
     folder = fashion_mnist_folder(split) if name == "fashion-mnist" else Path(name)
     if not os.path.isdir(folder):
         raise InputError(f"{name}: no such folder, accepted are fashion-mnist or a folder")
-    if not any(folder.glob("*-ubyte")) and not any(folder.glob("*-ubyte.gz")):
+    if not any(name.endswith(IDX_ENDINGS) for name in names_in(folder)):
         if preprocessing.channels not in IMAGE_MODES:
             raise InputError(
                 f"{name}: holds images of 1 or 3 channels, "
@@ -262,6 +234,18 @@ def open_images(name: str, split: Split, preprocessing: Preprocessing) -> Images
             f"the classifier takes {('N', *needed)}"
         )
     return data
+
+
+def names_in(folder: Path) -> list[str]:
+    """List a folder.
+
+    Raises:
+        InputError: if that is not allowed.
+    """
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
 def check_labels(data: Images, num_classes: int) -> None:

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST_MESSAGE = 2000  # characters
+
 
 class InputError(ValueError):
     """A wrong argument, file or model.
@@ -10,6 +12,19 @@ class InputError(ValueError):
     The message is one line that names what was given, what was found and what is accepted. The
     command line prints it and exits with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Escape what is not printable, so that names from a file cannot steer a terminal; shorten."""
+    if len(text) > LONGEST_MESSAGE:
+        half = LONGEST_MESSAGE // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,18 +1,20 @@
 """Evaluate a run or an exported file: `python -m zscgan_ext.evaluate RUN|FILE --data DATA`."""
 
-import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from zscgan_ext.command_line import CONFIG
 from zscgan_ext.datasets import Images, check_labels, open_images
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.evaluation import (
+    ClassResult,
     agreement,
     expected_calibration_error,
     per_class,
@@ -22,11 +24,15 @@ from zscgan_ext.evaluation import (
 )
 from zscgan_ext.export.quantized_file import load_quantized
 from zscgan_ext.export.runtime import OnnxClassifier, latencies, require_onnx
-from zscgan_ext.finished_run import CONFIG, load_float_classifier, open_run, read_settings
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.finished_run import load_float_classifier, open_run, read_settings
+from zscgan_ext.memory_format import to_channels_last
+from zscgan_ext.preprocessing import Preprocessing, preprocessing_from
+from zscgan_ext.program import OneLineParser, program
+from zscgan_ext.run_folder import write_whole
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 BATCH = 250  # images
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -40,85 +46,201 @@ class Evaluated:
     class_names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; percentages are of all images."""
+
+    images: int
+    top1: float
+    top5: float
+    calibration_error: float  # expected calibration error, 15 bins, percent
+    float_top1: float | None  # of the float classifier; None where it is not at hand
+    agreement: float | None  # images that both classifiers put in the same class
+    latency_ms: dict[int, float]  # median time of one call by the images in it, milliseconds
+    classes: list[ClassResult]  # of those that occur
+    class_names: tuple[str, ...]  # of all
+
+    def __str__(self) -> str:
+        """Lay out everything as lines."""
+        return layout(self)
+
+
 def open_evaluated(path: Path, classifier: str | None) -> Evaluated:
     """Open a run's folder, an ONNX file or a safetensors file.
 
     Args:
         path: the folder or the file.
-        classifier: for a safetensors file of a classifier that is not bundled: its name.
+        classifier: for a file of a classifier that is not bundled: its name.
 
     Raises:
         InputError: if it is something else or cannot be read.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # Path raises where a name is too long
         run = open_run(path)
         facts = run.classifier.name, run.classifier.preprocessing, run.classifier.class_names
         return Evaluated(run.student, run.classifier.model, *facts)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such file or folder, needed is a run or an exported file")
     if path.suffix == ".onnx":
         require_onnx()
         model = OnnxClassifier(path)
         name, preprocessing, class_names = described(path, model.metadata())
-        return Evaluated(model, float_model_of(path, name), name, preprocessing, class_names)
+        float_model = float_model_of(path, name, classifier)
+        return Evaluated(model, float_model, name, preprocessing, class_names)
     if path.suffix == ".safetensors":
         loaded = load_quantized(path, classifier)
         name = loaded.classifier
         facts = name, loaded.preprocessing, loaded.class_names
-        return Evaluated(loaded, float_model_of(path, name), *facts)
+        return Evaluated(loaded, float_model_of(path, name, classifier), *facts)
     raise InputError(f"{path}: accepted are the folder of a run, .onnx and .safetensors files")
 
 
 def described(file: Path, metadata: dict[str, str]) -> tuple[str, Preprocessing, tuple[str, ...]]:
     """Return what an ONNX file's metadata say: classifier, preprocessing, class names."""
     try:
-        mean, std = (tuple(map(float, json.loads(metadata[key]))) for key in ("mean", "std"))
-        size, names = json.loads(metadata["image_size"]), json.loads(metadata["class_names"])
-        preprocessing = Preprocessing(len(mean), int(size), mean, std)
-        return metadata["classifier"], preprocessing, tuple(map(str, names))
-    except (KeyError, TypeError, ValueError):
+        keys = ("image_size", "mean", "std", "class_names")
+        facts = {key: json.loads(metadata[key]) for key in keys}
+        preprocessing = preprocessing_from(facts | {"channels": len(facts["mean"])})
+        return metadata["classifier"], preprocessing, tuple(map(str, facts["class_names"]))
+    except Exception:  # JSON may hold anything, nested without end
         raise InputError(
             f"{file}: its metadata lack what export writes (classifier, image_size, mean, std, "
             "class_names)"
         ) from None
 
 
-def float_model_of(file: Path, classifier: str) -> Callable[[Tensor], Tensor] | None:
-    """Load the float classifier of the run in whose folder an exported file lies, if it does."""
-    if not (file.parent / CONFIG).is_file():
+def float_model_of(
+    file: Path, classifier: str, trusted: str | None
+) -> Callable[[Tensor], Tensor] | None:
+    """Load the float classifier of the run in whose folder an exported file lies, if it does.
+
+    Args:
+        file: that lies there.
+        classifier: that the file names.
+        trusted: a `module:function` whose code the user has run; a file alone cannot decide that.
+    """
+    if classifier not in (*BUNDLED_CLASSIFIERS, trusted):
+        return None
+    if not os.path.isfile(file.parent / CONFIG):
         return None
     settings = read_settings(file.parent)
     return load_float_classifier(settings).model if settings.classifier == classifier else None
 
 
-def evaluate(evaluated: Evaluated, data: Images) -> str:
-    """Measure on labelled images; return a report as text."""
-    preprocessing, cpu = evaluated.preprocessing, torch.device("cpu")
-    logits = predict(evaluated.model, data, preprocessing, BATCH, cpu)
-    labels = data.labels
-    lines = [
-        f"{'images':34} {len(data):10,}",
-        f"{'top-1 %':34} {top1(logits, labels):10.2f}",
-        f"{'top-5 %':34} {top5(logits, labels):10.2f}",
-        f"{'expected calibration error %':34} {expected_calibration_error(logits, labels):10.2f}",
-    ]
+def open_data(
+    name: str | None, classifier: str, preprocessing: Preprocessing, class_names: Sequence[str]
+) -> Images:
+    """Open labelled images that fit a classifier.
+
+    Args:
+        name: of the images; None for the test images that come with a bundled classifier.
+        classifier: its name.
+        preprocessing: of the classifier.
+        class_names: of the classifier.
+
+    Raises:
+        InputError: if there are no such images, or they do not fit.
+    """
+    if name is None and classifier not in BUNDLED_CLASSIFIERS:
+        raise InputError("data: give labelled images, only bundled classifiers have their own")
+    data = open_images(name or "fashion-mnist", "test", preprocessing)
+    check_labels(data, len(class_names))
+    return data
+
+
+def measure(
+    evaluated: Evaluated,
+    data: Images,
+    batch_size: int = BATCH,
+    device: torch.device = CPU,
+) -> Evaluation:
+    """Measure a classifier on labelled images.
+
+    Args:
+        evaluated: its models on `device`.
+        data: the images.
+        batch_size: images in a batch.
+        device: where the models are.
+    """
+    preprocessing, labels = evaluated.preprocessing, data.labels
+    logits = predict(evaluated.model, data, preprocessing, batch_size, device)
+    check_logits(logits, evaluated)
+    float_logits = None
     if evaluated.float_model is not None:
-        float_logits = predict(evaluated.float_model, data, preprocessing, BATCH, cpu)
+        float_logits = predict(evaluated.float_model, data, preprocessing, batch_size, device)
+    return Evaluation(
+        images=len(data),
+        top1=top1(logits, labels),
+        top5=top5(logits, labels),
+        calibration_error=expected_calibration_error(logits, labels),
+        float_top1=None if float_logits is None else top1(float_logits, labels),
+        agreement=None if float_logits is None else agreement(logits, float_logits),
+        latency_ms=latency_by_batch(evaluated, data, batch_size, device),
+        classes=per_class(logits, labels),
+        class_names=evaluated.class_names,
+    )
+
+
+@torch.no_grad()
+def latency_by_batch(
+    evaluated: Evaluated, data: Images, batch_size: int, device: torch.device
+) -> dict[int, float]:
+    """Return the median time of one call, milliseconds, for one image and for a batch."""
+
+    def answer(images: Tensor) -> Tensor:
+        return evaluated.model(images).cpu()  # waits for the device
+
+    images, _ = next(data.batches(batch_size, evaluated.preprocessing))
+    images = to_channels_last(images.to(device))
+    batches = {len(batch): batch for batch in (images[:1], images)}
+    return {size: latencies([answer], batch)[0] for size, batch in batches.items()}
+
+
+def layout(evaluation: Evaluation) -> str:
+    """Lay out what was measured as text."""
+    lines = [
+        f"{'images':34} {evaluation.images:10,}",
+        f"{'top-1 %':34} {evaluation.top1:10.2f}",
+        f"{'top-5 %':34} {evaluation.top5:10.2f}",
+        f"{'expected calibration error %':34} {evaluation.calibration_error:10.2f}",
+    ]
+    if evaluation.float_top1 is not None:
         lines += [
-            f"{'top-1 % of the float classifier':34} {top1(float_logits, labels):10.2f}",
-            f"{'agreement with float %':34} {agreement(logits, float_logits):10.2f}",
+            f"{'top-1 % of the float classifier':34} {evaluation.float_top1:10.2f}",
+            f"{'agreement with float %':34} {evaluation.agreement:10.2f}",
         ]
-    image, _ = next(data.batches(1, preprocessing))
-    with torch.no_grad():
-        (latency,) = latencies([evaluated.model], image)
-    lines.append(f"{'latency of one image, ms':34} {latency:10.3f}")
-    return "\n".join([*lines, "", class_table(logits, labels, evaluated.class_names)])
+    for size, milliseconds in evaluation.latency_ms.items():
+        name = "latency of one image, ms" if size == 1 else f"latency of {size} images, ms"
+        lines.append(f"{name:34} {milliseconds:10.3f}")
+    table = class_table(evaluation.classes, evaluation.class_names)
+    return "\n".join([*lines, "", table])
 
 
-def class_table(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> str:
+def as_json(evaluation: Evaluation) -> bytes:
+    """Write what was measured as JSON."""
+    entries = asdict(evaluation)
+    names = entries.pop("class_names")
+    for entry in entries["classes"]:
+        entry["name"] = names[entry["label"]]
+    return (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode()
+
+
+def check_logits(logits: Tensor, evaluated: Evaluated) -> None:
+    """Require a finite logit for each class in logits [N, num_classes].
+
+    Raises:
+        InputError: telling what was found.
+    """
+    classes = len(evaluated.class_names)
+    if logits.shape[1] != classes:
+        raise InputError(f"the classifier gives {logits.shape[1]} logits for {classes} classes")
+    if not bool(logits.isfinite().all()):
+        raise InputError("the classifier gives NaN or infinite logits, needed are finite ones")
+
+
+def class_table(rows: Sequence[ClassResult], class_names: Sequence[str]) -> str:
     """Lay out, for each class that occurs: images, recall and precision in percent."""
-    rows = per_class(logits, labels)
-    names = [class_names[row.label] if class_names else str(row.label) for row in rows]
+    names = [one_line(class_names[row.label]) for row in rows]
     width = max(map(len, [*names, "class"]))
     lines = [f"{'class':{width}} {'images':>8} {'recall %':>9} {'precision %':>12}"]
     for name, row in zip(names, rows, strict=True):
@@ -127,9 +249,10 @@ def class_table(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> s
     return "\n".join(lines)
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m zscgan_ext.evaluate",
         description="Measure a quantized classifier on labelled images, on the CPU.",
         allow_abbrev=False,
@@ -146,21 +269,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--classifier",
         metavar="MODULE:FUNCTION",
-        help="for a .safetensors file of a classifier of your own: what builds it",
+        help="for a file of a classifier of your own: what builds it",
     )
+    parser.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=int,
+        default=BATCH,
+        help=f"images in a batch, which the second latency is of (default: {BATCH})",
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
     options = parser.parse_args(arguments)
-    try:
-        evaluated = open_evaluated(options.path, options.classifier)
-        bundled = evaluated.classifier in BUNDLED_CLASSIFIERS
-        name = options.data or ("fashion-mnist" if bundled else None)
-        if name is None:
-            raise InputError("data: give labelled images, only bundled classifiers have their own")
-        data = open_images(name, "test", evaluated.preprocessing)
-        check_labels(data, len(evaluated.class_names))
-        print(evaluate(evaluated, data))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.batch_size < 1:
+        raise InputError(f"batch_size: {options.batch_size}, needed is a number above 0")
+    evaluated = open_evaluated(options.path, options.classifier)
+    facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
+    evaluation = measure(evaluated, open_data(options.data, *facts), options.batch_size)
+    print(layout(evaluation))
+    if options.json is not None:
+        write_whole(options.json, as_json(evaluation))
     return 0
 
 

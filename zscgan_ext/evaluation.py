@@ -31,13 +31,13 @@ def predict(
         memory_format: of the images.
 
     Returns:
-        logits, float32 [N, num_classes] on the CPU.
+        logits, float32 [N, num_classes] on the CPU; [0] without images.
     """
     logits = [
         model(to_memory_format(images.to(device), memory_format)).float().cpu()
         for images, _ in data.batches(batch_size, preprocessing)
     ]
-    return torch.cat(logits)
+    return torch.cat(logits) if logits else torch.empty(0)
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:

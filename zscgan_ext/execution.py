@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from zscgan_ext import processes
 from zscgan_ext.allocator import is_glibc, keep_freed_memory
 from zscgan_ext.config import Settings
 from zscgan_ext.precision import Precision, resolve_precision
@@ -46,7 +47,7 @@ class Execution:
     def facts(self) -> dict[str, Any]:
         """Return the choices for `metrics.json`."""
         facts = {name.removesuffix("_name"): value for name, value in asdict(self).items()}
-        return facts | {"threads": torch.get_num_threads()}
+        return facts | {"threads": torch.get_num_threads(), "processes": processes.count()}
 
     def __str__(self) -> str:
         """Name the choices in one line."""
@@ -55,6 +56,7 @@ class Execution:
             "freed memory is kept": self.keep_freed_memory,
             "CUDA graphs": self.cuda_graphs,
             "torch.compile": self.compile,
+            f"{processes.count()} processes": processes.count() > 1,
         }
         chosen = [name for name, is_chosen in names.items() if is_chosen]
         parts = [self.device, on_cpu, self.memory_format_name, self.precision_name, *chosen]
@@ -65,7 +67,8 @@ def choose_execution(settings: Settings, device: torch.device) -> Execution:
     """Turn what the settings leave to `auto` into choices for a device."""
     precision = resolve_precision(settings.precision, device)
     # Scaling a float16 loss asks the device whether the gradients were finite.
-    can_capture = device.type == "cuda" and precision != "float16"
+    # Collectives of many processes are not captured.
+    can_capture = device.type == "cuda" and precision != "float16" and processes.count() == 1
     return Execution(
         device=str(device),
         memory_format_name=(

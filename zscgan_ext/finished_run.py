@@ -1,5 +1,6 @@
 """Reading back what a run left in its folder."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.classifiers import Classifier, load_classifier
-from zscgan_ext.command_line import parse_settings
+from zscgan_ext.command_line import CONFIG, parse_settings
 from zscgan_ext.config import Settings, parse_bits
 from zscgan_ext.errors import InputError
 from zscgan_ext.generator import ConditionalGenerator
@@ -17,7 +18,7 @@ from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.weights import load_weights
 
-CONFIG, STUDENT, GENERATOR = "config.yaml", "quantized.safetensors", "generator.safetensors"
+STUDENT, GENERATOR = "quantized.safetensors", "generator.safetensors"
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,25 @@ class FinishedRun:
     classifier: Classifier
     student: QuantizedClassifier
 
+    def new_generator(self) -> ConditionalGenerator:
+        """Return a generator of the run's shape that has learned nothing, always the same."""
+        classifier = self.classifier
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            return ConditionalGenerator(
+                classifier.num_classes, self.settings.latent_dim, classifier.preprocessing
+            )
+
+    def generator(self) -> ConditionalGenerator:
+        """Return the generator that the run learned."""
+        generator = self.new_generator()
+        load_weights(generator, self.folder / GENERATOR)
+        return generator.eval()
+
     @torch.no_grad()
     def generated_images(self, batch_size: int, batches: int) -> list[Tensor]:
         """Return batches of the generator's images, [batch_size, C, H, W], always the same."""
-        classifier, seed = self.classifier, self.settings.seed
-        generator = ConditionalGenerator(
-            classifier.num_classes, self.settings.latent_dim, classifier.preprocessing
-        )
-        load_weights(generator, self.folder / GENERATOR)
-        generator.eval()
+        generator, seed = self.generator(), self.settings.seed
         random = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # of the noise in the generator
@@ -72,7 +83,7 @@ def open_run(folder: Path) -> FinishedRun:
         InputError: if a file is missing or does not fit the classifier.
     """
     for name in (CONFIG, STUDENT, GENERATOR):
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):  # Path raises where a name is too long
             raise InputError(f"{folder}: lacks {name}, needed is the folder of a finished run")
     settings = read_settings(folder)
     classifier = load_float_classifier(settings)

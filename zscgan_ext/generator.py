@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from zscgan_ext.memory_format import normal_like
 from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.synchronized_batch_norm import SynchronizedBatchNorm
 
 SMALLEST_MAP = 7  # pixels of the first feature map, about
 WIDEST = 128  # channels of the first feature maps
@@ -22,7 +23,7 @@ class UpsampleBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn = SynchronizedBatchNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, out_channels, 2H, 2W]."""
@@ -56,12 +57,12 @@ class ConditionalGenerator(nn.Module):
         widths = [min(WIDEST, finest * 2 ** (doublings - level)) for level in range(doublings + 1)]
         self.embedding = nn.Embedding(num_classes, latent_dim)
         self.linear = nn.Linear(2 * latent_dim, widths[0] * self.map_size**2)
-        self.bn = nn.BatchNorm2d(widths[0])
+        self.bn = SynchronizedBatchNorm(widths[0])
         self.blocks = nn.Sequential(
             *(UpsampleBlock(widths[i], widths[i + 1]) for i in range(doublings))
         )
         self.to_pixels = nn.Conv2d(widths[-1], preprocessing.channels, 3, padding=1)
-        self.pixel_bn = nn.BatchNorm2d(preprocessing.channels)
+        self.pixel_bn = SynchronizedBatchNorm(preprocessing.channels)
         mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)  # [C, 1, 1]
         std = torch.tensor(preprocessing.std).view(-1, 1, 1)  # [C, 1, 1]
         self.register_buffer("mean", mean, persistent=False)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from zscgan_ext.processes import average_gradients
+
 PRECISIONS = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -44,8 +46,12 @@ class Precision:
             yield
 
     def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Take one optimizer step down the gradient of a scalar loss, and free the gradient."""
+        """Take one optimizer step down the gradient of a scalar loss, and free the gradient.
+
+        The gradient is the mean of those of all processes.
+        """
         self.scaler.scale(loss).backward()
+        average_gradients(p for group in optimizer.param_groups for p in group["params"])
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)

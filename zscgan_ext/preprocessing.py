@@ -1,9 +1,13 @@
 """What a classifier expects of its input."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+LARGEST_IMAGE_SIZE = 4096  # pixels
 
 
 @dataclass(frozen=True)
@@ -32,3 +36,23 @@ class Preprocessing:
         """Turn the classifier's input back into pixels between 0 and 1, float32 [N, C, H, W]."""
         pixels = inputs * self._per_channel(self.std, inputs) + self._per_channel(self.mean, inputs)
         return pixels.clamp(0, 1)
+
+
+def preprocessing_from(facts: Any) -> Preprocessing:
+    """Read what a file says of a classifier's input.
+
+    Args:
+        facts: `channels`, `image_size`, `mean` and `std`, as JSON's types.
+
+    Raises:
+        ValueError, TypeError, KeyError: if it is something else, or cannot be.
+    """
+    channels, size = facts["channels"], facts["image_size"]
+    mean, std = (tuple(map(float, facts[name])) for name in ("mean", "std"))
+    if not isinstance(channels, int) or not len(mean) == len(std) == channels > 0:
+        raise ValueError(f"{channels!r} channels, {len(mean)} means, {len(std)} deviations")
+    if not isinstance(size, int) or not 0 < size <= LARGEST_IMAGE_SIZE:
+        raise ValueError(f"image_size {size!r}, accepted is 1 to {LARGEST_IMAGE_SIZE}")
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise ValueError(f"mean {mean} and standard deviation {std}")
+    return Preprocessing(channels, size, mean, std)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from zscgan_ext.run_folder import RunFolder
+from zscgan_ext.run_folder import RunFolder, one_line_errors
 
 SKIPPED_STEPS = 5  # libraries choose algorithms, CUDA graphs are captured
 PROFILED_STEPS = 3
@@ -57,6 +57,9 @@ class StepProfiler:
         if first == 0 and steps:
             profiler.start()
         yield after_step
+        if first <= taken < first + profiled:  # the run went on from a checkpoint near the end
+            profiler.stop()
+            self.add(f"{name}, {taken - first} steps", profiler)
 
     @property
     def activities(self) -> list[ProfilerActivity]:
@@ -69,7 +72,7 @@ class StepProfiler:
         sort_by = f"self_{self.device.type}_time_total"
         table = profiler.key_averages().table(sort_by=sort_by, row_limit=ROWS_OF_TABLE)
         self.tables.append(f"{title}\n{table}")
-        with tempfile.TemporaryDirectory() as folder:
+        with one_line_errors(Path("trace.json")), tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "trace.json")
             profiler.export_chrome_trace(str(file))
             trace = json.loads(file.read_text())

@@ -7,6 +7,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from zscgan_ext import processes
+
 BAR_INTERVAL = 0.2  # seconds between two changes of a bar
 
 
@@ -24,7 +26,9 @@ class Progress:
         self.steps = steps
         self.log_interval = log_interval
         self.start = self.shown = time.perf_counter()
-        self.bar = tqdm(total=steps, desc=stage, unit="step", disable=not sys.stderr.isatty())
+        self.steps_before: int | None = None  # taken before a run went on from a checkpoint
+        is_shown = sys.stderr.isatty() and processes.rank() == 0
+        self.bar = tqdm(total=steps, desc=stage, unit="step", disable=not is_shown)
 
     def __enter__(self) -> "Progress":
         return self
@@ -43,6 +47,8 @@ class Progress:
 
     def wants(self, step: int) -> bool:
         """Tell whether the values of a step, from 1, are worth waiting for: log, or due bar."""
+        if self.steps_before is None:
+            self.steps_before = step - 1
         bar_is_due = not self.bar.disable and time.perf_counter() - self.shown > BAR_INTERVAL
         return self.is_due(step) or bar_is_due
 
@@ -53,7 +59,7 @@ class Progress:
         self.bar.update(step - self.bar.n)
         self.bar.set_postfix(texts, refresh=False)
         if self.bar.disable and self.is_due(step):
-            rate = step / (time.perf_counter() - self.start)
+            rate = (step - (self.steps_before or 0)) / (time.perf_counter() - self.start)
             shown = "  ".join(f"{name} {text}" for name, text in texts.items())
             left = (self.steps - step) / rate
             print(

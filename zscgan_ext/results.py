@@ -4,12 +4,14 @@ import resource
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from zscgan_ext.config import parse_bits
 from zscgan_ext.environment import environment
 from zscgan_ext.evaluation import agreement, top1
 from zscgan_ext.run import Run
 
+PREDICTIONS = "predictions.safetensors"
 ROWS = {
     "float": "float",
     "noise_calibrated": "quantized, ranges from random noise",
@@ -39,10 +41,17 @@ def metrics(run: Run, total_seconds: float) -> dict[str, Any]:
         "execution": run.execution.facts(),
         "top1": measured_top1,
         "agreement": measured_agreement,
+        "diversity": run.diversity,
+        "warnings": run.warnings,
         "seconds": {**run.seconds, "total": total_seconds},
         "peak_memory_bytes": peak_memory(run.device),
         **environment(),
     }
+
+
+def predictions(run: Run) -> dict[str, Tensor]:
+    """Return the class that each row chooses for each evaluation image, int32 [N]."""
+    return {row: logits.argmax(1).int() for row, logits in run.logits.items()}
 
 
 def peak_memory(device: torch.device) -> int:

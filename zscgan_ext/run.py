@@ -1,18 +1,28 @@
 """A run: what its stages share, checked before anything is written."""
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from zscgan_ext import processes
+from zscgan_ext.checkpoints import Checkpoints, newest_checkpoint
 from zscgan_ext.classifiers import Classifier
-from zscgan_ext.command_line import settings_to_yaml
-from zscgan_ext.config import Settings, parse_bits, parse_formats, resolve_device
+from zscgan_ext.command_line import CONFIG, settings_to_yaml
+from zscgan_ext.config import (
+    Settings,
+    parse_bits,
+    parse_formats,
+    parse_interval,
+    resolve_device,
+)
 from zscgan_ext.datasets import Images, check_labels, open_images
+from zscgan_ext.errors import InputError
 from zscgan_ext.execution import Execution, choose_execution
 from zscgan_ext.export.runtime import require_onnx
 from zscgan_ext.finished_run import load_float_classifier
@@ -20,13 +30,24 @@ from zscgan_ext.profiling import StepProfiler
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder import RunFolder
+from zscgan_ext.stage_steps import StageSteps
+from zscgan_ext.tensorboard_log import TensorboardLog, require_tensorboard
 from zscgan_ext.training import nothing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
+
+STAGES = ("synthesis", "calibration", "fine_tuning", "evaluation")
+LOG = "metrics.jsonl"
+# Settings that a run may change when it goes on from a checkpoint.
+CHANGEABLE = {
+    *("device", "precision", "memory_format", "keep_freed_memory", "cuda_graphs", "compile"),
+    *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
+    *("log_interval", "profile", "report", "tensorboard"),
+}
 
 
 @dataclass
 class Run:
-    """What the stages of one run share."""
+    """What the stages of one run share; checkpoints hold what was measured so far."""
 
     settings: Settings
     device: torch.device
@@ -36,25 +57,101 @@ class Run:
     reference: Images | None
     folder: RunFolder
     profiler: StepProfiler | None
+    tensorboard: TensorboardLog | None
     seconds: dict[str, float]
     logits: dict[str, Tensor]  # [N, num_classes] of each row, on the evaluation images
+    diversity: dict[str, Any]  # of generated images, and of real ones
+    checkpoints: Checkpoints
+    warnings: list[str]
+    start: float  # of time.perf_counter, less what the run took before it went on
+    timing: tuple[str, float] | None = None  # what `timed` encloses, and since when
 
-    def random(self, stage: int) -> torch.Generator:
+    def shared_random(self, stage: int) -> torch.Generator:
         """Return the random numbers of a stage, which no other stage disturbs."""
         return torch.Generator(self.device).manual_seed(1000 * self.settings.seed + stage)
+
+    def random(self, stage: int) -> torch.Generator:
+        """Return random numbers of a stage that differ from process to process."""
+        return torch.Generator(self.device).manual_seed(
+            self.own_seed(1000 * self.settings.seed + stage)
+        )
+
+    def own_seed(self, seed: int) -> int:
+        """Turn a seed into that of this process; the only process keeps it."""
+        return seed if processes.count() == 1 else processes.seed_for(seed)
+
+    def separate_processes(self) -> None:
+        """Let the noise in the generator, so far the same, differ from process to process."""
+        if processes.count() > 1:
+            torch.manual_seed(processes.seed_for(self.settings.seed))
+
+    def log(self, stage: str, values: Mapping[str, Any]) -> None:
+        """Keep what one step of a stage measured."""
+        self.folder.append_jsonl(LOG, {"stage": stage, **values})
+        if self.tensorboard is not None:
+            self.tensorboard.scalars(stage, values)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time of what it encloses to a stage."""
-        start = time.perf_counter()
+        self.timing = stage, time.perf_counter()
         yield
-        self.seconds[stage] += time.perf_counter() - start
+        self.seconds = self.seconds_so_far()
+        self.timing = None
+
+    def seconds_so_far(self) -> dict[str, float]:
+        """Return the time of all stages, that of an unfinished one included."""
+        if self.timing is None:
+            return self.seconds
+        stage, start = self.timing
+        return {**self.seconds, stage: self.seconds[stage] + time.perf_counter() - start}
+
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Print new warnings, a line each, and keep them for `metrics.json`."""
+        for warning in warnings:
+            if warning not in self.warnings:
+                print(f"warning: {warning}", flush=True)
+                self.warnings.append(warning)
+
+    def total_seconds(self) -> float:
+        """Return the time of the whole run so far."""
+        return time.perf_counter() - self.start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured so far."""
+        return {
+            "seconds": self.seconds_so_far(),
+            "total_seconds": self.total_seconds(),
+            "logits": dict(self.logits),
+            "diversity": self.diversity,
+            "warnings": list(self.warnings),
+            "log": self.folder.read_text(LOG),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; the log loses what came after it."""
+        self.seconds.update(state["seconds"])
+        self.start = time.perf_counter() - state["total_seconds"]
+        self.diversity = state["diversity"]
+        self.warnings[:] = state["warnings"]
+        self.logits.update(state["logits"])
+        self.folder.write_text(LOG, state["log"])
 
     def profiled(self, stage: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
         """Profile steps of a training if that is wanted; give what to call after each step."""
         if self.profiler is None:
             return nullcontext(nothing)
         return self.profiler.stage(stage, steps)
+
+    @contextmanager
+    def steps_of(self, stage: str, steps: int) -> Iterator[StageSteps]:
+        """Profile, watch and checkpoint the steps of a training; give what to call around them."""
+        with self.profiled(stage, steps) as profiled_step:
+            stage_steps = StageSteps(
+                stage, self.checkpoints, self.settings.log_interval, profiled_step
+            )
+            yield stage_steps
+            stage_steps.check()
 
 
 def prepare(settings: Settings) -> Run:
@@ -63,28 +160,102 @@ def prepare(settings: Settings) -> Run:
     Raises:
         InputError: if anything does not fit; nothing was written then.
     """
+    start = time.perf_counter()
+    device = resolve_device(settings.device)
+    processes.join(device)
+    if settings.batch_size % processes.count():
+        raise InputError(
+            f"batch_size: {settings.batch_size}, needed is a multiple of the "
+            f"{processes.count()} processes, which share each batch"
+        )
+    if processes.restarts() and (settings.output_folder() / CONFIG).exists():
+        settings = replace(settings, resume=settings.output_folder())
     torch.manual_seed(settings.seed)
+    loaded = None if settings.resume is None else newest_checkpoint(settings.resume)
     if "onnx" in parse_formats(settings.export):
         require_onnx()
+    if settings.tensorboard:
+        require_tensorboard()
     classifier = load_float_classifier(settings)
     evaluation = open_data(settings.evaluation_data or bundled_data(settings), "test", classifier)
     reference = open_data(settings.reference_data, "train", classifier)
-    device = resolve_device(settings.device)
     execution = choose_execution(settings, device)
     new_student(settings, classifier, execution)
-    folder = RunFolder(settings.output_folder(), settings.overwrite)
-    folder.write_text("config.yaml", settings_to_yaml(settings))
+    facts = facts_of(settings, device, classifier.model)
+    if loaded is not None:
+        check_facts(facts, loaded["facts"])
+    writes = processes.rank() == 0
+    resumes = settings.resume is not None
+    folder = RunFolder(settings.output_folder(), settings.overwrite, resumes, writes)
+    folder.write_text(CONFIG, settings_to_yaml(replace(settings, resume=None)))
     execution.apply()
     print(f"execution: {execution}", flush=True)
+    every = parse_interval(settings.checkpoint_every)
+    checkpoints = Checkpoints(folder.path, every, settings.keep_checkpoints, facts, loaded)
+    # From here on `batch_size` is what this process has of each batch.
+    settings = replace(settings, batch_size=settings.batch_size // processes.count())
+    run = new_run(settings, classifier, folder)
+    run.evaluation, run.reference = evaluation, reference
+    run.profiler = StepProfiler(device) if settings.profile else None
+    run.tensorboard = TensorboardLog(folder.path) if settings.tensorboard and writes else None
+    run.start = start
+    run.checkpoints = checkpoints
+    if resumes:
+        folder.write_text(LOG, "")
+        print(f"resume: {run.checkpoints.position()}", flush=True)
+    run.checkpoints.hold("measured", run, gives_copies=True)
+    return run
+
+
+def new_run(settings: Settings, classifier: Classifier, folder: RunFolder) -> Run:
+    """Start a run of a classifier, which is moved to the device, without any real images.
+
+    From here on random numbers depend on the seed alone.
+    """
+    device = resolve_device(settings.device)
+    execution = choose_execution(settings, device)
     classifier.model.to(device).to(memory_format=execution.memory_format)
-    stages = ("synthesis", "calibration", "fine_tuning", "evaluation")
-    seconds = dict.fromkeys(stages, 0.0)
-    profiler = StepProfiler(device) if settings.profile else None
+    torch.manual_seed(settings.seed)
+    seconds = dict.fromkeys(STAGES, 0.0)
     return Run(
-        *(settings, device, execution, classifier, evaluation, reference, folder, profiler),
-        seconds,
-        {},
+        settings=settings,
+        device=device,
+        execution=execution,
+        classifier=classifier,
+        evaluation=None,
+        reference=None,
+        folder=folder,
+        profiler=None,
+        tensorboard=None,
+        seconds=seconds,
+        logits={},
+        diversity={},
+        checkpoints=Checkpoints(folder.path, None, settings.keep_checkpoints, {}),
+        warnings=[],
+        start=time.perf_counter(),
     )
+
+
+def facts_of(settings: Settings, device: torch.device, model: nn.Module) -> dict[str, Any]:
+    """Return what a run must have in common with the checkpoint that it goes on from."""
+    texts = {name: str(value) for name, value in vars(settings).items() if name not in CHANGEABLE}
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return {**texts, "device": device.type, "weights of the classifier": digest.hexdigest()[:16]}
+
+
+def check_facts(facts: Mapping[str, Any], of_checkpoint: Mapping[str, Any]) -> None:
+    """Require that a run fits the checkpoint it goes on from.
+
+    Raises:
+        InputError: naming the first thing that does not.
+    """
+    for name, value in facts.items():
+        needed = of_checkpoint.get(name, value)
+        if value != needed:
+            raise InputError(f"{name}: {value}, but the checkpoint to resume has {needed}")
 
 
 def bundled_data(settings: Settings) -> str | None:

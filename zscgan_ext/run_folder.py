@@ -1,6 +1,7 @@
 """The folder of a run. No file in it is ever half written under its own name."""
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -17,22 +18,28 @@ from torch import Tensor
 from zscgan_ext.errors import InputError
 
 PARTIAL = ".partial"
+REPORT = "report.html"
+SAMPLES = "samples"
 # All that a run writes, and all that `overwrite` deletes.
 RUN_FILES = (
     "config.yaml",
     "metrics.json",
     "metrics.jsonl",
-    "samples/*.png",
+    f"{SAMPLES}/*.png",
     "generator.safetensors",
     "quantized.safetensors",
+    "predictions.safetensors",
     "model.onnx",
     "model.safetensors",
     "export.json",
+    REPORT,
+    "events.out.tfevents.*",
     "trace.json",
     "profile.txt",
-    f".*{PARTIAL}",
-    f"samples/.*{PARTIAL}",
+    "checkpoints/*.safetensors",
 )
+PARTIAL_FILES = (f".*{PARTIAL}", f"{SAMPLES}/.*{PARTIAL}", f"checkpoints/.*{PARTIAL}")
+ALL_FILES = (*RUN_FILES, *PARTIAL_FILES)
 SMALLEST_SAMPLE = 56  # pixels, so that 28x28 images can be made out
 FONT_SIZE = 14  # pixels
 GAP = 2  # pixels between images
@@ -43,6 +50,8 @@ def one_line_errors(file: Path) -> Iterator[None]:
     """Turn what goes wrong with a file into an `InputError`."""
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"output: {file} cannot be written ({reason})") from error
@@ -57,49 +66,72 @@ def write_whole(file: Path, data: bytes) -> None:
     partial = file.with_name(f".{file.name}{PARTIAL}")
     with one_line_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
         try:
-            with partial.open("wb") as stream:
+            # "x": a link that somebody put there must not lead to another file.
+            with partial.open("xb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(partial, file)
+            sync_folder(file.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of a folder's files survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class RunFolder:
     """Creates the folder of a run and writes its files, each one whole or not at all."""
 
-    def __init__(self, path: Path, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, overwrite: bool = False, resume: bool = False, writes: bool = True
+    ) -> None:
         """Create the folder and its parents.
 
         Args:
             path: the folder.
             overwrite: whether to delete the files of the run that the folder holds.
+            resume: whether to keep them and go on writing; then nothing is deleted but files that
+                a stopped run had not written to their end.
+            writes: whether to create and write anything; of many processes one does.
 
         Raises:
             InputError: if it cannot be written, or holds a run and `overwrite` is not given.
         """
         self.path = path
+        self.writes = writes
+        if not writes:
+            return
         # os.path answers False where Path raises, on a name that is too long for example.
         if os.path.exists(path) and not os.path.isdir(path):
             raise InputError(f"output: {path} is a file, needed is a folder")
-        signs = (path / "config.yaml", path / "metrics.json")
-        if not overwrite and any(map(os.path.exists, signs)):
-            raise InputError(
-                f"output: {path} already holds a run; give --overwrite to replace it, "
-                "or another --output"
-            )
+        if os.path.islink(path / SAMPLES):
+            raise InputError(f"output: {path / SAMPLES} is a link, needed is a folder")
+        if not (overwrite or resume):
+            self._check_holds_no_run()
         with one_line_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            for pattern in RUN_FILES:
-                for file in path.glob(pattern):
-                    file.unlink()
+            for file in self._files_of_a_run(PARTIAL_FILES if resume else ALL_FILES):
+                file.unlink()
         self._check_writable()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
         self._write(name, text.encode())
+
+    def read_text(self, name: str) -> str:
+        """Return a text file's content, nothing for one that is not there."""
+        file = self.path / name
+        with one_line_errors(file):
+            return file.read_text() if file.exists() else ""
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, its keys sorted."""
@@ -107,8 +139,19 @@ class RunFolder:
 
     def append_jsonl(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add one line of JSON to a file."""
-        with one_line_errors(self.path / name), (self.path / name).open("a") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        if not self.writes:
+            return
+        line = json.dumps(entry) + "\n"
+        with one_line_errors(self.path / name), (self.path / name).open("ab", 0) as stream:
+            end = stream.seek(0, os.SEEK_END)
+            try:
+                # Without a buffer, a full disk can take a part and say so.
+                written = stream.write(line.encode())
+                if written < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                stream.truncate(end)
+                raise
 
     def save_tensors(
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
@@ -133,13 +176,44 @@ class RunFolder:
         self._write(name, buffer.getvalue())
 
     def _write(self, name: str, data: bytes) -> None:
-        write_whole(self.path / name, data)
+        if self.writes:
+            write_whole(self.path / name, data)
+
+    def _files_of_a_run(self, patterns: Sequence[str] = ALL_FILES) -> list[Path]:
+        """Return what stands here under the names of a run's files, links to nowhere too."""
+        named = [self.path / name for name in patterns if "*" not in name]
+        found = [file for pattern in patterns if "*" in pattern for file in self.path.glob(pattern)]
+        return [file for file in [*named, *found] if os.path.lexists(file)]
+
+    def _check_holds_no_run(self) -> None:
+        with one_line_errors(self.path):
+            names = [file.name for file in self._files_of_a_run()]
+        kept = [name for name in names if not name.endswith(PARTIAL)]
+        if kept:
+            held = "a run" if {"config.yaml", "metrics.json"} & set(kept) else kept[0]
+            raise InputError(
+                f"output: {self.path} already holds {held}; give --overwrite to replace it, "
+                "or another --output"
+            )
 
     def _check_writable(self) -> None:
         probe = self.path / f".write-test{PARTIAL}"
         with one_line_errors(self.path):
             probe.touch()
             probe.unlink()
+
+
+class NoFolder(RunFolder):
+    """The folder of a run that keeps nothing."""
+
+    def __init__(self) -> None:
+        self.path = Path()
+
+    def append_jsonl(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Add nothing."""
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Write nothing."""
 
 
 def draw_grid(images: Tensor, labels: Sequence[str]) -> Image.Image:

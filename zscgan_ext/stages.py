@@ -1,25 +1,34 @@
 """The stages of a run in their order: learn the generator, calibrate, fine-tune, evaluate."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext import processes
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.datasets import Images
+from zscgan_ext.diversity import compare_diversity, generated_classes, real_classes
 from zscgan_ext.evaluation import predict
+from zscgan_ext.finite_numbers import zero_variance_warnings
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.progress import Progress
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
+from zscgan_ext.quantization.dead_quantizers import dead_quantizers
 from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune
+from zscgan_ext.quantization.rounding import round_weights
+from zscgan_ext.quantization.student_state import StudentState
 from zscgan_ext.results import ROWS
 from zscgan_ext.run import Run, new_student
 from zscgan_ext.synthesis import (
+    GeneratorTraining,
     SynthesisStep,
-    mixed_batches,
+    learning_batches,
     noise_batches,
     synthetic_batches,
     train_generator,
@@ -27,27 +36,34 @@ from zscgan_ext.synthesis import (
 
 EVALUATION_BATCH = 500  # images
 SAMPLES_PER_CLASS = 10
+PROBES_PER_CLASS = 8
+NAMED_CLASSES = 5  # at most, in a warning
 SAMPLED_CLASSES = 20  # at most, in a grid
 SAMPLED_FRACTIONS = (0.1, 0.3, 1.0)  # of the synthesis steps, beside the first
 
 
 def run_stages(run: Run) -> None:
-    """Run all stages, or those up to `stop_after`."""
+    """Run all stages, or those up to `stop_after`, that are not finished."""
     settings = run.settings
     generator = learn_generator(run)
+    measure_diversity(run, generator)
     if settings.stop_after == "synthesis":
         return
     evaluate(run, run.classifier.model, "float")
     shape = run.classifier.preprocessing.shape
     quantize(run, noise_batches(settings.batch_size, shape, run.random(3)), "noise_calibrated")
-    batches = synthetic_batches(
-        generator, settings.batch_size, run.random(4), run.execution.memory_format
-    )
+    run.checkpoints.release("noise_calibrated student")
+    random = run.checkpoints.hold_random("image random", run.random(4))
+    batches = generated_batches(run, generator, random)
     student = quantize(run, batches, "generated_calibrated")
+    if settings.training == "alternating":
+        batches = generator_goes_on(run, generator, batches)
     fine_tune_student(run, student, batches, "fine_tuned")
-    run.folder.save_tensors("quantized.safetensors", student.state_dict())
+    save_student(run, student, generator)
     if run.reference is not None:
-        batches = real_batches(run, run.reference)
+        random = torch.Generator().manual_seed(run.own_seed(settings.seed))
+        run.checkpoints.hold_random("real image random", random)
+        batches = real_batches(run, run.reference, random)
         student = quantize(run, batches, "real_calibrated")
         fine_tune_student(run, student, batches, "real_fine_tuned")
 
@@ -59,12 +75,19 @@ def learn_generator(run: Run) -> ConditionalGenerator:
         classifier.num_classes, settings.latent_dim, classifier.preprocessing
     )
     generator.to(run.device).to(memory_format=run.execution.memory_format)
+    run.separate_processes()
+    run.checkpoints.hold("generator", generator)
+    if run.checkpoints.is_finished("synthesis"):
+        return generator.eval()
+    random = run.checkpoints.hold_random("synthesis/random", run.random(1))
+    run.warn(zero_variance_warnings(classifier.model))
     teacher = FrozenTeacher(classifier.model, settings.distance)
     steps = settings.synthesis_steps
     sampled = {1, *(max(1, round(fraction * steps)) for fraction in SAMPLED_FRACTIONS)}
     with (
+        run.checkpoints.stage("synthesis"),
         run.timed("synthesis"),
-        run.profiled("synthesis", steps) as after_step,
+        run.steps_of("synthesis", steps) as around,
         Progress("synthesis", steps, settings.log_interval) as progress,
     ):
 
@@ -73,17 +96,34 @@ def learn_generator(run: Run) -> ConditionalGenerator:
                 step.step, {"loss": step.loss, "teacher accuracy": step.teacher_accuracy}
             )
             if progress.is_due(step.step):
-                run.folder.append_jsonl("metrics.jsonl", {"stage": "synthesis", **asdict(step)})
+                run.log("synthesis", asdict(step))
             if step.step in sampled:
                 save_samples(run, generator, step.step)
 
         def is_due(step: int) -> bool:
             return progress.wants(step) or step in sampled
 
-        train_generator(generator, teacher, settings, run.random(1), report, is_due, after_step)
+        train_generator(
+            *(generator, teacher, settings, random, report, is_due),
+            *(around.after_step, around.before_steps),
+        )
+        run.warn(never_generated(run, generator))
+        run.folder.save_tensors("generator.safetensors", generator.state_dict())
     teacher.remove_hooks()
-    run.folder.save_tensors("generator.safetensors", generator.state_dict())
     return generator
+
+
+def generator_goes_on(
+    run: Run, generator: ConditionalGenerator, batches: Iterator[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Let the generator take one more step before each of its batches."""
+    settings = replace(run.settings, synthesis_steps=run.settings.fine_tuning_steps)
+    random = run.checkpoints.hold_random("alternating/random", run.random(8))
+    teacher = FrozenTeacher(run.classifier.model, settings.distance)
+    training = GeneratorTraining(generator, teacher, settings, random)
+    generator.eval()
+    run.checkpoints.hold("alternating/training", training)
+    return learning_batches(training, batches)
 
 
 @torch.no_grad()
@@ -91,7 +131,7 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
     """Write a grid of generated images, one row per class; the same latent vectors each time."""
     classes = min(run.classifier.num_classes, SAMPLED_CLASSES)
     labels = torch.arange(classes, device=run.device).repeat_interleave(SAMPLES_PER_CLASS)
-    latent, _ = generator.random_inputs(len(labels), run.random(2))
+    latent, _ = generator.random_inputs(len(labels), run.shared_random(2))
     was_training = generator.training
     generator.eval()
     images = generator(latent, labels)
@@ -100,13 +140,60 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
     grid = pixels.reshape(classes, SAMPLES_PER_CLASS, *pixels.shape[1:])
     names = run.classifier.class_names[:classes]
     run.folder.save_image_grid(f"samples/step-{step:06d}.png", grid, names)
+    if run.tensorboard is not None:
+        run.tensorboard.images("samples", grid, step)
+
+
+def probe_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield generated images [B, C, H, W] and labels [B], every class in turn, for looking at.
+
+    They take no random numbers from any stage.
+    """
+    classes, size = run.classifier.num_classes, run.settings.batch_size
+    random, next_label = run.shared_random(7), 0
+    while True:
+        labels = torch.arange(next_label, next_label + size, device=run.device) % classes
+        next_label += size
+        latent, _ = generator.random_inputs(size, random)
+        devices = [run.device] if run.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.manual_seed(next_label)
+            images = generator(latent, labels)
+        yield to_memory_format(images, run.execution.memory_format), labels
+
+
+@torch.no_grad()
+def never_generated(run: Run, generator: ConditionalGenerator) -> list[str]:
+    """Return a line that names the classes none of whose images the classifier puts there."""
+    classes, size = run.classifier.num_classes, run.settings.batch_size
+    hits = torch.zeros(classes, dtype=torch.int64, device=run.device)
+    batches = math.ceil(PROBES_PER_CLASS * classes / size)
+    for images, labels in islice(probe_batches(run, generator), batches):
+        hits.index_add_(0, labels, (run.classifier.model(images).argmax(1) == labels).long())
+    missing = (hits == 0).nonzero().flatten().tolist()
+    if not missing:
+        return []
+    names = [run.classifier.class_names[label] for label in missing[:NAMED_CLASSES]]
+    more = ", ..." if len(missing) > NAMED_CLASSES else ""
+    return [
+        f"{len(missing)} of {classes} classes are never generated, as the classifier sees it: "
+        f"{', '.join(names)}{more}"
+    ]
 
 
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
-    """Convert the classifier, take its ranges from these images, and evaluate it."""
-    with run.timed("calibration"):
-        student = new_student(run.settings, run.classifier, run.execution)
-        calibrate(student, batches, run.settings.calibration_batches)
+    """Convert the classifier, round it, take its ranges from these images, and evaluate it."""
+    checkpoints, name = run.checkpoints, f"{row} student"
+    student = new_student(run.settings, run.classifier, run.execution)
+    if checkpoints.is_finished(row):
+        checkpoints.hold(name, StudentState(student))
+    else:
+        with checkpoints.stage(row):
+            with checkpoints.interruptible(), run.timed("calibration"):
+                if run.settings.rounding == "balanced":
+                    round_weights(student)
+                calibrate(student, batches, run.settings.calibration_batches)
+            checkpoints.hold(name, StudentState(student))
     evaluate(run, student, row)
     return student
 
@@ -115,39 +202,95 @@ def fine_tune_student(
     run: Run, student: QuantizedClassifier, batches: Iterator[tuple[Tensor, Tensor]], row: str
 ) -> None:
     """Fine-tune a calibrated student on these images, and evaluate it."""
+    if not run.checkpoints.is_finished(row):
+        train_student(run, student, batches, row)
+    evaluate(run, student, row)
+
+
+def train_student(
+    run: Run, student: QuantizedClassifier, batches: Iterator[tuple[Tensor, Tensor]], row: str
+) -> None:
+    """Fine-tune a calibrated student on these images, with a log on the way."""
     settings = run.settings
     with (
+        run.checkpoints.stage(row),
         run.timed("fine_tuning"),
-        run.profiled(row, settings.fine_tuning_steps) as after_step,
+        run.steps_of(row, settings.fine_tuning_steps) as around,
         Progress(ROWS[row], settings.fine_tuning_steps, settings.log_interval) as progress,
     ):
 
         def report(step: FineTuningStep) -> None:
             progress.update(step.step, {"loss": step.loss, "agreement": step.agreement})
             if progress.is_due(step.step):
-                run.folder.append_jsonl("metrics.jsonl", {"stage": row, **asdict(step)})
+                run.log(row, asdict(step))
 
-        mixed = mixed_batches(batches, run.random(5), run.execution.memory_format)
         teacher = folded(run.classifier.model).to(memory_format=run.execution.memory_format)
-        fine_tune(student, teacher, mixed, settings, report, progress.wants, after_step)
-    evaluate(run, student, row)
+        fine_tune(
+            *(student, teacher, batches, settings, report, progress.wants),
+            *(around.after_step, around.before_steps),
+        )
+
+
+def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalGenerator) -> None:
+    """Look at and write the fine-tuned student, which checkpoints need not hold any longer."""
+    if not run.checkpoints.is_finished("saving"):
+        with run.checkpoints.stage("saving"):
+            images, _ = next(probe_batches(run, generator))
+            run.warn(dead_quantizers(student, images))
+            run.folder.save_tensors("quantized.safetensors", student.state_dict())
+            run.folder.save_tensors("generator.safetensors", generator.state_dict())
+            run.checkpoints.release("generated_calibrated student")
+
+
+def measure_diversity(run: Run, generator: ConditionalGenerator) -> None:
+    """Measure how diverse generated images are, and real ones where there are any."""
+    checkpoints, classifier = run.checkpoints, run.classifier
+    data = run.reference or run.evaluation
+    if checkpoints.is_finished("diversity"):
+        return
+    with checkpoints.stage("diversity"), checkpoints.interruptible(), run.timed("evaluation"):
+        generated = generated_classes(generator, run.shared_random(6))
+        real = None
+        if data is not None:
+            shape = classifier.preprocessing, classifier.num_classes
+            real = real_classes(data, *shape, run.device)
+        run.diversity = compare_diversity(classifier.model, generated, real)
 
 
 def evaluate(run: Run, model: nn.Module, row: str) -> None:
     """Keep the model's logits on the evaluation images, if there are any."""
-    if run.evaluation is None:
+    stage = f"{row} evaluated"
+    if run.evaluation is None or run.checkpoints.is_finished(stage):
         return
-    with run.timed("evaluation"):
+    with (
+        run.checkpoints.stage(stage),
+        run.checkpoints.interruptible(),
+        run.timed("evaluation"),
+    ):
         preprocessing = run.classifier.preprocessing
-        run.logits[row] = predict(
-            *(model, run.evaluation, preprocessing, EVALUATION_BATCH, run.device),
+        images = run.evaluation
+        if processes.count() > 1:
+            images = images.subset(torch.tensor(processes.share(len(images)), dtype=torch.int64))
+        logits = predict(
+            *(model, images, preprocessing, EVALUATION_BATCH, run.device),
             run.execution.memory_format,
         )
+        run.logits[row] = torch.cat(processes.of_all(logits))
 
 
-def real_batches(run: Run, reference: Images) -> Iterator[tuple[Tensor, Tensor]]:
+def generated_batches(
+    run: Run, generator: ConditionalGenerator, random: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of generated images on the device, forever."""
+    return synthetic_batches(
+        generator, run.settings.batch_size, random, run.execution.memory_format
+    )
+
+
+def real_batches(
+    run: Run, reference: Images, random: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield random batches of real training images on the device."""
-    random = torch.Generator().manual_seed(run.settings.seed)
     preprocessing = run.classifier.preprocessing
     for images, labels in reference.random_batches(run.settings.batch_size, preprocessing, random):
         images = to_memory_format(images.to(run.device), run.execution.memory_format)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.config import Settings
 from zscgan_ext.execution import choose_execution
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_memory_format
-from zscgan_ext.training import Training, every_step, nothing
+from zscgan_ext.training import Training, as_it_is, every_step, nothing
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class GeneratorTraining(Training):
         random: draws latent vectors and labels; on the same device.
     """
 
+    rate_setting = "synthesis_learning_rate"
+
     def __init__(
         self,
         generator: ConditionalGenerator,
@@ -58,6 +60,10 @@ class GeneratorTraining(Training):
             settings.synthesis_steps,
             choose_execution(settings, random.device),
         )
+
+    def models(self) -> dict[str, nn.Module]:
+        """Return the models that take part in a step."""
+        return {"generator": self.generator, "classifier": self.teacher}
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Draw latent vectors [B, latent_dim] and labels [B]."""
@@ -85,6 +91,7 @@ def train_generator(
     report: Callable[[SynthesisStep], None],
     is_due: Callable[[int], bool] = every_step,
     after_step: Callable[[], None] = nothing,
+    before_steps: Callable[[Training], object] = as_it_is,
 ) -> None:
     """Train the generator in place, and leave it in evaluation mode.
 
@@ -96,8 +103,10 @@ def train_generator(
         report: called after each step that is due.
         is_due: tells, for the number of a step, whether to wait for what it measured.
         after_step: called after each step.
+        before_steps: is handed the training, which it may put into a state to go on from.
     """
     training = GeneratorTraining(generator, teacher, settings, random)
+    before_steps(training)
 
     def report_values(step: int, values: list[float]) -> None:
         report(SynthesisStep(step, *values))
@@ -120,29 +129,20 @@ def synthetic_batches(
         yield images, labels
 
 
-def mixed_batches(
-    batches: Iterator[tuple[Tensor, Tensor]],
-    random: torch.Generator,
-    memory_format: torch.memory_format = torch.channels_last,
+def learning_batches(
+    training: GeneratorTraining, batches: Iterator[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blend each image with another of its batch (mixup, Zhang et al., 2018).
-
-    A generated image leaves the teacher certain of its class. Between two of them lies what the
-    student has to learn: where the teacher's answer changes.
+    """Yield batches of a generator that takes one more step of its training before each.
 
     Args:
-        batches: images [B, C, H, W] and labels [B].
-        random: draws the weights, uniform from 0.5 to 1; on the device of the images.
-        memory_format: of the results.
-
-    Yields:
-        Blended images and the label of the heavier part.
+        training: of the generator that makes the batches.
+        batches: images [B, C, H, W] and labels [B], made when they are asked for.
     """
-    for images, labels in batches:
-        shape = (len(images), 1, 1, 1)
-        weight = 1 - torch.rand(shape, generator=random, device=images.device) / 2
-        blended = weight * images + (1 - weight) * images.roll(1, 0)
-        yield to_memory_format(blended, memory_format), labels
+    while True:
+        training.generator.train()
+        training.advance()
+        training.generator.eval()
+        yield next(batches)
 
 
 def noise_batches(

@@ -4,17 +4,21 @@
 folder.
 """
 
+import contextlib
+import os
 import sys
-import time
 from collections.abc import Sequence
 
+from zscgan_ext import processes
 from zscgan_ext.command_line import parse_settings
 from zscgan_ext.config import parse_formats
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import first_line
 from zscgan_ext.export.exporter import export_run, summary
-from zscgan_ext.results import metrics, table
+from zscgan_ext.program import is_out_of_memory, program
+from zscgan_ext.results import PREDICTIONS, metrics, predictions, table
 from zscgan_ext.run import Run, prepare
 from zscgan_ext.stages import run_stages
+from zscgan_ext.stop_signals import StoppedError
 
 
 def export_student(run: Run) -> None:
@@ -24,27 +28,66 @@ def export_student(run: Run) -> None:
         print(summary(export_run(run.folder.path, formats)))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code."""
-    start = time.perf_counter()
+def report(run: Run) -> None:
+    """Write the page about a run that went to its end, and close its log for TensorBoard."""
+    if run.tensorboard is not None:
+        run.tensorboard.close()
+    if run.settings.report and run.settings.stop_after is None:
+        from zscgan_ext.report.page import write_report  # takes long to import
+
+        print(f"report in {write_report(run.folder.path)}")
+
+
+def run_to_end(run: Run) -> None:
+    """Run all stages; let the first process write what they gave."""
+    run_stages(run)
+    if run.profiler is not None:
+        run.profiler.write(run.folder)
+    results = metrics(run, run.total_seconds())
+    run.folder.write_json("metrics.json", results)
+    if run.logits:
+        run.folder.save_tensors(PREDICTIONS, predictions(run))
+        print(table(results))
+    if processes.rank() == 0:
+        with run.checkpoints.interruptible():
+            export_student(run)
+            report(run)
+    print(f"{results['seconds']['total']:.0f} s, results in {run.folder.path}")
+
+
+def run_program(arguments: Sequence[str] | None) -> int:
+    """Run the program in one process; return its exit code."""
     try:
         run = prepare(parse_settings(arguments))
-        run_stages(run)
-        if run.profiler is not None:
-            run.profiler.write(run.folder)
-        results = metrics(run, time.perf_counter() - start)
-        run.folder.write_json("metrics.json", results)
-        if run.logits:
-            print(table(results))
-        export_student(run)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        with run.checkpoints.signals:
+            run_to_end(run)
+    except StoppedError as stopped:
+        if processes.rank() == 0:
+            print(f"{stopped}; --resume {run.folder.path} goes on from here", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
-        print("interrupted; what was written so far is kept", file=sys.stderr)
+        print("stopped before anything was written", file=sys.stderr)
         return 130
-    print(f"{results['seconds']['total']:.0f} s, results in {run.folder.path}")
+    except RuntimeError as error:
+        if processes.count() == 1 or is_out_of_memory(error):
+            raise
+        print(
+            f"{processes.name()}error: lost another process ({first_line(error)}); "
+            "--resume goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
+    processes.leave()
     return 0
+
+
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code. Of many processes the first one prints."""
+    if processes.is_first():
+        return run_program(arguments)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return run_program(arguments)
 
 
 if __name__ == "__main__":

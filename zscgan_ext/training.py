@@ -1,11 +1,13 @@
 """What generator learning and fine-tuning share: a step as an object, and the loop of steps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext import processes
 from zscgan_ext.cuda_graphs import GraphedStep, StreamCapture
 from zscgan_ext.errors import first_line
 from zscgan_ext.execution import Execution
@@ -20,11 +22,23 @@ def nothing() -> None:
     """Do nothing after a step."""
 
 
+def like_parameter(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Lay out what an optimizer keeps of a parameter in memory as the parameter is."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def as_it_is(_: "Training") -> None:
+    """Leave a training as it begins."""
+
+
 class Training(ABC):
     """Parameters that learn, one step after the other.
 
     A step waits for nothing on its device: it can be queued ahead of the device, profiled, and
-    captured in a CUDA graph. What it measures stays there until somebody asks.
+    captured in a CUDA graph. What it measures stays there until somebody asks, and so does whether
+    every loss was finite.
 
     Args:
         parameters: what learns.
@@ -33,6 +47,8 @@ class Training(ABC):
         steps: length of the cosine.
         execution: how steps are executed.
     """
+
+    rate_setting = "learning_rate"  # the setting that the rate at the start comes from
 
     def __init__(
         self,
@@ -59,6 +75,8 @@ class Training(ABC):
         if execution.cuda_graphs:
             self.taken = GraphedStep(self.take, StreamCapture(torch.device(execution.device)))
         self.is_compiled = False
+        self.steps_taken = 0
+        self.losses_are_finite = torch.ones((), dtype=torch.bool, device=execution.device)
 
     @abstractmethod
     def inputs(self) -> tuple[Tensor, ...]:
@@ -68,9 +86,14 @@ class Training(ABC):
     def measure(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss, a scalar, and the values to report, [count] without gradient."""
 
+    def models(self) -> dict[str, nn.Module]:
+        """Return the models that take part in a step, by name, in the order they are run."""
+        return {}
+
     def take(self, *inputs: Tensor) -> Tensor:
         """Learn from these inputs; return the values to report."""
         loss, values = self.measured(*inputs)
+        self.losses_are_finite.logical_and_(loss.detach().isfinite())
         # A capture that failed leaves gradients that were never computed.
         self.optimizer.zero_grad(set_to_none=True)
         self.precision.step(loss, self.optimizer)
@@ -83,7 +106,52 @@ class Training(ABC):
             self.compile(inputs)
         values = self.taken(*inputs)
         self.schedule.step()
+        self.steps_taken += 1
         return values
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what learns."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def is_finite(self) -> bool:
+        """Tell, waiting for the device, whether all numbers of all processes were finite so far.
+
+        A gradient that was not leaves its mark in the optimizer or in the parameters.
+        """
+        kept = [v for state in self.optimizer.state.values() for v in state.values()]
+        tensors = [*self.parameters(), *kept]
+        finite = [t.detach().isfinite().all() for t in tensors if isinstance(t, Tensor)]
+        flags = [flag.to(self.losses_are_finite.device) for flag in finite]
+        is_finite = bool(torch.stack([self.losses_are_finite, *flags]).all())
+        return not processes.agree(not is_finite)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where optimizer, schedule and loss scaling are; what learns is not in it."""
+        optimizer = self.optimizer.state_dict()
+        states = {str(index): values for index, values in optimizer["state"].items()}
+        return {
+            "steps_taken": self.steps_taken,
+            "optimizer": {**optimizer, "state": states},
+            "schedule": self.schedule.state_dict(),
+            "loss_scaling": self.precision.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; a CUDA graph that was captured must not be replayed after it."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        parameters = self.parameters()
+        states = {
+            int(index): {name: like_parameter(v, parameters[int(index)]) for name, v in own.items()}
+            for index, own in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": states})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if isinstance(rate, Tensor):
+                group["lr"] = rate.copy_(group["lr"])  # a captured step reads it there
+        self.schedule.load_state_dict(dict(state["schedule"]))
+        self.precision.scaler.load_state_dict(dict(state["loss_scaling"]))
+        self.steps_taken = state["steps_taken"]
+        self.losses_are_finite.fill_(True)
 
     def compile(self, inputs: tuple[Tensor, ...]) -> None:
         """Compile both passes on these inputs; stay as it is, and say why, where that fails."""
@@ -103,15 +171,15 @@ class Training(ABC):
         is_due: Callable[[int], bool] = every_step,
         after_step: Callable[[], None] = nothing,
     ) -> None:
-        """Take steps 1 to `steps`.
+        """Take the steps from the first that was not taken yet to `steps`.
 
         Args:
-            steps: how many.
+            steps: how many there are in all, from 1.
             report: called with the number and the values of each step that is due.
             is_due: tells, for the number of a step, whether to wait for its values.
             after_step: called after each step.
         """
-        for step in range(1, steps + 1):
+        for step in range(self.steps_taken + 1, steps + 1):
             values = self.advance()
             if is_due(step):
                 report(step, values.tolist())

@@ -2,16 +2,17 @@
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.regular_file import regular_file_size
 
 # The keys under which training scripts keep a state dict, averaged weights first.
 NESTS = (
@@ -20,6 +21,7 @@ NESTS = (
 )
 # What `torch.optim.swa_utils.AveragedModel` keeps beside the weights.
 COUNTER = "n_averaged"
+ZIP_SIGNATURE = b"PK\x03\x04"
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -38,7 +40,12 @@ def load_weights(model: nn.Module, file: Path) -> None:
     found = unwrap_names(read_state_dict(file), needed)
     check_names(file, found, needed)
     check_shapes(file, found, needed)
-    model.load_state_dict(found, strict=False)
+    try:
+        model.load_state_dict(found, strict=False)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"weights: {file} does not fit the model ({reason})") from None
+    check_finite(str(file), model)
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
@@ -48,13 +55,16 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         InputError: if the file cannot be read or holds something else.
     """
     try:
+        size = regular_file_size(file)
         with file.open("rb") as stream:
-            empty = not stream.read(1)
+            signature = stream.read(len(ZIP_SIGNATURE))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"weights: {file} cannot be read ({reason})") from None
-    if empty:
+    if not signature:
         raise InputError(f"weights: {file} is empty")
+    if signature == ZIP_SIGNATURE:
+        check_unpacked_size(file, size)
     content = read_safetensors(file) if file.suffix == ".safetensors" else read_checkpoint(file)
     for nest in NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
@@ -67,14 +77,59 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
             raise InputError(
                 f"weights: {file} is not a state dict, {name!r} is a {found}, not a tensor"
             )
+    check_tensors(file, content, size)
     return dict(content)
+
+
+def check_unpacked_size(file: Path, size: int) -> None:
+    """Refuse an archive that announces more bytes than the file has; torch never compresses."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"weights: {file} is truncated or not a torch file ({first_line(error)})"
+        ) from None
+    if unpacked > size:
+        raise InputError(
+            f"weights: {file} has {size:,} bytes and would unpack to {unpacked:,}, accepted are "
+            "files as torch.save writes them, uncompressed"
+        )
+
+
+def check_tensors(file: Path, tensors: Mapping[str, Tensor], size: int) -> None:
+    """Require plain tensors of real numbers, no larger together than the file they come from."""
+    for name, value in tensors.items():
+        is_plain = value.layout == torch.strided and value.is_cpu and not value.is_nested
+        if not is_plain or value.is_quantized or value.is_complex():
+            kind = f"{value.dtype}, {value.layout}, {value.device.type}"
+            raise InputError(
+                f"weights: {file} has {name} as {kind}, needed are real numbers in a plain tensor"
+            )
+    storages = (value.untyped_storage() for value in tensors.values())
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if held > size:
+        raise InputError(
+            f"weights: {file} has {size:,} bytes, but announces tensors of {held:,} bytes"
+        )
+
+
+def check_finite(source: str, model: nn.Module) -> None:
+    """Require that a model holds neither NaN nor infinite values.
+
+    Raises:
+        InputError: naming the source and the first tensor that does.
+    """
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            raise InputError(f"weights: {source} has NaN or infinite values in {name}")
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Read a safetensors file."""
     try:
         return dict(safetensors.torch.load_file(file))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file raises nearly anything
         raise InputError(
             f"weights: {file} is truncated or not a safetensors file ({first_line(error)})"
         ) from None

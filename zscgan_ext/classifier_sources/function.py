@@ -22,7 +22,7 @@ class FunctionSource(ClassifierSource):
         try:
             takes_num_classes = num_classes is not None and accepts(function, "num_classes")
             model = function(num_classes=num_classes) if takes_num_classes else function()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"classifier: {self.name} raised {type(error).__name__}: {first_line(error)}"
             ) from error
@@ -41,7 +41,7 @@ def import_function(name: str) -> Callable[..., Any]:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"classifier: importing {module_name!r} raised {type(error).__name__}: "
             f"{first_line(error)}"

@@ -1,18 +1,18 @@
 """Export a finished run: `python -m zscgan_ext.export RUN`."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from zscgan_ext.config import EXPORT_FORMATS, parse_formats
-from zscgan_ext.errors import InputError
 from zscgan_ext.export.exporter import export_run, summary
+from zscgan_ext.program import OneLineParser, program
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m zscgan_ext.export",
         description="Write the quantized classifier of a run as files to deploy, proved to compute "
         "what the classifier computes.",
@@ -26,11 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="onnx, safetensors, or both with a comma between them (default: both)",
     )
     options = parser.parse_args(arguments)
-    try:
-        report = export_run(options.run, parse_formats(options.formats))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = export_run(options.run, parse_formats(options.formats))
     print(summary(report))
     print(f"results in {options.run}")
     return 0

@@ -17,7 +17,7 @@ from zscgan_ext.export.quantized_file import load_quantized, quantized_file
 from zscgan_ext.export.runtime import OnnxClassifier, latencies, require_onnx
 from zscgan_ext.finished_run import open_run
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
-from zscgan_ext.run_folder import write_whole
+from zscgan_ext.run_folder import one_line_errors, write_whole
 
 FILES = {"onnx": "model.onnx", "safetensors": "model.safetensors"}
 REPORT_FILE = "export.json"
@@ -86,10 +86,10 @@ def export(
 def safetensors_file(classifier: Classifier, student: QuantizedClassifier, images: Tensor) -> bytes:
     """Pack a student, and require that what is read back gives the very same logits."""
     data = quantized_file(student, classifier)
-    with TemporaryDirectory() as folder:
-        file = Path(folder, FILES["safetensors"])
-        file.write_bytes(data)
-        loaded = load_quantized(file, classifier.name)
+    with one_line_errors(Path(FILES["safetensors"])), TemporaryDirectory() as folder:
+        file = Path(folder, "exported.safetensors")
+        write_whole(file, data)
+        loaded = load_quantized(file, classifier.model)
     difference = (student(images) - loaded(images)).abs().max()
     if difference != 0:
         raise InputError(

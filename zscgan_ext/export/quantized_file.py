@@ -12,17 +12,18 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from zscgan_ext.classifier_sources import timm_models, torchvision_models
-from zscgan_ext.classifiers import Classifier, find_source
+from zscgan_ext.classifiers import Classifier, count_logits, find_source
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.regular_file import regular_file_size
 from zscgan_ext.tracing import traceable
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
@@ -121,7 +122,7 @@ def description(
 # ---- reading ------------------------------------------------------------------------------------
 
 
-def load_quantized(file: str | Path, classifier: str | None = None) -> LoadedClassifier:
+def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) -> LoadedClassifier:
     """Load a quantized classifier that `python -m zscgan_ext.export` wrote as safetensors.
 
     It gives the logits of the exported one, bit for bit, on the kind of processor that made it.
@@ -129,23 +130,28 @@ def load_quantized(file: str | Path, classifier: str | None = None) -> LoadedCla
     Args:
         file: such as `runs/NAME/model.safetensors`.
         classifier: needed where the file names a `module:function` or a program of your own, so
-            that no file decides which code runs: the same name. None for a bundled classifier and
-            for those of torchvision and timm.
+            that no file decides which code runs: the same name, or a model object, whose weights
+            are not looked at. None for a bundled classifier and for those of torchvision and timm.
 
     Raises:
         InputError: if the file cannot be read, is damaged, or does not fit the classifier.
     """
     content = read_file(Path(file))
-    name = classifier or content.classifier
+    name = content.classifier if classifier is None else classifier
     libraries = (torchvision_models.PREFIX, timm_models.PREFIX)
-    known = name in BUNDLED_CLASSIFIERS or name.startswith(libraries)
+    known = name in BUNDLED_CLASSIFIERS or (isinstance(name, str) and name.startswith(libraries))
     if classifier is None and not known:
         raise InputError(
             f"classifier: {file} names {content.classifier!r}, which is of no library; "
             "give the name of the classifier yourself to have its code run"
         )
-    model = find_source(name).build(content.num_classes, trained=False)
+    source = find_source(name)
+    model = source.build(content.num_classes, trained=False)
     model.to("cpu", torch.float32).eval()
+    count = count_logits(source.name, model, content.preprocessing)
+    if count != content.num_classes:
+        classes = content.num_classes
+        raise InputError(f"{file}: is of {classes} classes, but {source.name} gives {count} logits")
     model = traceable(model, content.preprocessing.shape)
     student = convert(model, content.scheme, content.preprocessing.shape)
     fill(student, content, Path(file))
@@ -161,27 +167,29 @@ def read_file(file: Path) -> FileContent:
         InputError: if it cannot be read or was not written by `quantized_file`.
     """
     try:
+        regular_file_size(file)
         with safe_open(file, "pt") as stream:
             text = (stream.metadata() or {}).get(METADATA)
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as safetensors ({first_line(error)})") from None
+    except Exception as error:  # a damaged file raises nearly anything
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{file}: cannot be read as safetensors ({reason})") from None
     if text is None:
         raise InputError(f"{file}: holds no quantized classifier, needed is what export wrote")
     try:
         facts = json.loads(text)
-        preprocessing = facts["preprocessing"]
-        for name in ("mean", "std"):
-            preprocessing[name] = tuple(map(float, preprocessing[name]))
+        class_names = tuple(map(str, facts["class_names"]))
+        if facts["num_classes"] != len(class_names):
+            raise ValueError(f"{facts['num_classes']} classes with {len(class_names)} names")
         return FileContent(
             str(facts["classifier"]),
-            int(facts["num_classes"]),
-            tuple(map(str, facts["class_names"])),
-            Preprocessing(**preprocessing),
+            len(class_names),
+            class_names,
+            preprocessing_from(facts["preprocessing"]),
             checked(Scheme(**facts["scheme"])),
             tensors,
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # JSON may hold anything, nested without end
         raise InputError(f"{file}: its description is damaged ({first_line(error)})") from None
 
 
@@ -212,6 +220,8 @@ def fill(student: QuantizedClassifier, content: FileContent, file: Path) -> None
             raise InputError(f"{file}: has {name} as {found}, needed is {needed}")
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{file}: has NaN or infinite values in {name}")
+        if name.endswith("scale") and not bool((tensor > 0).all()):
+            raise InputError(f"{file}: has scales in {name} that are not above 0")
         return tensor
 
     for name, module in student.graph.named_modules():

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.regular_file import regular_file_size
 
 INPUT, OUTPUT = "images", "logits"
-ONLY_ERRORS = 3  # ONNX Runtime's logging severity
+NOTHING_BUT_CRASHES = 4  # ONNX Runtime's logging severity; errors are raised as well
 
 
 def require_onnx() -> None:
@@ -50,40 +51,90 @@ class OnnxClassifier:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
-        options.log_severity_level = ONLY_ERRORS
+        options.log_severity_level = NOTHING_BUT_CRASHES
         # Threads that wait in a loop would take time from whatever runs next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        source = model if isinstance(model, bytes) else str(model)
+        self.name = "export" if isinstance(model, bytes) else str(model)
+        source = model if isinstance(model, bytes) else read_model(model)
         try:
             self.session = onnxruntime.InferenceSession(
                 source, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its own exceptions share no base
-            name = "export" if isinstance(model, bytes) else str(model)
             reason = first_line(error)
-            raise InputError(f"{name}: ONNX Runtime cannot load the model ({reason})") from None
+            raise InputError(
+                f"{self.name}: ONNX Runtime cannot load the model ({reason})"
+            ) from None
         inputs = [value.name for value in self.session.get_inputs()]
         outputs = [value.name for value in self.session.get_outputs()]
         if inputs != [INPUT] or OUTPUT not in outputs:
             raise InputError(
-                f"{model if isinstance(model, Path) else 'export'}: takes {inputs} and gives "
-                f"{outputs}, needed is a model that export wrote, from {INPUT} to {OUTPUT}"
+                f"{self.name}: takes {inputs} and gives {outputs}, needed is a model that export "
+                f"wrote, from {INPUT} to {OUTPUT}"
             )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Map normalized images [N, C, H, W] to logits [N, num_classes]."""
-        return torch.from_numpy(self.run([OUTPUT], images)[0])
+        (logits,) = self.run([OUTPUT], images)
+        if logits.ndim != 2 or len(logits) != len(images) or logits.dtype != np.float32:
+            found = f"{logits.dtype} {logits.shape}"
+            raise InputError(
+                f"{self.name}: gives {found}, needed are logits, float32 ({len(images)}, N)"
+            )
+        return torch.from_numpy(logits)
 
     def run(self, names: Sequence[str], images: Tensor) -> list[np.ndarray]:
-        """Return some of the outputs."""
-        results: list[np.ndarray] = self.session.run(
-            list(names), {INPUT: images.contiguous().numpy()}
-        )
+        """Return some of the outputs.
+
+        Raises:
+            InputError: if the model cannot be run on these images.
+        """
+        try:
+            results: list[np.ndarray] = self.session.run(
+                list(names), {INPUT: images.contiguous().numpy()}
+            )
+        except Exception as error:  # its own exceptions share no base
+            raise InputError(
+                f"{self.name}: ONNX Runtime cannot run the model on images of shape "
+                f"{tuple(images.shape)} ({first_line(error)})"
+            ) from None
         return results
 
     def metadata(self) -> dict[str, str]:
         """Return what the file says of itself."""
         return dict(self.session.get_modelmeta().custom_metadata_map)
+
+
+def read_model(file: Path) -> bytes:
+    """Read an ONNX file, all of whose tensors have to be in it.
+
+    Raises:
+        InputError: if it cannot be read, is damaged, or names other files.
+    """
+    import onnx
+
+    try:
+        regular_file_size(file)
+        data = file.read_bytes()
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # protobuf's exceptions share no base
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{file}: cannot be read as an ONNX model ({reason})") from None
+    if has_external_data(model):
+        raise InputError(f"{file}: keeps tensors in other files, which are never opened")
+    return data
+
+
+def has_external_data(message: Any) -> bool:
+    """Tell whether a tensor anywhere in a protobuf message lies in another file."""
+    for field, value in message.ListFields():
+        if field.name == "external_data":
+            return True
+        if field.message_type is not None:
+            parts = [value] if hasattr(value, "ListFields") else value
+            if any(map(has_external_data, parts)):
+                return True
+    return False
 
 
 def latencies(

@@ -302,9 +302,14 @@ def layer_distance(
         difference = deviation - (running_var + eps).sqrt()
         value = (offset**2 + difference**2).mean()
         return value, 2 * offset / count, difference / deviation / count
-    norms = torch.linalg.vector_norm(offset), torch.linalg.vector_norm(excess)
-    directions = (torch.nan_to_num(v / n) for v, n in zip((offset, excess), norms, strict=True))
-    return norms[0] + norms[1], *directions
+    # In float32 the squares of small differences vanish, and their directions with them.
+    wide = offset.double(), excess.double()
+    norms = [torch.linalg.vector_norm(values) for values in wide]
+    directions = (
+        torch.where(norm > 0, values / norm, 0).to(mean.dtype)
+        for values, norm in zip(wide, norms, strict=True)
+    )
+    return (norms[0] + norms[1]).to(mean.dtype), *directions
 
 
 def batch_norm_distance(

@@ -99,11 +99,16 @@ class QuantizedClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to logits [N, num_classes]."""
+        logits: Tensor = self.execute(self.fused_graph[0], images)
+        return logits
+
+    def execute(self, graph: fx.GraphModule, images: Tensor) -> Any:
+        """Run a graph on the modules of this classifier, its weights quantized."""
         self.quantize_weights()
-        logits: Tensor = self.fused_graph[0](images)
+        results = graph(images)
         for layer in self.layers:
             layer.quantized_weight = None
-        return logits
+        return results
 
 
 def convert(

@@ -1,7 +1,9 @@
 """Fine-tuning a quantized classifier to answer as the float one does.
 
-`L_S = distillation_weight * T^2 * KL(teacher / T || student / T) + label_weight * cross_entropy`
-(Hinton et al., 2015), through straight-through gradients.
+`L_S = distillation_weight * T^2 * KL(teacher / T || student / T) + feature_weight * D_F
++ label_weight * cross_entropy`, through straight-through gradients: the distillation of Hinton et
+al. (2015), and `D_F`, how far the student's feature maps are from the teacher's at every activation
+quantizer, in the way of FitNets (Romero et al., 2015).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +17,9 @@ from zscgan_ext.config import Settings
 from zscgan_ext.execution import choose_execution
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
-from zscgan_ext.training import Training, every_step, nothing
+from zscgan_ext.quantization.features import feature_distance, pair_features
+from zscgan_ext.tracing import trace
+from zscgan_ext.training import Training, as_it_is, every_step, nothing
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ class StudentTraining(Training):
 
     Args:
         student: calibrated.
-        teacher: the float classifier, frozen.
+        teacher: the float classifier, frozen; or its `folded` form, which is faster.
         batches: images [B, C, H, W] and labels [B], one for each step.
-        settings: fine_tuning_steps, fine_tuning_learning_rate, distillation_weight, label_weight,
-            temperature, and how to execute.
+        settings: fine_tuning_steps, fine_tuning_learning_rate, distillation_weight, feature_weight,
+            label_weight, temperature, and how to execute.
     """
+
+    rate_setting = "fine_tuning_learning_rate"
 
     def __init__(
         self,
@@ -65,16 +71,23 @@ class StudentTraining(Training):
         settings: Settings,
     ) -> None:
         self.student = student.eval()
-        self.teacher = teacher
+        graphs = (student.fused_graph[0], trace(teacher))
+        # In a tuple, because the modules of its first graph are those of the student.
+        self.graphs = pair_features(*graphs, wanted=settings.feature_weight > 0)
         self.batches = batches
         self.settings = settings
         super().__init__(
             student.parameters(),
-            settings.fine_tuning_learning_rate,
+            # A weight that moves a step changes the layer; how far that is depends on the width.
+            settings.fine_tuning_learning_rate / student.scheme.steps,
             (0.9, 0.999),
             settings.fine_tuning_steps,
             choose_execution(settings, device_of(student)),
         )
+
+    def models(self) -> dict[str, nn.Module]:
+        """Return the models that take part in a step."""
+        return {"classifier": self.graphs[1], "student": self.student}
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return the next batch."""
@@ -85,9 +98,13 @@ class StudentTraining(Training):
         images, labels = inputs
         with self.precision.autocast():
             with torch.no_grad():
-                teacher_logits = self.teacher(images)
-            logits = self.student(images)
+                teacher_logits, teacher_features = self.graphs[1](images)
+            logits, features = self.student.execute(self.graphs[0], images)
         loss = student_loss(logits, teacher_logits, labels, self.settings)
+        if features:
+            loss = loss + self.settings.feature_weight * feature_distance(
+                features, teacher_features
+            )
         agreement = (logits.argmax(1) == teacher_logits.argmax(1)).float().mean() * 100
         return loss, torch.stack([loss.detach(), agreement])
 
@@ -100,6 +117,7 @@ def fine_tune(
     report: Callable[[FineTuningStep], None],
     is_due: Callable[[int], bool] = every_step,
     after_step: Callable[[], None] = nothing,
+    before_steps: Callable[[Training], object] = as_it_is,
 ) -> None:
     """Train weights, biases and learned scales of the student in place.
 
@@ -107,14 +125,16 @@ def fine_tune(
 
     Args:
         student: see `StudentTraining`, as for teacher, batches and settings.
-        teacher: the float classifier, frozen.
+        teacher: the float classifier.
         batches: at least `fine_tuning_steps` of them.
         settings: what is learned, and how.
         report: called after each step that is due.
         is_due: tells, for the number of a step, whether to wait for what it measured.
         after_step: called after each step.
+        before_steps: is handed the training, which it may put into a state to go on from.
     """
     training = StudentTraining(student, teacher, batches, settings)
+    before_steps(training)
 
     def report_values(step: int, values: list[float]) -> None:
         report(FineTuningStep(step, *values))

@@ -7,12 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zscgan_ext import ops
+from zscgan_ext import ops, processes
 from zscgan_ext.classifier_graph import activate
 from zscgan_ext.quantization.scheme import IntegerRange
 from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
 
 WeightedLayer: TypeAlias = nn.Conv1d | nn.Conv2d | TransposedConvolution | nn.Linear
+
+# Tried for a scale: these parts of the one that clips nothing.
+SCALE_FRACTIONS = tuple(torch.linspace(1, 0.1, 31).tolist())
+SEARCHED_VALUES = 1 << 20  # of a batch, about, that a search looks at
 
 
 class ActivationMode(Enum):
@@ -20,6 +24,7 @@ class ActivationMode(Enum):
 
     OFF = "off"
     OBSERVE = "observe"
+    SEARCH = "search"
     QUANTIZE = "quantize"
 
 
@@ -47,6 +52,7 @@ class ActivationQuantizer(nn.Module):
         self.integers = integers
         self.mode = ActivationMode.OFF
         self.observed_batches = 0
+        self.scale_errors = torch.zeros(())  # [len(SCALE_FRACTIONS)] while searching
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.register_buffer("zero_point", torch.zeros(1))
         self.register_buffer("running_min", torch.full((1,), torch.inf))
@@ -61,6 +67,8 @@ class ActivationQuantizer(nn.Module):
     def observe(self, x: Tensor) -> None:
         """Average the range of `x` with those of the batches before it."""
         self.observed_batches += 1
+        if processes.count() > 1:
+            x = processes.extremes(x)
         scale = torch.empty_like(self.zero_point)
         ops.observe(
             x,
@@ -76,8 +84,32 @@ class ActivationQuantizer(nn.Module):
         with torch.no_grad():
             self.log_scale.copy_(scale.log())
 
+    def search(self, x: Tensor) -> None:
+        """Add the squared error that each part of the observed scale makes on some of `x`."""
+        sample = x[: max(1, SEARCHED_VALUES * len(x) // max(1, x.numel()))]
+        low, high = self.integers.quant_min, self.integers.quant_max
+        scales = [self.log_scale.exp() * fraction for fraction in SCALE_FRACTIONS]
+        errors = [
+            (ops.fake_quantize(sample, scale, self.zero_point, low, high) - sample).square().sum()
+            for scale in scales
+        ]
+        mean_errors = processes.averaged(torch.stack(errors).float())
+        self.scale_errors = self.scale_errors.to(x.device) + mean_errors
+
+    def choose_scale(self) -> None:
+        """Take the scale of least squared error among those that were searched.
+
+        A few large values stretch a range. With few bits it is better to clip them.
+        """
+        best = torch.tensor(SCALE_FRACTIONS, device=self.log_scale.device)[
+            self.scale_errors.argmin()
+        ]
+        with torch.no_grad():
+            self.log_scale.add_(best.log())
+        self.scale_errors = torch.zeros(())
+
     def forward(self, x: Tensor, activation: str = "none", bias: Tensor | None = None) -> Tensor:
-        """Observe, quantize or pass on a tensor.
+        """Observe, search, quantize or pass on a tensor.
 
         Args:
             x: any shape.
@@ -89,7 +121,8 @@ class ActivationQuantizer(nn.Module):
             bias = None
         if self.mode is ActivationMode.QUANTIZE:
             low, high = self.integers.quant_min, self.integers.quant_max
-            settings = (low, high, None, (x.numel() * high) ** -0.5, activation)
+            values = x.numel() * processes.count()
+            settings = (low, high, None, (values * high) ** -0.5, activation)
             return ops.fake_quantize_learned(
                 x, self.log_scale.exp(), self.zero_point, *settings, bias
             )
@@ -98,6 +131,8 @@ class ActivationQuantizer(nn.Module):
         x = activate(x, activation)
         if self.mode is ActivationMode.OBSERVE:
             self.observe(x)
+        elif self.mode is ActivationMode.SEARCH:
+            self.search(x)
         return x
 
 

@@ -62,6 +62,11 @@ class Scheme:
         return self.name == "deploy"
 
     @property
+    def steps(self) -> int:
+        """The number of quantization steps, of weights or activations where they have fewer."""
+        return int(2 ** min(self.weight_bits, self.activation_bits)) - 1
+
+    @property
     def symmetric_weights(self) -> bool:
         """Whether weights have symmetric learned scales, not asymmetric minimum and maximum."""
         return self.name == "deploy"

@@ -1,0 +1,195 @@
+"""Table and chart of `bench_accuracy.py`, from one or several of its JSON files.
+
+    python benchmarks/accuracy_report.py --json A.json B.json --output accuracy.md
+
+The chart is written beside the table, as a PNG file.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accuracy_cells import BITS, FLOAT, QUANTIZED_ROWS, ROWS
+from accuracy_results import Row, merged
+
+from zscgan_ext.errors import InputError
+from zscgan_ext.run_folder import write_whole
+
+GENERATED, REAL = "fine_tuned", "real_fine_tuned"
+STYLES = {  # color, marker, line
+    "noise_nearest": ("#bdbdbd", "v", ":"),
+    "generated_nearest": ("#a6dba0", "v", ":"),
+    "real_nearest": ("#c2a5cf", "v", ":"),
+    "generated_calibrated": ("#7fbf7b", "s", ":"),
+    "real_calibrated": ("#af8dc3", "s", ":"),
+    "squant": ("#b35806", "D", "--"),
+    "gdfq": ("#2166ac", "^", "--"),
+    "fine_tuned": ("#1b7837", "o", "-"),
+    "real_fine_tuned": ("#762a83", "o", "-"),
+}
+
+
+class Figures:
+    """Top-1 of all rows, by classifier, scheme, width and row: one for each seed."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+        self.classifiers = list(dict.fromkeys(row["classifier"] for row in rows))
+        quantized = [row for row in rows if row["row"] != FLOAT]
+        self.schemes = list(dict.fromkeys(row["scheme"] for row in quantized))
+        present = dict.fromkeys(row["bits"] for row in quantized)
+        self.bits = [*(b for b in BITS if b in present), *(b for b in present if b not in BITS)]
+        self.seeds = sorted({row["seed"] for row in quantized})
+
+    def top1(self, classifier: str, scheme: str, bits: str, name: str) -> dict[int, float]:
+        """Return top-1 by seed."""
+        key = (classifier, scheme, bits, name)
+        return {
+            row["seed"]: row["top1"]
+            for row in self.rows
+            if (row["classifier"], row["scheme"], row["bits"], row["row"]) == key
+        }
+
+    def gaps(self, classifier: str, scheme: str, bits: str) -> dict[int, float]:
+        """Return by seed how far generated images are above real ones, both fine-tuned."""
+        generated = self.top1(classifier, scheme, bits, GENERATED)
+        real = self.top1(classifier, scheme, bits, REAL)
+        return {seed: generated[seed] - real[seed] for seed in generated if seed in real}
+
+    def of_float(self, classifier: str) -> float | None:
+        """Return the float classifier's top-1."""
+        found = [r["top1"] for r in self.rows if (r["classifier"], r["row"]) == (classifier, FLOAT)]
+        return found[0] if found else None
+
+    def cell(self, values: dict[int, float], sign: str = "") -> str:
+        """Return mean and standard deviation; with the number of seeds where some lack."""
+        if not values:
+            return "-"
+        text = f"{statistics.mean(values.values()):{sign}.2f}"
+        if len(values) > 1:
+            text += f" ± {statistics.stdev(values.values()):.2f}"
+        return text if len(values) == len(self.seeds) else f"{text} ({len(values)})"
+
+
+def table(figures: Figures, classifier: str, scheme: str) -> list[str]:
+    """Return the lines of the table of one classifier and scheme."""
+    lines = [
+        "| | " + " | ".join(bits.upper() for bits in figures.bits) + " |",
+        "|---|" + "--:|" * len(figures.bits),
+    ]
+    for name in QUANTIZED_ROWS:
+        values = [figures.top1(classifier, scheme, bits, name) for bits in figures.bits]
+        if any(values):
+            cells = [figures.cell(value) for value in values]
+            lines.append(f"| {ROWS[name]} | " + " | ".join(cells) + " |")
+    gaps = [figures.gaps(classifier, scheme, bits) for bits in figures.bits]
+    if any(gaps):
+        cells = [figures.cell(gap, "+") for gap in gaps]
+        lines.append("| generated less real, both fine-tuned | " + " | ".join(cells) + " |")
+    return lines
+
+
+def markdown(content: dict[str, Any], sources: Sequence[Path], chart: str) -> str:
+    """Return the whole document."""
+    figures = Figures(content["rows"])
+    settings = content["settings"]
+    machines = dict.fromkeys(
+        f"{made['cpu']}, {made['threads']} threads, torch {made['torch']}"
+        for made in content["made_with"]
+    )
+    commits = dict.fromkeys(str(made["commit"])[:12] for made in content["made_with"])
+    seeds = ", ".join(map(str, figures.seeds))
+    lines = [
+        "# Accuracy",
+        "",
+        f"Top-1 in percent on the {settings['measured_on']} of {settings['data']}, after the last"
+        f" step: mean ± standard deviation over seeds {seeds}, with their number in brackets where"
+        " some are missing. What each row is stands in [docs/accuracy.md](../../docs/accuracy.md).",
+        "",
+        f"{settings['synthesis_steps']} steps of generator learning and"
+        f" {settings['fine_tuning_steps']} of fine-tuning, batches of {settings['batch_size']}."
+        f" Made by `bench_accuracy.py`, in {', '.join(f'`{s.name}`' for s in sources)}."
+        f" {'; '.join(machines)}; commit {', '.join(commits)}.",
+        "",
+        f"![top-1 over widths]({chart})",
+    ]
+    for classifier in figures.classifiers:
+        for scheme in figures.schemes:
+            accuracy = figures.of_float(classifier)
+            named = "" if accuracy is None else f", float {accuracy:.2f}"
+            lines += ["", f"## {classifier}, scheme {scheme}{named}", ""]
+            lines += table(figures, classifier, scheme)
+    return "\n".join(lines) + "\n"
+
+
+def draw_chart(content: dict[str, Any], path: Path) -> None:
+    """Draw top-1 over the widths, one panel for each classifier and scheme."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figures = Figures(content["rows"])
+    shape = (max(1, len(figures.classifiers)), max(1, len(figures.schemes)))
+    size = (5 * shape[1] + 3, 3.4 * shape[0])
+    figure, panels = pyplot.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
+    for classifier, line in zip(figures.classifiers, panels, strict=False):
+        for scheme, axes in zip(figures.schemes, line, strict=False):
+            axes.set_title(f"{classifier}, {scheme}")
+            axes.set_xticks(range(len(figures.bits)), [bits.upper() for bits in figures.bits])
+            axes.set_ylabel("top-1 %")
+            accuracy = figures.of_float(classifier)
+            if accuracy is not None:
+                axes.axhline(accuracy, color="black", linewidth=0.8, label=ROWS[FLOAT])
+            for name, (color, marker, style) in STYLES.items():
+                values = [figures.top1(classifier, scheme, bits, name) for bits in figures.bits]
+                places = [place for place, value in enumerate(values) if value]
+                means = [statistics.mean(values[place].values()) for place in places]
+                low = [min(values[place].values()) for place in places]
+                high = [max(values[place].values()) for place in places]
+                spread = [
+                    [mean - value for mean, value in zip(means, low, strict=True)],
+                    [value - mean for mean, value in zip(means, high, strict=True)],
+                ]
+                look = {"color": color, "marker": marker, "linestyle": style, "markersize": 4}
+                if places:
+                    axes.errorbar(places, means, spread, label=ROWS[name], capsize=2, **look)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def write_report(files: Sequence[Path], output: Path) -> None:
+    """Write the table, and the chart beside it.
+
+    Raises:
+        InputError: if the files do not belong together.
+    """
+    content = merged(files)
+    chart = output.with_suffix(".png")
+    draw_chart(content, chart)
+    write_whole(output, markdown(content, files, chart.name).encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Join the files and write the report; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, nargs="+", required=True, metavar="FILE")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".md to write")
+    options = parser.parse_args(arguments)
+    try:
+        write_report(options.json, options.output)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

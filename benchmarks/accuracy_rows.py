@@ -1,0 +1,163 @@
+"""Measuring the rows of one cell with the stages of the main program."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from gdfq import quantize_as_gdfq
+
+from zscgan_ext.config import Settings
+from zscgan_ext.datasets import Images, LabelledImages
+from zscgan_ext.errors import InputError
+from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
+from zscgan_ext.quantization.rounding import round_weights
+from zscgan_ext.run import Run, new_student, prepare
+from zscgan_ext.run_folder import write_whole
+from zscgan_ext.stages import (
+    evaluate,
+    fine_tune_student,
+    generated_batches,
+    learn_generator,
+    quantize,
+    real_batches,
+)
+from zscgan_ext.synthesis import noise_batches
+from zscgan_ext.weights import load_weights
+
+HELD_OUT_PART = 12  # the last of twelve equal parts: images 55,000 to 60,000 of Fashion-MNIST
+Rows = Callable[[Run, ConditionalGenerator], Iterator[str]]
+
+
+def real_random(run: Run) -> torch.Generator:
+    """Return what real images are drawn with."""
+    return torch.Generator().manual_seed(run.settings.seed)
+
+
+def nearest_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
+    """Round to nearest; ranges from standard normal noise, generated and real images."""
+    assert run.reference is not None
+    nearest = replace(run, settings=replace(run.settings, rounding="nearest"))
+    size, shape = run.settings.batch_size, run.classifier.preprocessing.shape
+    sources = {
+        "noise_nearest": noise_batches(size, shape, run.random(3)),
+        "generated_nearest": generated_batches(run, generator, run.random(4)),
+        "real_nearest": real_batches(run, run.reference, real_random(run)),
+    }
+    for row, batches in sources.items():
+        quantize(nearest, batches, row)
+        yield row
+
+
+def generated_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
+    """Round so that errors cancel, then calibrate and fine-tune, all on generated images."""
+    batches = generated_batches(run, generator, run.random(4))
+    student = quantize(run, batches, "generated_calibrated")
+    yield "generated_calibrated"
+    fine_tune_student(run, student, batches, "fine_tuned")
+    yield "fine_tuned"
+
+
+def real_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
+    """Do as with generated images, with real ones."""
+    assert run.reference is not None
+    batches = real_batches(run, run.reference, real_random(run))
+    student = quantize(run, batches, "real_calibrated")
+    yield "real_calibrated"
+    fine_tune_student(run, student, batches, "real_fine_tuned")
+    yield "real_fine_tuned"
+
+
+def squant_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
+    """Round weights so that errors cancel; ranges from batch norm: no image at all."""
+    student = new_student(run.settings, run.classifier, run.execution)
+    round_weights(student)
+    calibrate_from_batch_norm(
+        student, run.classifier.model, run.classifier.preprocessing, run.random(20)
+    )
+    evaluate(run, student, "squant")
+    yield "squant"
+
+
+def gdfq_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
+    """Quantize by GDFQ's settings, on as many generated images as both trainings here take."""
+    evaluate(run, quantize_as_gdfq(run), "gdfq")
+    yield "gdfq"
+
+
+# The rows that each function gives, in its order; quick ones first.
+MEASURED: tuple[tuple[Rows, tuple[str, ...]], ...] = (
+    (nearest_rows, ("noise_nearest", "generated_nearest", "real_nearest")),
+    (squant_rows, ("squant",)),
+    (generated_rows, ("generated_calibrated", "fine_tuned")),
+    (real_rows, ("real_calibrated", "real_fine_tuned")),
+    (gdfq_rows, ("gdfq",)),
+)
+
+
+def measure_rows(run: Run, generator: ConditionalGenerator, wanted: set[str]) -> Iterator[str]:
+    """Measure rows one by one.
+
+    Args:
+        run: with the settings of the cell; gets the logits of each row.
+        generator: learned.
+        wanted: names of rows.
+
+    Yields:
+        The name of each wanted row, when its logits are there. They are the same, whichever other
+        rows are wanted.
+    """
+    for rows, names in MEASURED:
+        missing = wanted.intersection(names)
+        if not missing:
+            continue
+        torch.manual_seed(run.settings.seed)
+        for name in rows(run, generator):
+            if name in missing:
+                missing.remove(name)
+                yield name
+            if not missing:
+                break
+
+
+def prepare_run(settings: Settings, data: str, held_out: bool) -> Run:
+    """Prepare what the cells of one classifier and seed share.
+
+    Args:
+        settings: with a classifier, a seed and an output folder.
+        data: `fashion-mnist` or a folder of idx files with training and test images.
+        held_out: whether to evaluate on the last twelfth of the training images, and to take real
+            images from the others; otherwise on the test images.
+
+    Raises:
+        InputError: if anything does not fit.
+    """
+    run = prepare(replace(settings, overwrite=True, evaluation_data=data, reference_data=data))
+    if not held_out:
+        return run
+    if not isinstance(run.reference, LabelledImages):
+        raise InputError(f"data: {data} is no folder of idx files, which --held-out needs")
+    start = len(run.reference) - len(run.reference) // HELD_OUT_PART
+    training, held = part(run.reference, 0, start), part(run.reference, start, None)
+    return replace(run, reference=training, evaluation=held)
+
+
+def part(data: LabelledImages, start: int, stop: int | None) -> Images:
+    """Return the images from one index to another."""
+    return LabelledImages(data.images[start:stop], data.labels[start:stop])
+
+
+def cached_generator(run: Run, file: Path) -> ConditionalGenerator:
+    """Read the generator of a run's classifier and seed, or learn it and write it down."""
+    classifier = run.classifier
+    if not file.is_file():
+        torch.manual_seed(run.settings.seed)
+        learn_generator(run)
+        write_whole(file, (run.folder.path / "generator.safetensors").read_bytes())
+    generator = ConditionalGenerator(
+        classifier.num_classes, run.settings.latent_dim, classifier.preprocessing
+    )
+    load_weights(generator, file)
+    generator.to(run.device).to(memory_format=run.execution.memory_format)
+    return generator.eval()

@@ -1,0 +1,173 @@
+"""What each part of the recipe is worth, on held-out training images.
+
+    python benchmarks/bench_ablation.py --json FILE
+
+Each variation changes settings of `python -m zscgan_ext.train`, and everything else stays as it
+is, with the same seeds. Accuracy is top-1 after the last step on the training images 55,000 to
+60,000 of Fashion-MNIST; test images are not read. The file is written after each measurement, and
+the same command goes on where an interrupted one ended.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy_rows import prepare_run
+
+from zscgan_ext.config import PRESETS, Settings
+from zscgan_ext.environment import environment
+from zscgan_ext.evaluation import top1
+from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.run import Run
+from zscgan_ext.run_folder import write_whole
+from zscgan_ext.stages import fine_tune_student, generated_batches, learn_generator, quantize
+
+STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
+    "the recipe": {},
+    "weights start rounded to nearest": {"rounding": "nearest"},
+    "no feature maps": {"feature_weight": 0.0},
+    "feature maps alone, no logits": {"distillation_weight": 0.0},
+    "labels as well": {"label_weight": 1.0},
+    "learning rate 3 times as high": {"fine_tuning_learning_rate": 3e-3},
+    "learning rate a third as high": {"fine_tuning_learning_rate": 3.3e-4},
+    "temperature 1": {"temperature": 1.0},
+}
+GENERATOR_VARIATIONS: dict[str, dict[str, Any]] = {
+    "batch-norm weight 1": {"batch_norm_weight": 1.0},
+    "batch-norm weight 100": {"batch_norm_weight": 100.0},
+    "batch-norm distance of GDFQ (mse)": {"distance": "mse"},
+    "no cross entropy": {"cross_entropy_weight": 0.0},
+    "a third of the generator's steps": {},
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--classifier", default="resnet20")
+    parser.add_argument("--scheme", default="paper", choices=["paper", "deploy"])
+    parser.add_argument("--bits", nargs="+", default=["w2a2"], metavar="wNaN")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--preset", default="default", choices=list(PRESETS))
+    parser.add_argument("--synthesis-steps", type=int, metavar="N")
+    parser.add_argument("--fine-tuning-steps", type=int, metavar="N")
+    parser.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="to write")
+    return parser.parse_args()
+
+
+class Ablation:
+    """The measurements of one file.
+
+    Args:
+        options: of the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        given = {"synthesis_steps", "fine_tuning_steps"}
+        steps = {name: getattr(options, name) for name in given if getattr(options, name)}
+        self.settings = Settings(
+            classifier=options.classifier,
+            scheme=options.scheme,
+            preset=options.preset,
+            **{**PRESETS[options.preset], **steps},
+        )
+        command = shlex.join(["python", *sys.orig_argv[1:]])
+        date = time.strftime("%Y-%m-%d")
+        self.content: dict[str, Any] = {"made_with": [], "rows": []}
+        if options.json.exists():
+            self.content = json.loads(options.json.read_text())
+        self.content["made_with"].append({**environment(), "date": date, "command": command})
+
+    def has(self, variation: str, bits: str, seed: int) -> bool:
+        """Tell whether a figure was measured."""
+        wanted = [variation, bits, seed]
+        return any([row[k] for k in ("variation", "bits", "seed")] == wanted for row in self.rows)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All figures."""
+        return list(self.content["rows"])
+
+    def measure(
+        self, run: Run, generator: ConditionalGenerator, variation: str, changes: dict[str, Any]
+    ) -> None:
+        """Calibrate and fine-tune a student of each width, and write its accuracy down."""
+        for bits in self.options.bits:
+            seed = run.settings.seed
+            if self.has(variation, bits, seed):
+                continue
+            torch.manual_seed(seed)
+            changed = replace(run, settings=replace(run.settings, bits=bits, **changes), logits={})
+            batches = generated_batches(changed, generator, changed.random(4))
+            student = quantize(changed, batches, "generated_calibrated")
+            fine_tune_student(changed, student, batches, "fine_tuned")
+            assert run.evaluation is not None
+            accuracy = {
+                row: top1(logits, run.evaluation.labels) for row, logits in changed.logits.items()
+            }
+            row = {"variation": variation, "bits": bits, "seed": seed, **accuracy}
+            self.content["rows"].append(row)
+            write_whole(self.options.json, (json.dumps(self.content, indent=1) + "\n").encode())
+            print(json.dumps(row), flush=True)
+
+    def run(self, folder: Path) -> None:
+        """Measure every variation with every seed."""
+        for seed in self.options.seeds:
+            settings = replace(self.settings, seed=seed, output=folder / f"seed{seed}")
+            run = prepare_run(settings, "fashion-mnist", held_out=True)
+            generator = learn_generator(run)
+            for variation, changes in STUDENT_VARIATIONS.items():
+                self.measure(run, generator, variation, changes)
+            for variation, changes in GENERATOR_VARIATIONS.items():
+                if all(self.has(variation, bits, seed) for bits in self.options.bits):
+                    continue
+                fewer = {"synthesis_steps": max(1, settings.synthesis_steps // 3)}
+                changed = replace(run, settings=replace(run.settings, **(changes or fewer)))
+                torch.manual_seed(seed)
+                self.measure(run, learn_generator(changed), variation, {})
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Lay out mean and standard deviation over the seeds as a Markdown table."""
+    widths = list(dict.fromkeys(row["bits"] for row in rows))
+    lines = ["| | " + " | ".join(width.upper() for width in widths) + " |"]
+    lines.append("|---|" + "--:|" * len(widths))
+    for variation in dict.fromkeys(row["variation"] for row in rows):
+        cells = []
+        for bits in widths:
+            found = [
+                row["fine_tuned"]
+                for row in rows
+                if (row["variation"], row["bits"]) == (variation, bits)
+            ]
+            spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+            cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "")
+        lines.append(f"| {variation} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    options = parse_arguments()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    ablation = Ablation(options)
+    with tempfile.TemporaryDirectory() as folder:
+        ablation.run(Path(folder))
+    print(table(ablation.rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""A real ImageNet classifier quantized without ImageNet, and looked at on the few photos at hand.
+
+    python benchmarks/bench_imagenet.py --weights mobilenet_v2.pth --json FILE
+
+One generator for all widths and schemes. Twenty labelled photographs come with the Python package
+foolbox, colour pictures with scikit-image: both are fetched with pip into a temporary folder. They
+are far too few for an accuracy: what is counted is how often the quantized classifier answers as
+the float one does.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import functional as transforms
+
+from zscgan_ext.config import Settings
+from zscgan_ext.environment import environment
+from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.image_file import read_image
+from zscgan_ext.memory_format import to_memory_format
+from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.run import Run, prepare
+from zscgan_ext.stages import fine_tune_student, learn_generator, quantize
+from zscgan_ext.synthesis import noise_batches, synthetic_batches
+
+PACKAGES = {"foolbox==3.3.4": "foolbox/data/imagenet_", "scikit-image==0.25.2": "skimage/data/"}
+PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+CROPS_PER_SIDE = 3
+CROP_FRACTIONS = (0.6, 0.9)  # of the shorter side
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--classifier", default="torchvision:mobilenet_v2")
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a8", "w4a4"])
+    parser.add_argument("--schemes", nargs="+", default=["deploy", "paper"])
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--synthesis-steps", type=int, default=300)
+    parser.add_argument("--fine-tuning-steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--samples", type=Path, help="PNG of generated images")
+    return parser.parse_args()
+
+
+def fetch(folder: Path) -> None:
+    """Unpack the pictures of both packages into a folder, without installing them."""
+    for package, prefix in PACKAGES.items():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        subprocess.run([*command, "--dest", str(folder), package], check=True)
+        wheel = next(folder.glob(f"{package.split('==')[0].replace('-', '_')}*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.startswith(prefix)]
+            archive.extractall(folder, names)
+
+
+def photos(folder: Path, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Return the labelled photographs, normalized [20, 3, H, W], and their labels [20]."""
+    files = sorted((folder / "foolbox" / "data").glob("imagenet_*.jpg"))
+    pixels = torch.stack([read_image(file, preprocessing) for file in files])
+    found = [re.search(r"_(\d+)\.jpg$", file.name) for file in files]
+    labels = torch.tensor([int(match[1]) for match in found if match is not None])
+    return preprocessing.normalize(pixels), labels
+
+
+def crops(folder: Path, preprocessing: Preprocessing) -> Tensor:
+    """Return square crops of the colour pictures, normalized [N, 3, H, W]."""
+    whole = replace(preprocessing, image_size=4 * preprocessing.image_size)
+    found = []
+    for name in PICTURES:
+        picture = read_image(folder / "skimage" / "data" / name, whole)  # [3, S, S]
+        for fraction in CROP_FRACTIONS:
+            side = round(fraction * whole.image_size)
+            for top, left in corners(whole.image_size - side):
+                crop = transforms.crop(picture, top, left, side, side)
+                found.append(transforms.resize(crop, [preprocessing.image_size] * 2))
+    return preprocessing.normalize(torch.stack(found))
+
+
+def corners(room: int) -> Iterator[tuple[int, int]]:
+    """Yield the upper left corners of a regular grid of crops."""
+    places = [round(room * i / (CROPS_PER_SIDE - 1)) for i in range(CROPS_PER_SIDE)]
+    return ((top, left) for top in places for left in places)
+
+
+@torch.no_grad()
+def predict(run: Run, model: nn.Module, images: Tensor) -> Tensor:
+    """Return logits [N, num_classes] on the CPU."""
+    parts = [
+        model(to_memory_format(part.to(run.device), run.execution.memory_format)).float().cpu()
+        for part in images.split(20)
+    ]
+    return torch.cat(parts)
+
+
+class Pictures:
+    """What is measured on: photographs, crops, and the float classifier's answers to them."""
+
+    def __init__(self, run: Run) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            fetch(Path(folder))
+            preprocessing = run.classifier.preprocessing
+            self.photos, self.labels = photos(Path(folder), preprocessing)
+            self.crops = crops(Path(folder), preprocessing)
+        self.images = torch.cat([self.photos, self.crops])
+        self.run = run
+        self.float_answers = predict(run, run.classifier.model, self.images).argmax(1)
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Count right answers among the photographs, and agreement with float in percent."""
+        logits = predict(self.run, model, self.images)
+        five = logits[: len(self.photos)].topk(5, 1).indices == self.labels[:, None]
+        agreement = logits.argmax(1) == self.float_answers
+        return {
+            "photos_top1": int(five[:, 0].sum()),
+            "photos_top5": int(five.any(1).sum()),
+            "photos_agreement": 100 * agreement[: len(self.photos)].float().mean().item(),
+            "crops_agreement": 100 * agreement[len(self.photos) :].float().mean().item(),
+            "agreement": 100 * agreement.float().mean().item(),
+        }
+
+
+def run_job(
+    run: Run, generator: ConditionalGenerator, pictures: Pictures
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield what each row of one width and scheme measured, with the seconds it took."""
+    settings, start = run.settings, time.perf_counter()
+    noise = noise_batches(settings.batch_size, run.classifier.preprocessing.shape, run.random(3))
+    student = quantize(run, noise, "noise_calibrated")
+    yield "noise_calibrated", {**pictures.measure(student), "seconds": time.perf_counter() - start}
+    start = time.perf_counter()
+    batches = synthetic_batches(generator, settings.batch_size, run.random(4))
+    student = quantize(run, batches, "generated_calibrated")
+    yield (
+        "generated_calibrated",
+        {
+            **pictures.measure(student),
+            "seconds": time.perf_counter() - start,
+        },
+    )
+    fine_tune_student(run, student, batches, "fine_tuned")
+    yield "fine_tuned", {**pictures.measure(student), "seconds": time.perf_counter() - start}
+
+
+def main() -> None:
+    """Learn one generator, then calibrate and fine-tune every width in every scheme."""
+    arguments = parse_arguments()
+    made_with = {**environment(), "date": time.strftime("%Y-%m-%d"), "arguments": str(arguments)}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(
+            classifier=arguments.classifier,
+            weights=arguments.weights,
+            batch_size=arguments.batch_size,
+            synthesis_steps=arguments.synthesis_steps,
+            fine_tuning_steps=arguments.fine_tuning_steps,
+            seed=arguments.seed,
+            output=Path(folder, "run"),
+        )
+        run = prepare(settings)
+        pictures = Pictures(run)
+        rows: list[dict[str, Any]] = []
+
+        def keep(bits: str, scheme: str, row: str, measured: dict[str, float]) -> None:
+            rows.append({"bits": bits, "scheme": scheme, "row": row, **measured})
+            print(json.dumps(rows[-1]), flush=True)
+            content = {"made_with": made_with, "pictures": len(pictures.images), "results": rows}
+            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+
+        keep("float", "float", "float", pictures.measure(run.classifier.model))
+        generator = learn_generator(run)
+        if arguments.samples is not None:
+            last = max(Path(folder, "run", "samples").glob("step-*.png"))
+            arguments.samples.write_bytes(last.read_bytes())
+        keep("float", "float", "generator", {"seconds": run.seconds["synthesis"]})
+        for bits in arguments.bits:
+            for scheme in arguments.schemes:
+                job = replace(run, settings=replace(settings, bits=bits, scheme=scheme))
+                for row, measured in run_job(job, generator, pictures):
+                    keep(bits, scheme, row, measured)
+
+
+if __name__ == "__main__":
+    main()

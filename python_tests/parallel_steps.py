@@ -1,0 +1,138 @@
+"""Losses, gradients and ranges on a batch that processes share; a program of several processes.
+
+Its arguments are a folder and the tests' images. What each process found goes into the folder.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from networks import RGB8, normal_batches, small_residual
+from runs import TINY
+
+from zscgan_ext import generator as generator_module
+from zscgan_ext import processes
+from zscgan_ext.batch_norm_matching import FrozenTeacher
+from zscgan_ext.checkpoints import Checkpoints
+from zscgan_ext.config import Settings
+from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.quantization.calibration import calibrate
+from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.fine_tuning import StudentTraining
+from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.synthesis import GeneratorTraining
+from zscgan_ext.train import main
+
+BATCH = 12
+SMALL = Settings(
+    latent_dim=8, batch_size=BATCH, synthesis_steps=8, fine_tuning_steps=8, label_weight=0.5
+)
+STUDENTS = [("deploy", 1.0), ("deploy", 0.0), ("paper", 0.0)]  # scheme, feature_weight
+
+
+def own(x: torch.Tensor) -> torch.Tensor:
+    """Return this process's part of a batch."""
+    part = processes.share(len(x))
+    return x[part.start : part.stop]
+
+
+def shared_noise():
+    """Return a stand-in for the generator's noise: parts of what is always the same."""
+    calls = []
+
+    def noise(x):
+        calls.append(1)
+        random = torch.Generator().manual_seed(len(calls))
+        return own(torch.randn((BATCH, *x.shape[1:]), generator=random))
+
+    return noise
+
+
+def learned(training, inputs) -> dict[str, torch.Tensor]:
+    """Return loss and gradients of one step."""
+    loss, _ = training.measure(*inputs)
+    loss.backward()
+    processes.average_gradients(training.parameters())
+    found = {"loss": processes.averaged(loss.detach())}
+    for model, module in training.models().items():
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                found[f"gradient of {model}.{name}"] = parameter.grad.clone()
+    return found
+
+
+def generator_step(distance: str) -> dict[str, torch.Tensor]:
+    """Loss, gradients and running statistics of the generator."""
+    torch.manual_seed(0)
+    generator = ConditionalGenerator(5, 8, RGB8)
+    settings = replace(SMALL, distance=distance)
+    teacher = FrozenTeacher(small_residual(), distance)
+    training = GeneratorTraining(generator, teacher, settings, torch.Generator())
+    random = torch.Generator().manual_seed(1)
+    latent, labels = generator.random_inputs(BATCH, random)
+    noise, generator_module.normal_like = generator_module.normal_like, shared_noise()
+    try:
+        found = learned(training, (own(latent), own(labels)))
+    finally:
+        generator_module.normal_like = noise
+    buffers = {name: b.clone().double() for name, b in generator.named_buffers()}
+    return found | buffers
+
+
+def student_step(scheme: str, feature_weight: float) -> dict[str, torch.Tensor]:
+    """Ranges, loss and gradients of the student."""
+    model = small_residual()
+    student = convert(model, Scheme(scheme, 4, 4), RGB8.shape)
+    batches = [(own(x), own(y)) for x, y in normal_batches(3, BATCH, *RGB8.shape)]
+    calibrate(student, islice(batches, 2), 2)
+    ranges = {f"range {name}": v.detach().clone() for name, v in student.state_dict().items()}
+    settings = replace(SMALL, feature_weight=feature_weight)
+    return ranges | learned(StudentTraining(student, model, iter([]), settings), batches[2])
+
+
+def steps() -> dict[str, dict[str, torch.Tensor]]:
+    """Everything that has to be the same for any number of processes."""
+    found = {f"generator {d}": generator_step(d) for d in ("gaussian_kl", "l2")}
+    return found | {f"student {s} {w}": student_step(s, w) for s, w in STUDENTS}
+
+
+def runs(folder: Path, data: str) -> dict[str, int]:
+    """Run the program: undisturbed; stopped by a signal to one process, and then to the end."""
+    arguments = [*TINY, "--batch-size=12", f"--evaluation-data={data}"]
+    codes = {"undisturbed": main([*arguments, f"--output={folder / 'undisturbed'}"])}
+    count_step = Checkpoints.count_step
+
+    def stopped(self):
+        count_step(self)
+        if self.steps == 8 and processes.rank() == processes.count() - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    Checkpoints.count_step = stopped
+    codes["stopped"] = main([*arguments, f"--output={folder / 'stopped'}"])
+    Checkpoints.count_step = count_step
+    if processes.is_first():
+        shutil.copytree(folder / "stopped", folder / "for one process")
+    next_meeting()
+    codes["resumed"] = main([f"--resume={folder / 'stopped'}"])
+    return codes
+
+
+def next_meeting() -> None:
+    """Let processes that parted meet again, at another port."""
+    processes.leave()
+    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    processes.join(torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    processes.join(torch.device("cpu"))
+    found = steps()
+    codes = runs(folder, sys.argv[2])
+    torch.save({"steps": found, "codes": codes}, folder / f"{os.environ['RANK']}.pt")

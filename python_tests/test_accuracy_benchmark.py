@@ -1,0 +1,256 @@
+"""The benchmark of accuracy: rows, order, resuming, merging, GDFQ's settings."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from runs import write_fashion_mnist
+
+from zscgan_ext.config import Settings
+from zscgan_ext.errors import InputError
+from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SHORT = [
+    *("--synthesis-steps=3", "--fine-tuning-steps=2", "--batch-size=8", "--latent-dim=8"),
+    *("--calibration-batches=1", "--device=cpu", "--threads=1"),
+]
+FIGURES = {"agreement": 90.0, "seconds": 1.0, "made_with": 0}
+
+
+@pytest.fixture(autouse=True)
+def benchmark_modules(monkeypatch):
+    """Make the modules beside the script importable."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def bench(*arguments: object, script: str = "bench_accuracy.py"):
+    """Run the benchmark in a process of its own: it sets threads and the allocator."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(BENCHMARKS / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with 40 test images and 120 training images."""
+    folder = write_fashion_mnist(tmp_path_factory.mktemp("images"), count=40)
+    return write_fashion_mnist(folder, "train", count=120)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, data):
+    """The options of a short benchmark, what it printed, and its JSON file."""
+    file = tmp_path_factory.mktemp("benchmark") / "accuracy.json"
+    options = [
+        *(*SHORT, "--classifiers", "resnet20", "--schemes", "paper", "--bits", "w4a4"),
+        *("--seeds", 1, "--data", data, "--json", file),
+    ]
+    done = bench(*options)
+    assert done.returncode == 0, done.stderr
+    return options, done.stdout, file
+
+
+def test_every_row_is_measured_once(measured):
+    from accuracy_cells import ROWS
+
+    content = json.loads(measured[2].read_text())
+    rows = {row["row"]: row for row in content["rows"]}
+    assert sorted(rows) == sorted(ROWS)
+    assert len(content["rows"]) == len(ROWS)
+    for name, row in rows.items():
+        cell = (row["classifier"], row["scheme"], row["bits"], row["seed"])
+        assert cell == ("resnet20", *((None,) * 3 if name == "float" else ("paper", "w4a4", 1)))
+        assert 0 <= row["top1"] <= 100
+        assert (row["top1"] * 40 / 100) == pytest.approx(round(row["top1"] * 40 / 100))
+    assert rows["float"]["agreement"] == 100
+    assert rows["squant"]["top1"] > 80  # needs no training, so steps do not matter
+    assert content["settings"]["synthesis_steps"] == 3
+    assert content["settings"]["measured_on"] == "test images"
+    (made,) = content["made_with"]
+    assert made["torch"] == torch.__version__
+    assert made["threads"] == 1
+    assert "--seeds 1" in made["command"]
+
+
+def test_the_report_stands_beside_the_file(measured):
+    text = measured[2].with_suffix(".md").read_text()
+    row = next(r for r in json.loads(measured[2].read_text())["rows"] if r["row"] == "squant")
+    assert f"| SQuant-like, ranges from batch norm | {row['top1']:.2f} |" in text
+    assert "![top-1 over widths](accuracy.png)" in text
+    assert measured[2].with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_benchmark_goes_on_where_it_ended(measured, tmp_path):
+    options, _, file = measured
+    content = json.loads(file.read_text())
+    resumed = tmp_path / "accuracy.json"
+    removed = ("generated_calibrated", "fine_tuned", "squant")
+    rest = [row for row in content["rows"] if row["row"] not in removed]
+    resumed.write_text(json.dumps({**content, "rows": rest}))
+    done = bench(*options[:-1], resumed)
+    assert done.returncode == 0, done.stderr
+    again = json.loads(resumed.read_text())
+    figures = {row["row"]: (row["top1"], row["agreement"]) for row in content["rows"]}
+    assert {row["row"]: (row["top1"], row["agreement"]) for row in again["rows"]} == figures
+    assert [row["made_with"] for row in again["rows"]] == [0] * len(rest) + [1] * len(removed)
+
+
+def test_other_settings_are_refused(measured):
+    options, _, file = measured
+    before = file.read_bytes()
+    done = bench(*options, "--fine-tuning-steps", 3)
+    assert done.returncode == 2
+    assert "was measured with fine_tuning_steps 2, not 3" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert file.read_bytes() == before
+
+
+def test_held_out_images_are_the_last_twelfth_of_the_training_images(data, tmp_path):
+    from accuracy_rows import prepare_run
+
+    settings = Settings(output=tmp_path / "run", device="cpu")
+    run = prepare_run(settings, str(data), held_out=True)
+    whole = prepare_run(replace(settings, output=tmp_path / "other"), str(data), held_out=False)
+    assert (len(run.reference), len(run.evaluation)) == (110, 10)
+    assert torch.equal(run.evaluation.images, whole.reference.images[110:])
+    assert torch.equal(run.reference.labels, whole.reference.labels[:110])
+    assert (len(whole.reference), len(whole.evaluation)) == (120, 40)
+
+
+def test_important_cells_come_first():
+    from accuracy_cells import BITS, CLASSIFIERS, IMPORTANT, SCHEMES, SEEDS, Cell, ordered_cells
+
+    cells = ordered_cells(CLASSIFIERS, SCHEMES, BITS, SEEDS)
+    assert len(set(cells)) == len(cells) == 2 * 2 * 5 * 3
+    assert cells[: len(IMPORTANT)] == [Cell(*kind, seed=0) for kind in IMPORTANT]
+    assert {c.seed for c in cells[len(IMPORTANT) : 2 * len(IMPORTANT)]} == {1}
+    assert cells[3 * len(IMPORTANT)] == Cell("resnet20", "paper", "w8a8", 0)
+    only = ordered_cells(("mobilenet_v2_small",), ("deploy",), ("w8a8", "w2a2"), (2,))
+    assert [cell.bits for cell in only] == ["w8a8", "w2a2"]
+
+
+def results(path: Path, rows, **settings: object) -> Path:
+    """Write a file of the benchmark with these rows: seed, row, top-1."""
+    cell = {"classifier": "resnet20", "scheme": "paper", "bits": "w4a4"}
+    content = {
+        "settings": {
+            **{"measured_on": "test images", "data": "fashion-mnist", "batch_size": 8},
+            **{"synthesis_steps": 3, "fine_tuning_steps": 2},
+            **settings,
+        },
+        "made_with": [{"cpu": "a processor", "threads": 1, "torch": "2.6", "commit": "0" * 40}],
+        "rows": [
+            {**cell, "seed": seed, "row": row, "top1": top1, **FIGURES} for seed, row, top1 in rows
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_files_of_several_processes_give_one_report(tmp_path):
+    first = [(0, "fine_tuned", 91.0), (0, "real_fine_tuned", 92.0), (0, "gdfq", 50.0)]
+    second = [(1, "fine_tuned", 90.0), (1, "real_fine_tuned", 91.5), (0, "gdfq", 50.0)]
+    files = [results(tmp_path / "a.json", first), results(tmp_path / "b.json", second)]
+    output = tmp_path / "accuracy.md"
+    done = bench("--json", *files, "--output", output, script="accuracy_report.py")
+    assert done.returncode == 0, done.stderr
+    text = output.read_text()
+    spread = statistics.stdev([91, 90])
+    assert f"| fine-tuned on generated images | 90.50 ± {spread:.2f} |" in text
+    assert "| GDFQ's settings, same number of images | 50.00 (1) |" in text
+    gap = statistics.stdev([-1, -1.5])
+    assert f"| generated less real, both fine-tuned | -1.25 ± {gap:.2f} |" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([(0, "gdfq", 51.0)], {}, "another accuracy"),
+        ([(1, "gdfq", 50.0)], {"batch_size": 9}, "batch_size 9, not 8"),
+    ],
+)
+def test_files_that_do_not_fit_together_are_refused(tmp_path, rows, settings, message):
+    from accuracy_results import merged
+
+    files = [
+        results(tmp_path / "a.json", [(0, "gdfq", 50.0)]),
+        results(tmp_path / "b.json", rows, **settings),
+    ]
+    with pytest.raises(InputError, match=message):
+        merged(files)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    from accuracy_results import read_file
+
+    file = tmp_path / "other.json"
+    file.write_text('{"rows": []}')
+    with pytest.raises(InputError, match="no result of this benchmark"):
+        read_file(file)
+
+
+def test_gdfq_multiplies_the_embedding_and_normalizes_images():
+    from gdfq import LATENT_DIM, GdfqGenerator
+
+    torch.manual_seed(0)
+    generator = GdfqGenerator(10, FASHION_MNIST_PREPROCESSING).train()
+    latent, labels = torch.randn(16, LATENT_DIM), torch.randint(10, (16,))
+    images = generator(latent, labels)
+    assert images.shape == (16, 1, 28, 28)
+    assert images.mean().item() == pytest.approx(0, abs=1e-5)
+    assert images.var(correction=0).item() == pytest.approx(1, abs=1e-2)
+    generator.embedding.weight.data[3] = 0
+    alike = generator.eval()(latent, torch.full((16,), 3))
+    torch.testing.assert_close(alike, alike[:1].expand_as(alike))
+
+
+def test_gdfqs_student_loss_averages_over_classes():
+    from gdfq import TEMPERATURE, student_loss
+
+    torch.manual_seed(0)
+    logits, teacher, labels = torch.randn(6, 10), torch.randn(6, 10), torch.randint(10, (6,))
+    p, q = (torch.softmax(x.double() / TEMPERATURE, 1) for x in (teacher, logits))
+    divergence = (p * (p / q).log()).sum() / 60
+    wanted = F.cross_entropy(logits.double(), labels) + TEMPERATURE**2 * divergence
+    torch.testing.assert_close(student_loss(logits, teacher, labels), wanted.float())
+
+
+def test_gdfqs_schedule(tmp_path, data):
+    import gdfq
+    from accuracy_rows import prepare_run
+
+    settings = Settings(output=tmp_path / "run", scheme="paper", batch_size=8, device="cpu")
+    run = prepare_run(settings, str(data), held_out=False)
+    torch.manual_seed(0)
+    student = gdfq.new_student(run.settings, run.classifier, run.execution)
+    training = gdfq.GdfqTraining(run, student, 2, 8)
+    weight, seen = student.layers[0].layer.weight, []
+    for step in range(1, 9):
+        before, generator = weight.clone(), training.generator.linear.weight.clone()
+        training.step(step)
+        ranges = tuple(q.running_max.item() for q in student.activation_quantizers)
+        rates = [
+            round(optimizer.param_groups[0]["lr"], 12)
+            for optimizer in (training.generator_optimizer, training.student_optimizer)
+        ]
+        moved = not torch.equal(weight, before)
+        assert not torch.equal(training.generator.linear.weight, generator)
+        seen.append(SimpleNamespace(moved=moved, ranges=ranges, rates=rates))
+    assert [step.moved for step in seen] == [False] * 2 + [True] * 6
+    assert len({step.ranges for step in seen}) == 2  # they move in the warm-up alone
+    assert [step.rates[0] for step in seen] == [1e-3] * 2 + [1e-4] * 2 + [1e-5] * 2 + [1e-6] * 2
+    assert [step.rates[1] for step in seen][::2] == [1e-4, 1e-5, 1e-6, 1e-7]

@@ -1,0 +1,350 @@
+"""Runs that are stopped go on as if nothing had happened."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+from runs import TINY, results_of, write_fashion_mnist
+
+from zscgan_ext import run_folder
+from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint
+from zscgan_ext.checkpoints import Checkpoints
+from zscgan_ext.train import main
+
+VARIANTS = {
+    "deploy": (),
+    "paper": ("--scheme=paper",),
+    "contiguous": ("--memory-format=contiguous",),
+    "bfloat16": ("--precision=bfloat16",),
+    "alternating": ["--training=alternating"],
+}
+STEPS = 6 + 4 + 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Arguments that name test and training images."""
+    folder = write_fashion_mnist(tmp_path_factory.mktemp("data"), count=20)
+    write_fashion_mnist(folder, "train", count=20)
+    return [f"--evaluation-data={folder}", f"--reference-data={folder}"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    """Gives the results of a run that nothing stopped, for a variant."""
+    known = {}
+
+    def results(variant):
+        if variant not in known:
+            folder = tmp_path_factory.mktemp(variant)
+            assert main([*TINY, *data, *VARIANTS[variant], f"--output={folder}"]) == 0
+            known[variant] = results_of(folder)
+        return known[variant]
+
+    return results
+
+
+def stop_after(monkeypatch, step, number=signal.SIGTERM):
+    """Let a signal come after a step of all stages."""
+    count_step = Checkpoints.count_step
+
+    def stopped(self):
+        count_step(self)
+        if self.steps == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Checkpoints, "count_step", stopped)
+
+
+def run_until(monkeypatch, folder, arguments, step, number=signal.SIGTERM):
+    """Run until a signal stops the run; return the exit code."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, step, number)
+        return main([*arguments, f"--output={folder}"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "step"),
+    [("deploy", step) for step in (1, 4, 6, 8, 10, 13)]
+    + [
+        (variant, step)
+        for variant in ("paper", "contiguous", "bfloat16", "alternating")
+        for step in (4, 9)
+    ],
+)
+def test_a_run_goes_on_bit_for_bit(
+    monkeypatch, tmp_path, data, uninterrupted, variant, step, capsys
+):
+    arguments = [*TINY, *data, *VARIANTS[variant]]
+    assert run_until(monkeypatch, tmp_path, arguments, step) == 143
+    assert capsys.readouterr().err == f"stopped by SIGTERM; --resume {tmp_path} goes on from here\n"
+    assert not (tmp_path / "metrics.json").exists()
+    assert main([f"--resume={tmp_path}"]) == 0
+    assert f"after step {step} of all stages" in capsys.readouterr().out
+    assert results_of(tmp_path) == uninterrupted(variant)
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "call"),
+    [
+        *[("stages", function, call) for function in ("calibrate", "predict") for call in (1, 3)],
+        ("train", "export_student", 1),
+    ],
+)
+def test_a_signal_between_steps_loses_nothing(
+    monkeypatch, tmp_path, data, uninterrupted, module, function, call
+):
+    name = f"zscgan_ext.{module}.{function}"
+    calls = []
+    with monkeypatch.context() as patch:
+        original = getattr(sys.modules[f"zscgan_ext.{module}"], function)
+
+        def stopped(*arguments: object, **keywords: object):
+            calls.append(1)
+            result = original(*arguments, **keywords)
+            if len(calls) == call:
+                torch.randn(3)  # as if in the middle of drawing
+                signal.raise_signal(signal.SIGINT)
+            return result
+
+        patch.setattr(name, stopped)
+        assert main([*TINY, *data, f"--output={tmp_path}"]) == 130
+    assert main([f"--resume={tmp_path}"]) == 0
+    assert results_of(tmp_path) == uninterrupted("deploy")
+
+
+def test_stopped_at_every_other_step(monkeypatch, tmp_path, data, uninterrupted):
+    arguments = [*TINY, *data, f"--output={tmp_path}"]
+    for step in range(2, STEPS, 2):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step)
+            assert main(arguments) == 143
+        arguments = [f"--resume={tmp_path}"]
+    assert main(arguments) == 0
+    assert results_of(tmp_path) == uninterrupted("deploy")
+    assert len(checkpoint_files(tmp_path / "checkpoints")) == 2
+
+
+# ---- when they are written -----------------------------------------------------------------------
+
+
+def positions(folder: Path) -> list[int]:
+    return [read_checkpoint(file)["steps"] for file in checkpoint_files(folder / "checkpoints")]
+
+
+def test_checkpoints_come_every_so_many_steps_and_change_nothing(tmp_path, data, uninterrupted):
+    options = ["--checkpoint-every=3", "--keep-checkpoints=9"]
+    assert main([*TINY, *data, *options, f"--output={tmp_path}"]) == 0
+    assert positions(tmp_path) == [3, 6, 9, 12]
+    assert results_of(tmp_path) == uninterrupted("deploy")
+
+
+@pytest.mark.parametrize(("interval", "count"), [("5min", 2), ("10min", 1), ("none", 0)])
+def test_checkpoints_come_every_so_many_minutes(tmp_path, monkeypatch, data, interval, count):
+    clock = iter(range(0, 10**6, 60))  # a minute passes whenever somebody looks
+    monkeypatch.setattr("zscgan_ext.checkpoints.time.monotonic", lambda: next(clock))
+    options = ["--stop-after=synthesis", f"--checkpoint-every={interval}"]
+    assert main([*TINY, *data, *options, "--synthesis-steps=12", f"--output={tmp_path}"]) == 0
+    assert len(positions(tmp_path)) == count
+
+
+def test_the_last_ones_are_kept(tmp_path, data):
+    options = ["--checkpoint-every=2", "--keep-checkpoints=3"]
+    assert main([*TINY, *data, *options, f"--output={tmp_path}"]) == 0
+    assert positions(tmp_path) == [10, 12, 14]
+
+
+def test_overwriting_a_run_deletes_its_checkpoints(tmp_path, data):
+    arguments = [*TINY, *data, "--stop-after=synthesis", f"--output={tmp_path}"]
+    assert main([*arguments, "--checkpoint-every=2"]) == 0
+    assert positions(tmp_path)
+    assert main([*arguments, "--overwrite"]) == 0
+    assert not positions(tmp_path)
+
+
+# ---- what is damaged, missing, or does not fit ---------------------------------------------------
+
+
+@pytest.fixture
+def stopped(monkeypatch, tmp_path, data):
+    """The folder of a run with two checkpoints, stopped after step 8."""
+    folder = tmp_path / "run"
+    arguments = [*TINY, *data, "--checkpoint-every=5"]
+    assert run_until(monkeypatch, folder, arguments, 8) == 143
+    assert positions(folder) == [5, 8]
+    return folder
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_the_one_before_a_damaged_checkpoint_is_used(stopped, uninterrupted, capsys, damage):
+    newest = checkpoint_files(stopped / "checkpoints")[-1]
+    damage(newest)
+    capsys.readouterr()
+    assert main([f"--resume={stopped}"]) == 0
+    output = capsys.readouterr()
+    assert output.err == (
+        f"checkpoint: {newest} is truncated or corrupt, its checksum does not match; "
+        "the one before it is used\n"
+    )
+    assert "after step 5 of all stages" in output.out
+    assert results_of(stopped) == uninterrupted("deploy")
+
+
+def test_without_a_whole_checkpoint_one_line_says_so(stopped, capsys):
+    for file in checkpoint_files(stopped / "checkpoints"):
+        file.write_bytes(b"")
+    assert main([f"--resume={stopped}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == f"error: resume: {stopped} holds no whole checkpoint, needed is one"
+    assert len(lines) == 3
+
+
+def test_without_a_checkpoint_a_run_starts_from_the_beginning(stopped, uninterrupted, capsys):
+    for file in checkpoint_files(stopped / "checkpoints"):
+        file.unlink()
+    assert main([f"--resume={stopped}"]) == 0
+    assert "the run starts from the beginning" in capsys.readouterr().out
+    assert results_of(stopped) == uninterrupted("deploy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bits=w8a8"], "bits: w8a8, but the checkpoint to resume has w4a4"),
+        (["--synthesis-steps=7"], "synthesis_steps: 7, but the checkpoint to resume has 6"),
+        (["--mean=0.4"], r"mean: \(0.4,\), but the checkpoint to resume has \(0.5,\)"),
+        (["--output=elsewhere"], "output: elsewhere, but --resume goes on in"),
+    ],
+)
+def test_settings_that_do_not_fit_give_one_line(stopped, capsys, arguments, message):
+    assert main([f"--resume={stopped}", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"error: {message}", line)
+    assert positions(stopped) == [5, 8]
+
+
+def test_other_weights_do_not_fit(stopped, capsys, monkeypatch):
+    original = networks.small_gray
+
+    def other(num_classes=10):
+        model = original(num_classes)
+        model[0].weight.mul_(1.5)
+        return model
+
+    monkeypatch.setattr(networks, "small_gray", other)
+    assert main([f"--resume={stopped}"]) == 2
+    assert capsys.readouterr().err.startswith("error: weights of the classifier: ")
+
+
+def test_a_folder_without_a_run_gives_one_line(tmp_path, capsys):
+    assert main([f"--resume={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.yaml cannot be read" in line
+
+
+def test_what_does_not_change_the_result_may_change(stopped, uninterrupted):
+    options = ["--keep-checkpoints=1", "--checkpoint-every=1", "--no-keep-freed-memory"]
+    assert main([f"--resume={stopped}", *options]) == 0
+    resumed, expected = results_of(stopped), dict(uninterrupted("deploy"))
+    assert not resumed.pop("execution")["keep_freed_memory"]
+    expected.pop("execution")
+    assert resumed == expected
+    assert positions(stopped) == [14]
+
+
+@pytest.mark.parametrize("reason", ["No space left on device", "Read-only file system"])
+def test_a_failed_write_ends_the_run_and_the_one_before_goes_on(
+    monkeypatch, tmp_path, data, uninterrupted, capsys, reason
+):
+    write_whole = run_folder.write_whole
+
+    def full(file: Path, content: bytes) -> None:
+        with monkeypatch.context() as patch:
+            if file.name.startswith("000002"):
+                patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, reason)))
+            write_whole(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zscgan_ext.checkpoint_file.write_whole", full)
+        assert main([*TINY, *data, "--checkpoint-every=4", f"--output={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: output: ")
+    assert line.endswith(f"cannot be written ({reason})")
+    assert positions(tmp_path) == [4]
+    assert main([f"--resume={tmp_path}"]) == 0
+    assert results_of(tmp_path) == uninterrupted("deploy")
+
+
+# ---- signals, from outside -----------------------------------------------------------------------
+
+PROGRAM = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from zscgan_ext.checkpoints import Checkpoints
+from zscgan_ext.train import main
+if sys.argv[1] == "slow":
+    write = Checkpoints.write
+    def slow(self):
+        print("writing", flush=True)
+        time.sleep(600)
+    Checkpoints.write = slow
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def start(folder, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", PROGRAM, *arguments, *TINY, "--synthesis-steps=1000000"]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [*command, f"--output={folder}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    for line in process.stdout:
+        if line.startswith("synthesis 2/"):
+            return process
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_from_outside_writes_a_checkpoint(tmp_path, number, code):
+    process = start(tmp_path, "plain")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    name = signal.Signals(number).name
+    assert errors == f"stopped by {name}; --resume {tmp_path} goes on from here\n"
+    (steps,) = positions(tmp_path)
+    assert steps >= 2
+
+
+def test_a_second_signal_exits_at_once(tmp_path):
+    process = start(tmp_path, "slow")
+    process.send_signal(signal.SIGTERM)
+    for line in process.stdout:
+        if line == "writing\n":
+            break
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - sent < 20

@@ -1,0 +1,122 @@
+"""Feature maps of student and teacher in pairs, and the distance between them."""
+
+import pytest
+import torch
+from networks import RGB8, small_residual
+from tensors import sample
+from torch import Tensor, fx, nn
+
+from zscgan_ext.classifier_graph import writes_into
+from zscgan_ext.quantization.conversion import convert, folded
+from zscgan_ext.quantization.features import feature_distance, pair_features, quantized_names
+from zscgan_ext.quantization.quantizers import ActivationMode
+from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.tracing import trace
+
+
+def expected_distance(student, teacher):
+    """The definition in float64."""
+    pairs = [(s.double(), t.double()) for s, t in zip(student, teacher, strict=True)]
+    return torch.stack([(s - t).square().sum() / t.square().sum() for s, t in pairs]).mean()
+
+
+SHAPES = [(4, 3, 5, 5), (2, 6, 1, 1), (3, 7)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_distance_is_its_definition(dtype):
+    teacher = [sample(*shape, seed=i).to(dtype) for i, shape in enumerate(SHAPES)]
+    student = [x + sample(*x.shape, seed=9).to(dtype) / 4 for x in teacher]
+    distance = feature_distance(student, teacher)
+    assert distance.dtype == torch.float32
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    expected = expected_distance(student, teacher).item()
+    assert distance.item() == pytest.approx(expected, rel=tolerance)
+
+
+def test_the_gradient_is_that_of_the_definition():
+    teacher = [sample(*shape, seed=i) for i, shape in enumerate(SHAPES)]
+    student = [sample(*shape, seed=i + 5).requires_grad_() for i, shape in enumerate(SHAPES)]
+    ours = torch.autograd.grad(feature_distance(student, teacher), student)
+    theirs = torch.autograd.grad(expected_distance(student, teacher), student)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_teacher_of_zeros_gives_a_finite_distance():
+    zeros = torch.zeros(2, 3, 4, 4)
+    assert feature_distance([zeros], [zeros]).item() == 0
+    assert feature_distance([zeros + 1e-20], [zeros]).isfinite()
+
+
+@pytest.mark.parametrize("name", ["deploy", "paper"])
+def test_pairs_are_equal_where_nothing_is_quantized(name):
+    model = small_residual()
+    student = convert(model, Scheme(name, 8, 8), RGB8.shape)
+    student.set_activation_mode(ActivationMode.OFF)
+    for layer in student.layers:
+        layer.quantized_weight = layer.layer.weight
+    ours, theirs = pair_features(student.fused_graph[0], folded(model), wanted=True)
+    images = sample(2, *RGB8.shape)
+    (logits, features), (expected_logits, expected) = ours(images), theirs(images)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
+    assert len(features) == len(expected) == len(student.activation_quantizers) - (name == "deploy")
+    for one, other in zip(features, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_without_features_there_are_logits_alone():
+    model = small_residual()
+    student = convert(model, Scheme("paper", 4, 4), RGB8.shape)
+    _, theirs = pair_features(student.fused_graph[0], folded(model), wanted=False)
+    logits, features = theirs(sample(2, *RGB8.shape))
+    assert features == []
+    torch.testing.assert_close(logits, folded(model)(sample(2, *RGB8.shape)))
+
+
+class InPlace(nn.Module):
+    """Two branches, the first of which is overwritten by their sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1)
+        self.last = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.first(x), self.second(x)
+        return self.last(first.add_(second)).flatten(1)
+
+
+def test_results_that_are_overwritten_are_left_out():
+    model = InPlace().eval()
+    student = convert(model, Scheme("deploy", 4, 4), (1, 2, 2))
+    names = quantized_names(student.fused_graph[0], folded(model))
+    assert "first" not in names
+    assert "second" in names
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: nn.functional.relu(x, True), "x"),
+        (lambda x: nn.functional.relu(x, False), None),
+        (lambda x: nn.functional.relu(x, inplace=True), "x"),
+        (lambda x: x.add_(1), "x"),
+        (lambda x: x.add(1), None),
+        (lambda x: torch.relu_(x), "x"),
+        (lambda x: torch.add(x, x), None),
+    ],
+)
+def test_nodes_that_overwrite(function, expected):
+    graph = fx.symbolic_trace(function)
+    node = list(graph.graph.nodes)[1]
+    victim = writes_into(graph, node)
+    assert (victim.name if victim is not None else None) == expected
+
+
+def test_modules_that_overwrite():
+    graph = trace(nn.Sequential(nn.ReLU(inplace=True), nn.ReLU()))
+    found = [writes_into(graph, node) for node in list(graph.graph.nodes)[1:3]]
+    assert [victim.name if victim is not None else None for victim in found][1] is None
+    assert found[0] is not None
+    assert found[0].op == "placeholder"

@@ -1,0 +1,299 @@
+"""Numbers that go wrong are found, named and undone."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+
+import networks
+import pytest
+import torch
+from networks import RGB8, normal_batches, small_gray, small_residual
+from runs import TINY
+from test_training import SMALL, SeenOps, new_training
+
+from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint
+from zscgan_ext.execution import choose_execution
+from zscgan_ext.finite_numbers import FiniteNumbers, NonFiniteError, zero_variance_warnings
+from zscgan_ext.quantization.calibration import calibrate
+from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.dead_quantizers import dead_quantizers
+from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.train import main
+
+
+def holders(training):
+    return [*training.models().values(), training]
+
+
+def watch(training):
+    """Watch a training whose random numbers are held, too."""
+    randoms = [training.random] if hasattr(training, "random") else []
+
+    def snapshot():
+        states = [holder.state_dict() for holder in holders(training)]
+        drawn = [random.get_state() for random in randoms]
+        return copy.deepcopy((states, drawn, torch.get_rng_state()))
+
+    def restore(state):
+        states, drawn, default = copy.deepcopy(state)
+        for holder, own in zip(holders(training), states, strict=True):
+            holder.load_state_dict(own)
+        for random, own in zip(randoms, drawn, strict=True):
+            random.set_state(own)
+        torch.set_rng_state(default)
+
+    return FiniteNumbers(training, snapshot, restore)
+
+
+def flat(state) -> list[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        return [state]
+    values = state.values() if isinstance(state, dict) else state
+    return [t for v in values if isinstance(v, dict | list | tuple | torch.Tensor) for t in flat(v)]
+
+
+def run_until_found(training, at, steps=8):
+    """Take steps, look after each of `at`; return the error and the state of the last good look."""
+    numbers = watch(training)
+    for step in range(1, steps + 1):
+        training.advance()
+        if step in at:
+            good = numbers.good
+            try:
+                numbers.check()
+            except NonFiniteError as error:
+                return str(error), good, numbers.snapshot()
+    raise AssertionError("nothing was found")
+
+
+def poison(training, layer, step):
+    """Let a layer give an infinite value in one step, whenever that is taken."""
+
+    def hook(module, inputs, output):
+        if training.steps_taken + 1 == step:
+            return output * torch.where(torch.rand_like(output) < 0.5, torch.inf, 1.0)
+        return output
+
+    layer.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("step", [3, 4, 5, 6])
+def test_a_layer_with_an_infinite_output_is_named_with_its_step(step):
+    training = new_training("generator")
+    poison(training, training.generator.blocks[0].conv, step)
+    message, good, now = run_until_found(training, at=(2, 6))
+    assert message.startswith(
+        f"step {step}: the output of blocks.0.conv of the generator is not finite; "
+    )
+    assert "--synthesis-learning-rate" in message
+    # All is as it was when the numbers were last good, after step 2.
+    assert training.steps_taken == 2
+    assert all(torch.equal(a, b) for a, b in zip(flat(good), flat(now), strict=True))
+    assert len(flat(good)) > 50
+
+
+def test_a_layer_of_the_student_is_named():
+    training = new_training("student-deploy")
+    training.batches = normal_batches(20, 8, *RGB8.shape)
+    layer = training.student.graph.get_submodule("project")
+    poison(training, layer, 1)
+    # Batches cannot be drawn again here, but the first step after the restart is bad as well.
+    message, *_ = run_until_found(training, at=(1,))
+    assert message.startswith("step 1: the output of project of the student is not finite; ")
+    assert "--fine-tuning-learning-rate" in message
+
+
+def test_a_gradient_that_is_not_a_number_is_named():
+    training = new_training("generator")
+    weight = training.generator.linear.weight
+    weight.register_hook(lambda g: g * torch.nan if training.steps_taken == 3 else g)
+    message, *_ = run_until_found(training, at=(5,))
+    assert message.startswith(
+        "step 4: the gradient of linear.weight of the generator is not finite"
+    )
+
+
+def test_wrong_inputs_are_named():
+    training = new_training("student-deploy")
+    images, labels = next(normal_batches(1, 8, *RGB8.shape))
+    images[3, 1, 2, 2] = torch.nan
+    training.batches = iter([(images, labels)] * 2)
+    message, *_ = run_until_found(training, at=(1,))
+    assert message.startswith("step 1: the input is not finite; what the training learns from")
+
+
+def test_an_infinite_loss_alone_is_found():
+    training = new_training("generator")
+    measure = training.measure
+
+    def infinite(*inputs: torch.Tensor):
+        loss, values = measure(*inputs)
+        return loss + (torch.inf if training.steps_taken == 1 else 0), values
+
+    training.measure = training.measured = infinite
+    message, *_ = run_until_found(training, at=(4,))
+    assert message.startswith("step 2: ")
+
+
+def test_weights_that_had_grown_are_the_likely_cause():
+    training = new_training("generator")
+    with torch.no_grad():
+        training.generator.linear.weight.mul_(1e6)
+    poison(training, training.generator.pixel_bn, 2)
+    message, *_ = run_until_found(training, at=(3,))
+    assert "weights had grown to" in message
+
+
+def test_float16_is_the_likely_cause():
+    training = new_training("generator")
+    training.execution = replace(
+        choose_execution(SMALL, torch.device("cpu")), precision_name="float16"
+    )
+    poison(training, training.generator.pixel_bn, 2)
+    message, *_ = run_until_found(training, at=(3,))
+    assert "float16 ends at 65504" in message
+
+
+def test_looking_changes_nothing_and_only_looking_waits():
+    plain = new_training("generator")
+    expected = [plain.advance().tolist() for _ in range(5)]
+    training = new_training("generator")
+    numbers = watch(training)
+    values = []
+    for _ in range(5):
+        with SeenOps() as seen:
+            values.append(training.advance())
+        assert "aten::_local_scalar_dense" not in seen.names
+        numbers.check()
+    assert [v.tolist() for v in values] == expected
+
+
+# ---- in a run ------------------------------------------------------------------------------------
+
+
+def no_constant(text):
+    raise AssertionError(f"{text} in the log")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stage", "option"),
+    [
+        (["--synthesis-learning-rate=1e30"], "synthesis: step ", "--synthesis-learning-rate"),
+        (["--fine-tuning-learning-rate=1e38"], "fine_tuned: step ", "--fine-tuning-learning-rate"),
+    ],
+)
+def test_a_run_whose_numbers_go_wrong_stops_with_one_line(
+    tmp_path, capsys, arguments, stage, option
+):
+    assert main([*TINY, *arguments, f"--output={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {stage}")
+    assert "is not finite" in line
+    assert option in line
+    assert not (tmp_path / "metrics.json").exists()
+    # The checkpoint is from before, and so is the log in it.
+    state = read_checkpoint(checkpoint_files(tmp_path / "checkpoints")[-1])
+    learned = flat(state["held"]["generator"])
+    assert all(bool(tensor.isfinite().all()) for tensor in learned)
+    for entry in state["held"]["measured"]["log"].splitlines():
+        json.loads(entry, parse_constant=no_constant)
+
+
+def warnings_of(tmp_path, capsys, *arguments: str):
+    """Run the program; return its warnings, which it prints and keeps."""
+    assert main([*TINY, *arguments, f"--output={tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    printed = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+    assert json.loads((tmp_path / "metrics.json").read_text())["warnings"] == printed
+    return printed
+
+
+def changed(monkeypatch, change):
+    def classifier(num_classes=10):
+        model = small_gray(num_classes)
+        with torch.no_grad():
+            change(model)
+        return model
+
+    monkeypatch.setattr(networks, "small_gray", classifier)
+
+
+def test_classes_that_are_never_generated_are_named(tmp_path, capsys, monkeypatch):
+    changed(monkeypatch, lambda model: model[-1].bias[0].fill_(1e4))
+    assert warnings_of(tmp_path, capsys, "--stop-after=synthesis") == [
+        "9 of 10 classes are never generated, as the classifier sees it: 1, 2, 3, 4, 5, ..."
+    ]
+
+
+def test_a_batch_norm_without_variance_is_named(tmp_path, capsys, monkeypatch):
+    changed(monkeypatch, lambda model: model[1].running_var[:2].fill_(0))
+    lines = warnings_of(tmp_path, capsys, "--stop-after=synthesis")
+    expected = "batch norm 1 of the classifier has no variance in 2 of 4 channels"
+    assert sum(line.startswith(expected) for line in lines) == 1
+
+
+def test_denormal_variances_count_as_none_and_small_ones_do_not():
+    model = small_gray()
+    model[1].running_var.copy_(torch.tensor([5.6e-45, 1e-30, 1.0, 0.0]))
+    (line,) = zero_variance_warnings(model)
+    assert "in 2 of 4 channels" in line
+    assert zero_variance_warnings(small_gray()) == []
+
+
+# ---- dead quantizers -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def student():
+    student = convert(small_residual(), Scheme("deploy", 4, 4), RGB8.shape)
+    calibrate(student, normal_batches(2, 8, *RGB8.shape), 2)
+    return student
+
+
+@pytest.fixture
+def images():
+    return next(normal_batches(1, 8, *RGB8.shape, seed=5))[0]
+
+
+def test_a_calibrated_student_has_none(student, images):
+    assert dead_quantizers(student, images) == []
+
+
+@pytest.mark.parametrize("scheme", ["deploy", "paper"])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_few_bits_are_not_dead(images, scheme, bits):
+    student = convert(small_residual(), Scheme(scheme, bits, bits), RGB8.shape)
+    calibrate(student, normal_batches(2, 8, *RGB8.shape), 2)
+    assert dead_quantizers(student, images) == []
+
+
+@pytest.mark.parametrize(
+    ("log_scale", "fault"),
+    [
+        (math.log(1e6), "it rounds every value to zero"),
+        (math.log(1e-9), "it clips every value but zero, its scale is 1.0e-09"),
+        (-200.0, "its scale is 0.0"),
+        (200.0, "its scale is inf"),
+        (math.nan, "its scale is nan"),
+    ],
+)
+def test_a_dead_activation_quantizer_is_named(student, images, log_scale, fault):
+    with torch.no_grad():
+        student.graph.activation_quantizers["add"].log_scale.fill_(log_scale)
+    assert f"activation quantizer add: {fault}" in dead_quantizers(student, images)
+
+
+@pytest.mark.parametrize("log_scale", [math.log(1e6), math.log(1e-9)])
+def test_dead_channels_of_weights_are_counted(student, images, log_scale):
+    with torch.no_grad():
+        student.graph.get_submodule("project").log_scale[2:5].fill_(log_scale)
+    assert dead_quantizers(student, images) == [
+        "weight quantizer project: 3 of 8 output channels are clipped or rounded to zero altogether"
+    ]
+
+
+def test_pruned_channels_are_not_dead(student, images):
+    with torch.no_grad():
+        student.graph.get_submodule("project").layer.weight[2:5].zero_()
+    assert dead_quantizers(student, images) == []

@@ -1,0 +1,251 @@
+"""Full and read-only disks and quotas: one line, exit code 2, and what stood before is intact."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import hostile_files as make
+import pytest
+import torch
+from PIL import Image
+from runs import SHORT
+from safetensors.torch import load_file
+
+from zscgan_ext.errors import InputError
+from zscgan_ext.export.__main__ import main as export
+from zscgan_ext.run_folder import PARTIAL, RunFolder, write_whole
+from zscgan_ext.train import main as train
+
+FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
+OPERATIONS = ("open", "write", "sync", "rename")
+TINY = [
+    *(*SHORT, "--classifier=networks:small_residual", "--image-size=8", "--batch-size=4"),
+    *("--synthesis-steps=1", "--fine-tuning-steps=1", "--output=run"),
+]
+# In the order of writing.
+FILES = (
+    *("config.yaml", "metrics.jsonl", "step-000001.png", "generator.safetensors"),
+    *("quantized.safetensors", "trace.json", "profile.txt", "metrics.json", "model.safetensors"),
+    *("model.onnx", "export.json", "report.html"),
+)
+
+
+class FaultyFile:
+    """A file that takes half of what is written to it."""
+
+    def __init__(self, stream, error: OSError) -> None:
+        self.stream, self.error = stream, error
+
+    def write(self, data: bytes) -> int:
+        self.stream.write(data[: len(data) // 2])
+        self.stream.flush()
+        raise self.error
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stream.close()
+
+
+@contextmanager
+def faulty_disk(name: str, code: int, operation: str):
+    """Let one operation fail on every file of this name."""
+    error = OSError(code, os.strerror(code))
+    opened, replaced = Path.open, os.replace
+    concerned = (name, f".{name}{PARTIAL}")
+
+    def open_file(path, mode="r", *rest, **options):
+        writes = mode[0] in "wxa" and path.name in concerned
+        if writes and operation == "open":
+            raise error
+        stream = opened(path, mode, *rest, **options)
+        return FaultyFile(stream, error) if writes and operation == "write" else stream
+
+    def sync(descriptor):
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name in concerned:
+            raise error
+
+    def replace(source, target):
+        if Path(target).name == name:
+            raise error
+        replaced(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", open_file)
+        if operation == "sync":
+            patch.setattr(os, "fsync", sync)
+        if operation == "rename":
+            patch.setattr(os, "replace", replace)
+        yield
+
+
+def whole(file: Path) -> bool:
+    """Tell whether a file of a run holds all that such a file holds."""
+    if file.suffix == ".safetensors":
+        return bool(load_file(file))
+    if file.suffix == ".png":
+        with Image.open(file) as image:
+            return image.convert("RGB").size > (1, 1)
+    if file.suffix == ".json":
+        return bool(json.loads(file.read_text()))
+    if file.suffix == ".jsonl":
+        return all(json.loads(line) for line in file.read_text().splitlines())
+    return file.read_bytes().endswith(b"\n")
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("code", FAULTS, ids=errno.errorcode.get)
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, code, operation):
+    file = tmp_path / "metrics.json"
+    file.write_text("old")
+    with (
+        faulty_disk(file.name, code, operation),
+        pytest.raises(InputError, match=f"metrics.json cannot be written .{os.strerror(code)}"),
+    ):
+        write_whole(file, b"new and longer")
+    assert file.read_text() == "old"
+    assert files_below(tmp_path) == [file]
+    write_whole(file, b"new")
+    assert file.read_text() == "new"
+
+
+@pytest.mark.parametrize("operation", ["open", "write"])
+@pytest.mark.parametrize("code", FAULTS, ids=errno.errorcode.get)
+def test_the_log_keeps_whole_lines(tmp_path, code, operation):
+    folder = RunFolder(tmp_path)
+    folder.append_jsonl("metrics.jsonl", {"step": 1})
+    with (
+        faulty_disk("metrics.jsonl", code, operation),
+        pytest.raises(InputError, match=f"cannot be written .{os.strerror(code)}"),
+    ):
+        folder.append_jsonl("metrics.jsonl", {"step": 2})
+    folder.append_jsonl("metrics.jsonl", {"step": 3})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 3]
+
+
+@contextmanager
+def quota(size: int):
+    """Let the system refuse to make any file larger than this, bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_the_system_itself_cuts_a_line_short(tmp_path):
+    """No fault made up: the kernel takes a part of the line and refuses the rest."""
+    folder = RunFolder(tmp_path)
+    with quota(40):
+        folder.append_jsonl("metrics.jsonl", {"step": 1})
+        with pytest.raises(InputError, match=r"metrics.jsonl cannot be written"):
+            folder.append_jsonl("metrics.jsonl", {"step": 2, "stage": "synthesis" * 9})
+        folder.append_jsonl("metrics.jsonl", {"step": 3})
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_system_itself_refuses_a_large_file(tmp_path):
+    folder = RunFolder(tmp_path)
+    tensors = {"weight": torch.ones(100)}
+    folder.save_tensors("generator.safetensors", tensors)
+    with quota(1000), pytest.raises(InputError, match=r"cannot be written \(File too large"):
+        folder.save_tensors("generator.safetensors", {"weight": torch.zeros(9999)})
+    assert torch.equal(load_file(tmp_path / "generator.safetensors")["weight"], torch.ones(100))
+
+
+@pytest.mark.parametrize(("index", "name"), list(enumerate(FILES)), ids=FILES)
+def test_a_run_ends_in_one_line_with_whole_files(tmp_path, monkeypatch, capfd, index, name):
+    monkeypatch.chdir(tmp_path)
+    extra = ["--profile"] if name in ("trace.json", "profile.txt") else []
+    extra += ["--export=onnx"] if name == "model.onnx" else []
+    extra += ["--report"] if name == "report.html" else []
+    operation = ("open", "write") if name == "metrics.jsonl" else OPERATIONS
+    code = FAULTS[index % len(FAULTS)]
+    with faulty_disk(name, code, operation[index % len(operation)]):
+        assert train([*TINY, *extra]) == 2
+    *others, line = capfd.readouterr().err.splitlines()
+    assert not others or "--profile" in extra  # torch's profiler writes there
+    assert line.startswith("error: output: ")
+    assert line.endswith(f"{name} cannot be written ({os.strerror(code)})")
+    kept = files_below(tmp_path)
+    assert {file.name for file in kept} <= {*FILES[:index], "metrics.jsonl"}  # it may be empty
+    assert len(kept) >= min(index, 3)
+    assert all(map(whole, kept))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    here = os.getcwd()
+    os.chdir(folder)
+    assert train(TINY) == 0
+    os.chdir(here)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("name", ["model.safetensors", "export.json"])
+def test_exporting_again_keeps_what_was_exported(tmp_path, finished, capfd, name, operation):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    with faulty_disk(name, errno.ENOSPC, operation):
+        assert export([str(run), "--formats=safetensors"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "cannot be written (No space left on device)" in line
+    names = sorted(file.relative_to(run) for file in files_below(run))
+    assert names == sorted(file.relative_to(finished) for file in files_below(finished))
+    assert all(
+        (run / file).read_bytes() == (finished / file).read_bytes()
+        for file in names
+        if file.name != "model.safetensors" or name == file.name
+    )
+
+
+@pytest.mark.parametrize("program", ["export", "profile"])
+def test_no_room_for_temporary_files(tmp_path, finished, monkeypatch, capfd, program):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    code = export([str(finished)]) if program == "export" else train([*TINY, "--profile"])
+    assert code == 2
+    *_, line = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: output: ")
+    assert line.endswith("cannot be written (No space left on device)")
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "closed pipe"])
+def test_an_output_that_takes_nothing(tmp_path, output):
+    make.onnx_model()(tmp_path / "m.onnx")
+    make.tree_with(make.data(make.picture()))(tmp_path / "tree")
+    command = [sys.executable, "-m", "zscgan_ext.evaluate", "m.onnx", "--data", "tree"]
+    if output == "closed pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open(output, os.O_WRONLY)
+    done = subprocess.run(
+        command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    reason = os.strerror(errno.EPIPE if output == "closed pipe" else errno.ENOSPC)
+    assert (done.returncode, done.stderr) == (2, f"error: standard output: {reason}\n")

@@ -1,0 +1,214 @@
+"""Many processes compute what one computes, and end together."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import parallel_steps
+import pytest
+import torch
+from runs import TINY, results_of, write_fashion_mnist
+from torch import nn
+
+from zscgan_ext import processes
+from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint
+from zscgan_ext.config import Settings
+from zscgan_ext.errors import InputError
+from zscgan_ext.run import prepare
+from zscgan_ext.synchronized_batch_norm import SynchronizedBatchNorm
+from zscgan_ext.train import main
+
+HERE = Path(__file__).parent
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(write_fashion_mnist(tmp_path_factory.mktemp("data"), count=20))
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def found(request, data, tmp_path_factory):
+    """Folder and findings of so many processes."""
+    folder, port = tmp_path_factory.mktemp("found"), free_port()
+    common = {"WORLD_SIZE": str(request.param), "MASTER_ADDR": "127.0.0.1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", HERE / "parallel_steps.py", folder, data],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=str(port), **common),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(request.param)
+    ]
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [p.returncode for p in started] == [0] * request.param, outputs
+    files = [folder / f"{rank}.pt" for rank in range(request.param)]
+    return folder, [torch.load(file) for file in files], outputs
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return parallel_steps.steps()
+
+
+def test_losses_and_gradients_are_those_of_one_process(found, alone):
+    _, findings, _ = found
+    for finding in findings:
+        assert finding["steps"].keys() == alone.keys()
+        for step, expected in alone.items():
+            assert finding["steps"][step].keys() == expected.keys()
+            assert len(expected) > 10
+            for name, value in expected.items():
+                torch.testing.assert_close(
+                    finding["steps"][step][name],
+                    value,
+                    rtol=1e-5,
+                    atol=1e-5 * max(1.0, float(value.abs().max())),
+                    msg=lambda text, step=step, name=name: f"{step}, {name}: {text}",
+                )
+
+
+def test_ranges_are_exactly_those_of_one_process(found, alone):
+    _, findings, _ = found
+    for step, expected in alone.items():
+        for name, value in expected.items():
+            if "running_m" in name and name.startswith("range"):
+                torch.testing.assert_close(
+                    findings[0]["steps"][step][name], value, rtol=1e-6, atol=0
+                )
+
+
+def test_all_processes_learn_the_same(found):
+    _, findings, _ = found
+    for finding in findings[1:]:
+        for step, values in findings[0]["steps"].items():
+            assert all(torch.equal(v, finding["steps"][step][name]) for name, v in values.items())
+
+
+def test_a_signal_to_one_process_stops_all_and_they_go_on_bit_for_bit(found):
+    folder, findings, outputs = found
+    assert all(f["codes"] == {"undisturbed": 0, "stopped": 143, "resumed": 0} for f in findings)
+    assert results_of(folder / "stopped") == results_of(folder / "undisturbed")
+    for (printed, errors), rank in zip(outputs, range(len(outputs)), strict=True):
+        assert ("top-1" in printed) == (rank == 0)
+        assert ("stopped by SIGTERM" in errors) == (rank == 0)
+
+
+def test_another_number_of_processes_goes_on(found, capsys):
+    folder, findings, _ = found
+    run = folder / "for one process"
+    (file,) = checkpoint_files(run / "checkpoints")
+    state = read_checkpoint(file)
+    assert state["steps"] == 8
+    # Every process draws numbers of its own.
+    noise = [own["default_random"]["cpu"] for own in state["random_of_all"]]
+    assert len(noise) == len(findings)
+    assert not any(torch.equal(noise[0], other) for other in noise[1:])
+    assert main([f"--resume={run}"]) == 0
+    assert "after step 8 of all stages" in capsys.readouterr().out
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    before = (folder / "undisturbed" / "metrics.jsonl").read_text().splitlines()
+    steps = [(entry["stage"], entry["step"]) for entry in log]
+    assert steps == [(e["stage"], e["step"]) for e in map(json.loads, before)]
+    assert log[:4] == [json.loads(line) for line in before[:4]]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["execution"]["processes"] == 1
+
+
+# ---- torchrun ------------------------------------------------------------------------------------
+
+DYING = """
+import os, sys
+from zscgan_ext.checkpoints import Checkpoints
+from zscgan_ext.train import main
+count_step = Checkpoints.count_step
+def dying(self):
+    count_step(self)
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first and os.environ["RANK"] == "1" and self.steps == 5:
+        os._exit(9)
+Checkpoints.count_step = dying
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def torchrun(tmp_path, data, *options: str):
+    (tmp_path / "dying.py").write_text(DYING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *options]
+    arguments = [f"--master-port={free_port()}", str(tmp_path / "dying.py"), *TINY]
+    more = [f"--evaluation-data={data}", "--checkpoint-every=2", f"--output={tmp_path / 'run'}"]
+    begin = time.monotonic()
+    done = subprocess.run(
+        [*command, *arguments, *more],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+        timeout=240,
+    )
+    assert time.monotonic() - begin < 120
+    return done
+
+
+def test_a_process_that_dies_ends_the_job_with_a_message(tmp_path, data):
+    done = torchrun(tmp_path, data)
+    assert done.returncode != 0
+    assert re.search(r"exitcode *: 9", done.stderr)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert [read_checkpoint(f)["steps"] for f in checkpoint_files(tmp_path / "run/checkpoints")]
+
+
+def test_a_job_that_torchrun_restarts_goes_on(tmp_path, data):
+    done = torchrun(tmp_path, data, "--max-restarts=1")
+    assert done.returncode == 0, done.stderr
+    assert "resume: goes on after step 4 of all stages" in done.stdout
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+# ---- one process ---------------------------------------------------------------------------------
+
+
+def test_alone_nothing_is_summed_or_changed():
+    x = torch.randn(3)
+    assert processes.summed(x) is x
+    assert processes.averaged(x) is x
+    assert processes.agree(True, False) == (True, False)
+    assert processes.of_all("x") == ["x"]
+    assert processes.share(7) == range(7)
+    assert processes.extremes(torch.tensor([2.0, -1.0, 5.0])).tolist() == [-1, 5]
+
+
+def test_alone_batch_norm_is_torchs_own():
+    torch.manual_seed(0)
+    ours, theirs = SynchronizedBatchNorm(4), nn.BatchNorm2d(4)
+    for _ in range(2):
+        x = torch.randn(3, 4, 5, 5)
+        assert torch.equal(ours(x), theirs(x))
+    state = theirs.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
+
+
+def test_a_batch_that_cannot_be_shared_gives_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    with pytest.raises(
+        InputError, match="batch_size: 128, needed is a multiple of the 3 processes"
+    ):
+        prepare(Settings(output=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,208 @@
+"""The stages of the main program as functions: what it does from files, these do from objects.
+
+Each takes the settings of the command line as keyword arguments (docs/settings.md lists them), and
+runs the very stage that the program runs.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zscgan_ext import stages
+from zscgan_ext.classifiers import Classifier, load_classifier
+from zscgan_ext.config import PRESETS, Settings, check_settings, resolve_device
+from zscgan_ext.datasets import Images
+from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.evaluate import BATCH, Evaluated, Evaluation, measure, open_data
+from zscgan_ext.export import exporter
+from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.memory_format import to_memory_format
+from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
+from zscgan_ext.run import Run, new_run
+from zscgan_ext.run_folder import NoFolder
+
+__all__ = ["evaluate", "export", "fine_tune", "load_classifier", "quantize", "train_generator"]
+
+# A generator, or batches: images [N, C, H, W], alone or in a tuple with their labels [N].
+ImageSource = ConditionalGenerator | Iterable[Any]
+
+
+def train_generator(classifier: Classifier, **settings: Any) -> ConditionalGenerator:
+    """Learn a conditional generator of labelled images from a classifier alone.
+
+    Args:
+        classifier: what `load_classifier` gave; moved to the device.
+        settings: such as `synthesis_steps`, `batch_size`, `seed`, `device`.
+
+    Returns:
+        The generator in evaluation mode, on the device.
+
+    Raises:
+        InputError: if a setting is unknown or out of range.
+    """
+    with seeded_run(classifier, settings) as run:
+        return stages.learn_generator(run)
+
+
+def quantize(classifier: Classifier, images: ImageSource, **settings: Any) -> QuantizedClassifier:
+    """Convert a classifier to a quantized one, its ranges taken from images.
+
+    Args:
+        classifier: what `load_classifier` gave; moved to the device, and left in floats.
+        images: a generator, or batches of normalized images.
+        settings: such as `bits`, `scheme`, `calibration_batches`, `device`.
+
+    Returns:
+        The student, which maps images [N, C, H, W] to logits [N, num_classes].
+
+    Raises:
+        InputError: if a setting is unknown or out of range, or the classifier cannot be converted.
+    """
+    with seeded_run(classifier, settings) as run:
+        return stages.quantize(run, batches_of(run, images), "generated_calibrated")
+
+
+def fine_tune(
+    student: QuantizedClassifier, classifier: Classifier, images: ImageSource, **settings: Any
+) -> QuantizedClassifier:
+    """Fine-tune a student in place, to answer as the float classifier does.
+
+    Args:
+        student: what `quantize` gave; moved to the device.
+        classifier: the float classifier that it was made from; moved to the device.
+        images: a generator, or batches of normalized images; a sequence of batches is repeated,
+            an iterator needs as many as there are steps.
+        settings: such as `fine_tuning_steps`, `fine_tuning_learning_rate`, `device`.
+
+    Returns:
+        The student.
+
+    Raises:
+        InputError: if a setting is unknown or out of range, or images lack labels that are needed.
+    """
+    with seeded_run(classifier, settings) as run:
+        student.to(run.device).to(memory_format=run.execution.memory_format)
+        stages.fine_tune_student(run, student, batches_of(run, images), "fine_tuned")
+    return student
+
+
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    classifier: Classifier,
+    data: str | Images | None = None,
+    batch_size: int = BATCH,
+) -> Evaluation:
+    """Measure a quantized classifier on labelled images, beside the float one.
+
+    Args:
+        model: maps normalized images to logits: a student, what `load_quantized` gave, or the
+            model of the classifier itself.
+        classifier: the float classifier, on any device.
+        data: `fashion-mnist`, a folder of idx files or an ImageFolder tree, or opened images; None
+            for the test images that come with a bundled classifier.
+        batch_size: images in a batch.
+
+    Returns:
+        Top-1, top-5, agreement, calibration error, latency, and results of each class.
+
+    Raises:
+        InputError: if there are no such images, or they do not fit.
+    """
+    float_model, preprocessing = classifier.model, classifier.preprocessing
+    facts = (classifier.name, preprocessing, classifier.class_names)
+    opened = open_data(data, *facts) if data is None or isinstance(data, str) else data
+    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
+    if device_of(float_model) != device:
+        float_model = copy.deepcopy(float_model).to(device)
+    return measure(Evaluated(model, float_model, *facts), opened, batch_size, device)
+
+
+def export(
+    classifier: Classifier,
+    student: QuantizedClassifier,
+    images: ImageSource,
+    folder: str | Path,
+    formats: Sequence[str] = ("safetensors",),
+) -> dict[str, Any]:
+    """Write a student as files to deploy, each compared with the student before it is written.
+
+    Args:
+        classifier: the float classifier that it was made from.
+        student: what `quantize` or `fine_tune` gave.
+        images: to compare on: a generator, or batches of normalized images.
+        folder: for `model.onnx`, `model.safetensors` and `export.json`; made where it is missing.
+        formats: `onnx`, `safetensors`.
+
+    Returns:
+        What `export.json` holds: bytes, agreement, differences, latencies, versions.
+
+    Raises:
+        InputError: if a node cannot be exported, or a file differs from the student.
+    """
+    unknown = sorted(set(formats) - set(exporter.FILES))
+    if unknown:
+        accepted = " and ".join(exporter.FILES)
+        raise InputError(f"formats: unknown {unknown[0]!r}, accepted are {accepted}")
+    classifier, student = copy.deepcopy((classifier, student))
+    student.to("cpu").requires_grad_(False).to(memory_format=torch.channels_last)
+    with seeded_run(classifier, {"batch_size": exporter.BATCH, "device": "cpu"}) as run:
+        if isinstance(images, ConditionalGenerator):
+            source: ImageSource = copy.deepcopy(images)
+        else:
+            source = list(islice(images, exporter.BATCHES))
+        batches = [batch for batch, _ in islice(batches_of(run, source), exporter.BATCHES)]
+    return exporter.export(classifier, student, batches, Path(folder), formats)
+
+
+# ---- from objects to a run ----------------------------------------------------------------------
+
+
+@contextmanager
+def seeded_run(classifier: Classifier, changes: Mapping[str, Any]) -> Iterator[Run]:
+    """Start a run that keeps no files; torch's default generators are left as they were."""
+    unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
+    if unknown:
+        hint = did_you_mean(unknown[0], Settings.__dataclass_fields__)
+        raise InputError(f"unknown setting {unknown[0]}{hint}")
+    preset = PRESETS.get(changes.get("preset", "default"), {})
+    settings = Settings(**{**preset, **changes})
+    check_settings(settings)
+    device = resolve_device(settings.device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        run = new_run(settings, classifier, NoFolder())
+        run.execution.apply()
+        yield run
+
+
+def batches_of(run: Run, images: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images [N, C, H, W] and labels [N] on the run's device, forever."""
+    if isinstance(images, ConditionalGenerator):
+        return stages.generated_batches(run, images.to(run.device).eval(), run.random(4))
+    return given_batches(run, images)
+
+
+def given_batches(run: Run, images: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of a user, from the start again where that is possible.
+
+    Raises:
+        InputError: when an iterator ends, there is no batch, or labels are needed and missing.
+    """
+    while True:
+        count = 0
+        for batch in images:
+            count += 1
+            pixels, labels = batch if isinstance(batch, tuple | list) else (batch, None)
+            if labels is None and run.settings.label_weight > 0:
+                raise InputError("images: have no labels, which label_weight needs")
+            if labels is None:
+                labels = torch.zeros(len(pixels), dtype=torch.int64)
+            pixels = to_memory_format(pixels.to(run.device), run.execution.memory_format)
+            yield pixels, labels.to(run.device)
+        if count == 0 or isinstance(images, Iterator):
+            raise InputError(f"images: {count} batches were given, more are needed")

@@ -1,0 +1,209 @@
+"""Many processes that compute as one: who they are, and what they sum, average and agree on.
+
+`torchrun` starts them and tells each its place by environment variables. A run without torchrun is
+one process, for which everything here gives back what it is given.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+TIMEOUT = timedelta(minutes=30)  # after which a process that waits for others gives up
+Value = TypeVar("Value")
+
+
+class Control:
+    """The group by which processes agree on things, on the CPU whatever they compute on."""
+
+    group: Any = None  # None for torch's default group
+
+
+def rank() -> int:
+    """Return the place of this process, 0 for the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_started_by_torchrun() -> bool:
+    """Tell whether torchrun started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def restarts() -> int:
+    """Return how often torchrun started all processes again, after one of them had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if is_started_by_torchrun() else 0
+
+
+def is_first() -> bool:
+    """Tell whether this process is the one that prints and writes, before it met the others."""
+    return not is_started_by_torchrun() or os.environ["RANK"] == "0"
+
+
+def name() -> str:
+    """Return what messages of this process begin with, nothing for those of the first."""
+    return "" if is_first() else f"process {os.environ['RANK']}: "
+
+
+def local_rank() -> int:
+    """Return the place of this process among those of its machine, which chooses its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if is_started_by_torchrun() else 0
+
+
+def join(device: torch.device) -> None:
+    """Meet the other processes that torchrun started, if it did.
+
+    Args:
+        device: where this one computes; NCCL connects GPUs, gloo CPUs.
+    """
+    if not is_started_by_torchrun() or dist.is_initialized():
+        return
+    is_gpu = device.type == "cuda"
+    if is_gpu:
+        torch.cuda.set_device(device)
+    store, own_rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    # After a restart the store still has the addresses of processes that are gone.
+    store = dist.PrefixStore(f"start {restarts()}", store)  # type: ignore[attr-defined]
+    backend = "nccl" if is_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=TIMEOUT)
+    Control.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+
+def leave() -> None:
+    """Part from the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        Control.group = None
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """A sum over processes, each of which has a loss of its own that depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Sum tensors of one shape."""
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Sum what the losses of all processes say, since each depends on this one's part."""
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def summed(x: Tensor) -> Tensor:
+    """Return the sum over processes of a tensor, differentiable."""
+    if count() == 1:
+        return x
+    total: Tensor = SumOverProcesses.apply(x)
+    return total
+
+
+def combined_statistics(
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    images: int,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Turn statistics of this process's images into those of all, by one sum for all layers.
+
+    Summed are, for each channel, the count and the first and second moment around a shift.
+    Differentiable: with the loss of each process and gradients averaged over processes, gradients
+    are those of one process that has all images.
+
+    Args:
+        means: [C_i] for each layer.
+        variances: [C_i] for each layer, biased.
+        shifts: [C_i] for each layer, near the means; without gradient.
+        images: of this process, 1 or more; feature maps are as large in all.
+
+    Returns:
+        Means and variances of all images, and their number, a scalar tensor.
+    """
+    if count() == 1:
+        return list(means), list(variances), means[0].new_tensor(float(images))
+    sizes = [len(mean) for mean in means]
+    shift = torch.cat(list(shifts)).detach()
+    first = torch.cat(list(means)) - shift
+    second = torch.cat(list(variances)) + first.square()
+    total = summed(torch.cat([first * images, second * images, first.new_tensor([float(images)])]))
+    first, second = (moment / total[-1] for moment in total[:-1].chunk(2))
+    variance = (second - first.square()).clamp(min=0)
+    return list((first + shift).split(sizes)), list(variance.split(sizes)), total[-1].detach()
+
+
+@torch.no_grad()
+def averaged(x: Tensor) -> Tensor:
+    """Return the mean over processes of a tensor, without gradient."""
+    if count() == 1:
+        return x
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total / count()
+
+
+@torch.no_grad()
+def extremes(x: Tensor) -> Tensor:
+    """Return minimum and maximum [2] of a tensor over all processes."""
+    negative_low, high = -x.amin(), x.amax()
+    both = torch.stack([negative_low, high])
+    if count() > 1:
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+    return torch.stack([-both[0], both[1]])
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average gradients over processes, in one message for each dtype."""
+    if count() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+        alike = [gradient for gradient in gradients if gradient.dtype == dtype]
+        joined = torch.cat([gradient.flatten() for gradient in alike])
+        dist.all_reduce(joined)
+        joined /= count()
+        for own, mean in zip(alike, joined.split([g.numel() for g in alike]), strict=True):
+            own.copy_(mean.view(own.shape))
+
+
+def agree(*flags: bool) -> tuple[bool, ...]:
+    """Return, for each flag, whether it is set in any process; never waits for a GPU."""
+    if count() == 1:
+        return flags
+    numbers = torch.tensor([int(flag) for flag in flags])
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=Control.group)
+    return tuple(bool(number) for number in numbers)
+
+
+def of_all(value: Value) -> list[Value]:
+    """Return the values of all processes, by their places."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value, group=Control.group)
+    return values
+
+
+def share(length: int) -> range:
+    """Return which of `length` things are this process's, a part of about equal length."""
+    return range(length * rank() // count(), length * (rank() + 1) // count())
+
+
+def seed_for(*names: object) -> int:
+    """Return a seed for what is named, and for this process's place among how many."""
+    text = " ".join(map(str, [*names, rank(), count()]))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little")

@@ -1,0 +1,74 @@
+"""Quantizers that let nothing through: everything clipped, or everything rounded to zero."""
+
+import torch
+from torch import Tensor, nn
+
+from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
+
+
+@torch.no_grad()
+def dead_quantizers(student: QuantizedClassifier, images: Tensor) -> list[str]:
+    """Return a line for each activation quantizer and each layer with dead channels.
+
+    Args:
+        student: calibrated.
+        images: [N, C, H, W], on which activations are looked at.
+    """
+    lines: list[str] = []
+    names = {module: name for name, module in student.graph.named_modules()}
+
+    def look(quantizer: nn.Module, _: object, y: Tensor) -> None:
+        assert isinstance(quantizer, ActivationQuantizer)
+        fault = activation_fault(quantizer, y)
+        if fault:
+            name = names[quantizer].removeprefix("activation_quantizers.")
+            lines.append(f"activation quantizer {name}: {fault}")
+
+    handles = [q.register_forward_hook(look) for q in student.activation_quantizers]
+    try:
+        student(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer in student.layers:
+        dead = int(dead_channels(layer).sum())
+        if dead:
+            count = layer.layer.weight.shape[0]
+            lines.append(
+                f"weight quantizer {names[layer]}: {dead} of {count} output channels "
+                "are clipped or rounded to zero altogether"
+            )
+    return lines
+
+
+def activation_fault(quantizer: ActivationQuantizer, y: Tensor) -> str:
+    """Say what is wrong with what a quantizer gives, nothing for a sound one."""
+    scale, low, high = quantizer.log_scale.exp().item(), *ends(quantizer)
+    if not 0 < scale < float("inf"):
+        return f"its scale is {scale}"
+    others = y.float()[y != 0]
+    if not others.numel():
+        return "it rounds every value to zero"
+    tolerance = scale / 4
+    at_an_end = ((others - low).abs() < tolerance) | ((others - high).abs() < tolerance)
+    return f"it clips every value but zero, its scale is {scale:.1e}" if at_an_end.all() else ""
+
+
+def ends(quantizer: ActivationQuantizer) -> tuple[float, float]:
+    """Return the smallest and the largest number on a quantizer's grid."""
+    scale, zero_point = quantizer.log_scale.exp().item(), quantizer.zero_point.round().item()
+    integers = quantizer.integers
+    return (integers.quant_min - zero_point) * scale, (integers.quant_max - zero_point) * scale
+
+
+def dead_channels(layer: QuantizedLayer) -> Tensor:
+    """Tell, for each output channel [O], whether its quantized weight says nothing of its own."""
+    weight = layer.layer.weight.detach().flatten(1).float()  # [O, elements]
+    scale = layer.weight_scale().float()[:, None]
+    integers = weight / scale + layer.zero_point[:, None]
+    low, high = layer.integers.quant_min - 0.5, layer.integers.quant_max + 0.5
+    is_zero = weight == 0
+    clipped = (is_zero | (integers < low) | (integers > high)).all(1)
+    rounded_away = (weight.abs() < scale / 2).all(1)
+    return (clipped | rounded_away) & ~is_zero.all(1)

@@ -1,0 +1,1 @@
+"""One page about a finished run: what was lost, where, and what the images look like."""

@@ -1,0 +1,27 @@
+"""Write the report of a finished run: `python -m zscgan_ext.report RUN`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from zscgan_ext.program import OneLineParser, program
+from zscgan_ext.report.page import write_report
+
+
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    parser = OneLineParser(
+        prog="python -m zscgan_ext.report",
+        description="Write report.html into the folder of a finished run: one page, complete in "
+        "itself, about what was lost, where, and what the generated images look like.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+    options = parser.parse_args(arguments)
+    print(f"report in {write_report(options.run)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""What the page about a run shows, measured from the files in the run's folder."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from zscgan_ext.command_line import CONFIG, read_config
+from zscgan_ext.datasets import Images, check_labels, open_images
+from zscgan_ext.errors import InputError
+from zscgan_ext.finished_run import FinishedRun, open_run
+from zscgan_ext.memory_format import to_channels_last
+from zscgan_ext.report import charts
+from zscgan_ext.report.batch_norms import LayerStatistics, layer_statistics
+from zscgan_ext.report.pictures import ClassPictures, pictures_by_class
+from zscgan_ext.report.predictions import confusion, most_frequent_changes
+from zscgan_ext.report.quantization_errors import (
+    QuantizationError,
+    activation_errors,
+    weight_errors,
+    worst,
+)
+from zscgan_ext.results import PREDICTIONS, ROWS
+from zscgan_ext.run import STAGES
+from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
+
+MEASURED_PIXELS = 128 * 64**2  # for batch-norm statistics and activations
+MOST_IMAGES, FEWEST_IMAGES = 128, 32  # that these may be
+COMPARED_BATCHES = 8  # of as many, where no labelled images were predicted
+WORST = 6
+MOST_CHANGES = 8
+LARGEST_MATRIX = 12  # classes
+EXPORT = "export.json"
+COMMIT_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One row of the run's table."""
+
+    name: str
+    top1: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything the page shows."""
+
+    metrics: Mapping[str, Any]
+    export: Mapping[str, Any] | None
+    summary: list[SummaryRow]
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    charts: Mapping[str, str]  # svg elements
+    classes: list[ClassPictures]
+    weights: list[QuantizationError]
+    activations: list[QuantizationError]
+    worst: list[QuantizationError]
+    compared_on: str
+    changes: list[tuple[str, str, int]]
+    changed_percent: float
+    notes: list[str]
+
+
+def collect(folder: Path) -> Content:
+    """Read the folder of a run that went to its end, and measure what its files do not hold.
+
+    Raises:
+        InputError: if a file is missing or cannot be read.
+    """
+    run = open_run(folder)
+    metrics, log = read_json(folder / "metrics.json"), read_log(folder / "metrics.jsonl")
+    has_export = (folder / EXPORT).is_file()
+    data, notes = evaluation_images(run)
+    (images,) = run.generated_images(measured_images(run), 1)
+    weights, activations = weight_errors(run.student), activation_errors(run.student, images)
+    counts, compared_on = compared_classes(run)
+    names = run.classifier.class_names
+    drawn = {
+        **learning_charts(log),
+        **batch_norm_charts(run, images, data),
+        **diversity_charts(metrics.get("diversity") or {}, names),
+        "errors": charts.errors_by_layer({"weights": weights, "activations": activations}),
+        "seconds": charts.stage_times(in_order(metrics["seconds"])),
+    }
+    if len(names) <= LARGEST_MATRIX:
+        drawn["confusion"] = charts.confusion_matrix(counts, names)
+    random = torch.Generator().manual_seed(run.settings.seed)
+    return Content(
+        metrics=metrics,
+        export=read_json(folder / EXPORT) if has_export else None,
+        summary=summary_rows(metrics),
+        settings={name: shown(value) for name, value in read_config(folder / CONFIG).items()},
+        environment=environment_of(metrics),
+        charts=drawn,
+        classes=pictures_by_class(run.classifier, run.generator(), random),
+        weights=weights,
+        activations=activations,
+        worst=worst([*weights, *activations], WORST),
+        compared_on=compared_on,
+        changes=[
+            (names[change.float_class], names[change.quantized_class], change.images)
+            for change in most_frequent_changes(counts, MOST_CHANGES)
+        ],
+        changed_percent=100 * (1 - float(counts.diagonal().sum() / counts.sum())),
+        notes=notes,
+    )
+
+
+def measured_images(run: FinishedRun) -> int:
+    """Return how many images to measure at once: the fewer, the larger they are."""
+    pixels = run.classifier.preprocessing.image_size**2
+    return max(FEWEST_IMAGES, min(MOST_IMAGES, MEASURED_PIXELS // pixels))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON file of a run.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: holds a {type(content).__name__}, needed is an object")
+    return content
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """Read the lines of a run's log.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    try:
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read as lines of JSON ({error})") from None
+
+
+def summary_rows(metrics: Mapping[str, Any]) -> list[SummaryRow]:
+    """Return the rows of the run that were measured."""
+    return [
+        SummaryRow(name, metrics["top1"][row], metrics["agreement"][row])
+        for row, name in ROWS.items()
+        if metrics["top1"].get(row) is not None
+    ]
+
+
+def environment_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the run ran on: what is neither a result nor a setting."""
+    names = ("device", "cpu", "torch", "torchvision", "python", "zscgan_ext")
+    facts = {name: metrics[name] for name in names if metrics.get(name)}
+    megabytes = metrics["peak_memory_bytes"] / 1e6
+    if metrics.get("commit"):
+        facts["commit"] = metrics["commit"][:COMMIT_DIGITS]
+    execution = {name: shown(value) for name, value in metrics["execution"].items()}
+    return {**facts, **execution, "peak memory": f"{megabytes:,.0f} MB"}
+
+
+def in_order(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds of each stage in the order of the stages, then all others."""
+    return {name: seconds[name] for name in (*STAGES, *seconds) if name in seconds}
+
+
+def shown(value: Any) -> str:
+    """Write one setting as the page shows it."""
+    if isinstance(value, tuple | list):
+        return " ".join(str(item) for item in value)
+    return "none" if value is None else str(value)
+
+
+def evaluation_images(run: FinishedRun) -> tuple[Images | None, list[str]]:
+    """Open the images that the run was evaluated on; else tell why there are none."""
+    bundled = "fashion-mnist" if run.settings.classifier in BUNDLED_CLASSIFIERS else None
+    name = run.settings.evaluation_data or bundled
+    if name is None:
+        return None, ["No real images were given: nothing here is compared with them."]
+    try:
+        data = open_images(name, "test", run.classifier.preprocessing)
+        check_labels(data, run.classifier.num_classes)
+    except InputError as error:
+        return None, [f"The evaluation images are gone: {error}."]
+    return data, []
+
+
+def learning_charts(log: list[dict[str, Any]]) -> dict[str, str]:
+    """Draw the losses of generator learning, and of all fine-tunings together."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for entry in log:
+        stages.setdefault(entry["stage"], []).append(entry)
+    drawn = {}
+    if "synthesis" in stages:
+        entries = stages.pop("synthesis")
+        drawn["synthesis"] = charts.loss_curves("generator learning", {"generator": entries})
+    if stages:
+        names = {stage: ROWS.get(stage, stage) for stage in stages}
+        shown_stages = {names[stage]: entries for stage, entries in stages.items()}
+        drawn["fine_tuning"] = charts.loss_curves("fine-tuning", shown_stages)
+    return drawn
+
+
+@torch.no_grad()
+def batch_norm_charts(run: FinishedRun, images: Tensor, data: Images | None) -> dict[str, str]:
+    """Draw how well batch-norm statistics match before and after learning, and real images'."""
+    random = torch.Generator().manual_seed(run.settings.seed)
+    untrained = run.new_generator().train()
+    before = to_channels_last(untrained(*untrained.random_inputs(len(images), random)))
+    sources = {"untrained generator": before, "trained generator": images}
+    if data is not None:
+        index = torch.linspace(0, len(data) - 1, min(len(data), len(images))).long()
+        real, _ = next(data.subset(index).batches(len(index), run.classifier.preprocessing))
+        sources["real images"] = to_channels_last(real)
+    measured: dict[str, list[LayerStatistics]] = {
+        name: layer_statistics(run.classifier.model, batch) for name, batch in sources.items()
+    }
+    generators = {name: measured[name] for name in ("untrained generator", "trained generator")}
+    return {
+        "distances": charts.distances_by_layer(measured, run.settings.distance),
+        "channels": charts.statistics_by_channel(generators),
+    }
+
+
+def diversity_charts(diversity: Mapping[str, Any], class_names: tuple[str, ...]) -> dict[str, str]:
+    """Draw confidence, spread and duplicates of generated and, where measured, real images."""
+    sources = {name: facts for name, facts in diversity.items() if facts}
+    if not sources:
+        return {}
+
+    def by_class(key: str) -> dict[str, dict[int, float]]:
+        return {
+            name: dict(zip(facts["classes"], facts[key], strict=True))
+            for name, facts in sources.items()
+        }
+
+    histograms = {name: facts["confidence_histogram"] for name, facts in sources.items()}
+    spread = "spread within the class / spread between classes"
+    duplicates = "near-duplicates, % of the images of a class"
+    return {
+        "confidence": charts.confidence_histogram(histograms),
+        "spread": charts.bars_by_class("spread", spread, by_class("spread"), class_names),
+        "duplicates": charts.bars_by_class(
+            "duplicates", duplicates, by_class("near_duplicates"), class_names
+        ),
+    }
+
+
+def compared_classes(run: FinishedRun) -> tuple[Tensor, str]:
+    """Count images by the float classifier's class and the student's.
+
+    Returns:
+        int64 [num_classes, num_classes], and the name of the images.
+    """
+    count = run.classifier.num_classes
+    file = run.folder / PREDICTIONS
+    if file.is_file():
+        classes = safetensors.torch.load_file(file)
+        counts = confusion(classes["float"].long(), classes["fine_tuned"].long(), count)
+        return counts, f"the {int(counts.sum()):,} evaluation images"
+    counts = torch.zeros(count, count, dtype=torch.int64)
+    for images in run.generated_images(measured_images(run), COMPARED_BATCHES):
+        logits = run.classifier.model(images), run.student(images)
+        counts += confusion(logits[0].argmax(1), logits[1].argmax(1), count)
+    return counts, f"{int(counts.sum()):,} generated images"
+
+
+def decibels(value: float) -> str:
+    """Write a ratio in decibels."""
+    return "exact" if math.isinf(value) else f"{value:.1f} dB"

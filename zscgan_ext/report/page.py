@@ -1,0 +1,30 @@
+"""Writing a run's content as one page that needs nothing else: no network, no other file."""
+
+from pathlib import Path
+
+import jinja2
+
+from zscgan_ext.report.content import collect, decibels
+from zscgan_ext.run_folder import REPORT, write_whole
+
+TEMPLATES = Path(__file__).parent
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into the folder of a finished run; return its path.
+
+    Raises:
+        InputError: if the run cannot be read, or the file not be written.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["decibels"] = decibels
+    page = environment.get_template("page.html.jinja").render(content=collect(folder))
+    file = folder / REPORT
+    write_whole(file, page.encode())
+    return file
