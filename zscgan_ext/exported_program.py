@@ -6,6 +6,7 @@ functions of `torch` and `torch.nn.functional` that they came from, weights attr
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,6 +104,11 @@ def resize(mode: str) -> Callable[..., Any]:
     return calls
 
 
+def maxima(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what calls pooling where the operator gives indices too, which nobody takes."""
+    return lambda call, *args: [call(function, *args), None]
+
+
 def method(name: str) -> Callable[..., Any]:
     """Return what calls a tensor's method."""
     return lambda call, *args, **kwargs: call(name, *args, **kwargs)
@@ -144,7 +150,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "max_pool2d": F.max_pool2d,
     "avg_pool2d": F.avg_pool2d,
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
-    "adaptive_max_pool2d": F.adaptive_max_pool2d,
     "mean": torch.mean,
     "sum": torch.sum,
     "amax": torch.amax,
@@ -179,6 +184,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "view": method("reshape"),
     "_unsafe_view": method("reshape"),
     "expand": method("expand"),
+    "expand_as": method("expand_as"),
+    "adaptive_max_pool2d": maxima(F.adaptive_max_pool2d),
+    "max_pool2d_with_indices": maxima(F.max_pool2d),
     "repeat": method("repeat"),
     "contiguous": method("contiguous"),
     "clone": method("contiguous"),
@@ -194,6 +202,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{name: first(100, function) for name, function in FUNCTIONS.items()},
 }
 
+CONVERSIONS = (aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default)
+
 
 def graph_of(program: ExportedProgram) -> fx.GraphModule:
     """Turn a program into a graph of torch functions, with its weights as attributes.
@@ -201,33 +211,65 @@ def graph_of(program: ExportedProgram) -> fx.GraphModule:
     Raises:
         InputError: if it takes anything but images, or gives anything but logits.
     """
+    check_output(program)
     owner = nn.Module()
     owner.add_module(TENSORS, nn.Module())
     graph = fx.Graph()
-    nodes: dict[fx.Node, Any] = {}
+    inputs: list[Any] = []
     tensors = inputs_of(program)
-    for node in program.graph_module.graph.nodes:
-        if node.op == "placeholder" and node.name in tensors:
-            name = node.name
-            register(owner.get_submodule(TENSORS), name, tensors[name])
-            nodes[node] = graph.get_attr(f"{TENSORS}.{name}")
-        elif node.op == "placeholder":
-            nodes[node] = graph.placeholder("images")
-        elif node.op == "output":
-            (logits,) = outputs_of(program, node)
-            graph.output(nodes[logits])
-        elif node.op == "call_function":
-            nodes[node] = translated(graph, node, nodes)
+    for node in program.graph_module.graph.find_nodes(op="placeholder"):
+        if node.name in tensors:
+            register(owner.get_submodule(TENSORS), node.name, tensors[node.name])
+            inputs.append(graph.get_attr(f"{TENSORS}.{node.name}"))
         else:
-            raise InputError(
-                f"classifier: its program has a node {node.name} ({node.op}) "
-                "that is not known; export it again without control flow"
-            )
-    result = fx.GraphModule(owner, graph)
-    return result.eval()
+            inputs.append(graph.placeholder("images"))
+    (logits,) = translate(program.graph_module, graph, inputs)
+    graph.output(logits)
+    return fx.GraphModule(owner, graph).eval()
 
 
-def translated(graph: fx.Graph, node: fx.Node, nodes: dict[fx.Node, Any]) -> Any:
+def translate(module: fx.GraphModule, graph: fx.Graph, inputs: list[Any]) -> Any:
+    """Add what a program's graph, or a part of it, computes; return what it gives.
+
+    Args:
+        module: the program's graph or that part.
+        graph: gets the nodes.
+        inputs: nodes of `graph` for the placeholders.
+    """
+    nodes: dict[fx.Node, Any] = {}
+    values = iter(inputs)
+    for node in module.graph.nodes:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), nodes.__getitem__)
+        if node.op == "placeholder":
+            nodes[node] = next(values)
+        elif node.op == "output":
+            return args[0]
+        elif node.op == "get_attr":  # a part that runs under other settings
+            nodes[node] = Part(module.get_submodule(str(node.target)))
+        elif any(isinstance(value, Part) for value in args):
+            index = next(i for i, value in enumerate(args) if isinstance(value, Part))
+            nodes[node] = translate(args[index].module, graph, list(args[index + 1 :]))
+        elif node.target in CONVERSIONS and not changes_dtype(node):
+            nodes[node] = args[0]
+        else:
+            nodes[node] = translated(graph, node.target, args, kwargs)
+    raise AssertionError("a graph without an output")
+
+
+def changes_dtype(node: fx.Node) -> bool:
+    """Tell whether a conversion gives another dtype than it takes."""
+    (source,) = node.all_input_nodes
+    return bool(node.meta["val"].dtype != source.meta["val"].dtype)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a program, which it runs without autocast or without gradients."""
+
+    module: Any
+
+
+def translated(graph: fx.Graph, target: Any, args: Any, kwargs: Any) -> Any:
     """Add what a node of the program calls; return the new node, or several."""
 
     def call(function: Any, *args: Any, **kwargs: Any) -> fx.Node:
@@ -235,14 +277,9 @@ def translated(graph: fx.Graph, node: fx.Node, nodes: dict[fx.Node, Any]) -> Any
         made: fx.Node = create(function, args, kwargs)
         return made
 
-    args, kwargs = fx.node.map_aggregate(
-        (node.args, node.kwargs),
-        lambda value: nodes[value] if isinstance(value, fx.Node) else value,
-    )
-    target = node.target
     if not isinstance(target, torch._ops.OpOverload):
-        if target is operator.getitem and isinstance(args[0], list):
-            return args[0][int(args[1])]  # type: ignore[arg-type]
+        if target is operator.getitem and isinstance(args[0], list | tuple):
+            return args[0][args[1]]
         return call(target, *args, **kwargs)
     name = target._schema.name.removeprefix("aten::").removesuffix("_")
     if target.namespace == "aten" and name in CALLS:
@@ -278,8 +315,8 @@ def images_of(program: ExportedProgram) -> list[int | None]:
     return []
 
 
-def outputs_of(program: ExportedProgram, node: fx.Node) -> list[fx.Node]:
-    """Return the node of the logits."""
+def check_output(program: ExportedProgram) -> None:
+    """Require logits and nothing else."""
     specs = program.graph_signature.output_specs
     if len(specs) != 1 or specs[0].kind is not OutputKind.USER_OUTPUT:
         kinds = ", ".join(spec.kind.name.lower() for spec in specs)
@@ -287,7 +324,6 @@ def outputs_of(program: ExportedProgram, node: fx.Node) -> list[fx.Node]:
             f"classifier: its program gives {kinds}, needed are logits alone; call .eval() on the "
             "model and let it return one tensor before torch.export.export"
         )
-    return list(node.args[0])  # type: ignore[arg-type]
 
 
 def register(owner: nn.Module, name: str, tensor: Tensor) -> None:

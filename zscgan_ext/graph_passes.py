@@ -87,8 +87,7 @@ def compute_constants(graph: fx.GraphModule) -> None:
             source in known for source in node.all_input_nodes
         ):
             known[node] = computed(graph, node, known)
-    constants = nn.Module()
-    graph.add_module(CONSTANTS, constants)
+    constants = submodule(graph, CONSTANTS)
     for node, value in known.items():
         if node.op == "get_attr" or all(user in known for user in node.users):
             continue
@@ -100,6 +99,13 @@ def compute_constants(graph: fx.GraphModule) -> None:
             for user in list(node.users):
                 put_value(user, node, value)
     graph.graph.eliminate_dead_code()
+
+
+def submodule(graph: fx.GraphModule, name: str) -> nn.Module:
+    """Return a submodule, which a graph in normal form may have already."""
+    if name not in graph._modules:
+        graph.add_module(name, nn.Module())
+    return graph.get_submodule(name)
 
 
 def put_value(user: fx.Node, source: fx.Node, value: Any) -> None:
@@ -134,7 +140,7 @@ def contains_tensors(value: Any) -> bool:
 
 def turn_functions_into_layers(graph: fx.GraphModule) -> None:
     """Put a module in the place of each function that takes constant weights."""
-    graph.add_module(LAYERS, nn.Module())
+    submodule(graph, LAYERS)
     made: dict[Any, str] = {}
     for node in list(graph.graph.nodes):
         make = LAYER_OF_FUNCTION.get(node.target) if node.op == "call_function" else None
@@ -295,10 +301,40 @@ def batch_norm(call: Arguments) -> nn.Module:
     return layer  # type: ignore[no-any-return]
 
 
+def layer_norm(call: Arguments) -> nn.Module:
+    """Return the layer of a call of `layer_norm`."""
+    weight, bias = call.tensor(2, "weight"), call.tensor(3, "bias")
+    layer = on_meta(
+        nn.LayerNorm,
+        tuple(call.value(1, "normalized_shape")),
+        eps=call.value(4, "eps", 1e-5),
+        elementwise_affine=weight is not None,
+        bias=bias is not None,
+    )
+    layer.weight, layer.bias = as_parameter(weight), as_parameter(bias)
+    return layer  # type: ignore[no-any-return]
+
+
+def group_norm(call: Arguments) -> nn.Module:
+    """Return the layer of a call of `group_norm` with a weight and a bias."""
+    groups = call.value(1, "num_groups")
+    weight, bias = call.tensor(2, "weight"), call.tensor(3, "bias")
+    if weight is None or bias is None:
+        raise InputError(
+            f"classifier: {call.node.name} normalizes groups without weight and bias, whose number "
+            "of channels is not known; give it both, or use nn.GroupNorm"
+        )
+    layer = on_meta(nn.GroupNorm, groups, len(weight), eps=call.value(4, "eps", 1e-5))
+    layer.weight, layer.bias = as_parameter(weight), as_parameter(bias)
+    return layer  # type: ignore[no-any-return]
+
+
 LAYER_OF_FUNCTION: dict[Any, Callable[[Arguments], nn.Module]] = {
     F.conv1d: convolution(nn.Conv1d, 1),
     F.conv2d: convolution(nn.Conv2d, 2),
     F.conv_transpose2d: transposed_convolution,
     F.linear: linear,
     F.batch_norm: batch_norm,
+    F.layer_norm: layer_norm,
+    F.group_norm: group_norm,
 }

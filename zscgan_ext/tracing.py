@@ -13,7 +13,7 @@ from zscgan_ext.graph_passes import normalize
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """Trace a model's graph with `torch.fx`; it shares the model's modules and tensors.
+    """Trace a model's graph with `torch.fx`; it shares the model's tensors.
 
     Raises:
         InputError: if torch.fx cannot; the message gives its reason in one line.
@@ -21,11 +21,17 @@ def trace(model: nn.Module) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule):  # tracing anew would only lose names
         return normalize(fx.GraphModule(model, copy.deepcopy(model.graph)))
     try:
-        graph = fx.symbolic_trace(model)
+        graph = fx.symbolic_trace(with_shared_tensors(model))
     except Exception as error:
         reason = first_line(error)
         raise InputError(f"classifier: torch.fx cannot trace its graph ({reason})") from None
     return normalize(graph)
+
+
+def with_shared_tensors(model: nn.Module) -> nn.Module:
+    """Copy a model without its tensors, so that tracing may leave something in its modules."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 @torch.no_grad()

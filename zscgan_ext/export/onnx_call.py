@@ -8,7 +8,7 @@ import numpy as np
 from torch import fx, nn
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.export.onnx_graph import OnnxGraph, Value
+from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
 
 
 @dataclass(frozen=True)
@@ -88,3 +88,24 @@ def describe(node: fx.Node, module: nn.Module | None) -> str:
         return f"{node.target} ({type(module).__name__})"
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return f"{node.name} ({called or node.target})"
+
+
+def on_grid(call: Call, add: Callable[[str], str]) -> Value:
+    """Apply what keeps the grid of its input to integers where there are any."""
+    value = call.input()
+    if isinstance(value, Grid):
+        integers = add(value.integers)
+        return Grid(
+            integers, value.scale_name, value.zero_point_name, value.scale, value.zero_point
+        )
+    return add(call.graph.floating(value))
+
+
+def reshaped(call: Call, x: str, shape: tuple[int | None, ...]) -> str:
+    """Add a reshape to a shape in which at most the batch is unknown."""
+    if shape.count(None) > 1:
+        raise call.unsupported("makes a shape of which more than one size depends on the batch")
+    sizes = np.array([-1 if size is None else size for size in shape], np.int64)
+    return call.graph.node(
+        "Reshape", [x, call.graph.initializer(f"{call.name}_shape", sizes)], call.name
+    )

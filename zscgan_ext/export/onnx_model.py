@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.classifier_graph import module_of
 from zscgan_ext.classifiers import Classifier
-from zscgan_ext.export.onnx_call import Call, TensorShape
+from zscgan_ext.export.onnx_call import Call, TensorShape, on_grid, reshaped
 from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
 from zscgan_ext.export.onnx_layers import add_batch_norm, add_layer, add_quantized_layer
-from zscgan_ext.export.onnx_operators import OPERATORS, constant, on_grid, reshaped
+from zscgan_ext.export.onnx_operators import OPERATORS, constant
 from zscgan_ext.export.runtime import INPUT, OUTPUT
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import (

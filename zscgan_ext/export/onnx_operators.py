@@ -11,8 +11,20 @@ from torch import fx, nn
 from torchvision.ops import stochastic_depth
 
 from zscgan_ext.classifier_graph import ADDITIONS, RELU, RELU6
-from zscgan_ext.export.onnx_call import Call
+from zscgan_ext.export.onnx_call import Call, on_grid, reshaped
 from zscgan_ext.export.onnx_graph import Grid, Rectified, Value
+from zscgan_ext.export.onnx_shaping import (
+    average_by_matrices,
+    einsum,
+    expand,
+    group_norm,
+    layer_norm,
+    pad,
+    pick,
+    resize,
+    stack,
+    unbind,
+)
 
 Operator = Callable[[Call], Value]
 
@@ -78,8 +90,21 @@ def prelu(call: Call) -> Value:
 
 
 def softmax(call: Call) -> Value:
-    """Apply softmax along a dimension."""
-    return call.graph.node("Softmax", [call.floating()], call.name, axis=call.option(1, "dim"))
+    """Apply softmax along a dimension.
+
+    Between two quantizers in steps: there ONNX Runtime would put an integer kernel in the place of
+    a Softmax node, which rounds otherwise.
+    """
+    dimension = int(call.option(1, "dim"))
+    if not isinstance(call.input(), Grid):
+        return call.graph.node("Softmax", [call.floating()], call.name, axis=dimension)
+    graph, x = call.graph, call.floating()
+    axes = graph.initializer(f"{call.name}_axes", np.array([dimension], np.int64))
+    largest = graph.node("ReduceMax", [x, axes], f"{call.name}_largest")
+    shifted = graph.node("Sub", [x, largest], f"{call.name}_shifted")
+    powers = graph.node("Exp", [shifted], f"{call.name}_powers")
+    total = graph.node("ReduceSum", [powers, axes], f"{call.name}_total")
+    return graph.node("Div", [powers, total], call.name)
 
 
 def concatenate(call: Call) -> Value:
@@ -132,55 +157,64 @@ def pair(value: Any) -> list[int]:
 
 
 def adaptive_average_pool(call: Call) -> Value:
-    """Average windows of equal size that cover the image."""
-    before, after = call.input_shape()[-2:], call.shape()[-2:]
-    sizes = [
-        (int(old or 0), int(new or 0)) for old, new in zip(before, after, strict=True)
-    ]  # only the batch has no size
-    if after == (1, 1):
+    """Average windows that cover the image."""
+    if call.shape()[-2:] == (1, 1):
         return call.graph.node("GlobalAveragePool", [call.floating()], call.name)
-    if any(old % new for old, new in sizes):
-        raise call.unsupported(f"averages {before} to {after}, which needs windows of unequal size")
-    kernel = [old // new for old, new in sizes]
+    kernel = covering_window(call)
+    if kernel is None:
+        return average_by_matrices(call)
     return call.graph.node(
         "AveragePool", [call.floating()], call.name, kernel_shape=kernel, strides=kernel
     )
 
 
+def adaptive_maximum_pool(call: Call) -> Value:
+    """Take the maxima of windows of equal size that cover the image."""
+    kernel = covering_window(call)
+    if kernel is None:
+        raise call.unsupported("takes maxima of windows of unequal size")
+    return on_grid(
+        call,
+        lambda x: call.graph.node("MaxPool", [x], call.name, kernel_shape=kernel, strides=kernel),
+    )
+
+
+def covering_window(call: Call) -> list[int] | None:
+    """Return the size of windows that cover the image; None where they are not of one size."""
+    pairs = zip(call.input_shape()[-2:], call.shape()[-2:], strict=True)
+    sizes = [(int(old or 0), int(new or 0)) for old, new in pairs]  # only the batch has no size
+    if any(old % new for old, new in sizes):
+        return None
+    return [old // new for old, new in sizes]
+
+
 def mean(call: Call) -> Value:
     """Average over dimensions; over the image by the node that has an integer kernel."""
+    axes, keeps = reduced(call)
+    if len(call.input_shape()) == 4 and axes == [2, 3]:
+        pooled = call.graph.node("GlobalAveragePool", [call.floating()], call.name)
+        return pooled if keeps else reshaped(call, pooled, call.shape())
+    return reduce("ReduceMean")(call)
+
+
+def reduced(call: Call) -> tuple[list[int], bool]:
+    """Return the dimensions that a reduction takes together, and whether they stay as one."""
     dimensions = call.argument(1, "dim")
     rank = len(call.input_shape())
     dimensions = [dimensions] if isinstance(dimensions, int) else dimensions
     axes = sorted(d % rank for d in (range(rank) if dimensions is None else dimensions))
-    keeps = bool(call.argument(2, "keepdim", False))
-    if rank == 4 and axes == [2, 3]:
-        pooled = call.graph.node("GlobalAveragePool", [call.floating()], call.name)
-        return pooled if keeps else reshaped(call, pooled, call.shape())
-    axes_name = call.graph.initializer(f"{call.name}_axes", np.array(axes, np.int64))
-    inputs = [call.floating(), axes_name]
-    return call.graph.node("ReduceMean", inputs, call.name, keepdims=int(keeps))
+    return axes, bool(call.argument(2, "keepdim", False))
 
 
-def on_grid(call: Call, add: Callable[[str], str]) -> Value:
-    """Apply what keeps the grid of its input to integers where there are any."""
-    value = call.input()
-    if isinstance(value, Grid):
-        integers = add(value.integers)
-        return Grid(
-            integers, value.scale_name, value.zero_point_name, value.scale, value.zero_point
-        )
-    return add(call.graph.floating(value))
+def reduce(op: str) -> Operator:
+    """Return an operator that takes dimensions together."""
 
+    def add(call: Call) -> Value:
+        axes, keeps = reduced(call)
+        axes_name = call.graph.initializer(f"{call.name}_axes", np.array(axes, np.int64))
+        return call.graph.node(op, [call.floating(), axes_name], call.name, keepdims=int(keeps))
 
-def reshaped(call: Call, x: str, shape: tuple[int | None, ...]) -> str:
-    """Add a reshape to a shape in which at most the batch is unknown."""
-    if shape.count(None) > 1:
-        raise call.unsupported("makes a shape of which more than one size depends on the batch")
-    sizes = np.array([-1 if size is None else size for size in shape], np.int64)
-    return call.graph.node(
-        "Reshape", [x, call.graph.initializer(f"{call.name}_shape", sizes)], call.name
-    )
+    return add
 
 
 def reshape(call: Call) -> Value:
@@ -236,14 +270,6 @@ def split(call: Call) -> Value:
     return [Grid(output, *grid) for output in outputs]
 
 
-def pick(call: Call) -> Value:
-    """Take one of several tensors."""
-    values, index = call.input(), call.argument(1)
-    if not isinstance(values, list) or not isinstance(index, int):
-        raise call.unsupported("takes a part of a tensor, which is not exported")
-    return values[index]
-
-
 def same(call: Call) -> Value:
     """Pass the input on."""
     return call.input()
@@ -271,6 +297,20 @@ BY_OPERATOR: tuple[tuple[Operator, tuple[Any, ...]], ...] = (
     (leaky_relu, (nn.LeakyReLU, F.leaky_relu)),
     (elu, (nn.ELU, F.elu)),
     (prelu, (nn.PReLU,)),
+    (unary("Neg"), (operator.neg, torch.neg, "neg")),
+    (unary("Exp"), (torch.exp, "exp")),
+    (unary("Sqrt"), (torch.sqrt, "sqrt")),
+    (unary("Softplus"), (nn.Softplus, F.softplus)),
+    (binary("Pow"), (operator.pow, torch.pow, "pow")),
+    (binary("MatMul"), (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm")),
+    (einsum, (torch.einsum,)),
+    (layer_norm, (nn.LayerNorm,)),
+    (group_norm, (nn.GroupNorm,)),
+    (pad, (F.pad, nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)),
+    (resize, (F.interpolate, nn.Upsample, nn.UpsamplingNearest2d)),
+    (expand, ("expand", "expand_as")),
+    (stack, (torch.stack,)),
+    (unbind, (torch.unbind, "unbind")),
     (softmax, (nn.Softmax, torch.softmax, F.softmax, "softmax")),
     (binary("Add"), ADDITIONS),
     (binary("Sub"), (operator.sub, operator.isub, torch.sub, "sub", "sub_")),
@@ -279,16 +319,19 @@ BY_OPERATOR: tuple[tuple[Operator, tuple[Any, ...]], ...] = (
     (concatenate, (torch.cat, torch.concat)),
     (average_pool, (nn.AvgPool2d, F.avg_pool2d)),
     (adaptive_average_pool, (nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d)),
+    (adaptive_maximum_pool, (nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d)),
     (mean, (torch.mean, "mean")),
+    (reduce("ReduceSum"), (torch.sum, "sum")),
+    (reduce("ReduceMax"), (torch.amax, "amax")),
     (maximum_pool, (nn.MaxPool2d, F.max_pool2d)),
     (
         reshape,
         (
-            *(nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, torch.squeeze),
+            *(nn.Flatten, nn.Unflatten, "unflatten", torch.flatten, torch.reshape, torch.squeeze),
             *(torch.unsqueeze, "flatten", "view", "reshape", "squeeze", "unsqueeze"),
         ),
     ),
-    (transpose, (torch.transpose, "transpose")),
+    (transpose, (torch.transpose, torch.swapaxes, "transpose", "swapaxes")),
     (permute, (torch.permute, "permute")),
     (channel_shuffle, (nn.ChannelShuffle,)),
     (split, (torch.chunk, torch.split, "chunk", "split")),

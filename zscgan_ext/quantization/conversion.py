@@ -39,7 +39,7 @@ GRID_KEEPING: tuple[Any, ...] = (
     *(torch.roll, torch.flip, torch.narrow, torch.amax, operator.getitem),
     *("flatten", "view", "reshape", "transpose", "permute", "squeeze", "unsqueeze", "swapaxes"),
     *("contiguous", "chunk", "split", "unbind", "detach", "clone", "expand", "repeat", "roll"),
-    *("flip", "narrow", "unflatten", "movedim", "amax"),
+    *("expand_as", "flip", "narrow", "unflatten", "movedim", "amax"),
 )
 RESIZING: tuple[Any, ...] = (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)
 QUANTIZED_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
