@@ -1,6 +1,8 @@
 """From a model to its graph in normal form: `torch.fx`, or `torch.export` where that cannot."""
 
+import contextlib
 import copy
+import io
 import logging
 
 import torch
@@ -54,9 +56,10 @@ def traceable(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
     images = torch.zeros(2, *image_shape, device=device)
     logging.disable(logging.WARNING)  # what matters of it is in the error
     try:
-        program = torch.export.export(
-            model, (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # where it prints graphs
+            program = torch.export.export(
+                model, (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
+            )
     except Exception as error:
         raise InputError(
             f"classifier: {reason_of_fx}, nor can torch.export ({first_line(error)}); "
