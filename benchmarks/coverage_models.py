@@ -28,6 +28,8 @@ IMAGE_SIZES = {
     "timm:nasnetalarge": 96,
     "timm:pnasnet5large": 96,
 }
+# Checked only where they are named by --only.
+LARGE = {"torchvision:regnet_y_128gf": "645 million parameters, a check takes about 20 GB"}
 # Convolutional networks of timm, of about as many families.
 TIMM_MODELS = (
     *("bat_resnext26ts", "convmixer_768_32", "cs3darknet_focus_s", "cs3darknet_s"),

@@ -311,3 +311,26 @@ def test_a_worker_that_fails_ends_the_benchmark():
 
     with pytest.raises(SystemExit, match=r"resnet20.*exit code 1"):
         list(measure([Subject("resnet20", "no_such_stage", "native", 2, "cpu")], 1))
+
+
+def test_coverage_checks_a_classifier(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from bench_coverage import CHECKS, check, passes
+
+    result = check("timm:test_efficientnet")
+    assert {title: result[title]["passed"] for title in CHECKS} == dict.fromkeys(CHECKS, True)
+    assert passes(result)
+
+
+def test_committed_coverage_reaches_the_bar(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from bench_coverage import passes
+    from coverage_models import LARGE, all_names
+
+    results = json.loads((BENCHMARKS / "results" / "coverage.json").read_text())["results"]
+    assert set(all_names()) - set(LARGE) <= set(results)
+    failing = [name for name, result in results.items() if not passes(result)]
+    assert not [name for name in failing if name.startswith("torchvision:")]
+    timm = [name for name in results if name.startswith("timm:")]
+    assert len(timm) >= 60
+    assert len(failing) <= 0.05 * len(timm)

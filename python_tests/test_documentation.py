@@ -64,6 +64,7 @@ def workplace(tmp_path_factory):
     exec(model, namespace)
     torch.manual_seed(0)
     save_file(namespace["build"]().state_dict(), folder / "my_model.safetensors")
+    write_program(folder)
     for index, name in enumerate(("cat", "dog", "owl")):
         pixels = np.random.default_rng(index).integers(0, 256, (120, 100, 3), dtype=np.uint8)
         for tree in ("photos", "imagenet/val"):
@@ -75,6 +76,13 @@ def workplace(tmp_path_factory):
     run = ["--output", str(folder / "runs" / "deployed"), "--export=onnx,safetensors"]
     assert train([*SHORT, *run, "--evaluation-data", str(images)]) == 0
     return folder
+
+
+def write_program(folder: Path) -> None:
+    """Run the snippet that exports a program, as `docs/your_model.md` has it."""
+    (snippet,) = blocks(ROOT / "docs" / "your_model.md", "python")
+    words = [sys.executable, "-c", snippet]
+    subprocess.run(words, cwd=folder, check=True, capture_output=True)
 
 
 def shortened(words: list[str]) -> list[str]:
@@ -135,6 +143,7 @@ SNIPPETS = [(d.name, block) for d in DOCUMENTS for block in blocks(d, "python")]
 @pytest.mark.parametrize(("document", "snippet"), SNIPPETS)
 def test_snippets_run(workplace, monkeypatch, document, snippet):
     monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(workplace)
     namespace: dict = {}
     exec(snippet, namespace)
     # Comments like `weight.grad [64, 32, 3, 3]` state shapes.

@@ -129,7 +129,7 @@ def test_a_program_file(tmp_path, monkeypatch):
 
 def test_wrong_program_files_give_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"missing\.pt2 is no file"):
+    with pytest.raises(InputError, match=r"missing\.pt2 cannot be read \(No such file"):
         load_classifier("missing.pt2")
     (tmp_path / "text.pt2").write_text("text")
     with pytest.raises(InputError, match=r"text\.pt2 cannot be read as a torch\.export program"):

@@ -37,8 +37,8 @@ class Settings:
     """What to quantize, how, and where the results go."""
 
     classifier: str = setting("resnet20", "NAME")
-    """bundled classifier (resnet20, mobilenet_v2_small), torchvision:NAME, timm:NAME, or
-    module:function that returns a model"""
+    """bundled classifier (resnet20, mobilenet_v2_small), torchvision:NAME, timm:NAME,
+    module:function that returns a model, or a .pt2 file of torch.export"""
     weights: Path | None = setting(None, "FILE")
     """safetensors or state-dict file with the classifier's weights (None: those it comes with,
     which torchvision and timm download)"""

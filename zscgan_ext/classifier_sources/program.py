@@ -17,6 +17,7 @@ from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.exported_program import graph_of, images_of
 from zscgan_ext.graph_passes import normalize
 from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.regular_file import regular_file_size
 
 SUFFIX = ".pt2"
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # the environment variable that torch.load obeys
@@ -46,8 +47,11 @@ class ProgramSource(ClassifierSource):
     def build(self, num_classes: int | None, trained: bool) -> nn.Module:
         """Read the program; weights of another file take the names of the graph's modules."""
         file = Path(self.name)
-        if not file.is_file():
-            raise InputError(f"classifier: {file} is no file, needed is one of torch.export.save")
+        try:
+            regular_file_size(file)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"classifier: {file} cannot be read ({reason})") from None
         try:
             with nothing_unpickled():
                 program = torch.export.load(file)

@@ -12,11 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.classifier_graph import module_of
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.quantization.biases import round_biases
-from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
+from zscgan_ext.quantization.conversion import (
+    QUANTIZED_LAYERS,
+    QuantizedClassifier,
+    device_of,
+)
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer
 from zscgan_ext.tracing import trace
 
@@ -55,10 +60,12 @@ class DrawnActivations(fx.Interpreter):
         result = super().run_node(n)
         name = n.name
         norm = module_of(self.graph_module, n)
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, _BatchNorm):
             result = self.draw(norm, result)
-            if name not in self.quantizers:  # folded into the convolution before it
-                name = n.all_input_nodes[0].name
+            source = n.all_input_nodes[0]
+            is_folded = isinstance(module_of(self.graph_module, source), QUANTIZED_LAYERS)
+            if name not in self.quantizers and is_folded:  # into the layer before it
+                name = source.name
         if name in self.quantizers and n.op != "placeholder":
             flat = result.flatten()
             shape = (min(VALUES, flat.numel()),)
@@ -66,13 +73,14 @@ class DrawnActivations(fx.Interpreter):
             choose_range(self.quantizers[name], flat[index])
         return result
 
-    def draw(self, norm: nn.BatchNorm2d, like: Tensor) -> Tensor:
-        """Draw a batch norm's result [N, C, H, W], the same at each place of a map."""
-        shape = (*like.shape[:2], 1, 1)
+    def draw(self, norm: _BatchNorm, like: Tensor) -> Tensor:
+        """Draw a batch norm's result [N, C, ...], the same at each place of a map."""
+        places = [1] * (like.dim() - 2)
+        shape = (*like.shape[:2], *places)
         uniform = torch.rand(shape, generator=self.random, device=like.device)
         draws = torch.logit(uniform, eps=1e-6) * math.sqrt(3) / math.pi  # of variance 1
         if norm.affine:
-            draws = draws * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+            draws = draws * norm.weight.view(-1, *places) + norm.bias.view(-1, *places)
         return torch.empty_like(like).copy_(draws)
 
 
