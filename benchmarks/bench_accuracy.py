@@ -44,7 +44,11 @@ from zscgan_ext.run import Run
 from zscgan_ext.stages import evaluate
 
 # Settings that differ from cell to cell, or say nothing about what is measured.
-NOT_SHARED = ("classifier", "scheme", "bits", "seed", "output", "overwrite", "log_interval")
+NOT_SHARED = {
+    *("classifier", "scheme", "bits", "seed", "output", "overwrite", "resume", "checkpoint_every"),
+    *("keep_checkpoints", "stop_after", "export", "report", "tensorboard", "log_interval"),
+    *("profile", "keep_freed_memory"),
+}
 GIVEN = ("synthesis_steps", "fine_tuning_steps", "batch_size", "calibration_batches", "latent_dim")
 
 
