@@ -26,7 +26,7 @@ from zscgan_ext.config import PRESETS, Settings
 from zscgan_ext.environment import environment
 from zscgan_ext.evaluation import top1
 from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.run import Run
+from zscgan_ext.run import Run, run_with
 from zscgan_ext.run_folder import write_whole
 from zscgan_ext.stages import fine_tune_student, generated_batches, learn_generator, quantize
 
@@ -109,7 +109,7 @@ class Ablation:
             if self.has(variation, bits, seed):
                 continue
             torch.manual_seed(seed)
-            changed = replace(run, settings=replace(run.settings, bits=bits, **changes), logits={})
+            changed = run_with(run, bits=bits, **changes)
             batches = generated_batches(changed, generator, changed.random(4))
             student = quantize(changed, batches, "generated_calibrated")
             fine_tune_student(changed, student, batches, "fine_tuned")
@@ -134,7 +134,7 @@ class Ablation:
                 if all(self.has(variation, bits, seed) for bits in self.options.bits):
                     continue
                 fewer = {"synthesis_steps": max(1, settings.synthesis_steps // 3)}
-                changed = replace(run, settings=replace(run.settings, **(changes or fewer)))
+                changed = run_with(run, **(changes or fewer))
                 torch.manual_seed(seed)
                 self.measure(run, learn_generator(changed), variation, {})
 

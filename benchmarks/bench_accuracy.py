@@ -40,7 +40,7 @@ from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement, top1
 from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.run import Run
+from zscgan_ext.run import Run, run_with
 from zscgan_ext.stages import evaluate
 
 # Settings that differ from cell to cell, or say nothing about what is measured.
@@ -115,8 +115,9 @@ class Benchmark:
         if not wanted:
             return
         run, generator = self.shared_by(cell)
-        settings = replace(run.settings, scheme=cell.scheme, bits=cell.bits)
-        run = replace(run, settings=settings, logits={FLOAT: run.logits[FLOAT]})
+        float_logits = run.logits[FLOAT]
+        run = run_with(run, scheme=cell.scheme, bits=cell.bits)
+        run.logits[FLOAT] = float_logits
         if FLOAT in wanted:
             self.add(cell, FLOAT, run, 0.0)
         start = time.perf_counter()

@@ -31,7 +31,7 @@ from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.image_file import read_image
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.preprocessing import Preprocessing
-from zscgan_ext.run import Run, prepare
+from zscgan_ext.run import Run, prepare, run_with
 from zscgan_ext.stages import fine_tune_student, learn_generator, quantize
 from zscgan_ext.synthesis import noise_batches, synthetic_batches
 
@@ -190,7 +190,7 @@ def main() -> None:
         keep("float", "float", "generator", {"seconds": run.seconds["synthesis"]})
         for bits in arguments.bits:
             for scheme in arguments.schemes:
-                job = replace(run, settings=replace(settings, bits=bits, scheme=scheme))
+                job = run_with(run, bits=bits, scheme=scheme)
                 for row, measured in run_job(job, generator, pictures):
                     keep(bits, scheme, row, measured)
 

@@ -109,6 +109,21 @@ def test_the_benchmark_goes_on_where_it_ended(measured, tmp_path):
     assert [row["made_with"] for row in again["rows"]] == [0] * len(rest) + [1] * len(removed)
 
 
+def test_a_second_width_is_measured_as_if_it_were_the_first(measured, tmp_path):
+    options = measured[0]
+    rows = ("generated_calibrated", "fine_tuned")
+    figures = []
+    for bits in (["w4a4", "w3a3"], ["w3a3"]):
+        other = tmp_path / f"{len(bits)}.json"
+        words = [*options[:-1], other, "--bits", *bits, "--rows", *rows]
+        done = bench(*words)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(other.read_text())["rows"]
+        figures.append([{k: r[k] for k in ("row", "top1", "agreement")} for r in found[-2:]])
+    assert figures[0] == figures[1]
+    assert [row["row"] for row in figures[0]] == list(rows)
+
+
 def test_other_settings_are_refused(measured):
     options, _, file = measured
     before = file.read_bytes()

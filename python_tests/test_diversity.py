@@ -114,11 +114,16 @@ def test_one_image_of_a_class_tells_nothing():
 
 @pytest.mark.parametrize(("count", "expected"), [(3, 3), (20, 20), (1000, CLASSES)])
 def test_chosen_classes_are_spread_evenly(count, expected):
-    chosen = chosen_classes(count)
+    chosen = chosen_classes(range(count))
     assert len(set(chosen)) == len(chosen) == expected
     assert max(chosen) < count
     gaps = {later - earlier for earlier, later in pairwise(chosen)}
     assert len(gaps) == 1
+
+
+def test_classes_are_chosen_among_those_given():
+    assert chosen_classes([0, 8, 16]) == [0, 8, 16]
+    assert chosen_classes(range(0, 1000, 25)) == list(range(0, 1000, 50))
 
 
 def test_generated_images_are_the_same_again_and_disturb_nothing(generator):

@@ -2,8 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.generator import (
+    FEWEST_CLASSES,
+    IMAGES_PER_CLASS,
+    ConditionalGenerator,
+    stride_of_classes,
+)
 from zscgan_ext.preprocessing import Preprocessing
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -20,7 +27,7 @@ def random(seed=0):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [28, 30, 32, 33, 64, 224])
+@pytest.mark.parametrize("size", [28, 30, 32, 33, 64, 65, 96, 224])
 def test_images_have_the_classifiers_shape(channels, size):
     generator = generator_for(channels, size)
     images = generator(*generator.random_inputs(2, random()))
@@ -83,3 +90,57 @@ def test_random_inputs_are_normal_and_uniform_and_repeatable():
     assert torch.equal(latent, again[0])
     assert torch.equal(labels, again[1])
     assert not torch.equal(labels, generator.random_inputs(4000, random(2))[1])
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "in_all", "stride"),
+    [
+        (10, 0, 0, 1),
+        (FEWEST_CLASSES, 0, 0, 1),
+        (FEWEST_CLASSES + 1, 0, 10**6, 2),
+        (1000, 0, 9600, 32),
+        (1000, 3199, 9600, 32),
+        (1000, 3200, 9600, 16),
+        (1000, 9500, 9500, 16),
+        (1000, 10**6, 1_280_000, 1),
+    ],
+)
+def test_stride_of_classes(classes, images, in_all, stride):
+    assert stride_of_classes(classes, images, in_all) == stride
+
+
+@given(classes=st.integers(1, 3000), steps=st.integers(0, 400), batch=st.integers(1, 2000))
+def test_every_class_that_joins_gets_its_images(classes, steps, batch):
+    in_all = steps * batch
+    share, present, previous = 0.0, set(), set()  # images of a class that joined last
+    for images in range(0, in_all + 1, batch):
+        present = set(range(0, classes, stride_of_classes(classes, images, in_all)))
+        assert previous <= present
+        if previous and present != previous:
+            assert share >= IMAGES_PER_CLASS - 1e-6 * IMAGES_PER_CLASS
+            share = 0.0
+        share += batch / len(present)
+        previous = present
+    assert (
+        present == set(range(classes))
+        or len(present) <= FEWEST_CLASSES
+        or (share + batch >= IMAGES_PER_CLASS)
+    )
+
+
+def test_only_classes_that_are_learned_are_drawn():
+    generator = generator_for(num_classes=100)
+    assert generator.learned_classes() == list(range(0, 100, 4))
+    _, labels = generator.random_inputs(2000, random())
+    assert sorted(set(labels.tolist())) == generator.learned_classes()
+    generator.get_buffer("class_stride").fill_(1)
+    _, all_labels = generator.random_inputs(2000, random())
+    assert torch.equal(all_labels - all_labels % 4, labels)
+    assert len(set(all_labels.tolist())) == 100
+
+
+def test_learned_classes_are_saved_with_the_generator():
+    generator, other = generator_for(num_classes=100), generator_for(num_classes=100)
+    generator.get_buffer("class_stride").fill_(2)
+    other.load_state_dict(generator.state_dict())
+    assert other.learned_classes() == list(range(0, 100, 2))

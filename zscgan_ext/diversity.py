@@ -45,10 +45,10 @@ class Diversity:
     mean_entropy: float  # of the softmax, nats
 
 
-def chosen_classes(num_classes: int) -> list[int]:
-    """Return at most `CLASSES` labels, spread evenly over all."""
-    count = min(num_classes, CLASSES)
-    return [index * num_classes // count for index in range(count)]
+def chosen_classes(labels: Sequence[int]) -> list[int]:
+    """Return at most `CLASSES` of these labels, spread evenly over them."""
+    count = min(len(labels), CLASSES)
+    return [labels[index * len(labels) // count] for index in range(count)]
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def generated_classes(
         generator: in evaluation mode.
         random: draws latent vectors; on the generator's device.
     """
-    labels = chosen_classes(generator.num_classes)
+    labels = chosen_classes(generator.learned_classes())
     for label in labels:
         images = images_of_class(generator, label, IMAGES // len(labels), random)
         yield ClassImages(label, images)
@@ -171,10 +171,9 @@ def images_of_class(
 
 
 def real_classes(
-    data: Images, preprocessing: Preprocessing, num_classes: int, device: torch.device
+    data: Images, preprocessing: Preprocessing, labels: Sequence[int], device: torch.device
 ) -> Iterator[ClassImages]:
-    """Yield the first images of some classes."""
-    labels = chosen_classes(num_classes)
+    """Yield the first images of these classes."""
     for label in labels:
         index = (data.labels == label).nonzero().flatten()[: IMAGES // len(labels)]
         if len(index) > 1:

@@ -15,6 +15,9 @@ WIDEST = 128  # channels of the first feature maps
 # Standard deviation of the noise in every block, whose features have one: without it the images of
 # a class come out nearly alike, since the class alone satisfies the loss.
 NOISE = 0.5
+LARGEST_OF_BLOCKS = 64  # pixels up to which the last doubling has a block too
+FEWEST_CLASSES = 32  # that learning begins with, where the classifier has more
+IMAGES_PER_CLASS = 100  # to learn a class, before others join
 
 
 class UpsampleBlock(nn.Module):
@@ -32,13 +35,44 @@ class UpsampleBlock(nn.Module):
         return F.leaky_relu_(x.add_(normal_like(x), alpha=NOISE), 0.2)
 
 
+def first_stride(num_classes: int) -> int:
+    """Return the distance of the classes that are learned first, a power of two."""
+    return 2 ** math.ceil(math.log2(max(1.0, num_classes / FEWEST_CLASSES)))
+
+
+def stride_of_classes(num_classes: int, images: int, images_in_all: int) -> int:
+    """Return the distance of the classes that are learned after so many images.
+
+    A generator that starts with a thousand classes sees each too rarely to tell them apart before
+    many thousand images. So it starts with a few, spread evenly, and the number doubles when each
+    has had its images, as long as there are enough for those that join.
+
+    Args:
+        num_classes: of the classifier.
+        images: that were generated so far.
+        images_in_all: that generator learning will have generated at its end.
+    """
+    stride = first_stride(num_classes)
+    learned = IMAGES_PER_CLASS * math.ceil(num_classes / stride)
+    while stride > 1:
+        joined = learned + IMAGES_PER_CLASS * math.ceil(2 * num_classes / stride)
+        if images < learned or images_in_all < joined:
+            break
+        stride, learned = stride // 2, joined
+    return stride
+
+
 class ConditionalGenerator(nn.Module):
     """Images of a wanted class, in the classifier's own input units.
 
     A class embedding is joined to the latent vector; a linear layer makes a small feature map of
     it, which blocks of nearest upsampling and 3x3 convolution bring to the image size (the shape
     of GDFQ's generator, Xu et al., 2020). A sigmoid gives pixels, which are normalized as the
-    classifier's preprocessing would.
+    classifier's preprocessing would. The last doubling of large images has no block: at full
+    resolution, one would take more time than all other layers together.
+
+    Of many classes, those that are multiples of `class_stride` are learned; the others are not
+    drawn.
 
     Args:
         num_classes: classes of the classifier.
@@ -53,7 +87,10 @@ class ConditionalGenerator(nn.Module):
         self.image_size = preprocessing.image_size
         doublings = max(1, round(math.log2(self.image_size / SMALLEST_MAP)))
         self.map_size = math.ceil(self.image_size / 2**doublings)
-        finest = 32 if self.image_size <= 64 else 16
+        is_large = self.image_size > LARGEST_OF_BLOCKS
+        finest = 16 if is_large else 32
+        self.last_doubling = 2 if is_large else 1
+        doublings -= is_large
         widths = [min(WIDEST, finest * 2 ** (doublings - level)) for level in range(doublings + 1)]
         self.embedding = nn.Embedding(num_classes, latent_dim)
         self.linear = nn.Linear(2 * latent_dim, widths[0] * self.map_size**2)
@@ -65,6 +102,7 @@ class ConditionalGenerator(nn.Module):
         self.pixel_bn = SynchronizedBatchNorm(preprocessing.channels)
         mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)  # [C, 1, 1]
         std = torch.tensor(preprocessing.std).view(-1, 1, 1)  # [C, 1, 1]
+        self.register_buffer("class_stride", torch.tensor(first_stride(num_classes)))
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
@@ -81,13 +119,22 @@ class ConditionalGenerator(nn.Module):
         joined = torch.cat([latent, self.embedding(labels)], dim=1)  # [N, 2 * latent_dim]
         x = self.linear(joined).view(len(latent), -1, self.map_size, self.map_size)
         x = self.blocks(F.leaky_relu_(self.bn(x), 0.2))  # [N, finest, >= image_size, ...]
+        if self.last_doubling > 1:
+            x = F.interpolate(x, scale_factor=float(self.last_doubling), mode="nearest")
         x = x[:, :, : self.image_size, : self.image_size]
         pixels = torch.sigmoid(2 * self.pixel_bn(self.to_pixels(x)))
         return (pixels - self.get_buffer("mean")) / self.get_buffer("std")
 
     def random_inputs(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw latent vectors [count, latent_dim] and uniform labels [count] on its device."""
+        """Draw latent vectors [count, latent_dim] and labels [count] on its device.
+
+        Labels are uniform over the classes that are learned.
+        """
         device = self.embedding.weight.device
         latent = torch.randn((count, self.latent_dim), generator=random, device=device)
         labels = torch.randint(self.num_classes, (count,), generator=random, device=device)
-        return latent, labels
+        return latent, labels - labels % self.get_buffer("class_stride")
+
+    def learned_classes(self) -> list[int]:
+        """Return the labels that are drawn; waits for the device."""
+        return list(range(0, self.num_classes, int(self.get_buffer("class_stride"))))

@@ -236,6 +236,24 @@ def new_run(settings: Settings, classifier: Classifier, folder: RunFolder) -> Ru
     )
 
 
+def run_with(run: Run, **changes: Any) -> Run:
+    """Return a run of the same classifier and images with other settings, nothing of it done yet.
+
+    Args:
+        run: to start from; it stays as it is.
+        changes: of its settings, such as `bits`.
+    """
+    return replace(
+        run,
+        settings=replace(run.settings, **changes),
+        seconds=dict.fromkeys(STAGES, 0.0),
+        logits={},
+        diversity={},
+        warnings=[],
+        checkpoints=Checkpoints(run.folder.path, None, run.settings.keep_checkpoints, {}),
+    )
+
+
 def facts_of(settings: Settings, device: torch.device, model: nn.Module) -> dict[str, Any]:
     """Return what a run must have in common with the checkpoint that it goes on from."""
     texts = {name: str(value) for name, value in vars(settings).items() if name not in CHANGEABLE}

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from zscgan_ext import processes
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.datasets import Images
-from zscgan_ext.diversity import compare_diversity, generated_classes, real_classes
+from zscgan_ext.diversity import (
+    chosen_classes,
+    compare_diversity,
+    generated_classes,
+    real_classes,
+)
 from zscgan_ext.evaluation import predict
 from zscgan_ext.finite_numbers import zero_variance_warnings
 from zscgan_ext.generator import ConditionalGenerator
@@ -38,7 +43,6 @@ EVALUATION_BATCH = 500  # images
 SAMPLES_PER_CLASS = 10
 PROBES_PER_CLASS = 8
 NAMED_CLASSES = 5  # at most, in a warning
-SAMPLED_CLASSES = 20  # at most, in a grid
 SAMPLED_FRACTIONS = (0.1, 0.3, 1.0)  # of the synthesis steps, beside the first
 
 
@@ -129,56 +133,62 @@ def generator_goes_on(
 @torch.no_grad()
 def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
     """Write a grid of generated images, one row per class; the same latent vectors each time."""
-    classes = min(run.classifier.num_classes, SAMPLED_CLASSES)
-    labels = torch.arange(classes, device=run.device).repeat_interleave(SAMPLES_PER_CLASS)
+    classes = chosen_classes(generator.learned_classes())
+    labels = torch.tensor(classes, device=run.device).repeat_interleave(SAMPLES_PER_CLASS)
     latent, _ = generator.random_inputs(len(labels), run.shared_random(2))
     was_training = generator.training
     generator.eval()
     images = generator(latent, labels)
     generator.train(was_training)
     pixels = run.classifier.preprocessing.denormalize(images)
-    grid = pixels.reshape(classes, SAMPLES_PER_CLASS, *pixels.shape[1:])
-    names = run.classifier.class_names[:classes]
+    grid = pixels.reshape(len(classes), SAMPLES_PER_CLASS, *pixels.shape[1:])
+    names = [run.classifier.class_names[label] for label in classes]
     run.folder.save_image_grid(f"samples/step-{step:06d}.png", grid, names)
     if run.tensorboard is not None:
         run.tensorboard.images("samples", grid, step)
 
 
 def probe_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield generated images [B, C, H, W] and labels [B], every class in turn, for looking at.
+    """Yield generated images [B, C, H, W] and labels [B], learned classes in turn, to look at.
 
     They take no random numbers from any stage.
     """
-    classes, size = run.classifier.num_classes, run.settings.batch_size
-    random, next_label = run.shared_random(7), 0
+    classes = torch.tensor(generator.learned_classes(), device=run.device)
+    size, random, next_index = run.settings.batch_size, run.shared_random(7), 0
     while True:
-        labels = torch.arange(next_label, next_label + size, device=run.device) % classes
-        next_label += size
+        index = torch.arange(next_index, next_index + size, device=run.device)
+        labels = classes[index % len(classes)]
+        next_index += size
         latent, _ = generator.random_inputs(size, random)
         devices = [run.device] if run.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.manual_seed(next_label)
+            torch.manual_seed(next_index)
             images = generator(latent, labels)
         yield to_memory_format(images, run.execution.memory_format), labels
 
 
 @torch.no_grad()
 def never_generated(run: Run, generator: ConditionalGenerator) -> list[str]:
-    """Return a line that names the classes none of whose images the classifier puts there."""
+    """Return lines that count the classes not learned, and name those that came out as others."""
     classes, size = run.classifier.num_classes, run.settings.batch_size
+    learned = generator.learned_classes()
+    lines = []
+    if len(learned) < classes:
+        lines.append(
+            f"the generator had images enough for {len(learned)} of {classes} classes; "
+            "give more --synthesis-steps or a larger --batch-size for more"
+        )
     hits = torch.zeros(classes, dtype=torch.int64, device=run.device)
-    batches = math.ceil(PROBES_PER_CLASS * classes / size)
+    batches = math.ceil(PROBES_PER_CLASS * len(learned) / size)
     for images, labels in islice(probe_batches(run, generator), batches):
         hits.index_add_(0, labels, (run.classifier.model(images).argmax(1) == labels).long())
-    missing = (hits == 0).nonzero().flatten().tolist()
+    missing = [label for label in learned if hits[label] == 0]
     if not missing:
-        return []
+        return lines
     names = [run.classifier.class_names[label] for label in missing[:NAMED_CLASSES]]
     more = ", ..." if len(missing) > NAMED_CLASSES else ""
-    return [
-        f"{len(missing)} of {classes} classes are never generated, as the classifier sees it: "
-        f"{', '.join(names)}{more}"
-    ]
+    never = f"{len(missing)} of {len(learned)} classes are never generated"
+    return [*lines, f"{never}, as the classifier sees it: {', '.join(names)}{more}"]
 
 
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
@@ -252,8 +262,8 @@ def measure_diversity(run: Run, generator: ConditionalGenerator) -> None:
         generated = generated_classes(generator, run.shared_random(6))
         real = None
         if data is not None:
-            shape = classifier.preprocessing, classifier.num_classes
-            real = real_classes(data, *shape, run.device)
+            labels = chosen_classes(generator.learned_classes())
+            real = real_classes(data, classifier.preprocessing, labels, run.device)
         run.diversity = compare_diversity(classifier.model, generated, real)
 
 

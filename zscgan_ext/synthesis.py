@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zscgan_ext import processes
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.config import Settings
 from zscgan_ext.execution import choose_execution
-from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.generator import ConditionalGenerator, stride_of_classes
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.training import Training, as_it_is, every_step, nothing
 
@@ -66,7 +67,11 @@ class GeneratorTraining(Training):
         return {"generator": self.generator, "classifier": self.teacher}
 
     def inputs(self) -> tuple[Tensor, ...]:
-        """Draw latent vectors [B, latent_dim] and labels [B]."""
+        """Draw latent vectors [B, latent_dim] and labels [B], of more classes as learning goes."""
+        batch = self.settings.batch_size * processes.count()
+        images, in_all = batch * self.steps_taken, batch * self.settings.synthesis_steps
+        stride = stride_of_classes(self.generator.num_classes, images, in_all)
+        self.generator.get_buffer("class_stride").clamp_(max=stride)
         return self.generator.random_inputs(self.settings.batch_size, self.random)
 
     def measure(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def pictures_by_class(
 ) -> list[ClassPictures]:
     """Generate images of some classes and ask the classifier about them."""
     rows = []
-    for label in chosen_classes(classifier.num_classes):
+    for label in chosen_classes(generator.learned_classes()):
         images = images_of_class(generator, label, IMAGES_PER_CLASS, random)
         probabilities = model_probabilities(classifier.model, images)  # [N, num_classes]
         pixels = classifier.preprocessing.denormalize(images)

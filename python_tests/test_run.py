@@ -1,0 +1,42 @@
+"""Runs that share a classifier and images, and nothing else."""
+
+import pytest
+import torch
+
+from zscgan_ext.classifiers import load_classifier
+from zscgan_ext.config import Settings
+from zscgan_ext.run import new_run, run_with
+from zscgan_ext.run_folder import NoFolder
+from zscgan_ext.stages import quantize
+
+
+@pytest.fixture
+def run():
+    """A run of `resnet20` at eight bits, whose ranges come from two images."""
+    torch.manual_seed(0)
+    settings = Settings(bits="w8a8", scheme="paper", calibration_batches=1, device="cpu")
+    return new_run(settings, load_classifier("resnet20"), NoFolder())
+
+
+def images():
+    torch.manual_seed(1)
+    yield torch.randn(2, 1, 28, 28), torch.zeros(2, dtype=torch.int64)
+
+
+def values_of_a_kernel(student):
+    return student.layers[1].quantize_by_range()[0].unique()
+
+
+def test_a_run_with_other_settings_begins_anew(run):
+    run.seconds["calibration"] = 5.0
+    eight_bits = quantize(run, images(), "generated_calibrated")
+    other = run_with(run, bits="w2a2")
+    assert other.settings.bits == "w2a2"
+    assert run.settings.bits == "w8a8"
+    assert set(other.seconds.values()) == {0.0}
+    two_bits = quantize(other, images(), "generated_calibrated")
+    assert len(values_of_a_kernel(two_bits)) <= 4 < len(values_of_a_kernel(eight_bits))
+    assert run.checkpoints.is_finished("generated_calibrated")
+    alone = quantize(run_with(run, bits="w2a2"), images(), "generated_calibrated")
+    for name, value in alone.state_dict().items():
+        assert torch.equal(two_bits.state_dict()[name], value), name
