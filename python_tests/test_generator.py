@@ -117,15 +117,12 @@ def test_every_class_that_joins_gets_its_images(classes, steps, batch):
         present = set(range(0, classes, stride_of_classes(classes, images, in_all)))
         assert previous <= present
         if previous and present != previous:
-            assert share >= IMAGES_PER_CLASS - 1e-6 * IMAGES_PER_CLASS
+            # They joined after a whole batch, which may have come a little late.
+            assert share + batch / len(previous) >= IMAGES_PER_CLASS
             share = 0.0
         share += batch / len(present)
         previous = present
-    assert (
-        present == set(range(classes))
-        or len(present) <= FEWEST_CLASSES
-        or (share + batch >= IMAGES_PER_CLASS)
-    )
+    assert len(present) <= FEWEST_CLASSES or share + batch / len(present) >= IMAGES_PER_CLASS
 
 
 def test_only_classes_that_are_learned_are_drawn():
