@@ -37,7 +37,7 @@ class UpsampleBlock(nn.Module):
 
 def first_stride(num_classes: int) -> int:
     """Return the distance of the classes that are learned first, a power of two."""
-    return 2 ** math.ceil(math.log2(max(1.0, num_classes / FEWEST_CLASSES)))
+    return 1 << math.ceil(math.log2(max(1.0, num_classes / FEWEST_CLASSES)))
 
 
 def stride_of_classes(num_classes: int, images: int, images_in_all: int) -> int:
