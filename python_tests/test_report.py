@@ -1,5 +1,7 @@
 """The page about a run: what it measures, and how a browser shows it."""
 
+import base64
+import io
 import json
 import math
 import re
@@ -10,12 +12,14 @@ import torch
 from browser import show
 from exported import calibrated, noise, small_classifier
 from networks import small_residual
+from PIL import Image
 from runs import SHORT, write_fashion_mnist
 from safetensors.torch import load_file
 
 from zscgan_ext.evaluation import agreement
 from zscgan_ext.report.__main__ import main as report
 from zscgan_ext.report.batch_norms import layer_statistics
+from zscgan_ext.report.charts import confusion_matrix
 from zscgan_ext.report.content import collect
 from zscgan_ext.report.pictures import data_address
 from zscgan_ext.report.predictions import Change, confusion, most_frequent_changes
@@ -203,11 +207,29 @@ def test_a_missing_file_is_one_line(own_run, name, capsys):
 # ---- how it looks -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [1280, 400])
-@pytest.mark.parametrize("which", ["run", "own_run"])
-def test_a_browser_shows_it_all(browser, request, tmp_path, which, width):
+def test_charts_have_no_background_and_the_pages_text_colour():
+    """So they stand on light pages and on dark ones."""
+    counts = torch.tensor([[9, 1, 0], [0, 10, 0], [5, 0, 5]])
+    svg = confusion_matrix(counts, ["cat", "dog", "owl"])
+    texts = re.findall(r'<text style="([^"]*)"', svg)
+    assert len(texts) >= 9
+    assert all("fill: currentColor" in style for style in texts)
+    assert "#ffffff" not in svg
+    encoded = re.search(r"data:image/png;base64,([^\"]+)", svg)[1]
+    alpha = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA").getchannel("A")
+    low, high = alpha.getextrema()
+    assert low == 0  # no image, no colour
+    assert 190 < high < 210  # the text on it stays legible
+
+
+@pytest.mark.parametrize(
+    ("which", "width", "is_dark"),
+    [("run", 1280, False), ("run", 400, True), ("own_run", 1280, True), ("own_run", 400, False)],
+)
+def test_a_browser_shows_it_all(browser, request, tmp_path, which, width, is_dark):
     folder = request.getfixturevalue(which)
-    shown = show(browser, folder / "report.html", width, tmp_path)
+    shown = show(browser, folder / "report.html", width, tmp_path, is_dark)
+    assert (sum(shown.picture.getpixel((1, 1))) < 150) == is_dark
     assert shown.width == width
     assert shown.scroll_width == width
     assert shown.wide == []

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 from cycler import cycler
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -19,6 +20,8 @@ from zscgan_ext.report.quantization_errors import QuantizationError
 INK = "#010203"  # stands for the text colour of the page
 COLOURS = ("#3b82c4", "#e07b39", "#3a9d6e", "#b05cc6", "#c44e52", "#8c8c8c")
 GREY = "#8c8c8c"
+# Shares from 0 to 100 %, thin enough for the text of the page, light or dark, to stay legible.
+SHARES = LinearSegmentedColormap.from_list("shares", [f"{COLOURS[0]}00", f"{COLOURS[0]}cc"])
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "zscgan_ext",
@@ -173,7 +176,7 @@ def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> str:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         shares = 100 * counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
-        axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+        axes.imshow(shares.numpy(), cmap=SHARES, vmin=0, vmax=100)
         axes.grid(visible=False)
         places, names = range(len(class_names)), tick_labels(class_names)
         axes.set_xticks(places, names, rotation=60, ha="right", rotation_mode="anchor")
@@ -181,18 +184,9 @@ def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> str:
         axes.set_xlabel("class of the quantized classifier")
         axes.set_ylabel("class of the float classifier")
         size = min(6.0, 60 / len(class_names))
-        for row in places:
-            for column in places:
-                share = float(shares[row, column])
-                if share >= 0.5:
-                    colour = "#ffffff" if share > 50 else "#1c3d5a"
-                    place: dict[str, Any] = {
-                        "ha": "center",
-                        "va": "center",
-                        "color": colour,
-                        "fontsize": size,
-                    }
-                    axes.text(column, row, f"{share:.0f}", **place)
+        for row, column in (shares >= 0.5).nonzero().tolist():
+            share = f"{float(shares[row, column]):.0f}"
+            axes.text(column, row, share, ha="center", va="center", fontsize=size)
 
     return chart("confusion", draw, 3.8)
 
