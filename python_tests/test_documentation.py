@@ -1,10 +1,12 @@
 """What README.md and docs/ say is so: commands, snippets, links, settings, modules."""
 
 import ast
+import functools
 import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -18,6 +20,7 @@ from PIL import Image
 from runs import SHORT, write_fashion_mnist
 from safetensors.torch import save_file
 
+from zscgan_ext import stages
 from zscgan_ext.config import Settings
 from zscgan_ext.train import main as train
 
@@ -45,13 +48,31 @@ def commands() -> list[str]:
 
 
 def is_program(command: str) -> bool:
-    """Tell whether a command starts a program of this package or of this repository."""
+    """Tell whether a command starts a program of this package."""
     words = shlex.split(command)
-    return words[0] in PYTHON and (words[1:2] != ["-m"] or words[2].startswith("zscgan_ext."))
+    return words[0] in PYTHON and words[1] == "-m" and words[2].startswith("zscgan_ext.")
+
+
+def is_script(command: str) -> bool:
+    """Tell whether a command starts a script of this repository."""
+    words = shlex.split(command)
+    return words[0] in PYTHON and words[1] != "-m"
 
 
 PROGRAMS = [command for command in commands() if is_program(command)]
-OTHERS = [command for command in commands() if not is_program(command)]
+FIRST_OF_EACH = {shlex.split(command)[2]: command for command in reversed(PROGRAMS)}.values()
+SCRIPTS = [command for command in commands() if is_script(command)]
+OTHERS = [command for command in commands() if command not in (*PROGRAMS, *SCRIPTS)]
+
+
+@pytest.fixture(autouse=True)
+def small_costs(monkeypatch):
+    """Leave out what costs much on small images of many classes, and tells nothing here."""
+    monkeypatch.setattr(stages, "PROBES_PER_CLASS", 1)  # of ImageNet's 1000
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +96,16 @@ def workplace(tmp_path_factory):
     images = write_fashion_mnist(folder / "few-images", count=20)
     run = ["--output", str(folder / "runs" / "deployed"), "--export=onnx,safetensors"]
     assert train([*SHORT, *run, "--evaluation-data", str(images)]) == 0
+    shutil.copytree(folder / "runs" / "deployed", folder / "runs" / "first")
     return folder
+
+
+@pytest.fixture
+def inside(workplace, monkeypatch):
+    """The same folder as the current one, whose modules can be imported."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(workplace)
+    return workplace
 
 
 def write_program(folder: Path) -> None:
@@ -85,24 +115,23 @@ def write_program(folder: Path) -> None:
     subprocess.run(words, cwd=folder, check=True, capture_output=True)
 
 
-def shortened(words: list[str]) -> list[str]:
+def shortened(program: str, arguments: list[str]) -> list[str]:
     """Add arguments that make a program a matter of seconds, on a run that may be there."""
-    if words[2] == "zscgan_ext.evaluate":
-        return [*words, "--data", "few-images"]
-    if words[2] != "zscgan_ext.train" or "--help" in words:
-        return words
-    images = [] if "--evaluation-data" in words else ["--evaluation-data", "few-images"]
-    small = ["--image-size=32"] if any("torchvision:" in word for word in words) else []
-    return [*words, *SHORT, "--batch-size=4", "--overwrite", *images, *small]
+    if program == "zscgan_ext.evaluate":
+        return [*arguments, "--data", "few-images"]
+    if program != "zscgan_ext.train" or "--help" in arguments:
+        return arguments
+    images = [] if "--evaluation-data" in arguments else ["--evaluation-data", "few-images"]
+    is_large = any("torchvision:" in word or word == "--image-size" for word in arguments)
+    small = ["--image-size=32"] if is_large else []
+    return [*arguments, *SHORT, "--batch-size=4", "--overwrite", *images, *small]
 
 
-@pytest.mark.parametrize("command", PROGRAMS)
-def test_programs_run(workplace, command):
-    words = [sys.executable, *shlex.split(command)[1:]]
-    if words[1] != "-m":
-        check_options(words)
-        return
-    words = shortened(words)
+@pytest.mark.parametrize("command", FIRST_OF_EACH)
+def test_programs_start(workplace, command):
+    """The first command of each program, as a user starts it."""
+    _, module, program, *arguments = shlex.split(command)
+    words = [sys.executable, "-W", "error", module, program, *shortened(program, arguments)]
     # Threads would cost more than they give on so few images.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -112,12 +141,33 @@ def test_programs_run(workplace, command):
     assert done.stdout
 
 
-def check_options(words: list[str]) -> None:
-    """Require of a script, which may run for long, that it knows the options it is given."""
-    script = ROOT / words[1]
-    done = subprocess.run([words[0], script, "--help"], capture_output=True, text=True, check=True)
-    known = set(re.findall(r"--[\w-]+", done.stdout))
-    assert {word for word in words if word.startswith("--")} <= known
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize("command", [c for c in PROGRAMS if c not in FIRST_OF_EACH])
+def test_programs_run(command, capsys):
+    """All other commands, in this process, which has imported all that they need."""
+    _, _, program, *arguments = shlex.split(command)
+    module = importlib.import_module(program)
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{program}.__main__")
+    code = module.main(shortened(program, arguments))
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert printed.out
+
+
+@functools.cache
+def options_of(script: str) -> set[str]:
+    """Return the options that the help of a script names."""
+    command = [sys.executable, ROOT / script, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(re.findall(r"--[\w-]+", done.stdout))
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_scripts_know_the_options_they_are_given(command):
+    """Scripts may run for long, and have tests of their own."""
+    _, script, *arguments = shlex.split(command)
+    assert {word for word in arguments if word.startswith("--")} <= options_of(script)
 
 
 @pytest.mark.parametrize("command", OTHERS)
@@ -140,10 +190,9 @@ def test_both_commands_for_a_fresh_machine_are_there():
 SNIPPETS = [(d.name, block) for d in DOCUMENTS for block in blocks(d, "python")]
 
 
+@pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize(("document", "snippet"), SNIPPETS)
-def test_snippets_run(workplace, monkeypatch, document, snippet):
-    monkeypatch.chdir(workplace)
-    monkeypatch.syspath_prepend(workplace)
+def test_snippets_run(document, snippet):
     namespace: dict = {}
     exec(snippet, namespace)
     # Comments like `weight.grad [64, 32, 3, 3]` state shapes.
