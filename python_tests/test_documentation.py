@@ -20,7 +20,7 @@ from PIL import Image
 from runs import SHORT, write_fashion_mnist
 from safetensors.torch import save_file
 
-from zscgan_ext import stages
+from zscgan_ext import datasets, stages
 from zscgan_ext.config import Settings
 from zscgan_ext.train import main as train
 
@@ -102,7 +102,8 @@ def workplace(tmp_path_factory):
 
 @pytest.fixture
 def inside(workplace, monkeypatch):
-    """The same folder as the current one, whose modules can be imported."""
+    """The same folder as the current one, whose modules can be imported; few test images."""
+    monkeypatch.setattr(datasets, "BUNDLED_FASHION_MNIST", workplace / "few-images")
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(workplace)
     return workplace
