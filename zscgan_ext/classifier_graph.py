@@ -47,6 +47,13 @@ def attribute_of(graph: fx.GraphModule, node: fx.Node) -> Any:
     return found
 
 
+def submodule(graph: fx.GraphModule, name: str) -> nn.Module:
+    """Return a submodule, which a graph in normal form may have already."""
+    if name not in graph._modules:
+        graph.add_module(name, nn.Module())
+    return graph.get_submodule(name)
+
+
 def module_of(graph: fx.GraphModule, node: Any) -> nn.Module | None:
     """Return the module that a node calls, if it calls one."""
     if isinstance(node, fx.Node) and node.op == "call_module":

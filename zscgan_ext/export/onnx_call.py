@@ -82,6 +82,9 @@ class Call:
         )
 
 
+Operator = Callable[[Call], Value]  # adds what a node computes
+
+
 def describe(node: fx.Node, module: nn.Module | None) -> str:
     """Name a node and what it calls."""
     if module is not None:

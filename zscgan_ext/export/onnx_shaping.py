@@ -194,25 +194,3 @@ def group_norm(call: Call) -> Value:
     shift = call.graph.initializer(f"{call.name}_bias", layer.bias.reshape(spread))
     x = call.graph.node("Mul", [x, scale], f"{call.name}_scaled")
     return call.graph.node("Add", [x, shift], call.name)
-
-
-def average_by_matrices(call: Call) -> Value:
-    """Average windows of unequal size: rows and columns by a product with constants."""
-    before, after = call.input_shape()[-2:], call.shape()[-2:]
-    x = call.floating()
-    rows, columns = (
-        averages(int(old or 0), int(new or 0)) for old, new in zip(before, after, strict=True)
-    )
-    left = call.graph.initializer(f"{call.name}_rows", rows)
-    right = call.graph.initializer(f"{call.name}_columns", columns.T)
-    x = call.graph.node("MatMul", [left, x], f"{call.name}_of_rows")
-    return call.graph.node("MatMul", [x, right], call.name)
-
-
-def averages(size: int, count: int) -> np.ndarray:
-    """Return the matrix [count, size] that averages the windows of adaptive pooling."""
-    matrix = np.zeros((count, size), np.float32)
-    for index in range(count):
-        start, end = index * size // count, -(-(index + 1) * size // count)
-        matrix[index, start:end] = 1 / (end - start)
-    return matrix
