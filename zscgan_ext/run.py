@@ -197,7 +197,7 @@ def prepare(settings: Settings) -> Run:
     run = new_run(settings, classifier, folder)
     run.evaluation, run.reference = evaluation, reference
     run.profiler = StepProfiler(device) if settings.profile else None
-    run.tensorboard = TensorboardLog(folder.path) if settings.tensorboard and writes else None
+    run.tensorboard = TensorboardLog(folder) if settings.tensorboard and writes else None
     run.start = start
     run.checkpoints = checkpoints
     if resumes:

@@ -29,9 +29,7 @@ def export_student(run: Run) -> None:
 
 
 def report(run: Run) -> None:
-    """Write the page about a run that went to its end, and close its log for TensorBoard."""
-    if run.tensorboard is not None:
-        run.tensorboard.close()
+    """Write the page about a run that went to its end."""
     if run.settings.report and run.settings.stop_after is None:
         from zscgan_ext.report.page import write_report  # takes long to import
 
