@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +32,7 @@ from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder import RunFolder
 from zscgan_ext.stage_steps import StageSteps
 from zscgan_ext.tensorboard_log import TensorboardLog, require_tensorboard
-from zscgan_ext.training import nothing
+from zscgan_ext.training import Training, nothing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 STAGES = ("synthesis", "calibration", "fine_tuning", "evaluation")
@@ -144,11 +144,19 @@ class Run:
         return self.profiler.stage(stage, steps)
 
     @contextmanager
-    def steps_of(self, stage: str, steps: int) -> Iterator[StageSteps]:
-        """Profile, watch and checkpoint the steps of a training; give what to call around them."""
+    def steps_of(
+        self, stage: str, steps: int, feeding: Sequence[Training] = ()
+    ) -> Iterator[StageSteps]:
+        """Profile, watch and checkpoint the steps of a training; give what to call around them.
+
+        Args:
+            stage: its name.
+            steps: how many it has.
+            feeding: trainings that take a step within each of them.
+        """
         with self.profiled(stage, steps) as profiled_step:
             stage_steps = StageSteps(
-                stage, self.checkpoints, self.settings.log_interval, profiled_step
+                stage, self.checkpoints, self.settings.log_interval, profiled_step, feeding
             )
             yield stage_steps
             stage_steps.check()
