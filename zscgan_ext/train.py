@@ -14,7 +14,7 @@ from zscgan_ext.command_line import parse_settings
 from zscgan_ext.config import parse_formats
 from zscgan_ext.errors import first_line
 from zscgan_ext.export.exporter import export_run, summary
-from zscgan_ext.program import is_out_of_memory, program
+from zscgan_ext.program import is_out_of_memory, program, told
 from zscgan_ext.results import PREDICTIONS, metrics, predictions, table
 from zscgan_ext.run import Run, prepare
 from zscgan_ext.stages import run_stages
@@ -64,17 +64,12 @@ def run_program(arguments: Sequence[str] | None) -> int:
             print(f"{stopped}; --resume {run.folder.path} goes on from here", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
-        print("stopped before anything was written", file=sys.stderr)
-        return 130
+        return told("stopped before anything was written", 130)
     except RuntimeError as error:
         if processes.count() == 1 or is_out_of_memory(error):
             raise
-        print(
-            f"{processes.name()}error: lost another process ({first_line(error)}); "
-            "--resume goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return 1
+        lost = f"error: lost another process ({first_line(error)})"
+        return told(f"{lost}; --resume goes on from the last checkpoint", 1)
     processes.leave()
     return 0
 
