@@ -1,6 +1,7 @@
 """A run: what its stages share, checked before anything is written."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -129,12 +130,20 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; the log loses what came after it."""
-        self.seconds.update(state["seconds"])
-        self.start = time.perf_counter() - state["total_seconds"]
-        self.diversity = state["diversity"]
-        self.warnings[:] = state["warnings"]
+        """Go on from a state; the log loses what came after it.
+
+        Raises:
+            ValueError: if the state is of a run of other images.
+        """
+        needed = (len(self.evaluation or ()), self.classifier.num_classes)
+        for row, logits in state["logits"].items():
+            if tuple(logits.shape) != needed or "float" not in state["logits"]:
+                raise ValueError(f"logits of {row} are {list(logits.shape)}, not {list(needed)}")
         self.logits.update(state["logits"])
+        self.seconds.update({stage: float(state["seconds"][stage]) for stage in STAGES})
+        self.start = time.perf_counter() - float(state["total_seconds"])
+        self.diversity = json.loads(json.dumps(state["diversity"]))
+        self.warnings[:] = map(str, state["warnings"])
         self.folder.write_text(LOG, state["log"])
 
     def profiled(self, stage: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
