@@ -210,15 +210,19 @@ def test_the_generator_is_watched_while_the_student_learns(tmp_path, capsys, mon
             return loss * (torch.inf if self.steps_taken == 2 else 1), values
 
     monkeypatch.setattr(stages, "GeneratorTraining", Failing)  # of alternating training alone
-    arguments = [*TINY, "--training=alternating", "--log-interval=4", f"--output={tmp_path}"]
+    arguments = [*TINY, "--training=alternating", f"--output={tmp_path}"]
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: fine_tuned: step 3: the gradient of ")
     assert "of the generator is not finite" in line
     assert "--synthesis-learning-rate" in line
     state = read_checkpoint(checkpoint_files(tmp_path / "checkpoints")[-1])
-    assert state["steps"] == 6
-    assert state["held"]["alternating/training"]["steps_taken"] == 0
+    # All is as it was at the last good look, after step 2 of both trainings.
+    assert state["steps"] == 8
+    for training in ("alternating/training", "fine_tuned/training"):
+        held = state["held"][training]
+        assert held["steps_taken"] == 2
+        assert {float(own["step"]) for own in held["optimizer"].values()} == {2.0}
     assert all(bool(tensor.isfinite().all()) for tensor in flat(state["held"]["generator"]))
 
 

@@ -25,7 +25,7 @@ def nothing() -> None:
 
 
 def adam_state(state: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Lay out in memory what Adam keeps of a parameter as the parameter is.
+    """Copy what Adam keeps of a parameter, laid out in memory as the parameter is.
 
     Raises:
         ValueError: if it is of something else, which Adam's fused kernel would not notice.
@@ -34,7 +34,7 @@ def adam_state(state: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str
     if step.shape != () or any(moment.shape != parameter.shape for moment in moments.values()):
         raise ValueError(f"the optimizer's state is not of a parameter {list(parameter.shape)}")
     alike = {name: torch.empty_like(parameter.detach()).copy_(m) for name, m in moments.items()}
-    return {"step": step.float(), **alike}
+    return {"step": step.to(torch.float32, copy=True), **alike}
 
 
 def as_it_is(_: "Training") -> None:
