@@ -88,7 +88,7 @@ def state_of_a_run(content: Any) -> State:
         for name in RANDOM
     ]
     texts = [*state["facts"].values(), *state["finished"]]
-    if not all(isinstance(random, dict) for random in randoms):
+    if not (randoms and all(isinstance(random, dict) for random in randoms)):
         raise DamagedCheckpointError("is no checkpoint of a run (random_of_all is something else)")
     if not all(isinstance(text, str) for text in texts):
         raise DamagedCheckpointError("is no checkpoint of a run (facts are something else)")
