@@ -346,6 +346,7 @@ def fuzz_in_a_process(name: str, files: int) -> dict[str, Any]:
     done = subprocess.run([*command, "--folder", str(folder)], capture_output=True, text=True)
     counts: dict[str, Any] = json.loads((folder / "counts.json").read_text())
     counts |= {"crashes": int(done.returncode != 0), "seconds": time.perf_counter() - start}
+    counts["commit"] = environment()["commit"]  # results of other readers may be older
     if done.returncode:
         print(done.stdout[-2000:], done.stderr[-4000:], f"files in {folder}", sep="\n")
     print(f"{name}: {counts}", flush=True)
