@@ -152,6 +152,17 @@ def test_a_process_that_dies_ends_the_job_with_a_message(tmp_path):
     assert [read_checkpoint(f)["steps"] for f in checkpoint_files(run / "checkpoints")] == [2, 4]
 
 
+def test_half_of_the_environment_of_torchrun_gives_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert main([*TINY, f"--output={tmp_path / 'run'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: RANK is set as by torchrun, but ")
+    assert "MASTER_ADDR" in line
+    assert not (tmp_path / "run").exists()
+
+
 DYING_ONCE = """
 import os, sys
 import parallel_steps

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from zscgan_ext.errors import InputError, first_line
+
 TIMEOUT = timedelta(minutes=30)  # after which a process that waits for others gives up
 PATIENCE = timedelta(seconds=2)  # that a process has for the first one to tell an error
 Value = TypeVar("Value")
@@ -75,8 +77,8 @@ def join(device: torch.device) -> None:
     if is_gpu:
         torch.cuda.set_device(device)
     backend = "nccl" if is_gpu else "gloo"
-    own_rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = common_store(TIMEOUT)
+    own_rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=TIMEOUT)
     Control.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
@@ -89,9 +91,16 @@ def leave() -> None:
 
 
 def common_store(timeout: timedelta) -> Any:
-    """Return the store by which the processes that torchrun started find each other."""
+    """Return the store by which the processes that torchrun started find each other.
+
+    Raises:
+        InputError: if its environment variables are not whole.
+    """
     if Control.store is None:
-        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        try:
+            store, _, _ = next(rendezvous("env://", timeout=timeout))
+        except ValueError as error:
+            raise InputError(f"RANK is set as by torchrun, but {first_line(error)}") from None
         # After a restart the store still has what processes that are gone have left.
         Control.store = dist.PrefixStore(f"start {restarts()}", store)  # type: ignore[attr-defined]
     return Control.store
@@ -111,7 +120,7 @@ def tells_the_error() -> bool:
         while time.monotonic() < end and not store.check(["errors"]):
             time.sleep(0.05)
         return bool(store.add("errors", 1) == 1)
-    except RuntimeError:  # the store is gone with the process that had it
+    except (RuntimeError, InputError):  # none can be made, or it is gone with its process
         return True
 
 
