@@ -34,6 +34,9 @@ except ImportError:  # mutate() and the readers work without
     atheris = None
 
 with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextlib.nullcontext():
+    from zscgan_ext.checkpoint_file import checkpoint_files, checksum
+    from zscgan_ext.checkpoints import FOLDER as CHECKPOINTS
+    from zscgan_ext.checkpoints import Checkpoints, newest_checkpoint
     from zscgan_ext.classifiers import Classifier
     from zscgan_ext.command_line import parse_settings, settings_to_yaml
     from zscgan_ext.config import Settings
@@ -45,11 +48,17 @@ with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextl
     from zscgan_ext.preprocessing import Preprocessing
     from zscgan_ext.quantization.calibration import calibrate
     from zscgan_ext.quantization.conversion import convert
+    from zscgan_ext.quantization.fine_tuning import StudentTraining
     from zscgan_ext.quantization.scheme import Scheme
+    from zscgan_ext.quantization.student_state import StudentState
+    from zscgan_ext.run import Run, check_facts, new_run, new_student
+    from zscgan_ext.run_folder import NoFolder
+    from zscgan_ext.synthesis import noise_batches
     from zscgan_ext.weights import load_weights
 
 PREPROCESSING = Preprocessing(3, 4, (0.5,) * 3, (0.25,) * 3)
 CLASSIFIER = "fuzz_readers:small_classifier"
+FACTS = {"seed": "0", "weights of the classifier": "0123456789abcdef"}
 SECONDS, MEGABYTES = 30, 3072  # that one file may take
 LARGEST = 1 << 16  # bytes of a mutated file
 
@@ -121,6 +130,46 @@ def config_files() -> Iterator[bytes]:
     yield b"mean: [0.1, .2]\nseed: !!int 3\nclassifier: &a resnet20\nstop_after: ~\n"
 
 
+def small_run() -> Run:
+    """A run of the small classifier that writes nothing, with its student under training."""
+    torch.manual_seed(0)
+    names = ("a", "b", "c")
+    classifier = Classifier(CLASSIFIER, small_classifier(), 3, PREPROCESSING, names)
+    settings = Settings(device="cpu", batch_size=2, fine_tuning_steps=3, label_weight=0.5)
+    return new_run(settings, classifier, NoFolder())
+
+
+def fine_tuning(run: Run) -> StudentTraining:
+    """Fine-tuning of its student on noise."""
+    student = new_student(run.settings, run.classifier, run.execution)
+    random = torch.Generator().manual_seed(0)
+    batches = noise_batches(2, PREPROCESSING.shape, random)
+    calibrate(student, batches, 1)
+    return StudentTraining(student, run.classifier.model, batches, run.settings)
+
+
+def hold_all(checkpoints: Checkpoints, run: Run, training: StudentTraining) -> None:
+    """Hold what a run holds while it fine-tunes."""
+    checkpoints.hold("measured", run, gives_copies=True)
+    checkpoints.hold("student", StudentState(training.student))
+    checkpoints.hold("fine_tuned/training", training)
+    checkpoints.hold_random("image random", torch.Generator())
+
+
+def checkpoint_contents() -> Iterator[bytes]:
+    """Checkpoints from before the first step of fine-tuning and from behind one."""
+    run = small_run()
+    training = fine_tuning(run)
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints = Checkpoints(Path(folder), None, 1, FACTS)
+            hold_all(checkpoints, run, training)
+            checkpoints.write()
+            (file,) = checkpoint_files(Path(folder, CHECKPOINTS))
+            yield file.read_bytes()
+        training.advance()
+
+
 # ---- readers ------------------------------------------------------------------------------------
 
 
@@ -138,6 +187,32 @@ def read_weights(file: Path) -> None:
     load_weights(small_classifier(), file)
 
 
+class CheckpointReader:
+    """Lets a run go on from a checkpoint, named as its bytes need it, a step further."""
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+
+    def __call__(self, file: Path) -> None:
+        """Go on from the only checkpoint."""
+        if self.run is None:
+            self.run = small_run()
+            self.training = fine_tuning(self.run)
+        with tempfile.TemporaryDirectory(dir=file.parent) as run:
+            folder = Path(run, CHECKPOINTS)
+            folder.mkdir()
+            content = file.read_bytes()
+            (folder / f"000001-{checksum(content)}.safetensors").write_bytes(content)
+            state = newest_checkpoint(Path(run))
+            assert state is not None
+            check_facts(FACTS, state["facts"])
+            checkpoints = Checkpoints(Path(run), None, 1, FACTS, state)
+            hold_all(checkpoints, self.run, self.training)
+            self.training.advance()
+            checkpoints.count_step()
+            checkpoints.write()
+
+
 READERS = {
     "weights of torch": Reader(read_weights, "w.pt", torch_files),
     "weights as safetensors": Reader(read_weights, "w.safetensors", safetensors_files),
@@ -152,6 +227,7 @@ READERS = {
     "config": Reader(
         lambda file: parse_settings(["--config", str(file)]), "config.yaml", config_files
     ),
+    "checkpoint": Reader(CheckpointReader(), "checkpoint", checkpoint_contents),
 }
 
 
@@ -173,7 +249,7 @@ def mutate(content: bytes, change: Change, seed: int) -> bytes:
             return inside_zip(content, change, chance)
         if content.startswith(b"\x1f\x8b"):
             return gzip.compress(change(gzip.decompress(content)), 1)
-        return inside_safetensors(content, change)
+        return inside_safetensors(content, change, chance)
     except Exception:  # it is damaged already
         return change(content)
 
@@ -189,16 +265,41 @@ def inside_zip(content: bytes, change: Change, chance: random.Random) -> bytes:
     return result.getvalue()
 
 
-def inside_safetensors(content: bytes, change: Change) -> bytes:
-    """Change the JSON at the start; the length before it follows."""
+def inside_safetensors(content: bytes, change: Change, chance: random.Random) -> bytes:
+    """Change the JSON at the start, mostly one value of a checkpoint's; the length follows."""
     end = 8 + int.from_bytes(content[:8], "little")
     if not 8 < end <= len(content):
         return change(content)
-    header = change(content[8:end])
+    header = content[8:end]
+    if b'"state"' in header and chance.random() < 0.8:
+        entries = json.loads(header)
+        state = json.loads(entries["__metadata__"]["state"])
+        replace_somewhere(state, [name for name in entries if name != "__metadata__"], chance)
+        entries["__metadata__"]["state"] = json.dumps(state)
+        header = json.dumps(entries).encode()
+    else:
+        header = change(header)
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 # ---- running ------------------------------------------------------------------------------------
+
+
+STRANGE: Any = (None, True, -1, 7, 1e300, float("nan"), 10**30, "", "x", [], [0], {}, {"x": "y"})
+
+
+def replace_somewhere(state: Any, tensors: list[str], chance: random.Random) -> None:
+    """Replace or delete one value inside nested JSON; a tensor may come to stand there."""
+    while True:
+        keys = list(state) if isinstance(state, dict) else range(len(state))
+        key = chance.choice(keys)
+        if not (isinstance(state[key], dict | list) and state[key]) or chance.random() < 0.1:
+            break
+        state = state[key]
+    if chance.random() < 0.2:
+        del state[key]
+    else:
+        state[key] = chance.choice((*STRANGE, {"__tensor__": chance.choice(tensors)}))
 
 
 def fuzz(name: str, files: int, folder: Path) -> None:
@@ -245,6 +346,7 @@ def fuzz_in_a_process(name: str, files: int) -> dict[str, Any]:
     done = subprocess.run([*command, "--folder", str(folder)], capture_output=True, text=True)
     counts: dict[str, Any] = json.loads((folder / "counts.json").read_text())
     counts |= {"crashes": int(done.returncode != 0), "seconds": time.perf_counter() - start}
+    counts["commit"] = environment()["commit"]  # results of other readers may be older
     if done.returncode:
         print(done.stdout[-2000:], done.stderr[-4000:], f"files in {folder}", sep="\n")
     print(f"{name}: {counts}", flush=True)

@@ -1,12 +1,9 @@
-"""Losses, gradients and ranges on a batch that processes share; a program of several processes.
+"""What several processes do together: steps on a batch that they share, and whole runs."""
 
-Its arguments are a folder and the tests' images. What each process found goes into the folder.
-"""
-
+import errno
 import os
 import shutil
 import signal
-import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -25,6 +22,7 @@ from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.run_folder import RunFolder, one_line_errors
 from zscgan_ext.synthesis import GeneratorTraining
 from zscgan_ext.train import main
 
@@ -101,6 +99,12 @@ def steps() -> dict[str, dict[str, torch.Tensor]]:
     return found | {f"student {s} {w}": student_step(s, w) for s, w in STUDENTS}
 
 
+def steps_and_runs(folder: Path, data: str) -> dict[str, dict]:
+    """Return what steps gave, and how the program ended that was run several times."""
+    processes.join(torch.device("cpu"))
+    return {"steps": steps(), "codes": runs(folder, data)}
+
+
 def runs(folder: Path, data: str) -> dict[str, int]:
     """Run the program: undisturbed; stopped by a signal to one process, and then to the end."""
     arguments = [*TINY, "--batch-size=12", f"--evaluation-data={data}"]
@@ -113,6 +117,7 @@ def runs(folder: Path, data: str) -> dict[str, int]:
             signal.raise_signal(signal.SIGTERM)
 
     Checkpoints.count_step = stopped
+    next_meeting()
     codes["stopped"] = main([*arguments, f"--output={folder / 'stopped'}"])
     Checkpoints.count_step = count_step
     if processes.is_first():
@@ -129,10 +134,34 @@ def next_meeting() -> None:
     processes.join(torch.device("cpu"))
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    processes.join(torch.device("cpu"))
-    found = steps()
-    codes = runs(folder, sys.argv[2])
-    torch.save({"steps": found, "codes": codes}, folder / f"{os.environ['RANK']}.pt")
+# ---- processes that fail -------------------------------------------------------------------------
+
+
+def run_with(arguments: list[str], of_rank: dict[int, list[str]]) -> int:
+    """Run the program, in some processes with more arguments."""
+    return main([*arguments, *of_rank.get(int(os.environ["RANK"]), [])])
+
+
+def run_on_a_full_disk(arguments: list[str]) -> int:
+    """Run the program; the first process, which alone writes, finds no room for its log."""
+
+    def append(self, name, data):
+        if self.writes:
+            with one_line_errors(self.path / name):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    RunFolder.append = append
+    return main(arguments)
+
+
+def run_and_die(arguments: list[str]) -> int:
+    """Run the program; the second process dies after a step."""
+    count_step = Checkpoints.count_step
+
+    def dying(self):
+        count_step(self)
+        if self.steps == 5 and processes.rank() == 1:
+            os._exit(9)
+
+    Checkpoints.count_step = dying
+    return main(arguments)

@@ -14,7 +14,7 @@ import torch
 from runs import TINY, results_of, write_fashion_mnist
 
 from zscgan_ext import run_folder
-from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint
+from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint, write_checkpoint
 from zscgan_ext.checkpoints import Checkpoints
 from zscgan_ext.train import main
 
@@ -251,6 +251,44 @@ def test_other_weights_do_not_fit(stopped, capsys, monkeypatch):
     monkeypatch.setattr(networks, "small_gray", other)
     assert main([f"--resume={stopped}"]) == 2
     assert capsys.readouterr().err.startswith("error: weights of the classifier: ")
+
+
+def training_of(state):
+    return state["held"]["fine_tuned/training"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.clear(), "holds no whole checkpoint"),
+        (lambda s: s.pop("facts"), "holds no whole checkpoint"),
+        (lambda s: s["random_of_all"].clear(), "holds no whole checkpoint"),
+        (lambda s: s["held"]["generator"].pop("linear.weight"), "does not fit generator"),
+        (lambda s: s["held"]["measured"].update(seconds=7), "does not fit measured"),
+        (lambda s: training_of(s).update(steps_taken=99), "fine_tuned/training (99 of 4 steps"),
+        (
+            lambda s: training_of(s)["optimizer"]["0"].update(exp_avg=torch.zeros(2)),
+            "the optimizer's state is not of a parameter",
+        ),
+        (
+            lambda s: s["random_of_all"][0]["default_random"].update(cpu=torch.zeros(9)),
+            "does not fit torch's random numbers",
+        ),
+    ],
+)
+def test_a_checkpoint_of_something_else_gives_one_line(stopped, capsys, change, message):
+    older, newest = checkpoint_files(stopped / "checkpoints")
+    state = read_checkpoint(newest)
+    change(state)
+    older.unlink()
+    newest.unlink()
+    write_checkpoint(stopped / "checkpoints", 9, state)
+    capsys.readouterr()
+    assert main([f"--resume={stopped}"]) == 2
+    *told, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: resume: ")
+    assert message in line
+    assert len(told) == ("whole" in message)
 
 
 def test_a_folder_without_a_run_gives_one_line(tmp_path, capsys):

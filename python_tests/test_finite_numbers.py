@@ -12,6 +12,7 @@ from networks import RGB8, normal_batches, small_gray, small_residual
 from runs import TINY
 from test_training import SMALL, SeenOps, new_training
 
+from zscgan_ext import stages
 from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint
 from zscgan_ext.execution import choose_execution
 from zscgan_ext.finite_numbers import FiniteNumbers, NonFiniteError, zero_variance_warnings
@@ -198,6 +199,31 @@ def test_a_run_whose_numbers_go_wrong_stops_with_one_line(
     assert all(bool(tensor.isfinite().all()) for tensor in learned)
     for entry in state["held"]["measured"]["log"].splitlines():
         json.loads(entry, parse_constant=no_constant)
+
+
+def test_the_generator_is_watched_while_the_student_learns(tmp_path, capsys, monkeypatch):
+    class Failing(stages.GeneratorTraining):
+        """Its third step has an infinite gradient."""
+
+        def measure(self, *inputs):
+            loss, values = super().measure(*inputs)
+            return loss * (torch.inf if self.steps_taken == 2 else 1), values
+
+    monkeypatch.setattr(stages, "GeneratorTraining", Failing)  # of alternating training alone
+    arguments = [*TINY, "--training=alternating", f"--output={tmp_path}"]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: fine_tuned: step 3: the gradient of ")
+    assert "of the generator is not finite" in line
+    assert "--synthesis-learning-rate" in line
+    state = read_checkpoint(checkpoint_files(tmp_path / "checkpoints")[-1])
+    # All is as it was at the last good look, after step 2 of both trainings.
+    assert state["steps"] == 8
+    for training in ("alternating/training", "fine_tuned/training"):
+        held = state["held"][training]
+        assert held["steps_taken"] == 2
+        assert {float(own["step"]) for own in held["optimizer"].values()} == {2.0}
+    assert all(bool(tensor.isfinite().all()) for tensor in flat(state["held"]["generator"]))
 
 
 def warnings_of(tmp_path, capsys, *arguments: str):

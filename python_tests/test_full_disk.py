@@ -17,10 +17,13 @@ import torch
 from PIL import Image
 from runs import SHORT
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from zscgan_ext.errors import InputError
+from zscgan_ext.evaluate import main as evaluate
 from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.run_folder import PARTIAL, RunFolder, write_whole
+from zscgan_ext.tensorboard_log import TensorboardLog
 from zscgan_ext.train import main as train
 
 FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
@@ -32,8 +35,8 @@ TINY = [
 # In the order of writing.
 FILES = (
     *("config.yaml", "metrics.jsonl", "step-000001.png", "generator.safetensors"),
-    *("quantized.safetensors", "trace.json", "profile.txt", "metrics.json", "model.safetensors"),
-    *("model.onnx", "export.json", "report.html"),
+    *("quantized.safetensors", "trace.json", "profile.txt", "metrics.json"),
+    *("predictions.safetensors", "model.safetensors", "model.onnx", "export.json", "report.html"),
 )
 
 
@@ -139,6 +142,29 @@ def test_the_log_keeps_whole_lines(tmp_path, code, operation):
     assert [json.loads(line)["step"] for line in lines] == [1, 3]
 
 
+def events_of(folder: Path) -> dict[str, list[int]]:
+    """Return the steps in a log for TensorBoard, as it reads them."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    scalars = {tag: [event.step for event in events.Scalars(tag)] for tag in tags["scalars"]}
+    return scalars | {tag: [event.step for event in events.Images(tag)] for tag in tags["images"]}
+
+
+@pytest.mark.parametrize("operation", ["open", "write"])
+@pytest.mark.parametrize("code", FAULTS, ids=errno.errorcode.get)
+def test_the_log_for_tensorboard_keeps_whole_events(tmp_path, code, operation):
+    log = TensorboardLog(RunFolder(tmp_path))
+    log.scalars("synthesis", {"step": 1, "loss": 0.5})
+    with (
+        faulty_disk(log.name, code, operation),
+        pytest.raises(InputError, match=f"cannot be written .{os.strerror(code)}"),
+    ):
+        log.scalars("synthesis", {"step": 2, "loss": 0.25})
+    log.scalars("synthesis", {"step": 3, "loss": 0.125})
+    assert events_of(tmp_path) == {"synthesis/loss": [1, 3]}
+
+
 @contextmanager
 def quota(size: int):
     """Let the system refuse to make any file larger than this, bytes."""
@@ -170,8 +196,16 @@ def test_the_system_itself_refuses_a_large_file(tmp_path):
     assert torch.equal(load_file(tmp_path / "generator.safetensors")["weight"], torch.ones(100))
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A tree of labelled images."""
+    folder = tmp_path_factory.mktemp("images")
+    make.tree_with(make.data(make.picture()))(folder)
+    return folder
+
+
 @pytest.mark.parametrize(("index", "name"), list(enumerate(FILES)), ids=FILES)
-def test_a_run_ends_in_one_line_with_whole_files(tmp_path, monkeypatch, capfd, index, name):
+def test_a_run_ends_in_one_line_with_whole_files(tmp_path, images, monkeypatch, capfd, index, name):
     monkeypatch.chdir(tmp_path)
     extra = ["--profile"] if name in ("trace.json", "profile.txt") else []
     extra += ["--export=onnx"] if name == "model.onnx" else []
@@ -179,7 +213,7 @@ def test_a_run_ends_in_one_line_with_whole_files(tmp_path, monkeypatch, capfd, i
     operation = ("open", "write") if name == "metrics.jsonl" else OPERATIONS
     code = FAULTS[index % len(FAULTS)]
     with faulty_disk(name, code, operation[index % len(operation)]):
-        assert train([*TINY, *extra]) == 2
+        assert train([*TINY, f"--evaluation-data={images}", *extra]) == 2
     *others, line = capfd.readouterr().err.splitlines()
     assert not others or "--profile" in extra  # torch's profiler writes there
     assert line.startswith("error: output: ")
@@ -188,6 +222,24 @@ def test_a_run_ends_in_one_line_with_whole_files(tmp_path, monkeypatch, capfd, i
     assert {file.name for file in kept} <= {*FILES[:index], "metrics.jsonl"}  # it may be empty
     assert len(kept) >= min(index, 3)
     assert all(map(whole, kept))
+
+
+def test_a_log_for_tensorboard_without_room_ends_the_run(tmp_path, monkeypatch, capfd):
+    log_images = TensorboardLog.images
+
+    def without_room(*arguments: object) -> None:
+        with quota(100):
+            log_images(*arguments)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TensorboardLog, "images", without_room)
+    assert train([*TINY, "--tensorboard"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    (file,) = Path("run").glob("events.out.tfevents.*")
+    assert line == f"error: output: {file} cannot be written (File too large)"
+    logged = events_of(Path("run"))
+    assert logged["synthesis/loss"] == [1]
+    assert "samples" not in logged
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +269,20 @@ def test_exporting_again_keeps_what_was_exported(tmp_path, finished, capfd, name
         for file in names
         if file.name != "model.safetensors" or name == file.name
     )
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("code", FAULTS, ids=errno.errorcode.get)
+def test_an_evaluation_is_written_whole_or_not_at_all(tmp_path, images, capfd, code, operation):
+    make.onnx_model()(tmp_path / "m.onnx")
+    file = tmp_path / "evaluation.json"
+    file.write_text("old")
+    with faulty_disk(file.name, code, operation):
+        assert evaluate([str(tmp_path / "m.onnx"), f"--data={images}", f"--json={file}"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == f"error: output: {file} cannot be written ({os.strerror(code)})"
+    assert file.read_text() == "old"
+    assert {kept.name for kept in files_below(tmp_path)} == {"m.onnx", "evaluation.json"}
 
 
 @pytest.mark.parametrize("program", ["export", "profile"])

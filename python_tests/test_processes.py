@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import parallel_steps
@@ -14,6 +12,7 @@ import pytest
 import torch
 from runs import TINY, results_of, write_fashion_mnist
 from torch import nn
+from worker_processes import free_port, run_together
 
 from zscgan_ext import processes
 from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint
@@ -26,17 +25,6 @@ from zscgan_ext.train import main
 HERE = Path(__file__).parent
 
 
-def environment(**more: str) -> dict[str, str]:
-    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return str(write_fashion_mnist(tmp_path_factory.mktemp("data"), count=20))
@@ -44,23 +32,11 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def found(request, data, tmp_path_factory):
-    """Folder and findings of so many processes."""
-    folder, port = tmp_path_factory.mktemp("found"), free_port()
-    common = {"WORLD_SIZE": str(request.param), "MASTER_ADDR": "127.0.0.1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", HERE / "parallel_steps.py", folder, data],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=str(port), **common),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(request.param)
-    ]
-    outputs = [process.communicate(timeout=300) for process in started]
-    assert [p.returncode for p in started] == [0] * request.param, outputs
-    files = [folder / f"{rank}.pt" for rank in range(request.param)]
-    return folder, [torch.load(file) for file in files], outputs
+    """Folder and findings of so many processes, and how they ended."""
+    folder = tmp_path_factory.mktemp("found")
+    ended = run_together(request.param, folder, parallel_steps.steps_and_runs, folder, data)
+    assert [process.code for process in ended] == [0] * request.param, ended
+    return folder, [process.result for process in ended], ended
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +79,12 @@ def test_all_processes_learn_the_same(found):
 
 
 def test_a_signal_to_one_process_stops_all_and_they_go_on_bit_for_bit(found):
-    folder, findings, outputs = found
+    folder, findings, ended = found
     assert all(f["codes"] == {"undisturbed": 0, "stopped": 143, "resumed": 0} for f in findings)
     assert results_of(folder / "stopped") == results_of(folder / "undisturbed")
-    for (printed, errors), rank in zip(outputs, range(len(outputs)), strict=True):
-        assert ("top-1" in printed) == (rank == 0)
-        assert ("stopped by SIGTERM" in errors) == (rank == 0)
+    for rank, process in enumerate(ended):
+        assert ("top-1" in process.printed) == (rank == 0)
+        assert ("stopped by SIGTERM" in process.errors) == (rank == 0)
 
 
 def test_another_number_of_processes_goes_on(found, capsys):
@@ -132,52 +108,85 @@ def test_another_number_of_processes_goes_on(found, capsys):
     assert metrics["execution"]["processes"] == 1
 
 
-# ---- torchrun ------------------------------------------------------------------------------------
+# ---- processes that fail -------------------------------------------------------------------------
 
-DYING = """
+
+def test_an_error_of_all_is_told_once(tmp_path):
+    arguments = [*TINY, "--bits=w99a9", f"--output={tmp_path / 'run'}"]
+    ended = run_together(3, tmp_path, parallel_steps.run_with, arguments, {}, agent=True)
+    assert [process.result for process in ended] == [2, 2, 2]
+    assert ended[0].errors.startswith("error: bits: ")
+    assert [process.errors.count("\n") for process in ended] == [1, 0, 0]
+
+
+def test_an_error_of_one_process_is_told_once_with_its_place(tmp_path):
+    arguments = [*TINY, "--batch-size=9", f"--output={tmp_path / 'run'}"]
+    missing = tmp_path / "missing"
+    more = {1: [f"--evaluation-data={missing}"]}
+    ended = run_together(3, tmp_path, parallel_steps.run_with, arguments, more, agent=True)
+    assert [process.result for process in ended] == [1, 2, 1]
+    assert ended[1].errors.startswith("process 1: error: ")
+    assert str(missing) in ended[1].errors
+    assert [process.errors.count("\n") for process in ended] == [0, 1, 0]
+
+
+def test_a_full_disk_of_the_first_process_is_told_once(tmp_path):
+    run = tmp_path / "run"
+    arguments = [*TINY, "--batch-size=9", f"--output={run}"]
+    ended = run_together(3, tmp_path, parallel_steps.run_on_a_full_disk, arguments, agent=True)
+    assert [process.result for process in ended] == [2, 1, 1]
+    reason = "cannot be written (No space left on device)"
+    assert ended[0].errors == f"error: output: {run / 'metrics.jsonl'} {reason}\n"
+    assert not ended[1].errors + ended[2].errors
+
+
+def test_a_process_that_dies_ends_the_job_with_a_message(tmp_path):
+    run = tmp_path / "run"
+    arguments = [*TINY, "--batch-size=9", "--checkpoint-every=2", f"--output={run}"]
+    ended = run_together(3, tmp_path, parallel_steps.run_and_die, arguments, agent=True)
+    assert [process.code for process in ended] == [0, 9, 0]
+    assert [process.result for process in ended] == [1, None, 1]
+    assert ended[0].errors.startswith("error: lost another process (")
+    assert [process.errors.count("\n") for process in ended] == [1, 0, 0]
+    assert not (run / "metrics.json").exists()
+    assert [read_checkpoint(f)["steps"] for f in checkpoint_files(run / "checkpoints")] == [2, 4]
+
+
+def test_half_of_the_environment_of_torchrun_gives_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert main([*TINY, f"--output={tmp_path / 'run'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: RANK is set as by torchrun, but ")
+    assert "MASTER_ADDR" in line
+    assert not (tmp_path / "run").exists()
+
+
+DYING_ONCE = """
 import os, sys
-from zscgan_ext.checkpoints import Checkpoints
-from zscgan_ext.train import main
-count_step = Checkpoints.count_step
-def dying(self):
-    count_step(self)
-    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    if first and os.environ["RANK"] == "1" and self.steps == 5:
-        os._exit(9)
-Checkpoints.count_step = dying
-sys.exit(main(sys.argv[1:]))
+import parallel_steps
+first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+sys.exit((parallel_steps.run_and_die if first else parallel_steps.main)(sys.argv[1:]))
 """
 
 
-def torchrun(tmp_path, data, *options: str):
-    (tmp_path / "dying.py").write_text(DYING)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *options]
-    arguments = [f"--master-port={free_port()}", str(tmp_path / "dying.py"), *TINY]
-    more = [f"--evaluation-data={data}", "--checkpoint-every=2", f"--output={tmp_path / 'run'}"]
-    begin = time.monotonic()
+def test_a_job_that_torchrun_restarts_goes_on(tmp_path, data):
+    (tmp_path / "dying.py").write_text(DYING_ONCE)
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    options = ["--max-restarts=1", f"--master-port={free_port()}", str(tmp_path / "dying.py")]
+    arguments = [*TINY, "--checkpoint-every=2", f"--output={tmp_path / 'run'}"]
     done = subprocess.run(
-        [*command, *arguments, *more],
+        [*launcher, *options, *arguments],
         capture_output=True,
         text=True,
-        env=environment(),
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         check=False,
-        timeout=240,
+        timeout=120,
     )
-    assert time.monotonic() - begin < 120
-    return done
-
-
-def test_a_process_that_dies_ends_the_job_with_a_message(tmp_path, data):
-    done = torchrun(tmp_path, data)
-    assert done.returncode != 0
-    assert re.search(r"exitcode *: 9", done.stderr)
-    assert not (tmp_path / "run" / "metrics.json").exists()
-    assert [read_checkpoint(f)["steps"] for f in checkpoint_files(tmp_path / "run/checkpoints")]
-
-
-def test_a_job_that_torchrun_restarts_goes_on(tmp_path, data):
-    done = torchrun(tmp_path, data, "--max-restarts=1")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"exitcode: 9\b", done.stderr)  # the first time
     assert "resume: goes on after step 4 of all stages" in done.stdout
     assert (tmp_path / "run" / "metrics.json").exists()
 

@@ -26,13 +26,15 @@ from zscgan_ext.checkpoint_file import (
     write_checkpoint,
 )
 from zscgan_ext.config import Interval
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.random_state import DefaultRandom, OwnRandom
 from zscgan_ext.run_folder import one_line_errors
 from zscgan_ext.stop_signals import StoppedError, StopSignals
 from zscgan_ext.training import nothing
 
 FOLDER = "checkpoints"
+RANDOM = ("default_random", "random")
+KINDS = {"facts": dict, "finished": list, "steps": int, "held": dict, "random_of_all": list}
 
 
 class Stateful(Protocol):
@@ -60,7 +62,7 @@ def newest_checkpoint(run: Path) -> State | None:
     files = checkpoint_files(run / FOLDER)
     for file in reversed(files):
         try:
-            return read_checkpoint(file)
+            return state_of_a_run(read_checkpoint(file))
         except DamagedCheckpointError as error:
             what_now = "" if file == files[0] else "; the one before it is used"
             if processes.rank() == 0:
@@ -68,6 +70,41 @@ def newest_checkpoint(run: Path) -> State | None:
     if files:
         raise InputError(f"resume: {run} holds no whole checkpoint, needed is one")
     return None
+
+
+def state_of_a_run(content: Any) -> State:
+    """Return what a checkpoint holds, which has to be what `Checkpoints.write` has written.
+
+    Raises:
+        DamagedCheckpointError: if it is something else.
+    """
+    state: State = content if isinstance(content, dict) else {}
+    for name, kind in KINDS.items():
+        if not isinstance(state.get(name), kind):
+            raise DamagedCheckpointError(f"is no checkpoint of a run ({name} is missing)")
+    randoms = [
+        own[name] if isinstance(own, dict) and name in own else None
+        for own in state["random_of_all"]
+        for name in RANDOM
+    ]
+    texts = [*state["facts"].values(), *state["finished"]]
+    if not (randoms and all(isinstance(random, dict) for random in randoms)):
+        raise DamagedCheckpointError("is no checkpoint of a run (random_of_all is something else)")
+    if not all(isinstance(text, str) for text in texts):
+        raise DamagedCheckpointError("is no checkpoint of a run (facts are something else)")
+    return state
+
+
+@contextmanager
+def fitting(name: str) -> Iterator[None]:
+    """Turn what goes wrong when a state is put back into an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # a state may hold anything, and what it is put into is of torch
+        message = f"resume: the checkpoint does not fit {name} ({first_line(error)})"
+        raise InputError(message) from error
 
 
 class Checkpoints:
@@ -148,7 +185,8 @@ class Checkpoints:
 
     def _restore(self, name: str, holder: Stateful) -> None:
         if name in self.loaded:
-            holder.load_state_dict(self.loaded.pop(name))
+            with fitting(name):
+                holder.load_state_dict(self.loaded.pop(name))
         self._restore_default_random()
 
     def _restore_default_random(self) -> None:
@@ -156,7 +194,8 @@ class Checkpoints:
         if self.takes_no_step_yet and self.begins_random_anew:
             torch.manual_seed(self._seed("default"))
         elif self.takes_no_step_yet and self.loaded_default_random is not None:
-            self.default_random.load_state_dict(self.loaded_default_random)
+            with fitting("torch's random numbers"):
+                self.default_random.load_state_dict(self.loaded_default_random)
 
     def _seed(self, name: str) -> int:
         return processes.seed_for(self.facts["seed"], self.steps, name)

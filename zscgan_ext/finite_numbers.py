@@ -1,7 +1,7 @@
 """Watching that the numbers of a training stay finite, and finding where they ceased to be."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class FiniteNumbers:
         training: its loss, parameters and optimizer are looked at.
         snapshot: copies the state of all that the steps change.
         restore: puts it back.
+        feeding: trainings that take a step of their own within each of its steps, and are looked
+            at as well.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class FiniteNumbers:
         training: Training,
         snapshot: Callable[[], Any],
         restore: Callable[[Any], None],
+        feeding: Sequence[Training] = (),
     ) -> None:
         self.training = training
+        self.trainings = (*feeding, training)
         self.snapshot = snapshot
         self.restore = restore
         self.good = snapshot()
@@ -48,7 +52,7 @@ class FiniteNumbers:
             NonFiniteError: naming step, layer and likely cause, after the state of the last look
                 that found nothing was put back.
         """
-        if self.training.is_finite():
+        if all(self.are_finite()):
             self.good = self.snapshot()
             return
         last = self.training.steps_taken
@@ -57,52 +61,72 @@ class FiniteNumbers:
         self.restore(self.good)
         raise NonFiniteError(message)
 
-    @torch.no_grad()
-    def largest_parameter(self) -> float:
-        """Return the largest magnitude of what learns."""
-        return max(float(p.abs().max()) for p in self.training.parameters() if p.numel())
+    def are_finite(self) -> list[bool]:
+        """Tell of each training whether its numbers are finite."""
+        return [training.is_finite() for training in self.trainings]
 
     def find(self, last: int) -> str:
         """Take steps again, up to the last; say where the first bad number arises."""
         training = self.training
-        training.taken = training.take  # kernel by kernel, whatever was captured
-        training.measured = training.measure
+        for each in self.trainings:
+            each.taken = each.take  # kernel by kernel, whatever was captured
+            each.measured = each.measure
         first = training.steps_taken + 1
         while training.steps_taken < last:
-            largest = self.largest_parameter()
-            with watched(training) as seen:
+            largest = [largest_parameter(each) for each in self.trainings]
+            with watched(self.trainings) as seen:
                 training.advance()
-            if not training.is_finite():
+            finite = self.are_finite()
+            if not all(finite):
                 places = [place for seen in processes.of_all(seen) for place in seen]
-                place = places[0] if places else "the update of the weights"
-                cause = self.cause(place, largest)
-                return f"step {training.steps_taken}: {place} is not finite; {cause}"
+                update = (finite.index(False), "the update of the weights")
+                index, place = [*places, update][0]
+                reason = cause(self.trainings[index], place, largest[index])
+                return f"step {training.steps_taken}: {place} is not finite; {reason}"
         return f"steps {first} to {last}: a loss or gradient is not finite, and was finite again"
 
-    def cause(self, place: str, largest: float) -> str:
-        """Say what most likely led there; the largest parameter stood before the step."""
-        training = self.training
-        if place.startswith("the input"):
-            return "what the training learns from was wrong before it"
-        if training.execution.precision_name == "float16":
-            return "float16 ends at 65504, --precision float32 or bfloat16 does not"
-        option = f"--{training.rate_setting.replace('_', '-')}"
-        if largest > GROWN:
-            return f"weights had grown to {largest:.1e}, a lower {option} keeps them small"
-        return f"steps are likely too long, a lower {option} shortens them"
+
+@torch.no_grad()
+def largest_parameter(training: Training) -> float:
+    """Return the largest magnitude of what learns."""
+    return max(float(p.abs().max()) for p in training.parameters() if p.numel())
+
+
+def cause(training: Training, place: str, largest: float) -> str:
+    """Say what most likely led to a bad number; the largest parameter stood before the step."""
+    if place.startswith("the input"):
+        return "what the training learns from was wrong before it"
+    if training.execution.precision_name == "float16":
+        return "float16 ends at 65504, --precision float32 or bfloat16 does not"
+    option = f"--{training.rate_setting.replace('_', '-')}"
+    if largest > GROWN:
+        return f"weights had grown to {largest:.1e}, a lower {option} keeps them small"
+    return f"steps are likely too long, a lower {option} shortens them"
+
+
+Seen = list[tuple[int, str]]  # the number of a training, and the place of a bad number in it
 
 
 @contextmanager
-def watched(training: Training) -> Iterator[list[str]]:
-    """Give the list to which the places of bad numbers are added as they arise in a step."""
-    seen: list[str] = []
+def watched(trainings: Sequence[Training]) -> Iterator[Seen]:
+    """Give the list to which bad numbers are added as they arise in a step of some trainings."""
+    seen: Seen = []
+    with ExitStack() as stack:
+        for index, training in enumerate(trainings):
+            stack.enter_context(watched_by_hooks(training, index, seen))
+        yield seen
+
+
+@contextmanager
+def watched_by_hooks(training: Training, index: int, seen: Seen) -> Iterator[None]:
+    """Add the places of bad numbers to what was seen, as they arise in a step of a training."""
     handles = []
 
     def look(place: str, value: Any) -> None:
         tensors = value if isinstance(value, tuple | list) else (value,)
         for tensor in tensors:
             if isinstance(tensor, Tensor) and not bool(tensor.detach().isfinite().all()):
-                seen.append(place)
+                seen.append((index, place))
 
     def forward_hook(place: str) -> Callable[..., None]:
         return lambda module, inputs, output: look(place, output)
@@ -128,7 +152,7 @@ def watched(training: Training) -> Iterator[list[str]]:
 
     training.inputs = looked_at_inputs  # type: ignore[method-assign]
     try:
-        yield seen
+        yield
     finally:
         del training.inputs  # the method of the class again
         for handle in handles:

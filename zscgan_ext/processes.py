@@ -6,6 +6,7 @@ one process, for which everything here gives back what it is given.
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,14 +16,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from zscgan_ext.errors import InputError, first_line
+
 TIMEOUT = timedelta(minutes=30)  # after which a process that waits for others gives up
+PATIENCE = timedelta(seconds=2)  # that a process has for the first one to tell an error
 Value = TypeVar("Value")
 
 
 class Control:
-    """The group by which processes agree on things, on the CPU whatever they compute on."""
+    """How processes agree on things, on the CPU whatever they compute on."""
 
     group: Any = None  # None for torch's default group
+    store: Any = None  # None before they met
 
 
 def rank() -> int:
@@ -71,10 +76,9 @@ def join(device: torch.device) -> None:
     is_gpu = device.type == "cuda"
     if is_gpu:
         torch.cuda.set_device(device)
-    store, own_rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-    # After a restart the store still has the addresses of processes that are gone.
-    store = dist.PrefixStore(f"start {restarts()}", store)  # type: ignore[attr-defined]
     backend = "nccl" if is_gpu else "gloo"
+    store = common_store(TIMEOUT)
+    own_rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=TIMEOUT)
     Control.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
@@ -83,7 +87,41 @@ def leave() -> None:
     """Part from the others."""
     if dist.is_initialized():
         dist.destroy_process_group()
-        Control.group = None
+        Control.group = Control.store = None
+
+
+def common_store(timeout: timedelta) -> Any:
+    """Return the store by which the processes that torchrun started find each other.
+
+    Raises:
+        InputError: if its environment variables are not whole.
+    """
+    if Control.store is None:
+        try:
+            store, _, _ = next(rendezvous("env://", timeout=timeout))
+        except ValueError as error:
+            raise InputError(f"RANK is set as by torchrun, but {first_line(error)}") from None
+        # After a restart the store still has what processes that are gone have left.
+        Control.store = dist.PrefixStore(f"start {restarts()}", store)  # type: ignore[attr-defined]
+    return Control.store
+
+
+def tells_the_error() -> bool:
+    """Tell whether this process, which ends with an error, is the one to print it.
+
+    Of all that end so, because they met the same error or lost the one that did, one prints. The
+    first process goes before the others, whose place says nothing then.
+    """
+    if not is_started_by_torchrun():
+        return True
+    try:
+        store = common_store(PATIENCE)
+        end = time.monotonic() + (0 if is_first() else PATIENCE.total_seconds())
+        while time.monotonic() < end and not store.check(["errors"]):
+            time.sleep(0.05)
+        return bool(store.add("errors", 1) == 1)
+    except (RuntimeError, InputError):  # none can be made, or it is gone with its process
+        return True
 
 
 class SumOverProcesses(torch.autograd.Function):

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import torch
 
+from zscgan_ext import processes
 from zscgan_ext.errors import InputError, first_line, one_line
 
 Main = Callable[..., int]  # takes the command line, or None for that of the process
@@ -59,8 +60,9 @@ def program(main: Main) -> Main:
 
 
 def told(text: str, code: int) -> int:
-    """Print a line to the standard error output; return the exit code."""
-    print(one_line(text), file=sys.stderr)
+    """Print a line to the standard error output, one of many processes; return the exit code."""
+    if processes.tells_the_error():
+        print(processes.name() + one_line(text), file=sys.stderr)
     return code
 
 

@@ -1,8 +1,9 @@
 """A run: what its stages share, checked before anything is written."""
 
 import hashlib
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +33,7 @@ from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder import RunFolder
 from zscgan_ext.stage_steps import StageSteps
 from zscgan_ext.tensorboard_log import TensorboardLog, require_tensorboard
-from zscgan_ext.training import nothing
+from zscgan_ext.training import Training, nothing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 STAGES = ("synthesis", "calibration", "fine_tuning", "evaluation")
@@ -129,12 +130,20 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; the log loses what came after it."""
-        self.seconds.update(state["seconds"])
-        self.start = time.perf_counter() - state["total_seconds"]
-        self.diversity = state["diversity"]
-        self.warnings[:] = state["warnings"]
+        """Go on from a state; the log loses what came after it.
+
+        Raises:
+            ValueError: if the state is of a run of other images.
+        """
+        needed = (len(self.evaluation or ()), self.classifier.num_classes)
+        for row, logits in state["logits"].items():
+            if tuple(logits.shape) != needed or "float" not in state["logits"]:
+                raise ValueError(f"logits of {row} are {list(logits.shape)}, not {list(needed)}")
         self.logits.update(state["logits"])
+        self.seconds.update({stage: float(state["seconds"][stage]) for stage in STAGES})
+        self.start = time.perf_counter() - float(state["total_seconds"])
+        self.diversity = json.loads(json.dumps(state["diversity"]))
+        self.warnings[:] = map(str, state["warnings"])
         self.folder.write_text(LOG, state["log"])
 
     def profiled(self, stage: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
@@ -144,11 +153,19 @@ class Run:
         return self.profiler.stage(stage, steps)
 
     @contextmanager
-    def steps_of(self, stage: str, steps: int) -> Iterator[StageSteps]:
-        """Profile, watch and checkpoint the steps of a training; give what to call around them."""
+    def steps_of(
+        self, stage: str, steps: int, feeding: Sequence[Training] = ()
+    ) -> Iterator[StageSteps]:
+        """Profile, watch and checkpoint the steps of a training; give what to call around them.
+
+        Args:
+            stage: its name.
+            steps: how many it has.
+            feeding: trainings that take a step within each of them.
+        """
         with self.profiled(stage, steps) as profiled_step:
             stage_steps = StageSteps(
-                stage, self.checkpoints, self.settings.log_interval, profiled_step
+                stage, self.checkpoints, self.settings.log_interval, profiled_step, feeding
             )
             yield stage_steps
             stage_steps.check()
@@ -197,7 +214,7 @@ def prepare(settings: Settings) -> Run:
     run = new_run(settings, classifier, folder)
     run.evaluation, run.reference = evaluation, reference
     run.profiler = StepProfiler(device) if settings.profile else None
-    run.tensorboard = TensorboardLog(folder.path) if settings.tensorboard and writes else None
+    run.tensorboard = TensorboardLog(folder) if settings.tensorboard and writes else None
     run.start = start
     run.checkpoints = checkpoints
     if resumes:

@@ -139,15 +139,17 @@ class RunFolder:
 
     def append_jsonl(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add one line of JSON to a file."""
+        self.append(name, (json.dumps(entry) + "\n").encode())
+
+    def append(self, name: str, data: bytes) -> None:
+        """Let a file grow by these bytes, all or none of them."""
         if not self.writes:
             return
-        line = json.dumps(entry) + "\n"
         with one_line_errors(self.path / name), (self.path / name).open("ab", 0) as stream:
             end = stream.seek(0, os.SEEK_END)
             try:
                 # Without a buffer, a full disk can take a part and say so.
-                written = stream.write(line.encode())
-                if written < len(line):
+                if stream.write(data) < len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
                 stream.truncate(end)
@@ -209,7 +211,7 @@ class NoFolder(RunFolder):
     def __init__(self) -> None:
         self.path = Path()
 
-    def append_jsonl(self, name: str, entry: Mapping[str, Any]) -> None:
+    def append(self, name: str, data: bytes) -> None:
         """Add nothing."""
 
     def _write(self, name: str, data: bytes) -> None:

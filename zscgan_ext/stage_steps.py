@@ -1,6 +1,6 @@
 """What is done around the steps of a stage: profiling, watching, checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from zscgan_ext.checkpoints import Checkpoints
 from zscgan_ext.finite_numbers import FiniteNumbers, NonFiniteError
@@ -15,6 +15,7 @@ class StageSteps:
         checkpoints: of the run.
         log_interval: steps between two looks at whether all numbers are finite.
         profiled_step: is called after each step.
+        feeding: trainings, held already, that take a step within each of the stage's.
     """
 
     def __init__(
@@ -23,11 +24,13 @@ class StageSteps:
         checkpoints: Checkpoints,
         log_interval: int,
         profiled_step: Callable[[], None],
+        feeding: Sequence[Training] = (),
     ) -> None:
         self.stage = stage
         self.checkpoints = checkpoints
         self.log_interval = log_interval
         self.profiled_step = profiled_step
+        self.feeding = feeding
         self.finite_numbers: FiniteNumbers | None = None
         self.taken = 0
 
@@ -35,7 +38,9 @@ class StageSteps:
         """Hold a training, and go on from the state that a checkpoint has of it."""
         checkpoints = self.checkpoints
         checkpoints.hold(f"{self.stage}/training", training)
-        self.finite_numbers = FiniteNumbers(training, checkpoints.snapshot, checkpoints.restore)
+        self.finite_numbers = FiniteNumbers(
+            training, checkpoints.snapshot, checkpoints.restore, self.feeding
+        )
         checkpoints.before_write = self.check
 
     def after_step(self) -> None:

@@ -1,7 +1,7 @@
 """The stages of a run in their order: learn the generator, calibrate, fine-tune, evaluate."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 
@@ -38,6 +38,7 @@ from zscgan_ext.synthesis import (
     synthetic_batches,
     train_generator,
 )
+from zscgan_ext.training import Training
 
 EVALUATION_BATCH = 500  # images
 SAMPLES_PER_CLASS = 10
@@ -60,9 +61,11 @@ def run_stages(run: Run) -> None:
     random = run.checkpoints.hold_random("image random", run.random(4))
     batches = generated_batches(run, generator, random)
     student = quantize(run, batches, "generated_calibrated")
+    feeding = []
     if settings.training == "alternating":
-        batches = generator_goes_on(run, generator, batches)
-    fine_tune_student(run, student, batches, "fine_tuned")
+        feeding = [generator_goes_on(run, generator)]
+        batches = learning_batches(feeding[0], batches)
+    fine_tune_student(run, student, batches, "fine_tuned", feeding)
     save_student(run, student, generator)
     if run.reference is not None:
         random = torch.Generator().manual_seed(run.own_seed(settings.seed))
@@ -117,17 +120,14 @@ def learn_generator(run: Run) -> ConditionalGenerator:
     return generator
 
 
-def generator_goes_on(
-    run: Run, generator: ConditionalGenerator, batches: Iterator[tuple[Tensor, Tensor]]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Let the generator take one more step before each of its batches."""
+def generator_goes_on(run: Run, generator: ConditionalGenerator) -> GeneratorTraining:
+    """Return a training that goes on with the generator while the student learns."""
     settings = replace(run.settings, synthesis_steps=run.settings.fine_tuning_steps)
     random = run.checkpoints.hold_random("alternating/random", run.random(8))
     teacher = FrozenTeacher(run.classifier.model, settings.distance)
     training = GeneratorTraining(generator, teacher, settings, random)
     generator.eval()
-    run.checkpoints.hold("alternating/training", training)
-    return learning_batches(training, batches)
+    return run.checkpoints.hold("alternating/training", training)
 
 
 @torch.no_grad()
@@ -209,23 +209,39 @@ def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> Qu
 
 
 def fine_tune_student(
-    run: Run, student: QuantizedClassifier, batches: Iterator[tuple[Tensor, Tensor]], row: str
+    run: Run,
+    student: QuantizedClassifier,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    row: str,
+    feeding: Sequence[Training] = (),
 ) -> None:
     """Fine-tune a calibrated student on these images, and evaluate it."""
     if not run.checkpoints.is_finished(row):
-        train_student(run, student, batches, row)
+        train_student(run, student, batches, row, feeding)
     evaluate(run, student, row)
 
 
 def train_student(
-    run: Run, student: QuantizedClassifier, batches: Iterator[tuple[Tensor, Tensor]], row: str
+    run: Run,
+    student: QuantizedClassifier,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    row: str,
+    feeding: Sequence[Training],
 ) -> None:
-    """Fine-tune a calibrated student on these images, with a log on the way."""
+    """Fine-tune a calibrated student on these images, with a log on the way.
+
+    Args:
+        run: that the stage belongs to.
+        student: calibrated.
+        batches: of images and labels.
+        row: the stage's name.
+        feeding: trainings that take a step before each batch.
+    """
     settings = run.settings
     with (
         run.checkpoints.stage(row),
         run.timed("fine_tuning"),
-        run.steps_of(row, settings.fine_tuning_steps) as around,
+        run.steps_of(row, settings.fine_tuning_steps, feeding) as around,
         Progress(ROWS[row], settings.fine_tuning_steps, settings.log_interval) as progress,
     ):
 

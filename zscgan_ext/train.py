@@ -14,7 +14,7 @@ from zscgan_ext.command_line import parse_settings
 from zscgan_ext.config import parse_formats
 from zscgan_ext.errors import first_line
 from zscgan_ext.export.exporter import export_run, summary
-from zscgan_ext.program import is_out_of_memory, program
+from zscgan_ext.program import is_out_of_memory, program, told
 from zscgan_ext.results import PREDICTIONS, metrics, predictions, table
 from zscgan_ext.run import Run, prepare
 from zscgan_ext.stages import run_stages
@@ -29,9 +29,7 @@ def export_student(run: Run) -> None:
 
 
 def report(run: Run) -> None:
-    """Write the page about a run that went to its end, and close its log for TensorBoard."""
-    if run.tensorboard is not None:
-        run.tensorboard.close()
+    """Write the page about a run that went to its end."""
     if run.settings.report and run.settings.stop_after is None:
         from zscgan_ext.report.page import write_report  # takes long to import
 
@@ -66,17 +64,12 @@ def run_program(arguments: Sequence[str] | None) -> int:
             print(f"{stopped}; --resume {run.folder.path} goes on from here", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
-        print("stopped before anything was written", file=sys.stderr)
-        return 130
+        return told("stopped before anything was written", 130)
     except RuntimeError as error:
         if processes.count() == 1 or is_out_of_memory(error):
             raise
-        print(
-            f"{processes.name()}error: lost another process ({first_line(error)}); "
-            "--resume goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return 1
+        lost = f"error: lost another process ({first_line(error)})"
+        return told(f"{lost}; --resume goes on from the last checkpoint", 1)
     processes.leave()
     return 0
 

@@ -12,6 +12,8 @@ from zscgan_ext.cuda_graphs import GraphedStep, StreamCapture
 from zscgan_ext.errors import first_line
 from zscgan_ext.execution import Execution
 
+CHANGING_SCALING = {"scale": float, "_growth_tracker": int}  # of the state of a GradScaler
+
 
 def every_step(_: int) -> bool:
     """Report each step."""
@@ -22,11 +24,17 @@ def nothing() -> None:
     """Do nothing after a step."""
 
 
-def like_parameter(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Lay out what an optimizer keeps of a parameter in memory as the parameter is."""
-    if value.shape != parameter.shape:
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+def adam_state(state: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Copy what Adam keeps of a parameter, laid out in memory as the parameter is.
+
+    Raises:
+        ValueError: if it is of something else, which Adam's fused kernel would not notice.
+    """
+    step, moments = state["step"], {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
+    if step.shape != () or any(moment.shape != parameter.shape for moment in moments.values()):
+        raise ValueError(f"the optimizer's state is not of a parameter {list(parameter.shape)}")
+    alike = {name: torch.empty_like(parameter.detach()).copy_(m) for name, m in moments.items()}
+    return {"step": step.to(torch.float32, copy=True), **alike}
 
 
 def as_it_is(_: "Training") -> None:
@@ -126,31 +134,38 @@ class Training(ABC):
         return not processes.agree(not is_finite)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where optimizer, schedule and loss scaling are; what learns is not in it."""
-        optimizer = self.optimizer.state_dict()
-        states = {str(index): values for index, values in optimizer["state"].items()}
+        """Return what steps change beside that which learns: optimizer, rates, loss scaling."""
+        scaling = self.precision.scaler.state_dict()
         return {
             "steps_taken": self.steps_taken,
-            "optimizer": {**optimizer, "state": states},
-            "schedule": self.schedule.state_dict(),
-            "loss_scaling": self.precision.scaler.state_dict(),
+            "learning_rates": [float(group["lr"]) for group in self.optimizer.param_groups],
+            "optimizer": {str(i): own for i, own in self.optimizer.state_dict()["state"].items()},
+            "loss_scaling": {name: scaling[name] for name in CHANGING_SCALING if name in scaling},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; a CUDA graph that was captured must not be replayed after it."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        """Go on from a state; a CUDA graph that was captured must not be replayed after it.
+
+        Raises:
+            ValueError: if the state is of another training.
+        """
+        steps_taken, rates = int(state["steps_taken"]), state["learning_rates"]
+        if not 0 <= steps_taken <= self.schedule.T_max:
+            raise ValueError(f"{steps_taken} of {self.schedule.T_max} steps were taken")
+        own_rates = [group["lr"] for group in self.optimizer.param_groups]
         parameters = self.parameters()
-        states = {
-            int(index): {name: like_parameter(v, parameters[int(index)]) for name, v in own.items()}
-            for index, own in state["optimizer"]["state"].items()
-        }
-        self.optimizer.load_state_dict({**state["optimizer"], "state": states})
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            if isinstance(rate, Tensor):
-                group["lr"] = rate.copy_(group["lr"])  # a captured step reads it there
-        self.schedule.load_state_dict(dict(state["schedule"]))
-        self.precision.scaler.load_state_dict(dict(state["loss_scaling"]))
-        self.steps_taken = state["steps_taken"]
+        states = {int(i): adam_state(s, parameters[int(i)]) for i, s in state["optimizer"].items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+        for group, own, rate in zip(self.optimizer.param_groups, own_rates, rates, strict=True):
+            # A captured step reads the rate where it is.
+            group["lr"] = own.fill_(rate) if isinstance(own, Tensor) else float(rate)
+        position = {"last_epoch": steps_taken, "_step_count": steps_taken + 1}
+        self.schedule.load_state_dict({**self.schedule.state_dict(), **position})
+        scaler, scaling = self.precision.scaler, self.precision.scaler.state_dict()
+        kinds = {name: kind for name, kind in CHANGING_SCALING.items() if name in scaling}
+        scaling |= {name: kind(state["loss_scaling"][name]) for name, kind in kinds.items()}
+        scaler.load_state_dict(scaling)
+        self.steps_taken = steps_taken
         self.losses_are_finite.fill_(True)
 
     def compile(self, inputs: tuple[Tensor, ...]) -> None:

@@ -33,4 +33,4 @@ class StudentState:
         known = zip(quantizers, state["modes"], state["observed_batches"], strict=True)
         for quantizer, mode, observed_batches in known:
             quantizer.mode = ActivationMode(mode)
-            quantizer.observed_batches = observed_batches
+            quantizer.observed_batches = int(observed_batches)
