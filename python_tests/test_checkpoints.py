@@ -51,6 +51,14 @@ def uninterrupted(data, tmp_path_factory):
     return results
 
 
+@pytest.fixture(autouse=True)
+def foreground():
+    """Let Ctrl-C reach the tests, which programs in the background of a shell ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def stop_after(monkeypatch, step, number=signal.SIGTERM):
     """Let a signal come after a step of all stages."""
     count_step = Checkpoints.count_step
