@@ -12,6 +12,7 @@ from zscgan_ext.datasets import Images, LabelledImages
 from zscgan_ext.errors import InputError
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
+from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.rounding import round_weights
 from zscgan_ext.run import Run, new_student, prepare
 from zscgan_ext.run_folder import write_whole
@@ -70,14 +71,18 @@ def real_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
 
 
 def squant_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
-    """Round weights so that errors cancel; ranges from batch norm: no image at all."""
+    """Round and calibrate without any image."""
+    evaluate(run, squant(run), "squant")
+    yield "squant"
+
+
+def squant(run: Run) -> QuantizedClassifier:
+    """Round weights so that errors cancel, and take ranges from batch norm."""
     student = new_student(run.settings, run.classifier, run.execution)
     round_weights(student)
-    calibrate_from_batch_norm(
-        student, run.classifier.model, run.classifier.preprocessing, run.random(20)
-    )
-    evaluate(run, student, "squant")
-    yield "squant"
+    preprocessing = run.classifier.preprocessing
+    calibrate_from_batch_norm(student, run.classifier.model, preprocessing, run.random(20))
+    return student
 
 
 def gdfq_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy_rows import cached_generator, squant
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
@@ -55,7 +56,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fine-tuning-steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--samples", type=Path, help="PNG of generated images")
+    parser.add_argument("--generator", type=Path, help="to read, or to learn and write")
+    parser.add_argument("--samples", type=Path, help="PNG of generated images, if learned now")
     return parser.parse_args()
 
 
@@ -141,6 +143,8 @@ def run_job(
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield what each row of one width and scheme measured, with the seconds it took."""
     settings, start = run.settings, time.perf_counter()
+    yield "squant", {**pictures.measure(squant(run)), "seconds": time.perf_counter() - start}
+    start = time.perf_counter()
     noise = noise_batches(settings.batch_size, run.classifier.preprocessing.shape, run.random(3))
     student = quantize(run, noise, "noise_calibrated")
     yield "noise_calibrated", {**pictures.measure(student), "seconds": time.perf_counter() - start}
@@ -183,10 +187,13 @@ def main() -> None:
             arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
         keep("float", "float", "float", pictures.measure(run.classifier.model))
-        generator = learn_generator(run)
-        if arguments.samples is not None:
-            last = max(Path(folder, "run", "samples").glob("step-*.png"))
-            arguments.samples.write_bytes(last.read_bytes())
+        if arguments.generator is None:
+            generator = learn_generator(run)
+        else:
+            generator = cached_generator(run, arguments.generator)
+        learned = sorted(Path(folder, "run", "samples").glob("step-*.png"))
+        if arguments.samples is not None and learned:
+            arguments.samples.write_bytes(learned[-1].read_bytes())
         keep("float", "float", "generator", {"seconds": run.seconds["synthesis"]})
         for bits in arguments.bits:
             for scheme in arguments.schemes:
