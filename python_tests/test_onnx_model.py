@@ -229,12 +229,27 @@ def test_a_wrong_bias_of_the_last_layer_is_found(monkeypatch):
 
 
 def test_too_little_agreement_is_an_error(monkeypatch):
-    monkeypatch.setattr(verification, "agreement", lambda *_: 99.4)
+    found = iter((99.4, 100.0))  # of ONNX Runtime, of the student with itself
+    monkeypatch.setattr(verification, "agreement", lambda *_: next(found))
     classifier = small_classifier()
     student = calibrated(classifier, "deploy", 8, 8)
     model, grids = quantized_model(student, classifier)
     with pytest.raises(InputError, match=r"agrees with the student on 99.40 % of 128 images"):
         verify(student, model, grids, noise(classifier))
+
+
+@pytest.mark.parametrize(("found", "passes"), [(93.4, False), (93.6, True)])
+def test_a_student_that_disagrees_with_itself_allows_twice_as_much(monkeypatch, found, passes):
+    figures = iter((found, 97.0))
+    monkeypatch.setattr(verification, "agreement", lambda *_: next(figures))
+    classifier = small_classifier()
+    student = calibrated(classifier, "deploy", 8, 8)
+    model, grids = quantized_model(student, classifier)
+    if passes:
+        assert verify(student, model, grids, noise(classifier)).own_agreement == 97.0
+    else:
+        with pytest.raises(InputError, match=r"on 93.40 % of 128 images, needed are 93.50 %"):
+            verify(student, model, grids, noise(classifier))
 
 
 def test_logits_that_are_no_numbers_are_found():

@@ -131,7 +131,8 @@ def summary(report: dict[str, Any]) -> str:
             f"float ONNX file: {sizes['float_onnx']:,} bytes; the quantized one is "
             f"{of_float:.3f} of it",
             f"ONNX Runtime agrees with the student on {facts['agreement']:.2f} % of "
-            f"{facts['images']} generated images",
+            f"{facts['images']} generated images, the student with itself on "
+            f"{facts['own_agreement']:.2f} %",
             f"largest difference of a logit: {facts['logit_difference']:.2g} where ties are "
             f"rounded alike (allowed {facts['allowed_difference']:.2g}), "
             f"{facts['end_to_end_difference']:.2g} from end to end",
