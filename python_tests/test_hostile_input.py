@@ -403,7 +403,9 @@ def content(path: str):
         return os.readlink(path)
     if not os.path.isfile(path):
         return os.lstat(path).st_mode
-    return os.stat(path) if os.path.getsize(path) > make.GIGABYTE else Path(path).read_bytes()
+    if os.path.getsize(path) > make.GIGABYTE:  # a file with holes, too large to be read
+        return os.path.getsize(path), os.stat(path).st_mtime_ns
+    return Path(path).read_bytes()
 
 
 def snapshot(folder: Path):
