@@ -40,15 +40,11 @@ from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement, top1
 from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.run import Run, run_with
+from zscgan_ext.run import WITHOUT_EFFECT, Run, run_with
 from zscgan_ext.stages import evaluate
 
 # Settings that differ from cell to cell, or say nothing about what is measured.
-NOT_SHARED = {
-    *("classifier", "scheme", "bits", "seed", "output", "overwrite", "resume", "checkpoint_every"),
-    *("keep_checkpoints", "stop_after", "export", "report", "tensorboard", "log_interval"),
-    *("profile", "keep_freed_memory"),
-}
+NOT_SHARED = {"classifier", "scheme", "bits", "seed", "stop_after", *WITHOUT_EFFECT}
 GIVEN = ("synthesis_steps", "fine_tuning_steps", "batch_size", "calibration_batches", "latent_dim")
 
 

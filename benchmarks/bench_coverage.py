@@ -46,7 +46,6 @@ from zscgan_ext.synthesis import GeneratorTraining
 from zscgan_ext.tracing import trace
 from zscgan_ext.training import Training
 
-RESULTS = Path(__file__).parent / "results"
 CHECKS = ("convert", "fold", "generator step", "fine-tuning step", "export")
 LARGEST_DIFFERENCE = 1e-4  # of a logit, relative to the largest
 BATCH = 2  # images in a step
@@ -133,10 +132,10 @@ class Coverage:
         images = coverage_models.plausible_images(COMPARED, self.shape[1], self.random)
         self.student.requires_grad_(False)
         model, grids = quantized_model(self.student, self.classifier)
-        ties, difference = compare_nodes(self.student, model, grids, [images])
+        ties, largest = compare_nodes(self.student, model, grids, [images])
         allowed = product_step(self.student)
-        if not difference <= allowed:
-            raise ValueError(f"logits differ by {difference:.2g}, allowed is {allowed:.2g}")
+        if not largest <= allowed:
+            raise ValueError(f"logits differ by {largest:.2g}, allowed is {allowed:.2g}")
         return f"{len(model.graph.node)} nodes, {ties} ties"
 
 
@@ -153,7 +152,7 @@ def step(training: Training) -> str:
     """
     loss, _ = training.measure(*training.inputs())
     loss.backward()
-    parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
+    parameters = training.parameters()
     gradients = [p.grad for p in parameters if p.grad is not None]
     finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
     if not bool(loss.isfinite()) or not finite:

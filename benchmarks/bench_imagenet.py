@@ -142,24 +142,23 @@ def run_job(
     run: Run, generator: ConditionalGenerator, pictures: Pictures
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield what each row of one width and scheme measured, with the seconds it took."""
-    settings, start = run.settings, time.perf_counter()
-    yield "squant", {**pictures.measure(squant(run)), "seconds": time.perf_counter() - start}
-    start = time.perf_counter()
-    noise = noise_batches(settings.batch_size, run.classifier.preprocessing.shape, run.random(3))
-    student = quantize(run, noise, "noise_calibrated")
-    yield "noise_calibrated", {**pictures.measure(student), "seconds": time.perf_counter() - start}
-    start = time.perf_counter()
-    batches = synthetic_batches(generator, settings.batch_size, run.random(4))
+    size, start = run.settings.batch_size, time.perf_counter()
+
+    def measured(student: nn.Module) -> dict[str, float]:
+        nonlocal start
+        seconds = time.perf_counter() - start
+        figures = {**pictures.measure(student), "seconds": seconds}
+        start = time.perf_counter()
+        return figures
+
+    yield "squant", measured(squant(run))
+    noise = noise_batches(size, run.classifier.preprocessing.shape, run.random(3))
+    yield "noise_calibrated", measured(quantize(run, noise, "noise_calibrated"))
+    batches = synthetic_batches(generator, size, run.random(4))
     student = quantize(run, batches, "generated_calibrated")
-    yield (
-        "generated_calibrated",
-        {
-            **pictures.measure(student),
-            "seconds": time.perf_counter() - start,
-        },
-    )
+    yield "generated_calibrated", measured(student)
     fine_tune_student(run, student, batches, "fine_tuned")
-    yield "fine_tuned", {**pictures.measure(student), "seconds": time.perf_counter() - start}
+    yield "fine_tuned", measured(student)
 
 
 def main() -> None:

@@ -5,9 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from measured_table import replace_measured_table
+
 Row = dict[str, Any]
 SUBJECT = ("op", "direction", "layout", "dtype", "shape", "device")
-BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 LARGE_BYTES, LARGEST_BYTES = 12e6, 400e6  # moved by an op on one tensor of about 32 MB
 SHOWN_LAYOUTS = ("NCHW", "channels_last")
 COLORS = {"native": "#1b7837", "torch": "#c2a5cf", "compiled": "#9970ab", "reference": "#762a83"}
@@ -115,15 +116,9 @@ def markdown(result: dict[str, Any], source: str) -> str:
 
 
 def update_documentation(document: Path, source: Path) -> None:
-    """Replace what stands between the markers of a document by the table of a JSON file.
+    """Put the table of a JSON file into a document.
 
     Raises:
-        SystemExit: if the document lacks the markers.
+        SystemExit: if the document has no place for it.
     """
-    text = document.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{document}: has no {BEGIN} and {END} around a table")
-    table = markdown(json.loads(source.read_text()), source.name)
-    document.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+    replace_measured_table(document, markdown(json.loads(source.read_text()), source.name))

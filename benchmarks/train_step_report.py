@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from measured_table import replace_measured_table
+
 Row = dict[str, Any]
 SUBJECT = ("classifier", "stage", "batch", "device")
-BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 COLORS = {"eager": "#762a83", "compiled": "#9970ab", "native": "#1b7837"}
 TITLES = (
     *("classifier", "stage", "batch", "device", "eager ms", "compiled ms", "native ms"),
@@ -119,15 +120,9 @@ def markdown(result: dict[str, Any], source: str) -> str:
 
 
 def update_documentation(document: Path, source: Path) -> None:
-    """Replace what stands between the markers of a document by the table of a JSON file.
+    """Put the table of a JSON file into a document.
 
     Raises:
-        SystemExit: if the document lacks the markers.
+        SystemExit: if the document has no place for it.
     """
-    text = document.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{document}: has no {BEGIN} and {END} around a table")
-    table = markdown(json.loads(source.read_text()), source.name)
-    document.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+    replace_measured_table(document, markdown(json.loads(source.read_text()), source.name))

@@ -50,12 +50,12 @@ T* pointer(Address address, int64_t count, const char* name) {
     return reinterpret_cast<T*>(address);
 }
 
-// ---- lists of tensors ---------------------------------------------------------------------------
-
 inline Activation activation_of(int code) {
     require(code >= 0 && code <= 2, "activation code: accepted are 0 to 2");
     return static_cast<Activation>(code);
 }
+
+// ---- lists of tensors ---------------------------------------------------------------------------
 
 // (extent, quant_min, quant_max, gradient_scale, activation, quantizer_stride, x, scale,
 // zero_point, bias, y, grad, grad_x, grad_scale, grad_zero_point, grad_bias)

@@ -80,16 +80,18 @@ class Arguments:
         return weight
 
 
-def as_parameter(value: Tensor | None) -> nn.Parameter | None:
-    """Return a parameter that shares a tensor's memory; None stays None."""
-    if value is None or isinstance(value, nn.Parameter):
-        return value
-    return nn.Parameter(value, requires_grad=False)
-
-
 def on_meta(make: Callable[..., nn.Module], *arguments: Any, **options: Any) -> Any:
     """Build a layer whose parameters take no memory; others will stand in their place."""
     return make(*arguments, **options, device="meta")
+
+
+def with_parameters(layer: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
+    """Give a layer parameters that share the memory of these, and return it."""
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and not isinstance(value, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=False)
+        setattr(layer, name, value)
+    return layer
 
 
 def convolution(make: Any, dimensions: int) -> Callable[[Arguments], nn.Module]:
@@ -108,8 +110,7 @@ def convolution(make: Any, dimensions: int) -> Callable[[Arguments], nn.Module]:
             groups=groups,
             bias=bias is not None,
         )
-        layer.weight, layer.bias = as_parameter(weight), as_parameter(bias)
-        return layer  # type: ignore[no-any-return]
+        return with_parameters(layer, weight, bias)
 
     return layer_of
 
@@ -135,16 +136,14 @@ def transposed_convolution(call: Arguments) -> nn.Module:
         dilation=sizes(call.value(7, "dilation", 1), 2),
         bias=bias is not None,
     )
-    layer.weight, layer.bias = as_parameter(weight), as_parameter(bias)
-    return layer  # type: ignore[no-any-return]
+    return with_parameters(layer, weight, bias)
 
 
 def linear(call: Arguments) -> nn.Module:
     """Return the layer of a call of `linear`."""
     weight, bias = call.weight(), call.tensor(2, "bias")
     layer = on_meta(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight, layer.bias = as_parameter(weight), as_parameter(bias)
-    return layer  # type: ignore[no-any-return]
+    return with_parameters(layer, weight, bias)
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -168,12 +167,11 @@ def batch_norm(call: Arguments) -> nn.Module:
             "stored ones; call .eval() before the model is traced or exported"
         )
     layer = on_meta(BatchNorm, len(mean), eps=call.value(7, "eps", 1e-5), affine=weight is not None)
-    layer.weight, layer.bias = as_parameter(weight), as_parameter(bias)
     if weight is not None and bias is None:
-        layer.bias = nn.Parameter(torch.zeros_like(weight), requires_grad=False)
+        bias = torch.zeros_like(weight)
     layer.running_mean, layer.running_var = mean, variance
     layer.num_batches_tracked = None
-    return layer  # type: ignore[no-any-return]
+    return with_parameters(layer, weight, bias)
 
 
 def layer_norm(call: Arguments) -> nn.Module:
@@ -186,8 +184,7 @@ def layer_norm(call: Arguments) -> nn.Module:
         elementwise_affine=weight is not None,
         bias=bias is not None,
     )
-    layer.weight, layer.bias = as_parameter(weight), as_parameter(bias)
-    return layer  # type: ignore[no-any-return]
+    return with_parameters(layer, weight, bias)
 
 
 def group_norm(call: Arguments) -> nn.Module:
@@ -200,8 +197,7 @@ def group_norm(call: Arguments) -> nn.Module:
             "of channels is not known; give it both, or use nn.GroupNorm"
         )
     layer = on_meta(nn.GroupNorm, groups, len(weight), eps=call.value(4, "eps", 1e-5))
-    layer.weight, layer.bias = as_parameter(weight), as_parameter(bias)
-    return layer  # type: ignore[no-any-return]
+    return with_parameters(layer, weight, bias)
 
 
 LAYER_OF_FUNCTION: dict[Any, Callable[[Arguments], nn.Module]] = {

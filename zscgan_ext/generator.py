@@ -87,10 +87,9 @@ class ConditionalGenerator(nn.Module):
         self.image_size = preprocessing.image_size
         doublings = max(1, round(math.log2(self.image_size / SMALLEST_MAP)))
         self.map_size = math.ceil(self.image_size / 2**doublings)
-        is_large = self.image_size > LARGEST_OF_BLOCKS
-        finest = 16 if is_large else 32
-        self.last_doubling = 2 if is_large else 1
-        doublings -= is_large
+        finest = 32
+        if self.image_size > LARGEST_OF_BLOCKS:
+            finest, doublings = 16, doublings - 1
         widths = [min(WIDEST, finest * 2 ** (doublings - level)) for level in range(doublings + 1)]
         self.embedding = nn.Embedding(num_classes, latent_dim)
         self.linear = nn.Linear(2 * latent_dim, widths[0] * self.map_size**2)
@@ -118,9 +117,9 @@ class ConditionalGenerator(nn.Module):
         """
         joined = torch.cat([latent, self.embedding(labels)], dim=1)  # [N, 2 * latent_dim]
         x = self.linear(joined).view(len(latent), -1, self.map_size, self.map_size)
-        x = self.blocks(F.leaky_relu_(self.bn(x), 0.2))  # [N, finest, >= image_size, ...]
-        if self.last_doubling > 1:
-            x = F.interpolate(x, scale_factor=float(self.last_doubling), mode="nearest")
+        x = self.blocks(F.leaky_relu_(self.bn(x), 0.2))  # [N, finest, S, S]
+        if x.shape[-1] < self.image_size:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         x = x[:, :, : self.image_size, : self.image_size]
         pixels = torch.sigmoid(2 * self.pixel_bn(self.to_pixels(x)))
         return (pixels - self.get_buffer("mean")) / self.get_buffer("std")

@@ -38,11 +38,15 @@ from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 STAGES = ("synthesis", "calibration", "fine_tuning", "evaluation")
 LOG = "metrics.jsonl"
+# Settings that change nothing of what is learned and measured.
+WITHOUT_EFFECT = {
+    *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
+    *("log_interval", "profile", "report", "tensorboard", "keep_freed_memory"),
+}
 # Settings that a run may change when it goes on from a checkpoint.
 CHANGEABLE = {
-    *("device", "precision", "memory_format", "keep_freed_memory", "cuda_graphs", "compile"),
-    *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
-    *("log_interval", "profile", "report", "tensorboard"),
+    *("device", "precision", "memory_format", "cuda_graphs", "compile"),
+    *WITHOUT_EFFECT,
 }
 
 

@@ -114,7 +114,7 @@ def learn_generator(run: Run) -> ConditionalGenerator:
             *(generator, teacher, settings, random, report, is_due),
             *(around.after_step, around.before_steps),
         )
-        run.warn(never_generated(run, generator))
+        run.warn([*not_learned(run, generator), *never_generated(run, generator)])
         run.folder.save_tensors("generator.safetensors", generator.state_dict())
     teacher.remove_hooks()
     return generator
@@ -167,28 +167,33 @@ def probe_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[T
         yield to_memory_format(images, run.execution.memory_format), labels
 
 
+def not_learned(run: Run, generator: ConditionalGenerator) -> list[str]:
+    """Return a line that counts the classes learned, if that is not all of them."""
+    learned, classes = len(generator.learned_classes()), run.classifier.num_classes
+    if learned == classes:
+        return []
+    return [
+        f"the generator had images enough for {learned} of {classes} classes; "
+        "give more --synthesis-steps or a larger --batch-size for more"
+    ]
+
+
 @torch.no_grad()
 def never_generated(run: Run, generator: ConditionalGenerator) -> list[str]:
-    """Return lines that count the classes not learned, and name those that came out as others."""
-    classes, size = run.classifier.num_classes, run.settings.batch_size
-    learned = generator.learned_classes()
-    lines = []
-    if len(learned) < classes:
-        lines.append(
-            f"the generator had images enough for {len(learned)} of {classes} classes; "
-            "give more --synthesis-steps or a larger --batch-size for more"
-        )
-    hits = torch.zeros(classes, dtype=torch.int64, device=run.device)
+    """Return a line that names learned classes that came out as others, if there are any."""
+    learned, size = generator.learned_classes(), run.settings.batch_size
+    hits = torch.zeros(run.classifier.num_classes, dtype=torch.int64, device=run.device)
     batches = math.ceil(PROBES_PER_CLASS * len(learned) / size)
     for images, labels in islice(probe_batches(run, generator), batches):
         hits.index_add_(0, labels, (run.classifier.model(images).argmax(1) == labels).long())
-    missing = [label for label in learned if hits[label] == 0]
+    counts = hits.tolist()
+    missing = [label for label in learned if counts[label] == 0]
     if not missing:
-        return lines
+        return []
     names = [run.classifier.class_names[label] for label in missing[:NAMED_CLASSES]]
     more = ", ..." if len(missing) > NAMED_CLASSES else ""
     never = f"{len(missing)} of {len(learned)} classes are never generated"
-    return [*lines, f"{never}, as the classifier sees it: {', '.join(names)}{more}"]
+    return [f"{never}, as the classifier sees it: {', '.join(names)}{more}"]
 
 
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
