@@ -68,17 +68,15 @@ def measure_subject(subject: Subject, plan: Plan, samples: int) -> Iterator[dict
             }
 
 
-def measure(plans: Sequence[Plan], samples: int) -> list[dict[str, Any]]:
-    """Measure all plans, with a line of progress for each."""
-    rows: list[dict[str, Any]] = []
+def measure(plans: Sequence[Plan], samples: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each plan, with a line of progress for each."""
     for number, plan in enumerate(plans, 1):
         torch.compiler.reset()
         subject = plan.make(plan.kind)
         print(f"[{number}/{len(plans)}] {subject.op} {subject.layout}", file=sys.stderr)
-        rows += measure_subject(subject, plan, samples)
+        yield list(measure_subject(subject, plan, samples))
         del subject
         gc.collect()
-    return rows
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -127,15 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     allocator = allocator_in_use()
     torch.manual_seed(0)
     gc.disable()
-    rows = measure(plans_for(options, device), options.samples)
+    rows: list[dict[str, Any]] = []
+    made = made_with(device, allocator=allocator, samples=options.samples)
+    for measured in measure(plans_for(options, device), options.samples):
+        rows += measured
+        if options.json:  # at once: what is cut off keeps the rows that it has
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps({"made_with": made, "rows": rows}, indent=1) + "\n")
     gc.enable()
-    result = {
-        "made_with": made_with(device, allocator=allocator, samples=options.samples),
-        "rows": rows,
-    }
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
     print_table(rows)
     chart = options.json.with_suffix(".png") if options.json else Path("kernels.png")
     draw_chart(rows, options.chart or chart)

@@ -3,10 +3,11 @@
     python benchmarks/bench_train_step.py [--device cpu|cuda] [--json FILE] [--chart FILE] [--quick]
 
 `eager` is plain torch: reference ops, batch-norm hooks, contiguous memory, torch's own defaults.
-`compiled` is the same under torch.compile. `native` is what `python -m zscgan_ext.train` does. The
-stage `teacher` is the frozen classifier, forward and backward to the images, without matching
-batch-norm statistics; `teacher_matched` is the same with it. Each implementation has a process of
-its own, and the processes take turns step by step.
+`compiled` is the same under torch.compile. `native` is what `python -m zscgan_ext.train` does, and
+`reference`, on a GPU, the same with plain torch's ops, launched one by one. The stage `teacher` is
+the frozen classifier, forward and backward to the images, without matching batch-norm statistics;
+`teacher_matched` is the same with it. Each implementation has a process of its own, and the
+processes take turns step by step.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from measurement import made_with
 from train_step_report import draw_chart, print_table, update_documentation
-from training_subjects import Subject
+from training_subjects import IMPLEMENTATIONS, Subject
 
 CLASSIFIERS = ("resnet20", "resnet18", "resnet50", "mobilenet_v2")
 BATCHES = {"cpu": (16,), "cuda": (16, 128)}
@@ -100,14 +101,20 @@ def measure(subjects: Sequence[Subject], samples: int) -> Iterator[dict[str, Any
             worker.end()
 
 
+def implementations_for(classifier: str, options: argparse.Namespace) -> tuple[str, ...]:
+    """Return what a training stage of a classifier is measured as, where nothing was said."""
+    if options.quick:
+        return ("eager", "native")
+    if options.device == "cuda":
+        return ("eager", "reference", "compiled", "native")
+    return ("eager", "compiled", "native") if classifier in COMPILED_ON_CPU else ("eager", "native")
+
+
 def groups(options: argparse.Namespace) -> Iterator[list[Subject]]:
     """Yield what is measured in turns."""
     for classifier in options.classifiers:
         batches = (SMALL_IMAGES_BATCH,) if classifier == "resnet20" else BATCHES[options.device]
-        compiled = options.device == "cuda" or classifier in COMPILED_ON_CPU
-        names = ("eager", "compiled", "native") if compiled else ("eager", "native")
-        if options.quick:
-            names = ("eager", "native")
+        names = options.implementations or implementations_for(classifier, options)
         for batch in [options.batch] if options.batch else batches:
             for stage in options.stages:
                 pairs = TEACHER_PASSES if stage == "teacher" else [(stage, name) for name in names]
@@ -131,6 +138,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--classifiers", nargs="+", choices=CLASSIFIERS, default=CLASSIFIERS)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument(
+        "--implementations", nargs="+", choices=IMPLEMENTATIONS, help="of the training stages"
+    )
     parser.add_argument("--batch", type=int, help="images, instead of the usual number")
     parser.add_argument(
         "--update-docs",
@@ -154,18 +164,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         return update_documentation(options.update_docs, options.json)
     rows: list[dict[str, Any]] = []
+    made = made_with(torch.device(options.device), samples=options.samples)
     planned = list(groups(options))
     for number, subjects in enumerate(planned, 1):
         first = subjects[0]
         print(f"[{number}/{len(planned)}] {first.classifier} {first.stage}", file=sys.stderr)
         rows += measure(subjects, options.samples)
-    result = {
-        "made_with": made_with(torch.device(options.device), samples=options.samples),
-        "rows": rows,
-    }
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        if options.json:  # at once: what is cut off keeps the rows that it has
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps({"made_with": made, "rows": rows}, indent=1) + "\n")
     print_table(rows)
     chart = options.json.with_suffix(".png") if options.json else Path("train_step.png")
     draw_chart(rows, options.chart or chart)

@@ -124,7 +124,7 @@ stage_build() {
 stage_test() {
     local parallel=() steps=()
     if "$python" -c 'import xdist' 2> /dev/null; then
-        parallel=(-p xdist.plugin -n 4 --dist loadfile) # large tensors one after the other
+        parallel=(-p xdist.plugin -n 7 --dist loadfile) # large tensors one after the other
     fi
     local pytest=(env OMP_NUM_THREADS=2 "$python" -m pytest -q --durations=15 "${parallel[@]}")
     run test-gpu 200 "${pytest[@]}" -m cuda &
@@ -159,7 +159,8 @@ stage_kernels() {
 }
 
 stage_steps() {
-    run steps 150 "$python" benchmarks/bench_train_step.py --device cuda \
+    run steps 150 "$python" benchmarks/bench_train_step.py --device cuda --batch 128 \
+        --classifiers resnet18 resnet20 mobilenet_v2 --implementations eager reference native \
         --json "$output/train_step.json" || failed=1
 }
 

@@ -8,10 +8,16 @@ from measured_table import replace_measured_table
 
 Row = dict[str, Any]
 SUBJECT = ("classifier", "stage", "batch", "device")
-COLORS = {"eager": "#762a83", "compiled": "#9970ab", "native": "#1b7837"}
+COLORS = {
+    "eager": "#762a83",
+    "compiled": "#9970ab",
+    "reference": "#c2a5cf",
+    "native": "#1b7837",
+}
 TITLES = (
-    *("classifier", "stage", "batch", "device", "eager ms", "compiled ms", "native ms"),
-    *("eager / native", "eager MB", "native MB", "native / eager"),
+    *("classifier", "stage", "batch", "device"),
+    *("eager ms", "compiled ms", "reference ms", "native ms"),
+    *("eager / native", "reference / native", "eager MB", "native MB", "native / eager"),
 )
 
 
@@ -26,21 +32,24 @@ def groups_of(rows: list[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
 
 def line_of(subject: tuple[Any, ...], group: dict[str, Row]) -> list[str]:
     """Return the cells of one line; a dash where nothing was measured."""
+    # A GPU takes milliseconds where a CPU takes seconds.
+    digits = 2 if subject[SUBJECT.index("device")] == "cuda" else 0
 
-    def figure(name: str, key: str, unit: float) -> str:
-        return f"{group[name][key] / unit:.0f}" if name in group else "-"
+    def figure(name: str, key: str, unit: float, digits: int) -> str:
+        return f"{group[name][key] / unit:.{digits}f}" if name in group else "-"
 
     def ratio(over: str, under: str, key: str) -> str:
         if over not in group or under not in group:
             return "-"
         return f"{group[over][key] / group[under][key]:.2f}x"
 
-    times = [figure(name, "median_ms", 1) for name in COLORS]
-    memory = [figure(name, "peak_memory_bytes", 1e6) for name in ("eager", "native")]
+    times = [figure(name, "median_ms", 1, digits) for name in COLORS]
+    memory = [figure(name, "peak_memory_bytes", 1e6, 0) for name in ("eager", "native")]
     return [
         *map(str, subject),
         *times,
         ratio("eager", "native", "median_ms"),
+        ratio("reference", "native", "median_ms"),
         *memory,
         ratio("native", "eager", "peak_memory_bytes"),
     ]

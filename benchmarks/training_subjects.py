@@ -25,15 +25,18 @@ from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 IMAGENET = Preprocessing(3, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 STATISTICS_BATCH = 8  # images
-# How an ordinary torch program runs, and the same compiled; `native` is what the trainer chooses.
+# How an ordinary torch program runs, and the same compiled; `native` is what the trainer chooses,
+# `reference` the same precision and layout without what is ours.
 PLAIN_SETTINGS = Settings(
     precision="float32", memory_format="contiguous", keep_freed_memory=False, cuda_graphs="off"
 )
 SETTINGS = {
     "eager": PLAIN_SETTINGS,
     "compiled": Settings(**{**vars(PLAIN_SETTINGS), "compile": True}),
+    "reference": Settings(cuda_graphs="off"),
     "native": Settings(),
 }
+IMPLEMENTATIONS = tuple(SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Subject:
 
     classifier: str  # a bundled one, or the name of a torchvision model
     stage: str  # generator_step, fine_tuning_step, teacher or teacher_matched
-    implementation: str  # eager, compiled or native
+    implementation: str  # one of IMPLEMENTATIONS
     batch: int  # images
     device: str  # cpu or cuda
 
@@ -58,7 +61,7 @@ class Parts:
         )
         self.execution: Execution = choose_execution(self.settings, self.device)
         self.is_native = subject.implementation == "native"
-        if self.is_native:
+        if subject.implementation in ("native", "reference"):
             self.execution.apply()
         self.model, self.preprocessing = build_classifier(subject.classifier)
         self.model = self.placed(self.model)

@@ -266,6 +266,7 @@ def test_the_plan_has_every_classifier_stage_and_implementation(device):
         assert ("teacher_matched", "native") in pairs
         compiled = device == "cuda" or classifier == "resnet20"
         assert (("generator_step", "compiled") in pairs) == compiled
+        assert (("generator_step", "reference") in pairs) == (device == "cuda")
     assert {s.classifier for g in groups(parse(["--quick"])) for s in g} == {"resnet20"}
 
 
