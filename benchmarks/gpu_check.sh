@@ -9,12 +9,13 @@ usage: benchmarks/gpu_check.sh [OPTION...] [STAGE...]
 
 Runs these stages, or the named ones, each in this order:
   build     the package, for this GPU's architecture alone, into build/gpu
-  test      the GPU tests, and beside them the CPU tests
+  test      the GPU tests
   sanitize  the GPU parity tests under compute-sanitizer's four tools
   kernels   bench_kernels.py
   steps     bench_train_step.py
   schedule  bench_published_schedule.py
   default   the main program with its defaults
+  cpu       the CPU tests, which see no GPU
 A stage that fails does not stop the next one. build/gpu is kept for later calls.
 
 options:
@@ -37,7 +38,7 @@ refuse() {
 
 # ---- arguments -----------------------------------------------------------------------------------
 
-all_stages=(build test sanitize kernels steps schedule default)
+all_stages=(build test sanitize kernels steps schedule default cpu)
 stages=()
 output=gpu-check wheels='' weights='' limit=530 commit='' dry_run=''
 while (($#)); do
@@ -121,18 +122,18 @@ stage_build() {
     run build-usable 60 "$python" -c "$reason; sys.exit(i.cuda_missing_reason())" || failed=1
 }
 
-stage_test() {
-    local parallel=() steps=()
+# run_tests NAME SECONDS ARGUMENTS...: pytest on many cores, large tensors one after the other.
+run_tests() {
+    local name=$1 seconds=$2 parallel=()
+    shift 2
     if "$python" -c 'import xdist' 2> /dev/null; then
-        parallel=(-p xdist.plugin -n 7 --dist loadfile) # large tensors one after the other
+        parallel=(-p xdist.plugin -n 12 --dist loadfile)
     fi
-    local pytest=(env OMP_NUM_THREADS=2 "$python" -m pytest -q --durations=15 "${parallel[@]}")
-    run test-gpu 200 "${pytest[@]}" -m cuda &
-    steps+=($!)
-    run test-cpu 200 "${pytest[@]}" -m 'not cuda' &
-    steps+=($!)
-    join "${steps[@]}"
+    run "$name" "$seconds" env OMP_NUM_THREADS=2 "$python" -m pytest -v --durations=15 \
+        "${parallel[@]}" "$@" || failed=1
 }
+
+stage_test() { run_tests test 200 -m cuda; }
 
 stage_sanitize() {
     local tool steps=()
@@ -172,6 +173,10 @@ stage_schedule() {
 stage_default() {
     run default 90 env ZSCGAN_EXT_IMPL=native "$python" -m zscgan_ext.train --device=cuda \
         --overwrite --output="$output/default-run" || failed=1
+}
+
+stage_cpu() {
+    CUDA_VISIBLE_DEVICES='' run_tests cpu 240 -m 'not cuda'
 }
 
 # The GPU as it was found, and what is checked.

@@ -80,13 +80,18 @@ def cpu_quick_plan(device: torch.device) -> Iterator[Plan]:
 
 
 def gpu_quick_plan(device: torch.device) -> Iterator[Plan]:
-    """Yield every op and layout where memory is the limit, and one layout in every size."""
-    for make, layouts in LAYOUTS.items():
-        for layout, dtype in product(layouts, (torch.float32, torch.bfloat16)):
+    """Yield every op and layout where memory is the limit, and one layout in every size.
+
+    What takes long to compile comes last.
+    """
+    slow_last = sorted(LAYOUTS, key=COMPARED_BY_COMPILING.__contains__)
+    for make in slow_last:
+        for layout, dtype in product(LAYOUTS[make], (torch.float32, torch.bfloat16)):
             names = WITH_ATEN
             if make in COMPARED_BY_COMPILING and layout in (NCHW, CHANNELS_LAST):
                 names = {**WITH_ATEN, "forward+backward": EVERY}
             yield Plan(make, Kind(layout, dtype, 256 * MEBIBYTE // dtype.itemsize, device), names)
+    for make, layouts in LAYOUTS.items():
         for elements in GPU_ELEMENTS:
             # All buffers of the largest size fit into a GPU of 80 GB in half precision.
             dtype = torch.float32 if elements < GPU_ELEMENTS[-1] else torch.bfloat16

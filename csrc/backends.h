@@ -39,7 +39,12 @@ struct Cpu {
         return threads;
     }
 
-    static void require_workspace(const Where&) {}
+    // Kernels of the CPU need none.
+    static int64_t reduction_workspace(Extent) { return 0; }
+    static int64_t learned_backward_workspace(const LearnedTensor*, int64_t) { return 0; }
+    static int64_t distance_workspace() { return 0; }
+    template <class Bytes>
+    static void require_workspace(const Where&, const Bytes&) {}
 
     template <class Kernel, class... Arguments>
     static void call(const Where& where, Kernel kernel, Arguments... arguments) {
@@ -68,11 +73,16 @@ struct Cuda {
     static constexpr auto batch_norm_statistics_backward = &cuda::batch_norm_statistics_backward;
     static constexpr auto batch_norm_eval = &cuda::batch_norm_eval;
     static constexpr auto batch_norm_eval_backward = &cuda::batch_norm_eval_backward;
+    static constexpr auto reduction_workspace = &cuda::reduction_workspace;
+    static constexpr auto learned_backward_workspace = &cuda::learned_backward_workspace;
+    static constexpr auto distance_workspace = &cuda::distance_workspace;
 
     using Where = std::tuple<int, Address, Address>;  // device, stream, workspace
 
-    static void require_workspace(const Where& where) {
-        require(std::get<2>(where) != 0, "workspace: null pointer");
+    // `bytes` is a function that tells what a kernel needs; where it needs nothing there is none.
+    template <class Bytes>
+    static void require_workspace(const Where& where, const Bytes& bytes) {
+        require(std::get<2>(where) != 0 || bytes() == 0, "workspace: null pointer");
     }
 
     static void check(const char* error) {

@@ -48,9 +48,12 @@ void define_fake_quantize(py::module_& module) {
     module.def("fake_quantize_learned_backward",
                [](int type, const std::vector<LearnedArguments>& list, Where where) {
                    const auto tensors = learned_tensors(list, true);
-                   Backend::require_workspace(where);
+                   const auto count = static_cast<int64_t>(tensors.size());
+                   Backend::require_workspace(where, [&] {
+                       return Backend::learned_backward_workspace(tensors.data(), count);
+                   });
                    Backend::call(where, Backend::fake_quantize_learned_backward, data_type(type),
-                                 tensors.data(), static_cast<int64_t>(tensors.size()));
+                                 tensors.data(), count);
                });
 }
 
@@ -68,7 +71,7 @@ void define_observe(py::module_& module) {
                                   averaging_constant,
                                   range_of(quant_min, quant_max),
                                   symmetric};
-        Backend::require_workspace(where);
+        Backend::require_workspace(where, [&] { return Backend::reduction_workspace(e); });
         Backend::call(where, Backend::observe, data_type(type), e,
                       pointer<const void>(x, e.numel(), "x"), state);
     });
@@ -80,7 +83,7 @@ void define_batch_norm_matching(py::module_& module) {
     module.def("batch_norm_statistics", [](int type, Sizes sizes, Address x, Address shift,
                                            Address mean, Address variance, Where where) {
         const Extent e = extent_of(sizes);
-        Backend::require_workspace(where);
+        Backend::require_workspace(where, [&] { return Backend::reduction_workspace(e); });
         Backend::call(where, Backend::batch_norm_statistics, data_type(type), e,
                       pointer<const void>(x, e.numel(), "x"),
                       pointer<const void>(shift, e.channels, "shift"),
@@ -100,7 +103,7 @@ void define_batch_norm_matching(py::module_& module) {
     module.def(
         "batch_norm_distance", [](int distance, int type, const std::vector<LayerArguments>& list,
                                   Address result, Where where) {
-            Backend::require_workspace(where);
+            Backend::require_workspace(where, Backend::distance_workspace);
             if (data_type(type) == DataType::float64) {
                 Backend::distance(where, distance_of(distance), distance_layers<double>(list),
                                   pointer<double>(result, 1, "result"));
@@ -118,10 +121,13 @@ void define_frozen_batch_norm(py::module_& module) {
         "batch_norm_eval",
         [](int type, Sizes sizes, int activation, Address x, Address residual, Address multiplier,
            Address offset, Address shift, Address mean, Address variance, Address y, Where where) {
-            if (mean) Backend::require_workspace(where);
-            Backend::call(where, Backend::batch_norm_eval, data_type(type),
-                          frozen_batch_norm(sizes, activation, x, residual, multiplier, offset,
-                                            shift, mean, variance, y));
+            const auto norm = frozen_batch_norm(sizes, activation, x, residual, multiplier, offset,
+                                                shift, mean, variance, y);
+            if (mean) {
+                Backend::require_workspace(
+                    where, [&] { return Backend::reduction_workspace(norm.extent); });
+            }
+            Backend::call(where, Backend::batch_norm_eval, data_type(type), norm);
         });
     module.def("batch_norm_eval_backward",
                [](int type, Sizes sizes, int activation, Address grad, Address x, Address y,

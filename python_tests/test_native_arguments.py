@@ -125,10 +125,16 @@ def test_no_entry_is_forgotten():
         assert entries - sizes == set(ENTRIES)
 
 
-def test_null_workspaces():
+def test_null_workspaces_where_blocks_share_a_channel():
     for entry in SCRATCH_ENTRIES if "cuda" in BACKENDS else ():
         with pytest.raises(ValueError, match="workspace: null pointer"):
-            Call(entry)("cuda", (0, 0, 0))
+            Call(entry, {"extent": (2, 3, 10**6)})("cuda", (0, 0, 0))
+
+
+def test_small_tensors_need_no_workspace():
+    for backend in BACKENDS[1:]:
+        workspace_of = getattr(NATIVE, backend).reduction_workspace
+        assert workspace_of(EXTENT) == 0 < workspace_of((2, 3, 10**6))
 
 
 @pytest.mark.parametrize("value", [-1, 2**64, 0.5, None, "0"])

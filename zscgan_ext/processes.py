@@ -172,12 +172,12 @@ def combined_statistics(
         Means and variances of all images, and their number, a scalar tensor.
     """
     if count() == 1:
-        return list(means), list(variances), means[0].new_tensor(float(images))
+        return list(means), list(variances), means[0].new_full((), images)
     sizes = [len(mean) for mean in means]
     shift = torch.cat(list(shifts)).detach()
     first = torch.cat(list(means)) - shift
     second = torch.cat(list(variances)) + first.square()
-    total = summed(torch.cat([first * images, second * images, first.new_tensor([float(images)])]))
+    total = summed(torch.cat([first * images, second * images, first.new_full((1,), images)]))
     first, second = (moment / total[-1] for moment in total[:-1].chunk(2))
     variance = (second - first.square()).clamp(min=0)
     return list((first + shift).split(sizes)), list(variance.split(sizes)), total[-1].detach()

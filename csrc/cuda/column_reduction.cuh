@@ -5,6 +5,7 @@
 // row are reduced one by one and folded to channels in the end.
 #pragma once
 
+#include <algorithm>
 #include <numeric>
 
 #include "reduction.cuh"
@@ -43,7 +44,9 @@ struct ColumnReductionTask {
 // Depends on sizes alone, so that the same values give the same bits wherever they lie.
 inline ColumnPartition plan_column_reduction(const Extent& extent) {
     // Blocks for two on each multiprocessor: what they leave is merged by one.
-    constexpr int64_t most_splits = 256;
+    constexpr int64_t usual_splits = 256;
+    // A thread's float32 sums of more rows than this would lose digits.
+    constexpr int64_t most_rows_of_thread = 1024;
     ColumnPartition partition = {};
     partition.numel = extent.numel();
     partition.channels = extent.channels;
@@ -52,8 +55,11 @@ inline ColumnPartition plan_column_reduction(const Extent& extent) {
     partition.rows = divide_up(partition.numel, partition.octets_per_row * octet_size);
     partition.tiles = static_cast<int>(divide_up(partition.octets_per_row, tile_octets));
     const int64_t lanes = block_threads / bounded(partition.octets_per_row, 1, tile_octets);
-    const int64_t splits = bounded(partition.rows / (lanes * fewest_octets_per_thread), 1,
-                                   bounded(most_column_blocks / partition.tiles, 1, most_splits));
+    const int64_t most_splits =
+        std::max(bounded(most_column_blocks / partition.tiles, 1, usual_splits),
+                 divide_up(partition.rows, lanes * most_rows_of_thread));
+    const int64_t splits =
+        bounded(partition.rows / (lanes * fewest_octets_per_thread), 1, most_splits);
     partition.rows_per_block = bounded(divide_up(partition.rows, splits), 1, INT64_MAX);
     partition.splits =
         static_cast<int>(bounded(divide_up(partition.rows, partition.rows_per_block), 1, splits));

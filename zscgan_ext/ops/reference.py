@@ -194,7 +194,8 @@ def observe(
         average = running + averaging_constant * (observed - running)
         running.copy_(torch.where(first, observed, average))
     negative, positive = running_min.clamp(max=0), running_max.clamp(min=0)
-    steps = quant_max - quant_min
+    # As a tensor: on a GPU torch divides by a number through its inverse, with other bits.
+    steps = torch.full_like(scale, quant_max - quant_min)
     if symmetric:
         scale.copy_((2 * torch.maximum(-negative, positive) / steps).clamp(min=SMALLEST_SCALE))
         zero_point.fill_(0 if quant_min < 0 else (quant_min + quant_max + 1) // 2)
