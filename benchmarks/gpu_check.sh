@@ -20,6 +20,8 @@ A stage that fails does not stop the next one. build/gpu is kept for later calls
 
 options:
   --output DIR     where results and logs go (default: gpu-check)
+  --archive FILE   tar file with all of them, written anew after every stage: a machine that is
+                   taken away then leaves what it has measured
   --wheels DIR     packages that this machine lacks, as wheels; installed before the build
   --weights FILE   checkpoint of torchvision's mobilenet_v2, for the schedule
   --limit SECONDS  time for all stages together (default: 530)
@@ -40,10 +42,10 @@ refuse() {
 
 all_stages=(build test sanitize kernels steps schedule default cpu)
 stages=()
-output=gpu-check wheels='' weights='' limit=530 commit='' dry_run=''
+output=gpu-check archive='' wheels='' weights='' limit=530 commit='' dry_run=''
 while (($#)); do
     case $1 in
-        --output | --wheels | --weights | --limit | --commit)
+        --output | --archive | --wheels | --weights | --limit | --commit)
             (($# > 1)) || refuse "$1: needs a value"
             declare "${1#--}=$2"
             shift
@@ -64,6 +66,7 @@ done
 [[ -z $weights || -f $weights ]] || refuse "--weights: $weights is no file"
 ((${#stages[@]})) || stages=("${all_stages[@]}")
 output=$(realpath -m "$output")
+[[ -z $archive ]] || archive=$(realpath -m "$archive")
 [[ -z $wheels ]] || wheels=$(realpath "$wheels")
 [[ -z $weights ]] || weights=$(realpath "$weights")
 
@@ -189,6 +192,18 @@ describe() {
     nvidia-smi -q -d CLOCK,POWER,ECC,PERFORMANCE
 }
 
+# The summary of the steps so far, in the order in which they ended; and the archive.
+summarize() {
+    {
+        printf '%-20s %6s %8s  %s\n' step exit seconds log
+        find "$output/logs" -name '*.row' -printf '%T@ %p\n' | sort -n | cut -d' ' -f2- |
+            xargs -d '\n' cat
+    } > "$output/summary.txt"
+    [[ $archive ]] || return 0
+    # Under its name there is always a whole archive.
+    tar --exclude=checkpoints -czf "$archive.part" -C "$output" . && mv "$archive.part" "$archive"
+}
+
 # ---- all stages ----------------------------------------------------------------------------------
 
 architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -1)
@@ -198,15 +213,12 @@ if [[ ! $dry_run ]]; then
     rm -f "$output"/logs/*.row
     describe > "$output/environment.txt" 2>&1
 fi
-for stage in "${stages[@]}"; do "stage_$stage"; done
+for stage in "${stages[@]}"; do
+    "stage_$stage"
+    [[ $dry_run ]] || summarize
+done
 [[ ! $dry_run ]] || exit 0
 
-{
-    printf '%-20s %6s %8s  %s\n' step exit seconds log
-    # In the order in which they ended.
-    find "$output/logs" -name '*.row' -printf '%T@ %p\n' | sort -n | cut -d' ' -f2- |
-        xargs -d '\n' cat
-} > "$output/summary.txt"
 printf '\n'
 cat "$output/summary.txt"
 printf '%s s in all, results in %s\n' "$SECONDS" "$output"

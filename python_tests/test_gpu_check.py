@@ -6,8 +6,11 @@ An interpreter that does nothing stands for Python, and writes down how it was c
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -176,6 +179,27 @@ def test_a_build_that_cannot_use_the_gpu_fails(interpreter, tmp_path):
     assert done.returncode == 1
     assert rows(tmp_path) == {"build": 0, "build-info": 0, "build-usable": 1}
     assert reason in (tmp_path / "logs" / "build-usable.log").read_text()
+
+
+def test_the_archive_holds_what_was_measured_before_the_machine_was_taken_away(
+    interpreter, tmp_path
+):
+    archive = tmp_path / "results.tgz"
+    arguments = ("--output", tmp_path / "results", "--archive", archive, "steps", "default")
+    environment = os.environ | {"PYTHON": str(interpreter)}
+    process = subprocess.Popen(
+        [SCRIPT, *map(str, arguments)], cwd=ROOT, env=environment, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not archive.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # in its last stage, which sleeps
+        process.wait()
+    with tarfile.open(archive) as file:
+        names = file.getnames()
+    assert {"./summary.txt", "./logs/steps.log", "./environment.txt"} <= set(names)
 
 
 def test_success_is_the_exit_status(interpreter, tmp_path):
