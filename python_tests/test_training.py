@@ -70,6 +70,21 @@ def test_a_step_waits_for_nothing(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_what_is_captured_takes_no_numbers_from_the_host(stage):
+    training = new_training(stage)
+    training.advance()
+    inputs = training.inputs()
+    with SeenOps() as seen:
+        training.take(*inputs)
+    assert any("convolution" in name for name in seen.names)
+    # What torch.tensor() and .new_tensor() run: on a GPU they copy, which no graph can hold.
+    assert "aten::lift_fresh" not in seen.names
+    with SeenOps() as seen:
+        inputs[0].new_tensor(1.0)
+    assert "aten::lift_fresh" in seen.names
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_gradients_are_freed_after_a_step(stage):
     training = new_training(stage)
     training.advance()
