@@ -23,6 +23,7 @@ from zscgan_ext.stages import (
     learn_generator,
     quantize,
     real_batches,
+    starting_student,
 )
 from zscgan_ext.synthesis import noise_batches
 from zscgan_ext.weights import load_weights
@@ -54,8 +55,9 @@ def nearest_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
 def generated_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
     """Round so that errors cancel, then calibrate and fine-tune, all on generated images."""
     batches = generated_batches(run, generator, run.random(4))
-    student = quantize(run, batches, "generated_calibrated")
+    quantize(run, batches, "generated_calibrated")
     yield "generated_calibrated"
+    student = starting_student(run, batches, "fine_tuned")
     fine_tune_student(run, student, batches, "fine_tuned")
     yield "fine_tuned"
 
@@ -64,8 +66,9 @@ def real_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
     """Do as with generated images, with real ones."""
     assert run.reference is not None
     batches = real_batches(run, run.reference, real_random(run))
-    student = quantize(run, batches, "real_calibrated")
+    quantize(run, batches, "real_calibrated")
     yield "real_calibrated"
+    student = starting_student(run, batches, "real_fine_tuned")
     fine_tune_student(run, student, batches, "real_fine_tuned")
     yield "real_fine_tuned"
 

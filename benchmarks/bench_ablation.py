@@ -5,7 +5,7 @@
 Each variation changes settings of `python -m zscgan_ext.train`, and everything else stays as it
 is, with the same seeds. Accuracy is top-1 after the last step on the training images 55,000 to
 60,000 of Fashion-MNIST; test images are not read. The file is written after each measurement, and
-the same command goes on where an interrupted one ended.
+the same command goes on where an interrupted one ended, with the generators in the folder beside.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_rows import prepare_run
+from accuracy_rows import cached_generator, prepare_run
 
 from zscgan_ext.config import PRESETS, Settings
 from zscgan_ext.environment import environment
@@ -28,11 +28,17 @@ from zscgan_ext.evaluation import top1
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.run import Run, run_with
 from zscgan_ext.run_folder import write_whole
-from zscgan_ext.stages import fine_tune_student, generated_batches, learn_generator, quantize
+from zscgan_ext.stages import (
+    fine_tune_student,
+    generated_batches,
+    learn_generator,
+    starting_student,
+)
 
 STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "weights start rounded to nearest": {"rounding": "nearest"},
+    "first ranges from generated images": {"ranges": "images"},
     "no feature maps": {"feature_weight": 0.0},
     "feature maps alone, no logits": {"distillation_weight": 0.0},
     "labels as well": {"label_weight": 1.0},
@@ -83,6 +89,7 @@ class Ablation:
             preset=options.preset,
             **{**PRESETS[options.preset], **steps},
         )
+        self.generators = options.json.with_suffix("")  # a folder beside the file
         command = shlex.join(["python", *sys.orig_argv[1:]])
         date = time.strftime("%Y-%m-%d")
         self.content: dict[str, Any] = {"made_with": [], "rows": []}
@@ -111,7 +118,7 @@ class Ablation:
             torch.manual_seed(seed)
             changed = run_with(run, bits=bits, **changes)
             batches = generated_batches(changed, generator, changed.random(4))
-            student = quantize(changed, batches, "generated_calibrated")
+            student = starting_student(changed, batches, "fine_tuned")
             fine_tune_student(changed, student, batches, "fine_tuned")
             assert run.evaluation is not None
             accuracy = {
@@ -127,7 +134,7 @@ class Ablation:
         for seed in self.options.seeds:
             settings = replace(self.settings, seed=seed, output=folder / f"seed{seed}")
             run = prepare_run(settings, "fashion-mnist", held_out=True)
-            generator = learn_generator(run)
+            generator = cached_generator(run, self.generators / f"seed{seed}.safetensors")
             for variation, changes in STUDENT_VARIATIONS.items():
                 self.measure(run, generator, variation, changes)
             for variation, changes in GENERATOR_VARIATIONS.items():

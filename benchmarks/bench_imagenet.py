@@ -33,7 +33,7 @@ from zscgan_ext.image_file import read_image
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.run import Run, prepare, run_with
-from zscgan_ext.stages import fine_tune_student, learn_generator, quantize
+from zscgan_ext.stages import fine_tune_student, learn_generator, quantize, starting_student
 from zscgan_ext.synthesis import noise_batches, synthetic_batches
 
 PACKAGES = {"foolbox==3.3.4": "foolbox/data/imagenet_", "scikit-image==0.25.2": "skimage/data/"}
@@ -155,8 +155,8 @@ def run_job(
     noise = noise_batches(size, run.classifier.preprocessing.shape, run.random(3))
     yield "noise_calibrated", measured(quantize(run, noise, "noise_calibrated"))
     batches = synthetic_batches(generator, size, run.random(4))
-    student = quantize(run, batches, "generated_calibrated")
-    yield "generated_calibrated", measured(student)
+    yield "generated_calibrated", measured(quantize(run, batches, "generated_calibrated"))
+    student = starting_student(run, batches, "fine_tuned")
     fine_tune_student(run, student, batches, "fine_tuned")
     yield "fine_tuned", measured(student)
 

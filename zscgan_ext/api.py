@@ -51,12 +51,12 @@ def train_generator(classifier: Classifier, **settings: Any) -> ConditionalGener
 
 
 def quantize(classifier: Classifier, images: ImageSource, **settings: Any) -> QuantizedClassifier:
-    """Convert a classifier to a quantized one, its ranges taken from images.
+    """Convert a classifier to a quantized one, with the ranges that fine-tuning starts from.
 
     Args:
         classifier: what `load_classifier` gave; moved to the device, and left in floats.
         images: a generator, or batches of normalized images.
-        settings: such as `bits`, `scheme`, `calibration_batches`, `device`.
+        settings: such as `bits`, `scheme`, `ranges`, `calibration_batches`, `device`.
 
     Returns:
         The student, which maps images [N, C, H, W] to logits [N, num_classes].
@@ -65,7 +65,7 @@ def quantize(classifier: Classifier, images: ImageSource, **settings: Any) -> Qu
         InputError: if a setting is unknown or out of range, or the classifier cannot be converted.
     """
     with seeded_run(classifier, settings) as run:
-        return stages.quantize(run, batches_of(run, images), "generated_calibrated")
+        return stages.starting_student(run, batches_of(run, images), "fine_tuned")
 
 
 def fine_tune(

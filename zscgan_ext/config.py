@@ -76,8 +76,11 @@ class Settings:
     rounding: Literal["balanced", "nearest"] = "balanced"
     """where weights start from; balanced: rounding errors cancel in each kernel and output channel
     (SQuant), which needs no image either"""
+    ranges: Literal["batch_norm", "images"] = "batch_norm"
+    """ranges of activations that fine-tuning starts from; batch_norm: those that the classifier's
+    batch norm tells, and from images where an activation follows none; images: all from images"""
     calibration_batches: int = setting(8, "N")
-    """batches that the initial ranges are taken from"""
+    """batches that ranges are taken from, where they come from images"""
     fine_tuning_steps: int = setting(PRESETS["default"]["fine_tuning_steps"], "N")
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")

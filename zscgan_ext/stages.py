@@ -60,7 +60,9 @@ def run_stages(run: Run) -> None:
     run.checkpoints.release("noise_calibrated student")
     random = run.checkpoints.hold_random("image random", run.random(4))
     batches = generated_batches(run, generator, random)
-    student = quantize(run, batches, "generated_calibrated")
+    quantize(run, batches, "generated_calibrated")
+    run.checkpoints.release("generated_calibrated student")
+    student = starting_student(run, batches, "fine_tuned")
     feeding = []
     if settings.training == "alternating":
         feeding = [generator_goes_on(run, generator)]
@@ -71,7 +73,9 @@ def run_stages(run: Run) -> None:
         random = torch.Generator().manual_seed(run.own_seed(settings.seed))
         run.checkpoints.hold_random("real image random", random)
         batches = real_batches(run, run.reference, random)
-        student = quantize(run, batches, "real_calibrated")
+        quantize(run, batches, "real_calibrated")
+        run.checkpoints.release("real_calibrated student")
+        student = starting_student(run, batches, "real_fine_tuned")
         fine_tune_student(run, student, batches, "real_fine_tuned")
 
 
@@ -196,21 +200,44 @@ def never_generated(run: Run, generator: ConditionalGenerator) -> list[str]:
     return [f"{never}, as the classifier sees it: {', '.join(names)}{more}"]
 
 
+def calibrated_student(
+    run: Run, batches: Iterator[tuple[Tensor, Tensor]], stage: str, ranges: str
+) -> QuantizedClassifier:
+    """Convert the classifier, round it, and give its activations ranges.
+
+    Args:
+        run: that the stage belongs to.
+        batches: of images and labels.
+        stage: the stage's name.
+        ranges: as the setting.
+    """
+    checkpoints, name = run.checkpoints, f"{stage} student"
+    student = new_student(run.settings, run.classifier, run.execution)
+    if checkpoints.is_finished(stage):
+        checkpoints.hold(name, StudentState(student))
+        return student
+    classifier = run.classifier.model if ranges == "batch_norm" else None
+    with checkpoints.stage(stage):
+        with checkpoints.interruptible(), run.timed("calibration"):
+            if run.settings.rounding == "balanced":
+                round_weights(student)
+            calibrate(student, batches, run.settings.calibration_batches, classifier)
+        checkpoints.hold(name, StudentState(student))
+    return student
+
+
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
     """Convert the classifier, round it, take its ranges from these images, and evaluate it."""
-    checkpoints, name = run.checkpoints, f"{row} student"
-    student = new_student(run.settings, run.classifier, run.execution)
-    if checkpoints.is_finished(row):
-        checkpoints.hold(name, StudentState(student))
-    else:
-        with checkpoints.stage(row):
-            with checkpoints.interruptible(), run.timed("calibration"):
-                if run.settings.rounding == "balanced":
-                    round_weights(student)
-                calibrate(student, batches, run.settings.calibration_batches)
-            checkpoints.hold(name, StudentState(student))
+    student = calibrated_student(run, batches, row, "images")
     evaluate(run, student, row)
     return student
+
+
+def starting_student(
+    run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str
+) -> QuantizedClassifier:
+    """Return the student that the fine-tuning of a row starts from."""
+    return calibrated_student(run, batches, f"{row} start", run.settings.ranges)
 
 
 def fine_tune_student(
@@ -270,7 +297,7 @@ def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalG
             run.warn(dead_quantizers(student, images))
             run.folder.save_tensors("quantized.safetensors", student.state_dict())
             run.folder.save_tensors("generator.safetensors", generator.state_dict())
-            run.checkpoints.release("generated_calibrated student")
+            run.checkpoints.release("fine_tuned start student")
 
 
 def measure_diversity(run: Run, generator: ConditionalGenerator) -> None:

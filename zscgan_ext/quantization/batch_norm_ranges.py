@@ -42,6 +42,7 @@ class DrawnActivations(fx.Interpreter):
         graph: of the float classifier, in evaluation mode.
         quantizers: by the name of the node whose result they quantize.
         random: draws; on the device of the classifier.
+        only_drawn: whether quantizers of what follows no batch norm keep the range they have.
     """
 
     def __init__(
@@ -49,24 +50,30 @@ class DrawnActivations(fx.Interpreter):
         graph: fx.GraphModule,
         quantizers: dict[str, ActivationQuantizer],
         random: torch.Generator,
+        only_drawn: bool = False,
     ) -> None:
         super().__init__(graph)
         self.graph_module = graph
         self.quantizers = quantizers
         self.random = random
+        self.only_drawn = only_drawn
+        self.drawn: set[fx.Node] = set()  # batch norms, and all that follows them
 
     def run_node(self, n: fx.Node) -> Any:
         """Compute a node, and choose the range of its quantizer, if it has one."""
         result = super().run_node(n)
         name = n.name
         norm = module_of(self.graph_module, n)
+        if isinstance(norm, _BatchNorm) or not self.drawn.isdisjoint(n.all_input_nodes):
+            self.drawn.add(n)
         if isinstance(norm, _BatchNorm):
             result = self.draw(norm, result)
             source = n.all_input_nodes[0]
             is_folded = isinstance(module_of(self.graph_module, source), QUANTIZED_LAYERS)
             if name not in self.quantizers and is_folded:  # into the layer before it
                 name = source.name
-        if name in self.quantizers and n.op != "placeholder":
+        is_wanted = n in self.drawn or not self.only_drawn
+        if is_wanted and name in self.quantizers and n.op != "placeholder":
             flat = result.flatten()
             shape = (min(VALUES, flat.numel()),)
             index = torch.randint(flat.numel(), shape, generator=self.random, device=flat.device)
@@ -92,6 +99,31 @@ def choose_range(quantizer: ActivationQuantizer, values: Tensor) -> None:
     quantizer.choose_scale()
 
 
+def named_quantizers(student: QuantizedClassifier) -> dict[str, ActivationQuantizer]:
+    """Return a student's activation quantizers by the name of the node that each quantizes."""
+    modules = student.graph.get_submodule("activation_quantizers").named_children()
+    return {name: q for name, q in modules if isinstance(q, ActivationQuantizer)}
+
+
+@torch.no_grad()
+def follow_batch_norm(student: QuantizedClassifier, model: nn.Module, images: Tensor) -> None:
+    """Give every activation that follows a batch norm the range that this one tells.
+
+    All others keep theirs. The draws are the same in every run.
+
+    Args:
+        student: changed in place.
+        model: the float classifier that it was converted from, in evaluation mode.
+        images: [N, C, H, W], which what joins drawn activations comes from.
+
+    Raises:
+        InputError: if the classifier cannot be traced.
+    """
+    random = torch.Generator(images.device).manual_seed(0)
+    repeated = images[torch.arange(DRAWS, device=images.device) % len(images)]
+    DrawnActivations(trace(model), named_quantizers(student), random, only_drawn=True).run(repeated)
+
+
 @torch.no_grad()
 def calibrate_from_batch_norm(
     student: QuantizedClassifier,
@@ -114,8 +146,7 @@ def calibrate_from_batch_norm(
     Raises:
         InputError: if the classifier cannot be traced.
     """
-    modules = student.graph.get_submodule("activation_quantizers").named_children()
-    quantizers = {name: q for name, q in modules if isinstance(q, ActivationQuantizer)}
+    quantizers = named_quantizers(student)
     graph = trace(model)
     device = device_of(graph)
     pixels = torch.tensor([0, 255], dtype=torch.uint8, device=device).view(2, 1, 1, 1)
