@@ -39,6 +39,7 @@ STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "weights start rounded to nearest": {"rounding": "nearest"},
     "first ranges from generated images": {"ranges": "images"},
+    "first ranges from batch norm": {"ranges": "batch_norm"},
     "no feature maps": {"feature_weight": 0.0},
     "feature maps alone, no logits": {"distillation_weight": 0.0},
     "labels as well": {"label_weight": 1.0},

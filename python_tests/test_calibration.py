@@ -117,3 +117,49 @@ def test_noise_gives_other_ranges_than_data():
     ratio = (scales[1] - scales[0]).exp()
     assert ratio[0].item() == pytest.approx(3, rel=1e-5)  # the images themselves
     assert (ratio > 1).sum() >= len(ratio) - 1  # ReLU6 may be full in both
+
+
+# ---- beside batch norm ---------------------------------------------------------------------------
+
+
+def normalized_student(bits=4):
+    """A classifier of two activations, of which the second alone follows a batch norm."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 4, 1), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
+        nn.Conv2d(4, 4, 1),
+    )
+    model = model.eval().requires_grad_(False)
+    return model, convert(model, Scheme("paper", bits, bits), RGB8.shape)
+
+
+def scales_of(ranges, power=1.0, bits=4):
+    """The scales of both activations, calibrated on images of some contrast."""
+    model, student = normalized_student(bits)
+    batches = [(power * images, labels) for images, labels in normal_batches(2, 8, *RGB8.shape)]
+    calibrate(student, iter(batches), 2, ranges, model)
+    assert {quantizer.mode for quantizer in student.activation_quantizers} == {
+        ActivationMode.QUANTIZE
+    }
+    return [quantizer.log_scale.exp().item() for quantizer in student.activation_quantizers]
+
+
+def test_batch_norm_tells_ranges_where_there_is_one_and_images_do_elsewhere():
+    assert scales_of("batch_norm", 10)[0] == scales_of("images", 10)[0]
+    assert scales_of("batch_norm", 10)[1] == scales_of("batch_norm", 0.1)[1]
+    assert scales_of("images", 10)[1] > 10 * scales_of("images", 0.1)[1]
+
+
+def test_the_narrower_range_bounds_extremes_and_keeps_what_is_narrow():
+    told = scales_of("batch_norm")[1]
+    assert scales_of("narrower", 100)[1] == told
+    assert scales_of("narrower", 0.1)[1] < 0.5 * told
+    # What follows no batch norm has a range from images, whatever its size.
+    assert scales_of("narrower", 100)[0] > 50 * scales_of("narrower", 1)[0]
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_beside_batch_norm_large_values_weigh_more(bits):
+    # Narrow images, so that theirs are the ranges.
+    assert scales_of("narrower", 0.1, bits)[1] > 1.1 * scales_of("images", 0.1, bits)[1]

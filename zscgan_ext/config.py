@@ -76,11 +76,12 @@ class Settings:
     rounding: Literal["balanced", "nearest"] = "balanced"
     """where weights start from; balanced: rounding errors cancel in each kernel and output channel
     (SQuant), which needs no image either"""
-    ranges: Literal["batch_norm", "images"] = "batch_norm"
+    ranges: Literal["narrower", "batch_norm", "images"] = "narrower"
     """ranges of activations that fine-tuning starts from; batch_norm: those that the classifier's
-    batch norm tells, and from images where an activation follows none; images: all from images"""
+    batch norm tells, where an activation follows one; images: those of generated images; narrower:
+    the narrower of both"""
     calibration_batches: int = setting(8, "N")
-    """batches that ranges are taken from, where they come from images"""
+    """batches of images that ranges are taken from"""
     fine_tuning_steps: int = setting(PRESETS["default"]["fine_tuning_steps"], "N")
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")

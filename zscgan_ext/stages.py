@@ -216,12 +216,12 @@ def calibrated_student(
     if checkpoints.is_finished(stage):
         checkpoints.hold(name, StudentState(student))
         return student
-    classifier = run.classifier.model if ranges == "batch_norm" else None
     with checkpoints.stage(stage):
         with checkpoints.interruptible(), run.timed("calibration"):
             if run.settings.rounding == "balanced":
                 round_weights(student)
-            calibrate(student, batches, run.settings.calibration_batches, classifier)
+            count = run.settings.calibration_batches
+            calibrate(student, batches, count, ranges, run.classifier.model)
         checkpoints.hold(name, StudentState(student))
     return student
 

@@ -8,6 +8,7 @@ and with normal ones they lost 0.4 points of accuracy at 8 bits.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class DrawnActivations(fx.Interpreter):
         graph: of the float classifier, in evaluation mode.
         quantizers: by the name of the node whose result they quantize.
         random: draws; on the device of the classifier.
+        choose: gives a quantizer a range from values [N].
         only_drawn: whether quantizers of what follows no batch norm keep the range they have.
     """
 
@@ -50,12 +52,14 @@ class DrawnActivations(fx.Interpreter):
         graph: fx.GraphModule,
         quantizers: dict[str, ActivationQuantizer],
         random: torch.Generator,
-        only_drawn: bool = False,
+        choose: Callable[[ActivationQuantizer, Tensor], None],
+        only_drawn: bool,
     ) -> None:
         super().__init__(graph)
         self.graph_module = graph
         self.quantizers = quantizers
         self.random = random
+        self.choose = choose
         self.only_drawn = only_drawn
         self.drawn: set[fx.Node] = set()  # batch norms, and all that follows them
 
@@ -77,7 +81,7 @@ class DrawnActivations(fx.Interpreter):
             flat = result.flatten()
             shape = (min(VALUES, flat.numel()),)
             index = torch.randint(flat.numel(), shape, generator=self.random, device=flat.device)
-            choose_range(self.quantizers[name], flat[index])
+            self.choose(self.quantizers[name], flat[index])
         return result
 
     def draw(self, norm: _BatchNorm, like: Tensor) -> Tensor:
@@ -99,6 +103,14 @@ def choose_range(quantizer: ActivationQuantizer, values: Tensor) -> None:
     quantizer.choose_scale()
 
 
+def choose_if_narrower(quantizer: ActivationQuantizer, values: Tensor) -> None:
+    """Give a quantizer the range that `choose_range` would, unless its own is as narrow."""
+    own = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    choose_range(quantizer, values)
+    if bool(own["log_scale"] <= quantizer.log_scale):
+        quantizer.load_state_dict(own)
+
+
 def named_quantizers(student: QuantizedClassifier) -> dict[str, ActivationQuantizer]:
     """Return a student's activation quantizers by the name of the node that each quantizes."""
     modules = student.graph.get_submodule("activation_quantizers").named_children()
@@ -106,7 +118,9 @@ def named_quantizers(student: QuantizedClassifier) -> dict[str, ActivationQuanti
 
 
 @torch.no_grad()
-def follow_batch_norm(student: QuantizedClassifier, model: nn.Module, images: Tensor) -> None:
+def follow_batch_norm(
+    student: QuantizedClassifier, model: nn.Module, images: Tensor, only_narrower: bool
+) -> None:
     """Give every activation that follows a batch norm the range that this one tells.
 
     All others keep theirs. The draws are the same in every run.
@@ -115,13 +129,16 @@ def follow_batch_norm(student: QuantizedClassifier, model: nn.Module, images: Te
         student: changed in place.
         model: the float classifier that it was converted from, in evaluation mode.
         images: [N, C, H, W], which what joins drawn activations comes from.
+        only_narrower: whether ranges that are as narrow stay.
 
     Raises:
         InputError: if the classifier cannot be traced.
     """
     random = torch.Generator(images.device).manual_seed(0)
+    choose = choose_if_narrower if only_narrower else choose_range
     repeated = images[torch.arange(DRAWS, device=images.device) % len(images)]
-    DrawnActivations(trace(model), named_quantizers(student), random, only_drawn=True).run(repeated)
+    quantizers = named_quantizers(student)
+    DrawnActivations(trace(model), quantizers, random, choose, only_drawn=True).run(repeated)
 
 
 @torch.no_grad()
@@ -156,6 +173,6 @@ def calibrate_from_batch_norm(
             quantizers[node.name].reset()
             quantizers[node.name].observe(ends)
     noise = torch.randn((DRAWS, *preprocessing.shape), generator=random, device=device)
-    DrawnActivations(graph, quantizers, random).run(noise)
+    DrawnActivations(graph, quantizers, random, choose_range, only_drawn=False).run(noise)
     student.set_activation_mode(ActivationMode.QUANTIZE)
     round_biases(student)

@@ -1,4 +1,4 @@
-"""Ranges of activations, from a few batches of images, or from batch norm where there is one."""
+"""Ranges of activations, from a few batches of images, and from batch norm where there is one."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -11,32 +11,44 @@ from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationMode
 
+# Most values of a tensor are small, but the large ones decide: their errors have to weigh more.
+POWER_BESIDE_BATCH_NORM = 5
+
 
 @torch.no_grad()
 def calibrate(
     model: QuantizedClassifier,
     batches: Iterator[tuple[Tensor, Tensor]],
     count: int,
+    ranges: str = "images",
     classifier: nn.Module | None = None,
 ) -> None:
-    """Set every activation's scale and zero point from some batches.
+    """Set every activation's scale and zero point.
 
-    The zero point comes from the mean range; the scale is that part of the range's with the least
-    squared error on the last batch. Weights are quantized meanwhile, activations are not.
-    Afterwards both are, and biases are such as integer kernels add.
+    `images`: the zero point comes from the mean range of some batches; the scale is that part of
+    the range's with the least squared error on the last batch. Weights are quantized meanwhile,
+    activations are not.
 
-    Images of which most activations are small give ranges that clip the large ones, and generated
-    images can have larger extremes than real ones. Batch norm knows of neither: with a classifier
-    given, it tells the range of every activation that follows one.
+    `batch_norm`: so for what follows no batch norm; all others have the range that it tells.
+
+    `narrower`: whichever of the two is narrower. Large values weigh more in the search than their
+    squares, and where generated images have larger extremes than real ones would, batch norm
+    bounds the range.
+
+    Afterwards activations are quantized too, and biases are such as integer kernels add.
 
     Args:
         model: changed in place.
         batches: images [B, C, H, W] with labels, which are not looked at.
         count: batches to observe, 1 or more; the last is searched.
-        classifier: the float one that the model was converted from; None for images alone.
+        ranges: as above.
+        classifier: the float one that the model was converted from, whose batch norm is asked;
+            needed for all but `images`.
     """
     for quantizer in model.activation_quantizers:
         quantizer.reset()
+        if ranges == "narrower":
+            quantizer.error_power = POWER_BESIDE_BATCH_NORM
     model.set_activation_mode(ActivationMode.OBSERVE)
     for images, _ in islice(batches, count):
         model(images)
@@ -44,7 +56,8 @@ def calibrate(
     model(images)
     for quantizer in model.activation_quantizers:
         quantizer.choose_scale()
-    if classifier is not None:
-        follow_batch_norm(model, classifier, images)
+    if ranges != "images":
+        assert classifier is not None
+        follow_batch_norm(model, classifier, images, only_narrower=ranges == "narrower")
     model.set_activation_mode(ActivationMode.QUANTIZE)
     round_biases(model)

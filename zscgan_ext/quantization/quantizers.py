@@ -52,6 +52,7 @@ class ActivationQuantizer(nn.Module):
         self.integers = integers
         self.mode = ActivationMode.OFF
         self.observed_batches = 0
+        self.error_power = 2
         self.scale_errors = torch.zeros(())  # [len(SCALE_FRACTIONS)] while searching
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.register_buffer("zero_point", torch.zeros(1))
@@ -61,6 +62,7 @@ class ActivationQuantizer(nn.Module):
     def reset(self) -> None:
         """Forget what was observed."""
         self.observed_batches = 0
+        self.error_power = 2
         self.running_min.fill_(torch.inf)
         self.running_max.fill_(-torch.inf)
 
@@ -85,19 +87,20 @@ class ActivationQuantizer(nn.Module):
             self.log_scale.copy_(scale.log())
 
     def search(self, x: Tensor) -> None:
-        """Add the squared error that each part of the observed scale makes on some of `x`."""
+        """Add the error, to the `error_power`, that each part of the scale makes on some of `x`."""
         sample = x[: max(1, SEARCHED_VALUES * len(x) // max(1, x.numel()))]
         low, high = self.integers.quant_min, self.integers.quant_max
         scales = [self.log_scale.exp() * fraction for fraction in SCALE_FRACTIONS]
         errors = [
-            (ops.fake_quantize(sample, scale, self.zero_point, low, high) - sample).square().sum()
+            ops.fake_quantize(sample, scale, self.zero_point, low, high) - sample
             for scale in scales
         ]
-        mean_errors = processes.averaged(torch.stack(errors).float())
+        sums = [error.float().abs().pow(self.error_power).sum() for error in errors]
+        mean_errors = processes.averaged(torch.stack(sums))
         self.scale_errors = self.scale_errors.to(x.device) + mean_errors
 
     def choose_scale(self) -> None:
-        """Take the scale of least squared error among those that were searched.
+        """Take the scale of least error among those that were searched.
 
         A few large values stretch a range. With few bits it is better to clip them.
         """
