@@ -73,16 +73,22 @@ class DrawnActivations(fx.Interpreter):
         if isinstance(norm, _BatchNorm):
             result = self.draw(norm, result)
             source = n.all_input_nodes[0]
-            is_folded = isinstance(module_of(self.graph_module, source), QUANTIZED_LAYERS)
-            if name not in self.quantizers and is_folded:  # into the layer before it
+            if name not in self.quantizers and self.is_folded(source):
                 name = source.name
         is_wanted = n in self.drawn or not self.only_drawn
-        if is_wanted and name in self.quantizers and n.op != "placeholder":
+        has_range = n.op != "placeholder" and not self.is_folded(n)
+        if is_wanted and has_range and name in self.quantizers:
             flat = result.flatten()
             shape = (min(VALUES, flat.numel()),)
             index = torch.randint(flat.numel(), shape, generator=self.random, device=flat.device)
             self.choose(self.quantizers[name], flat[index])
         return result
+
+    def is_folded(self, layer: fx.Node) -> bool:
+        """Tell whether a layer's quantizer sees the result of the batch norm behind the layer."""
+        modules = [module_of(self.graph_module, node) for node in (layer, *layer.users)]
+        is_alone = len(modules) == 2 and isinstance(modules[1], _BatchNorm)
+        return is_alone and isinstance(modules[0], QUANTIZED_LAYERS)
 
     def draw(self, norm: _BatchNorm, like: Tensor) -> Tensor:
         """Draw a batch norm's result [N, C, ...], the same at each place of a map."""
