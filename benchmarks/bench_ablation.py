@@ -54,6 +54,7 @@ GENERATOR_VARIATIONS: dict[str, dict[str, Any]] = {
     "no cross entropy": {"cross_entropy_weight": 0.0},
     "a third of the generator's steps": {},
 }
+VARIATIONS = (*STUDENT_VARIATIONS, *GENERATOR_VARIATIONS)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -68,6 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--preset", default="default", choices=list(PRESETS))
     parser.add_argument("--synthesis-steps", type=int, metavar="N")
     parser.add_argument("--fine-tuning-steps", type=int, metavar="N")
+    parser.add_argument("--variations", nargs="+", default=VARIATIONS, choices=VARIATIONS)
     parser.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="to write")
     return parser.parse_args()
@@ -137,8 +139,11 @@ class Ablation:
             run = prepare_run(settings, "fashion-mnist", held_out=True)
             generator = cached_generator(run, self.generators / f"seed{seed}.safetensors")
             for variation, changes in STUDENT_VARIATIONS.items():
-                self.measure(run, generator, variation, changes)
+                if variation in self.options.variations:
+                    self.measure(run, generator, variation, changes)
             for variation, changes in GENERATOR_VARIATIONS.items():
+                if variation not in self.options.variations:
+                    continue
                 if all(self.has(variation, bits, seed) for bits in self.options.bits):
                     continue
                 fewer = {"synthesis_steps": max(1, settings.synthesis_steps // 3)}
