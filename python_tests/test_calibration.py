@@ -167,14 +167,20 @@ def test_beside_batch_norm_large_values_weigh_more(bits):
 
 def test_a_folded_layer_has_the_range_of_its_batch_norm():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
-    nn.init.normal_(model[0].weight, std=1e-2)  # whose own results are next to nothing
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)),
+        *(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)),
+        nn.Conv2d(4, 4, 1),
+    )
+    for layer in (model[0], model[2]):
+        nn.init.normal_(layer.weight, std=1e-2)  # whose own results are next to nothing
+    for layer in (model[1], model[3]):
+        layer.momentum = None
     with torch.no_grad():
-        model.train()(next(normal_batches(1, 64, *RGB8.shape))[0])
-        model[1].running_var.copy_(model[0].weight.square().sum((1, 2, 3)))
-        model[1].running_mean.zero_()
+        for _ in range(3):
+            model.train()(next(normal_batches(1, 64, *RGB8.shape))[0])
     model = model.eval().requires_grad_(False)
     student = convert(model, Scheme("deploy", 4, 4), RGB8.shape)
     calibrate(student, normal_batches(2, 8, *RGB8.shape), 2, "narrower", model)
-    _, folded = student.activation_quantizers
-    assert folded.log_scale.exp().item() * folded.integers.quant_max > 3
+    for folded in student.activation_quantizers[1:]:
+        assert folded.log_scale.exp().item() * folded.integers.quant_max > 3
