@@ -30,6 +30,7 @@ STYLES = {  # color, marker, line
     "fine_tuned": ("#1b7837", "o", "-"),
     "real_fine_tuned": ("#762a83", "o", "-"),
 }
+OTHER_SETTINGS = "°"  # marks figures of rows that were measured with other settings than the file's
 
 
 class Figures:
@@ -52,6 +53,15 @@ class Figures:
             for row in self.rows
             if (row["classifier"], row["scheme"], row["bits"], row["row"]) == key
         }
+
+    def other_settings(self, classifier: str, scheme: str, bits: str, name: str) -> dict[str, Any]:
+        """Return the settings of a cell's row that are not those of the file."""
+        key = (classifier, scheme, bits, name)
+        found: dict[str, Any] = {}
+        for row in self.rows:
+            if (row["classifier"], row["scheme"], row["bits"], row["row"]) == key:
+                found |= row.get("other_settings", {})
+        return found
 
     def gaps(self, classifier: str, scheme: str, bits: str) -> dict[int, float]:
         """Return by seed how far generated images are above real ones, both fine-tuned."""
@@ -83,7 +93,11 @@ def table(figures: Figures, classifier: str, scheme: str) -> list[str]:
     for name in QUANTIZED_ROWS:
         values = [figures.top1(classifier, scheme, bits, name) for bits in figures.bits]
         if any(values):
-            cells = [figures.cell(value) for value in values]
+            marks = [
+                OTHER_SETTINGS * bool(figures.other_settings(classifier, scheme, bits, name))
+                for bits in figures.bits
+            ]
+            cells = [figures.cell(value) + mark for value, mark in zip(values, marks, strict=True)]
             lines.append(f"| {ROWS[name]} | " + " | ".join(cells) + " |")
     gaps = [figures.gaps(classifier, scheme, bits) for bits in figures.bits]
     if any(gaps):
@@ -114,8 +128,15 @@ def markdown(content: dict[str, Any], sources: Sequence[Path], chart: str) -> st
         f" Made by `bench_accuracy.py`, in {', '.join(f'`{s.name}`' for s in sources)}."
         f" {'; '.join(machines)}; commit {', '.join(commits)}.",
         "",
-        f"![top-1 over widths]({chart})",
     ]
+    differing = dict.fromkeys(
+        f"`--{name.replace('_', '-')} {value}`"
+        for row in content["rows"]
+        for name, value in row.get("other_settings", {}).items()
+    )
+    if differing:
+        lines += [f"{OTHER_SETTINGS} measured with {', '.join(differing)}.", ""]
+    lines.append(f"![top-1 over widths]({chart})")
     for classifier in figures.classifiers:
         for scheme in figures.schemes:
             accuracy = figures.of_float(classifier)
