@@ -262,6 +262,7 @@ class Checkpoints:
         try:
             with self.signals.interruptible():
                 yield
+            self.takes_no_step_yet = False  # what it drew is not to be undone
         except StoppedError:
             self.write()
             raise
