@@ -1,4 +1,4 @@
-"""Ranges of activations from batch norm alone, without any image.
+"""Ranges of activations from batch norm, without any image or beside those of images.
 
 A batch-norm layer with weight gamma and bias beta gives each channel the mean beta and the standard
 deviation gamma. Ranges follow from the two once a distribution is assumed: DFQ (Nagel et al., 2019)

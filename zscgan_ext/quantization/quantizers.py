@@ -91,11 +91,10 @@ class ActivationQuantizer(nn.Module):
         sample = x[: max(1, SEARCHED_VALUES * len(x) // max(1, x.numel()))]
         low, high = self.integers.quant_min, self.integers.quant_max
         scales = [self.log_scale.exp() * fraction for fraction in SCALE_FRACTIONS]
-        errors = [
-            ops.fake_quantize(sample, scale, self.zero_point, low, high) - sample
-            for scale in scales
-        ]
-        sums = [error.float().abs().pow(self.error_power).sum() for error in errors]
+        sums = []
+        for scale in scales:
+            error = ops.fake_quantize(sample, scale, self.zero_point, low, high) - sample
+            sums.append(error.float().abs().pow(self.error_power).sum())
         mean_errors = processes.averaged(torch.stack(sums))
         self.scale_errors = self.scale_errors.to(x.device) + mean_errors
 
