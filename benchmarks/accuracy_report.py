@@ -45,23 +45,20 @@ class Figures:
         self.bits = [*(b for b in BITS if b in present), *(b for b in present if b not in BITS)]
         self.seeds = sorted({row["seed"] for row in quantized})
 
+    def rows_of(self, classifier: str, scheme: str, bits: str, name: str) -> list[Row]:
+        """Return the rows of a cell, one for each seed."""
+        key = (classifier, scheme, bits, name)
+        kept = ("classifier", "scheme", "bits", "row")
+        return [row for row in self.rows if tuple(row[part] for part in kept) == key]
+
     def top1(self, classifier: str, scheme: str, bits: str, name: str) -> dict[int, float]:
         """Return top-1 by seed."""
-        key = (classifier, scheme, bits, name)
-        return {
-            row["seed"]: row["top1"]
-            for row in self.rows
-            if (row["classifier"], row["scheme"], row["bits"], row["row"]) == key
-        }
+        return {row["seed"]: row["top1"] for row in self.rows_of(classifier, scheme, bits, name)}
 
-    def other_settings(self, classifier: str, scheme: str, bits: str, name: str) -> dict[str, Any]:
-        """Return the settings of a cell's row that are not those of the file."""
-        key = (classifier, scheme, bits, name)
-        found: dict[str, Any] = {}
-        for row in self.rows:
-            if (row["classifier"], row["scheme"], row["bits"], row["row"]) == key:
-                found |= row.get("other_settings", {})
-        return found
+    def mark(self, classifier: str, scheme: str, bits: str, name: str) -> str:
+        """Return the mark of a cell that was measured with other settings than the file's."""
+        rows = self.rows_of(classifier, scheme, bits, name)
+        return OTHER_SETTINGS if any(row.get("other_settings") for row in rows) else ""
 
     def gaps(self, classifier: str, scheme: str, bits: str) -> dict[int, float]:
         """Return by seed how far generated images are above real ones, both fine-tuned."""
@@ -93,10 +90,7 @@ def table(figures: Figures, classifier: str, scheme: str) -> list[str]:
     for name in QUANTIZED_ROWS:
         values = [figures.top1(classifier, scheme, bits, name) for bits in figures.bits]
         if any(values):
-            marks = [
-                OTHER_SETTINGS * bool(figures.other_settings(classifier, scheme, bits, name))
-                for bits in figures.bits
-            ]
+            marks = [figures.mark(classifier, scheme, bits, name) for bits in figures.bits]
             cells = [figures.cell(value) + mark for value, mark in zip(values, marks, strict=True)]
             lines.append(f"| {ROWS[name]} | " + " | ".join(cells) + " |")
     gaps = [figures.gaps(classifier, scheme, bits) for bits in figures.bits]

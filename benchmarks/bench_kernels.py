@@ -8,7 +8,6 @@ that the op may move, at the bandwidth that a copy has in the same run on the sa
 
 import argparse
 import gc
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from measurement import (
     allocator_in_use,
     made_with,
     median_milliseconds,
+    write_rows,
 )
 from plans import Plan, full_plan, quick_plan, sized_plan, without_repetition
 from subject import Subject
@@ -129,9 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made = made_with(device, allocator=allocator, samples=options.samples)
     for measured in measure(plans_for(options, device), options.samples):
         rows += measured
-        if options.json:  # at once: what is cut off keeps the rows that it has
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({"made_with": made, "rows": rows}, indent=1) + "\n")
+        write_rows(options.json, made, rows)
     gc.enable()
     print_table(rows)
     chart = options.json.with_suffix(".png") if options.json else Path("kernels.png")

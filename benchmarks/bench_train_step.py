@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measurement import made_with
+from measurement import made_with, write_rows
 from train_step_report import draw_chart, print_table, update_documentation
 from training_subjects import IMPLEMENTATIONS, Subject
 
@@ -170,9 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         first = subjects[0]
         print(f"[{number}/{len(planned)}] {first.classifier} {first.stage}", file=sys.stderr)
         rows += measure(subjects, options.samples)
-        if options.json:  # at once: what is cut off keeps the rows that it has
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({"made_with": made, "rows": rows}, indent=1) + "\n")
+        write_rows(options.json, made, rows)
     print_table(rows)
     chart = options.json.with_suffix(".png") if options.json else Path("train_step.png")
     draw_chart(rows, options.chart or chart)

@@ -1,12 +1,14 @@
 """Timing on equal terms: implementations alternate, buffers rotate, medians count."""
 
 import datetime
+import json
 import shlex
 import statistics
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +56,14 @@ def made_with(device: torch.device, **settings: Any) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **settings,
     }
+
+
+def write_rows(file: Path | None, made: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write what was measured so far, if a file is wanted: what is cut off keeps its rows."""
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"made_with": made, "rows": rows}, indent=1) + "\n")
 
 
 def buffer_count(size_bytes: int) -> int:

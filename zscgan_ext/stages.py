@@ -57,11 +57,9 @@ def run_stages(run: Run) -> None:
     evaluate(run, run.classifier.model, "float")
     shape = run.classifier.preprocessing.shape
     quantize(run, noise_batches(settings.batch_size, shape, run.random(3)), "noise_calibrated")
-    run.checkpoints.release("noise_calibrated student")
     random = run.checkpoints.hold_random("image random", run.random(4))
     batches = generated_batches(run, generator, random)
     quantize(run, batches, "generated_calibrated")
-    run.checkpoints.release("generated_calibrated student")
     student = starting_student(run, batches, "fine_tuned")
     feeding = []
     if settings.training == "alternating":
@@ -74,7 +72,6 @@ def run_stages(run: Run) -> None:
         run.checkpoints.hold_random("real image random", random)
         batches = real_batches(run, run.reference, random)
         quantize(run, batches, "real_calibrated")
-        run.checkpoints.release("real_calibrated student")
         student = starting_student(run, batches, "real_fine_tuned")
         fine_tune_student(run, student, batches, "real_fine_tuned")
 
@@ -230,6 +227,7 @@ def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> Qu
     """Convert the classifier, round it, take its ranges from these images, and evaluate it."""
     student = calibrated_student(run, batches, row, "images")
     evaluate(run, student, row)
+    run.checkpoints.release(f"{row} student")  # nothing goes on from it
     return student
 
 
