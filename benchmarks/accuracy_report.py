@@ -118,7 +118,8 @@ def markdown(content: dict[str, Any], sources: Sequence[Path], chart: str) -> st
         " some are missing. What each row is stands in [docs/accuracy.md](../../docs/accuracy.md).",
         "",
         f"{settings['synthesis_steps']} steps of generator learning and"
-        f" {settings['fine_tuning_steps']} of fine-tuning, batches of {settings['batch_size']}."
+        f" {settings['fine_tuning_steps']} of fine-tuning, batches of {settings['batch_size']}"
+        f" and {settings['fine_tuning_batch_size']}."
         f" Made by `bench_accuracy.py`, in {', '.join(f'`{s.name}`' for s in sources)}."
         f" {'; '.join(machines)}; commit {', '.join(commits)}.",
         "",

@@ -44,8 +44,8 @@ def nearest_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
     size, shape = run.settings.batch_size, run.classifier.preprocessing.shape
     sources = {
         "noise_nearest": noise_batches(size, shape, run.random(3)),
-        "generated_nearest": generated_batches(run, generator, run.random(4)),
-        "real_nearest": real_batches(run, run.reference, real_random(run)),
+        "generated_nearest": generated_batches(run, generator, run.random(4), size),
+        "real_nearest": real_batches(run, run.reference, real_random(run), size),
     }
     for row, batches in sources.items():
         quantize(nearest, batches, row)
@@ -54,10 +54,12 @@ def nearest_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
 
 def generated_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
     """Round so that errors cancel, then calibrate and fine-tune, all on generated images."""
-    batches = generated_batches(run, generator, run.random(4))
+    settings, random = run.settings, run.random(4)
+    batches = generated_batches(run, generator, random, settings.batch_size)
     quantize(run, batches, "generated_calibrated")
     yield "generated_calibrated"
     student = starting_student(run, batches, "fine_tuned")
+    batches = generated_batches(run, generator, random, settings.fine_tuning_batch_size)
     fine_tune_student(run, student, batches, "fine_tuned")
     yield "fine_tuned"
 
@@ -65,10 +67,12 @@ def generated_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
 def real_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
     """Do as with generated images, with real ones."""
     assert run.reference is not None
-    batches = real_batches(run, run.reference, real_random(run))
+    settings, random = run.settings, real_random(run)
+    batches = real_batches(run, run.reference, random, settings.batch_size)
     quantize(run, batches, "real_calibrated")
     yield "real_calibrated"
     student = starting_student(run, batches, "real_fine_tuned")
+    batches = real_batches(run, run.reference, random, settings.fine_tuning_batch_size)
     fine_tune_student(run, student, batches, "real_fine_tuned")
     yield "real_fine_tuned"
 

@@ -35,6 +35,7 @@ from zscgan_ext.stages import (
     starting_student,
 )
 
+LARGER_BATCHES = "batches of 128, with as many images"
 STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "weights start rounded to nearest": {"rounding": "nearest"},
@@ -46,6 +47,7 @@ STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "learning rate 3 times as high": {"fine_tuning_learning_rate": 3e-3},
     "learning rate a third as high": {"fine_tuning_learning_rate": 3.3e-4},
     "temperature 1": {"temperature": 1.0},
+    LARGER_BATCHES: {"fine_tuning_batch_size": 128},
 }
 GENERATOR_VARIATIONS: dict[str, dict[str, Any]] = {
     "batch-norm weight 1": {"batch_norm_weight": 1.0},
@@ -73,6 +75,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="to write")
     return parser.parse_args()
+
+
+def steps_of_as_many_images(run: Run, changed: Run) -> int:
+    """Return the fine-tuning steps in which a changed run sees the images of another."""
+    images = run.settings.fine_tuning_steps * run.settings.fine_tuning_batch_size
+    return max(1, images // changed.settings.fine_tuning_batch_size)
 
 
 class Ablation:
@@ -120,8 +128,13 @@ class Ablation:
                 continue
             torch.manual_seed(seed)
             changed = run_with(run, bits=bits, **changes)
-            batches = generated_batches(changed, generator, changed.random(4))
+            if variation == LARGER_BATCHES:
+                changed = run_with(changed, fine_tuning_steps=steps_of_as_many_images(run, changed))
+            settings, random = changed.settings, changed.random(4)
+            batches = generated_batches(changed, generator, random, settings.batch_size)
             student = starting_student(changed, batches, "fine_tuned")
+            size = settings.fine_tuning_batch_size
+            batches = generated_batches(changed, generator, random, size)
             fine_tune_student(changed, student, batches, "fine_tuned")
             assert run.evaluation is not None
             accuracy = {

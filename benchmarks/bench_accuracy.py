@@ -45,7 +45,10 @@ from zscgan_ext.stages import evaluate
 
 # Settings that differ from cell to cell, or say nothing about what is measured.
 NOT_SHARED = {"classifier", "scheme", "bits", "seed", "stop_after", *WITHOUT_EFFECT}
-GIVEN = ("synthesis_steps", "fine_tuning_steps", "batch_size", "calibration_batches", "latent_dim")
+GIVEN = (
+    *("synthesis_steps", "fine_tuning_steps", "batch_size", "fine_tuning_batch_size"),
+    *("calibration_batches", "latent_dim"),
+)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

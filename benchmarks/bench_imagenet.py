@@ -33,8 +33,14 @@ from zscgan_ext.image_file import read_image
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.run import Run, prepare, run_with
-from zscgan_ext.stages import fine_tune_student, learn_generator, quantize, starting_student
-from zscgan_ext.synthesis import noise_batches, synthetic_batches
+from zscgan_ext.stages import (
+    fine_tune_student,
+    generated_batches,
+    learn_generator,
+    quantize,
+    starting_student,
+)
+from zscgan_ext.synthesis import noise_batches
 
 PACKAGES = {"foolbox==3.3.4": "foolbox/data/imagenet_", "scikit-image==0.25.2": "skimage/data/"}
 PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
@@ -142,7 +148,7 @@ def run_job(
     run: Run, generator: ConditionalGenerator, pictures: Pictures
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield what each row of one width and scheme measured, with the seconds it took."""
-    size, start = run.settings.batch_size, time.perf_counter()
+    settings, start = run.settings, time.perf_counter()
 
     def measured(student: nn.Module) -> dict[str, float]:
         nonlocal start
@@ -152,11 +158,13 @@ def run_job(
         return figures
 
     yield "squant", measured(squant(run))
-    noise = noise_batches(size, run.classifier.preprocessing.shape, run.random(3))
+    noise = noise_batches(settings.batch_size, run.classifier.preprocessing.shape, run.random(3))
     yield "noise_calibrated", measured(quantize(run, noise, "noise_calibrated"))
-    batches = synthetic_batches(generator, size, run.random(4))
+    random = run.random(4)
+    batches = generated_batches(run, generator, random, settings.batch_size)
     yield "generated_calibrated", measured(quantize(run, batches, "generated_calibrated"))
     student = starting_student(run, batches, "fine_tuned")
+    batches = generated_batches(run, generator, random, settings.fine_tuning_batch_size)
     fine_tune_student(run, student, batches, "fine_tuned")
     yield "fine_tuned", measured(student)
 

@@ -118,7 +118,9 @@ class GdfqTraining:
     def step(self, step: int) -> dict[str, float]:
         """Take a step, from 1, of the generator and, after the warm-up, of the student."""
         self.set_learning_rates(step)
-        shape = (self.run.settings.batch_size, LATENT_DIM)
+        settings, alone = self.run.settings, step <= self.warm_up
+        size = settings.batch_size if alone else settings.fine_tuning_batch_size
+        shape = (size, LATENT_DIM)
         device = self.run.device
         latent = torch.randn(shape, generator=self.random, device=device)
         classes = self.generator.num_classes
@@ -129,7 +131,7 @@ class GdfqTraining:
         generator_loss = F.cross_entropy(teacher_logits, labels) + BATCH_NORM_WEIGHT * distance
         learn(generator_loss, self.generator_optimizer)
         images, teacher_logits = images.detach(), teacher_logits.detach()
-        if step <= self.warm_up:
+        if alone:
             self.observe(images)
         else:
             self.student.set_activation_mode(ActivationMode.QUANTIZE)

@@ -65,7 +65,8 @@ def quantize(classifier: Classifier, images: ImageSource, **settings: Any) -> Qu
         InputError: if a setting is unknown or out of range, or the classifier cannot be converted.
     """
     with seeded_run(classifier, settings) as run:
-        return stages.starting_student(run, batches_of(run, images), "fine_tuned")
+        batches = batches_of(run, images, run.settings.batch_size)
+        return stages.starting_student(run, batches, "fine_tuned")
 
 
 def fine_tune(
@@ -78,7 +79,7 @@ def fine_tune(
         classifier: the float classifier that it was made from; moved to the device.
         images: a generator, or batches of normalized images; a sequence of batches is repeated,
             an iterator needs as many as there are steps.
-        settings: such as `fine_tuning_steps`, `fine_tuning_learning_rate`, `device`.
+        settings: such as `fine_tuning_steps`, `fine_tuning_batch_size`, `device`.
 
     Returns:
         The student.
@@ -88,7 +89,8 @@ def fine_tune(
     """
     with seeded_run(classifier, settings) as run:
         student.to(run.device).to(memory_format=run.execution.memory_format)
-        stages.fine_tune_student(run, student, batches_of(run, images), "fine_tuned")
+        batches = batches_of(run, images, run.settings.fine_tuning_batch_size)
+        stages.fine_tune_student(run, student, batches, "fine_tuned")
     return student
 
 
@@ -151,13 +153,14 @@ def export(
         raise InputError(f"formats: unknown {unknown[0]!r}, accepted are {accepted}")
     classifier, student = copy.deepcopy((classifier, student))
     student.to("cpu").requires_grad_(False).to(memory_format=torch.channels_last)
-    with seeded_run(classifier, {"batch_size": exporter.BATCH, "device": "cpu"}) as run:
+    with seeded_run(classifier, {"device": "cpu"}) as run:
         if isinstance(images, ConditionalGenerator):
             source: ImageSource = copy.deepcopy(images)
         else:
             source = list(islice(images, exporter.BATCHES))
-        batches = [batch for batch, _ in islice(batches_of(run, source), exporter.BATCHES)]
-    return exporter.export(classifier, student, batches, Path(folder), formats)
+        batches = batches_of(run, source, exporter.BATCH)
+        pictures = [batch for batch, _ in islice(batches, exporter.BATCHES)]
+    return exporter.export(classifier, student, pictures, Path(folder), formats)
 
 
 # ---- from objects to a run ----------------------------------------------------------------------
@@ -180,10 +183,17 @@ def seeded_run(classifier: Classifier, changes: Mapping[str, Any]) -> Iterator[R
         yield run
 
 
-def batches_of(run: Run, images: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images [N, C, H, W] and labels [N] on the run's device, forever."""
+def batches_of(run: Run, images: ImageSource, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images [N, C, H, W] and labels [N] on the run's device, forever.
+
+    Args:
+        run: that is given them.
+        images: a generator, or batches.
+        batch_size: N of a generator's batches; others keep theirs.
+    """
     if isinstance(images, ConditionalGenerator):
-        return stages.generated_batches(run, images.to(run.device).eval(), run.random(4))
+        generator = images.to(run.device).eval()
+        return stages.generated_batches(run, generator, run.random(4), batch_size)
     return given_batches(run, images)
 
 

@@ -17,8 +17,8 @@ EXPORT_FORMATS = ("onnx", "safetensors")
 # What a preset sets, where nothing else was said.
 PRESETS = {
     "quick": {"synthesis_steps": 100, "fine_tuning_steps": 100},
-    "default": {"synthesis_steps": 500, "fine_tuning_steps": 700},
-    "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 4000},
+    "default": {"synthesis_steps": 300, "fine_tuning_steps": 400},
+    "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 8000},
 }
 
 
@@ -67,7 +67,9 @@ class Settings:
     latent_dim: int = setting(64, "N")
     """length of the generator's latent vector"""
     batch_size: int = setting(128, "N")
-    """images in a batch"""
+    """images in a batch of generator learning and of calibration"""
+    fine_tuning_batch_size: int = setting(32, "N")
+    """images in a batch of fine-tuning"""
     synthesis_steps: int = setting(PRESETS["default"]["synthesis_steps"], "N")
     """steps of generator learning"""
     training: Literal["staged", "alternating"] = "staged"
@@ -158,7 +160,8 @@ class Settings:
 
 
 ABOVE_ZERO = (
-    *("num_classes", "image_size", "latent_dim", "batch_size", "synthesis_steps"),
+    *("num_classes", "image_size", "latent_dim", "batch_size", "fine_tuning_batch_size"),
+    "synthesis_steps",
     *("calibration_batches", "synthesis_learning_rate", "fine_tuning_learning_rate"),
     *("temperature", "log_interval", "keep_checkpoints"),
 )
@@ -174,6 +177,7 @@ AT_MOST = {
         "image_size": LARGEST_IMAGE_SIZE,
         "latent_dim": 2**20,
         "batch_size": 2**20,
+        "fine_tuning_batch_size": 2**20,
     },
     **dict.fromkeys(("synthesis_steps", "calibration_batches", "fine_tuning_steps"), 2**40),
     **{"seed": 2**50, "log_interval": 2**40},

@@ -39,6 +39,7 @@ from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 STAGES = ("synthesis", "calibration", "fine_tuning", "evaluation")
 LOG = "metrics.jsonl"
 # Settings that change nothing of what is learned and measured.
+BATCH_SIZES = ("batch_size", "fine_tuning_batch_size")
 WITHOUT_EFFECT = {
     *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
     *("log_interval", "profile", "report", "tensorboard", "keep_freed_memory"),
@@ -184,11 +185,13 @@ def prepare(settings: Settings) -> Run:
     start = time.perf_counter()
     device = resolve_device(settings.device)
     processes.join(device)
-    if settings.batch_size % processes.count():
-        raise InputError(
-            f"batch_size: {settings.batch_size}, needed is a multiple of the "
-            f"{processes.count()} processes, which share each batch"
-        )
+    batch_sizes = {name: getattr(settings, name) for name in BATCH_SIZES}
+    for name, size in batch_sizes.items():
+        if size % processes.count():
+            raise InputError(
+                f"{name}: {size}, needed is a multiple of the {processes.count()} processes, "
+                "which share each batch"
+            )
     if processes.restarts() and (settings.output_folder() / CONFIG).exists():
         settings = replace(settings, resume=settings.output_folder())
     torch.manual_seed(settings.seed)
@@ -213,8 +216,9 @@ def prepare(settings: Settings) -> Run:
     print(f"execution: {execution}", flush=True)
     every = parse_interval(settings.checkpoint_every)
     checkpoints = Checkpoints(folder.path, every, settings.keep_checkpoints, facts, loaded)
-    # From here on `batch_size` is what this process has of each batch.
-    settings = replace(settings, batch_size=settings.batch_size // processes.count())
+    # From here on batch sizes are what this process has of each batch.
+    shares = {name: size // processes.count() for name, size in batch_sizes.items()}
+    settings = replace(settings, **shares)
     run = new_run(settings, classifier, folder)
     run.evaluation, run.reference = evaluation, reference
     run.profiler = StepProfiler(device) if settings.profile else None

@@ -58,9 +58,10 @@ def run_stages(run: Run) -> None:
     shape = run.classifier.preprocessing.shape
     quantize(run, noise_batches(settings.batch_size, shape, run.random(3)), "noise_calibrated")
     random = run.checkpoints.hold_random("image random", run.random(4))
-    batches = generated_batches(run, generator, random)
+    batches = generated_batches(run, generator, random, settings.batch_size)
     quantize(run, batches, "generated_calibrated")
     student = starting_student(run, batches, "fine_tuned")
+    batches = generated_batches(run, generator, random, settings.fine_tuning_batch_size)
     feeding = []
     if settings.training == "alternating":
         feeding = [generator_goes_on(run, generator)]
@@ -70,9 +71,10 @@ def run_stages(run: Run) -> None:
     if run.reference is not None:
         random = torch.Generator().manual_seed(run.own_seed(settings.seed))
         run.checkpoints.hold_random("real image random", random)
-        batches = real_batches(run, run.reference, random)
+        batches = real_batches(run, run.reference, random, settings.batch_size)
         quantize(run, batches, "real_calibrated")
         student = starting_student(run, batches, "real_fine_tuned")
+        batches = real_batches(run, run.reference, random, settings.fine_tuning_batch_size)
         fine_tune_student(run, student, batches, "real_fine_tuned")
 
 
@@ -335,19 +337,17 @@ def evaluate(run: Run, model: nn.Module, row: str) -> None:
 
 
 def generated_batches(
-    run: Run, generator: ConditionalGenerator, random: torch.Generator
+    run: Run, generator: ConditionalGenerator, random: torch.Generator, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of generated images on the device, forever."""
-    return synthetic_batches(
-        generator, run.settings.batch_size, random, run.execution.memory_format
-    )
+    return synthetic_batches(generator, batch_size, random, run.execution.memory_format)
 
 
 def real_batches(
-    run: Run, reference: Images, random: torch.Generator
+    run: Run, reference: Images, random: torch.Generator, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield random batches of real training images on the device."""
     preprocessing = run.classifier.preprocessing
-    for images, labels in reference.random_batches(run.settings.batch_size, preprocessing, random):
+    for images, labels in reference.random_batches(batch_size, preprocessing, random):
         images = to_memory_format(images.to(run.device), run.execution.memory_format)
         yield images, labels.to(run.device)
