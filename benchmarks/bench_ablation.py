@@ -44,8 +44,8 @@ STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "no feature maps": {"feature_weight": 0.0},
     "feature maps alone, no logits": {"distillation_weight": 0.0},
     "labels as well": {"label_weight": 1.0},
-    "learning rate 3 times as high": {"fine_tuning_learning_rate": 3e-3},
-    "learning rate a third as high": {"fine_tuning_learning_rate": 3.3e-4},
+    "learning rate twice as high": {"fine_tuning_learning_rate": 1e-3},
+    "learning rate half as high": {"fine_tuning_learning_rate": 2.5e-4},
     "temperature 1": {"temperature": 1.0},
     LARGER_BATCHES: {"fine_tuning_batch_size": 128},
 }

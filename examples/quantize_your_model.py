@@ -19,6 +19,6 @@ classifier = zscgan_ext.load_classifier(
 )
 generator = zscgan_ext.train_generator(classifier, synthesis_steps=options.steps, batch_size=32)
 student = zscgan_ext.quantize(classifier, generator, bits="w8a8", batch_size=32)
-zscgan_ext.fine_tune(student, classifier, generator, fine_tuning_steps=options.steps, batch_size=32)
+zscgan_ext.fine_tune(student, classifier, generator, fine_tuning_steps=options.steps)
 files = zscgan_ext.export(classifier, student, generator, options.output)
 print(f"{files['bytes']['safetensors'] / 1e6:.1f} MB in {options.output}")

@@ -12,8 +12,8 @@ from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 # A run of a few seconds on a CPU.
 SHORT = [
     *("--synthesis-steps=10", "--fine-tuning-steps=3", "--calibration-batches=1"),
-    *("--batch-size=16", "--latent-dim=8", "--log-interval=5", "--device=cpu"),
-    "--no-report",
+    *("--batch-size=16", "--fine-tuning-batch-size=16", "--latent-dim=8", "--log-interval=5"),
+    *("--device=cpu", "--no-report"),
 ]
 
 
@@ -30,8 +30,8 @@ def write_fashion_mnist(folder: Path, prefix: str = "t10k", count: int = 60) -> 
 TINY = [
     *("--classifier=networks:small_gray", "--num-classes=10", "--image-size=28"),
     *("--mean=0.5", "--std=0.25", "--synthesis-steps=6", "--fine-tuning-steps=4"),
-    *("--calibration-batches=2", "--batch-size=8", "--latent-dim=8", "--log-interval=2"),
-    *("--device=cpu", "--export=none", "--no-report"),
+    *("--calibration-batches=2", "--batch-size=8", "--fine-tuning-batch-size=12"),
+    *("--latent-dim=8", "--log-interval=2", "--device=cpu", "--export=none", "--no-report"),
 ]
 
 

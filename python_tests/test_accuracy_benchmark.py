@@ -164,7 +164,7 @@ def results(path: Path, rows, **settings: object) -> Path:
     content = {
         "settings": {
             **{"measured_on": "test images", "data": "fashion-mnist", "batch_size": 8},
-            **{"synthesis_steps": 3, "fine_tuning_steps": 2},
+            **{"synthesis_steps": 3, "fine_tuning_steps": 2, "fine_tuning_batch_size": 4},
             **settings,
         },
         "made_with": [{"cpu": "a processor", "threads": 1, "torch": "2.6", "commit": "0" * 40}],

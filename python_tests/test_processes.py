@@ -214,10 +214,11 @@ def test_alone_batch_norm_is_torchs_own():
     assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
 
 
-def test_a_batch_that_cannot_be_shared_gives_one_line(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("batch_size", "message"), [(128, "^batch_size: 128"), (129, "^fine_tuning_batch_size: 32")]
+)
+def test_a_batch_that_cannot_be_shared_gives_one_line(monkeypatch, tmp_path, batch_size, message):
     monkeypatch.setattr(processes, "count", lambda: 3)
-    with pytest.raises(
-        InputError, match="batch_size: 128, needed is a multiple of the 3 processes"
-    ):
-        prepare(Settings(output=tmp_path / "run"))
+    with pytest.raises(InputError, match=f"{message}, needed is a multiple of the 3 processes"):
+        prepare(Settings(output=tmp_path / "run", batch_size=batch_size))
     assert not (tmp_path / "run").exists()

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from runs import TINY, write_fashion_mnist
 
+from zscgan_ext import stages
 from zscgan_ext.classifiers import load_classifier
 from zscgan_ext.config import Settings
 from zscgan_ext.run import new_run, run_with
 from zscgan_ext.run_folder import NoFolder
 from zscgan_ext.stages import quantize
+from zscgan_ext.train import main
 
 
 @pytest.fixture
@@ -21,6 +24,34 @@ def run():
 def images():
     torch.manual_seed(1)
     yield torch.randn(2, 1, 28, 28), torch.zeros(2, dtype=torch.int64)
+
+
+class SeenBatches:
+    """Notes how many images the batches have that a stage takes."""
+
+    def __init__(self, stage, position):
+        self.stage, self.position, self.sizes = stage, position, set()
+
+    def __call__(self, *arguments):
+        before, batches = arguments[: self.position], arguments[self.position]
+        return self.stage(*before, self.watched(batches), *arguments[self.position + 1 :])
+
+    def watched(self, batches):
+        for images, labels in batches:
+            self.sizes.add(len(images))
+            yield images, labels
+
+
+def test_each_stage_has_batches_of_its_own_size(monkeypatch, tmp_path):
+    """On generated and on real images alike."""
+    calibration, fine_tuning = SeenBatches(stages.calibrate, 1), SeenBatches(stages.fine_tune, 2)
+    monkeypatch.setattr(stages, "calibrate", calibration)
+    monkeypatch.setattr(stages, "fine_tune", fine_tuning)
+    data = str(write_fashion_mnist(tmp_path / "data", "train"))
+    sizes = ["--batch-size=6", "--fine-tuning-batch-size=3", f"--reference-data={data}"]
+    assert main([*TINY, *sizes, f"--output={tmp_path / 'run'}"]) == 0
+    assert calibration.sizes == {6}
+    assert fine_tuning.sizes == {3}
 
 
 def values_of_a_kernel(student):

@@ -16,7 +16,7 @@ from zscgan_ext.processes import local_rank
 EXPORT_FORMATS = ("onnx", "safetensors")
 # What a preset sets, where nothing else was said.
 PRESETS = {
-    "quick": {"synthesis_steps": 100, "fine_tuning_steps": 100},
+    "quick": {"synthesis_steps": 100, "fine_tuning_steps": 200},
     "default": {"synthesis_steps": 300, "fine_tuning_steps": 400},
     "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 8000},
 }
@@ -88,7 +88,7 @@ class Settings:
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     synthesis_learning_rate: float = setting(1e-3, "X")
     """Adam's learning rate for the generator"""
-    fine_tuning_learning_rate: float = setting(1e-3, "X")
+    fine_tuning_learning_rate: float = setting(5e-4, "X")
     """Adam's learning rate for the quantized classifier, divided by its number of quantization
     steps: by 3 for 2 bits, by 15 for 4 bits"""
     cross_entropy_weight: float = setting(1.0, "X")
