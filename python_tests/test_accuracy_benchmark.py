@@ -267,7 +267,7 @@ def test_gdfqs_schedule(tmp_path, data):
         **{"classifier": "networks:small_gray", "num_classes": 10, "image_size": 28},
         **{"mean": (0.5,), "std": (0.25,)},
     }
-    sizes = {"scheme": "paper", "batch_size": 8, "device": "cpu"}
+    sizes = {"scheme": "paper", "batch_size": 8, "fine_tuning_batch_size": 8, "device": "cpu"}
     settings = Settings(output=tmp_path / "run", **small_gray, **sizes)
     run = prepare_run(settings, str(data), held_out=False)
     torch.manual_seed(0)
