@@ -72,6 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--synthesis-steps", type=int, metavar="N")
     parser.add_argument("--fine-tuning-steps", type=int, metavar="N")
     parser.add_argument("--variations", nargs="+", default=VARIATIONS, choices=VARIATIONS)
+    parser.add_argument("--data", default="fashion-mnist", help="or a folder of idx files")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="to write")
     return parser.parse_args()
@@ -149,7 +150,7 @@ class Ablation:
         """Measure every variation with every seed."""
         for seed in self.options.seeds:
             settings = replace(self.settings, seed=seed, output=folder / f"seed{seed}")
-            run = prepare_run(settings, "fashion-mnist", held_out=True)
+            run = prepare_run(settings, self.options.data, held_out=True)
             generator = cached_generator(run, self.generators / f"seed{seed}.safetensors")
             for variation, changes in STUDENT_VARIATIONS.items():
                 if variation in self.options.variations:
