@@ -60,6 +60,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--synthesis-steps", type=int, default=300)
     parser.add_argument("--fine-tuning-steps", type=int, default=200)
+    rate = Settings.fine_tuning_learning_rate
+    parser.add_argument("--fine-tuning-learning-rate", type=float, default=rate, metavar="X")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--generator", type=Path, help="to read, or to learn and write")
@@ -180,6 +182,7 @@ def main() -> None:
             batch_size=arguments.batch_size,
             synthesis_steps=arguments.synthesis_steps,
             fine_tuning_steps=arguments.fine_tuning_steps,
+            fine_tuning_learning_rate=arguments.fine_tuning_learning_rate,
             seed=arguments.seed,
             output=Path(folder, "run"),
         )
