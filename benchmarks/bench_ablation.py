@@ -35,7 +35,6 @@ from zscgan_ext.stages import (
     starting_student,
 )
 
-LARGER_BATCHES = "batches of 128, with as many images"
 STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "weights start rounded to nearest": {"rounding": "nearest"},
@@ -47,7 +46,7 @@ STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "learning rate twice as high": {"fine_tuning_learning_rate": 1e-3},
     "learning rate half as high": {"fine_tuning_learning_rate": 2.5e-4},
     "temperature 1": {"temperature": 1.0},
-    LARGER_BATCHES: {"fine_tuning_batch_size": 128},
+    "batches of 128, with as many images": {"fine_tuning_batch_size": 128},
 }
 GENERATOR_VARIATIONS: dict[str, dict[str, Any]] = {
     "batch-norm weight 1": {"batch_norm_weight": 1.0},
@@ -129,8 +128,7 @@ class Ablation:
                 continue
             torch.manual_seed(seed)
             changed = run_with(run, bits=bits, **changes)
-            if variation == LARGER_BATCHES:
-                changed = run_with(changed, fine_tuning_steps=steps_of_as_many_images(run, changed))
+            changed = run_with(changed, fine_tuning_steps=steps_of_as_many_images(run, changed))
             settings, random = changed.settings, changed.random(4)
             batches = generated_batches(changed, generator, random, settings.batch_size)
             student = starting_student(changed, batches, "fine_tuned")

@@ -38,8 +38,8 @@ from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 STAGES = ("synthesis", "calibration", "fine_tuning", "evaluation")
 LOG = "metrics.jsonl"
-# Settings that change nothing of what is learned and measured.
 BATCH_SIZES = ("batch_size", "fine_tuning_batch_size")
+# Settings that change nothing of what is learned and measured.
 WITHOUT_EFFECT = {
     *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
     *("log_interval", "profile", "report", "tensorboard", "keep_freed_memory"),
@@ -176,6 +176,22 @@ class Run:
             stage_steps.check()
 
 
+def shares_of_batches(settings: Settings) -> dict[str, Any]:
+    """Return by setting how many images of each batch this process has.
+
+    Raises:
+        InputError: if the processes cannot have equal shares.
+    """
+    sizes = {name: getattr(settings, name) for name in BATCH_SIZES}
+    for name, size in sizes.items():
+        if size % processes.count():
+            raise InputError(
+                f"{name}: {size}, needed is a multiple of the {processes.count()} processes, "
+                "which share each batch"
+            )
+    return {name: size // processes.count() for name, size in sizes.items()}
+
+
 def prepare(settings: Settings) -> Run:
     """Check all that was given, then create the run folder.
 
@@ -185,13 +201,7 @@ def prepare(settings: Settings) -> Run:
     start = time.perf_counter()
     device = resolve_device(settings.device)
     processes.join(device)
-    batch_sizes = {name: getattr(settings, name) for name in BATCH_SIZES}
-    for name, size in batch_sizes.items():
-        if size % processes.count():
-            raise InputError(
-                f"{name}: {size}, needed is a multiple of the {processes.count()} processes, "
-                "which share each batch"
-            )
+    shares = shares_of_batches(settings)
     if processes.restarts() and (settings.output_folder() / CONFIG).exists():
         settings = replace(settings, resume=settings.output_folder())
     torch.manual_seed(settings.seed)
@@ -217,7 +227,6 @@ def prepare(settings: Settings) -> Run:
     every = parse_interval(settings.checkpoint_every)
     checkpoints = Checkpoints(folder.path, every, settings.keep_checkpoints, facts, loaded)
     # From here on batch sizes are what this process has of each batch.
-    shares = {name: size // processes.count() for name, size in batch_sizes.items()}
     settings = replace(settings, **shares)
     run = new_run(settings, classifier, folder)
     run.evaluation, run.reference = evaluation, reference
