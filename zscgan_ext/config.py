@@ -60,7 +60,7 @@ class Settings:
     """deploy: what an int8 runtime executes; paper: comparable with published tables"""
 
     preset: Literal["quick", "default", "thorough"] = "default"
-    """how much to spend: about 1, 5 or 30 minutes for resnet20 on two cores; sets the steps of both
+    """how much to spend: about 1, 3 or 30 minutes for resnet20 on two cores; sets the steps of both
     trainings where they are not given"""
     distance: Literal["gaussian_kl", "mse", "std_mse", "l2"] = "gaussian_kl"
     """distance between the batch-norm statistics of generated images and the stored ones"""
