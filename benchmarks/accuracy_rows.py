@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +19,11 @@ from zscgan_ext.run import Run, new_student, prepare
 from zscgan_ext.run_folder import write_whole
 from zscgan_ext.stages import (
     evaluate,
-    fine_tune_student,
+    fine_tuned_student,
     generated_batches,
     learn_generator,
     quantize,
     real_batches,
-    starting_student,
 )
 from zscgan_ext.synthesis import noise_batches
 from zscgan_ext.weights import load_weights
@@ -54,26 +54,20 @@ def nearest_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
 
 def generated_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
     """Round so that errors cancel, then calibrate and fine-tune, all on generated images."""
-    settings, random = run.settings, run.random(4)
-    batches = generated_batches(run, generator, random, settings.batch_size)
-    quantize(run, batches, "generated_calibrated")
+    batches = partial(generated_batches, run, generator, run.random(4))
+    quantize(run, batches(run.settings.batch_size), "generated_calibrated")
     yield "generated_calibrated"
-    student = starting_student(run, batches, "fine_tuned")
-    batches = generated_batches(run, generator, random, settings.fine_tuning_batch_size)
-    fine_tune_student(run, student, batches, "fine_tuned")
+    fine_tuned_student(run, batches, "fine_tuned")
     yield "fine_tuned"
 
 
 def real_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
     """Do as with generated images, with real ones."""
     assert run.reference is not None
-    settings, random = run.settings, real_random(run)
-    batches = real_batches(run, run.reference, random, settings.batch_size)
-    quantize(run, batches, "real_calibrated")
+    batches = partial(real_batches, run, run.reference, real_random(run))
+    quantize(run, batches(run.settings.batch_size), "real_calibrated")
     yield "real_calibrated"
-    student = starting_student(run, batches, "real_fine_tuned")
-    batches = real_batches(run, run.reference, random, settings.fine_tuning_batch_size)
-    fine_tune_student(run, student, batches, "real_fine_tuned")
+    fine_tuned_student(run, batches, "real_fine_tuned")
     yield "real_fine_tuned"
 
 

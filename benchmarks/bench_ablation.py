@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,7 @@ from zscgan_ext.evaluation import top1
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.run import Run, run_with
 from zscgan_ext.run_folder import write_whole
-from zscgan_ext.stages import (
-    fine_tune_student,
-    generated_batches,
-    learn_generator,
-    starting_student,
-)
+from zscgan_ext.stages import fine_tuned_student, generated_batches, learn_generator
 
 STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "the recipe": {},
@@ -129,12 +125,8 @@ class Ablation:
             torch.manual_seed(seed)
             changed = run_with(run, bits=bits, **changes)
             changed = run_with(changed, fine_tuning_steps=steps_of_as_many_images(run, changed))
-            settings, random = changed.settings, changed.random(4)
-            batches = generated_batches(changed, generator, random, settings.batch_size)
-            student = starting_student(changed, batches, "fine_tuned")
-            size = settings.fine_tuning_batch_size
-            batches = generated_batches(changed, generator, random, size)
-            fine_tune_student(changed, student, batches, "fine_tuned")
+            batches = partial(generated_batches, changed, generator, changed.random(4))
+            fine_tuned_student(changed, batches, "fine_tuned")
             assert run.evaluation is not None
             accuracy = {
                 row: top1(logits, run.evaluation.labels) for row, logits in changed.logits.items()

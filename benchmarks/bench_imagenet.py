@@ -18,6 +18,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,7 @@ from zscgan_ext.image_file import read_image
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.run import Run, prepare, run_with
-from zscgan_ext.stages import (
-    fine_tune_student,
-    generated_batches,
-    learn_generator,
-    quantize,
-    starting_student,
-)
+from zscgan_ext.stages import fine_tuned_student, generated_batches, learn_generator, quantize
 from zscgan_ext.synthesis import noise_batches
 
 PACKAGES = {"foolbox==3.3.4": "foolbox/data/imagenet_", "scikit-image==0.25.2": "skimage/data/"}
@@ -162,13 +157,10 @@ def run_job(
     yield "squant", measured(squant(run))
     noise = noise_batches(settings.batch_size, run.classifier.preprocessing.shape, run.random(3))
     yield "noise_calibrated", measured(quantize(run, noise, "noise_calibrated"))
-    random = run.random(4)
-    batches = generated_batches(run, generator, random, settings.batch_size)
-    yield "generated_calibrated", measured(quantize(run, batches, "generated_calibrated"))
-    student = starting_student(run, batches, "fine_tuned")
-    batches = generated_batches(run, generator, random, settings.fine_tuning_batch_size)
-    fine_tune_student(run, student, batches, "fine_tuned")
-    yield "fine_tuned", measured(student)
+    batches = partial(generated_batches, run, generator, run.random(4))
+    calibrated = quantize(run, batches(settings.batch_size), "generated_calibrated")
+    yield "generated_calibrated", measured(calibrated)
+    yield "fine_tuned", measured(fine_tuned_student(run, batches, "fine_tuned"))
 
 
 def main() -> None:

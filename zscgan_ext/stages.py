@@ -1,8 +1,9 @@
 """The stages of a run in their order: learn the generator, calibrate, fine-tune, evaluate."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -38,13 +39,15 @@ from zscgan_ext.synthesis import (
     synthetic_batches,
     train_generator,
 )
-from zscgan_ext.training import Training
 
 EVALUATION_BATCH = 500  # images
 SAMPLES_PER_CLASS = 10
 PROBES_PER_CLASS = 8
 NAMED_CLASSES = 5  # at most, in a warning
 SAMPLED_FRACTIONS = (0.1, 0.3, 1.0)  # of the synthesis steps, beside the first
+
+# Gives batches of the size it is called with: images [B, C, H, W] and labels [B], forever.
+BatchesOfSize = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 
 def run_stages(run: Run) -> None:
@@ -58,24 +61,18 @@ def run_stages(run: Run) -> None:
     shape = run.classifier.preprocessing.shape
     quantize(run, noise_batches(settings.batch_size, shape, run.random(3)), "noise_calibrated")
     random = run.checkpoints.hold_random("image random", run.random(4))
-    batches = generated_batches(run, generator, random, settings.batch_size)
-    quantize(run, batches, "generated_calibrated")
-    student = starting_student(run, batches, "fine_tuned")
-    batches = generated_batches(run, generator, random, settings.fine_tuning_batch_size)
-    feeding = []
-    if settings.training == "alternating":
-        feeding = [generator_goes_on(run, generator)]
-        batches = learning_batches(feeding[0], batches)
-    fine_tune_student(run, student, batches, "fine_tuned", feeding)
+    batches: BatchesOfSize = partial(generated_batches, run, generator, random)
+    quantize(run, batches(settings.batch_size), "generated_calibrated")
+    alternating = settings.training == "alternating"
+    feeding = [generator_goes_on(run, generator)] if alternating else []
+    student = fine_tuned_student(run, batches, "fine_tuned", feeding)
     save_student(run, student, generator)
     if run.reference is not None:
         random = torch.Generator().manual_seed(run.own_seed(settings.seed))
         run.checkpoints.hold_random("real image random", random)
-        batches = real_batches(run, run.reference, random, settings.batch_size)
-        quantize(run, batches, "real_calibrated")
-        student = starting_student(run, batches, "real_fine_tuned")
-        batches = real_batches(run, run.reference, random, settings.fine_tuning_batch_size)
-        fine_tune_student(run, student, batches, "real_fine_tuned")
+        batches = partial(real_batches, run, run.reference, random)
+        quantize(run, batches(settings.batch_size), "real_calibrated")
+        fine_tuned_student(run, batches, "real_fine_tuned")
 
 
 def learn_generator(run: Run) -> ConditionalGenerator:
@@ -233,6 +230,23 @@ def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> Qu
     return student
 
 
+def fine_tuned_student(
+    run: Run, batches: BatchesOfSize, row: str, feeding: Sequence[GeneratorTraining] = ()
+) -> QuantizedClassifier:
+    """Convert the classifier, calibrate and fine-tune it on these images, and evaluate it.
+
+    Args:
+        run: that the row belongs to.
+        batches: which calibration and fine-tuning take in the sizes that are set for them.
+        row: its name.
+        feeding: trainings of the generator that take a step before each step of fine-tuning.
+    """
+    student = starting_student(run, batches(run.settings.batch_size), row)
+    batches_of_fine_tuning = batches(run.settings.fine_tuning_batch_size)
+    fine_tune_student(run, student, batches_of_fine_tuning, row, feeding)
+    return student
+
+
 def starting_student(
     run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str
 ) -> QuantizedClassifier:
@@ -245,7 +259,7 @@ def fine_tune_student(
     student: QuantizedClassifier,
     batches: Iterator[tuple[Tensor, Tensor]],
     row: str,
-    feeding: Sequence[Training] = (),
+    feeding: Sequence[GeneratorTraining] = (),
 ) -> None:
     """Fine-tune a calibrated student on these images, and evaluate it."""
     if not run.checkpoints.is_finished(row):
@@ -258,7 +272,7 @@ def train_student(
     student: QuantizedClassifier,
     batches: Iterator[tuple[Tensor, Tensor]],
     row: str,
-    feeding: Sequence[Training],
+    feeding: Sequence[GeneratorTraining],
 ) -> None:
     """Fine-tune a calibrated student on these images, with a log on the way.
 
@@ -267,9 +281,11 @@ def train_student(
         student: calibrated.
         batches: of images and labels.
         row: the stage's name.
-        feeding: trainings that take a step before each batch.
+        feeding: trainings of the generator that take a step before each batch.
     """
     settings = run.settings
+    for training in feeding:
+        batches = learning_batches(training, batches)
     with (
         run.checkpoints.stage(row),
         run.timed("fine_tuning"),
