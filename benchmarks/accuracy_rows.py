@@ -12,19 +12,14 @@ from zscgan_ext.config import Settings
 from zscgan_ext.datasets import Images, LabelledImages
 from zscgan_ext.errors import InputError
 from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.generator_stage import generated_batches, learn_generator
+from zscgan_ext.preparation import prepare
 from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.rounding import round_weights
-from zscgan_ext.run import Run, new_student, prepare
+from zscgan_ext.run import Run, new_student
 from zscgan_ext.run_folder import write_whole
-from zscgan_ext.stages import (
-    evaluate,
-    fine_tuned_student,
-    generated_batches,
-    learn_generator,
-    quantize,
-    real_batches,
-)
+from zscgan_ext.student_stages import evaluate, fine_tuned_student, quantize, real_batches
 from zscgan_ext.synthesis import noise_batches
 from zscgan_ext.weights import load_weights
 

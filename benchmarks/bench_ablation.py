@@ -27,9 +27,10 @@ from zscgan_ext.config import PRESETS, Settings
 from zscgan_ext.environment import environment
 from zscgan_ext.evaluation import top1
 from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.generator_stage import generated_batches, learn_generator
 from zscgan_ext.run import Run, run_with
 from zscgan_ext.run_folder import write_whole
-from zscgan_ext.stages import fine_tuned_student, generated_batches, learn_generator
+from zscgan_ext.student_stages import fine_tuned_student
 
 STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "the recipe": {},

@@ -40,8 +40,9 @@ from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement, top1
 from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.run import WITHOUT_EFFECT, Run, run_with
-from zscgan_ext.stages import evaluate
+from zscgan_ext.preparation import WITHOUT_EFFECT
+from zscgan_ext.run import Run, run_with
+from zscgan_ext.student_stages import evaluate
 
 # Settings that differ from cell to cell, or say nothing about what is measured.
 NOT_SHARED = {"classifier", "scheme", "bits", "seed", "stop_after", *WITHOUT_EFFECT}

@@ -30,11 +30,13 @@ from torchvision.transforms import functional as transforms
 from zscgan_ext.config import Settings
 from zscgan_ext.environment import environment
 from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.generator_stage import generated_batches, learn_generator
 from zscgan_ext.image_file import read_image
 from zscgan_ext.memory_format import to_memory_format
+from zscgan_ext.preparation import prepare
 from zscgan_ext.preprocessing import Preprocessing
-from zscgan_ext.run import Run, prepare, run_with
-from zscgan_ext.stages import fine_tuned_student, generated_batches, learn_generator, quantize
+from zscgan_ext.run import Run, run_with
+from zscgan_ext.student_stages import fine_tuned_student, quantize
 from zscgan_ext.synthesis import noise_batches
 
 PACKAGES = {"foolbox==3.3.4": "foolbox/data/imagenet_", "scikit-image==0.25.2": "skimage/data/"}

@@ -26,9 +26,10 @@ from measurement import made_with, write_rows
 from train_step_report import draw_chart, print_table, update_documentation
 from training_subjects import IMPLEMENTATIONS, Subject
 
+from zscgan_ext.config import Settings
+
 CLASSIFIERS = ("resnet20", "resnet18", "resnet50", "mobilenet_v2")
 BATCHES = {"cpu": (16,), "cuda": (16, 128)}
-SMALL_IMAGES_BATCH = 128  # of resnet20, whose images have 28 x 28 pixels
 COMPILED_ON_CPU = ("resnet20",)  # compiling the others for a CPU takes minutes
 STEPS_OF_A_SAMPLE = {"cpu": 1, "cuda": 20}
 STAGES = ("generator_step", "fine_tuning_step", "teacher")
@@ -110,14 +111,23 @@ def implementations_for(classifier: str, options: argparse.Namespace) -> tuple[s
     return ("eager", "compiled", "native") if classifier in COMPILED_ON_CPU else ("eager", "native")
 
 
+def batches_for(classifier: str, stage: str, options: argparse.Namespace) -> tuple[int, ...]:
+    """Return how many images a step is measured with: of small images what the trainer takes."""
+    if options.batch:
+        return (options.batch,)
+    if classifier != "resnet20":
+        return BATCHES[options.device]
+    is_fine_tuning = stage == "fine_tuning_step"
+    return (Settings.fine_tuning_batch_size if is_fine_tuning else Settings.batch_size,)
+
+
 def groups(options: argparse.Namespace) -> Iterator[list[Subject]]:
     """Yield what is measured in turns."""
     for classifier in options.classifiers:
-        batches = (SMALL_IMAGES_BATCH,) if classifier == "resnet20" else BATCHES[options.device]
         names = options.implementations or implementations_for(classifier, options)
-        for batch in [options.batch] if options.batch else batches:
-            for stage in options.stages:
-                pairs = TEACHER_PASSES if stage == "teacher" else [(stage, name) for name in names]
+        for stage in options.stages:
+            pairs = TEACHER_PASSES if stage == "teacher" else [(stage, name) for name in names]
+            for batch in batches_for(classifier, stage, options):
                 yield [
                     Subject(classifier, own_stage, name, batch, options.device)
                     for own_stage, name in pairs

@@ -45,13 +45,14 @@ with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextl
     from zscgan_ext.export.quantized_file import load_quantized, quantized_file
     from zscgan_ext.idx_file import read_idx
     from zscgan_ext.image_file import read_image
+    from zscgan_ext.preparation import check_facts
     from zscgan_ext.preprocessing import Preprocessing
     from zscgan_ext.quantization.calibration import calibrate
     from zscgan_ext.quantization.conversion import convert
     from zscgan_ext.quantization.fine_tuning import StudentTraining
     from zscgan_ext.quantization.scheme import Scheme
     from zscgan_ext.quantization.student_state import StudentState
-    from zscgan_ext.run import Run, check_facts, new_run, new_student
+    from zscgan_ext.run import Run, new_run, new_student
     from zscgan_ext.run_folder import NoFolder
     from zscgan_ext.synthesis import noise_batches
     from zscgan_ext.weights import load_weights

@@ -12,7 +12,7 @@ from runs import TINY, write_fashion_mnist
 from safetensors.torch import load_file
 
 import zscgan_ext
-from zscgan_ext import stages
+from zscgan_ext import generator_stage
 from zscgan_ext.classifiers import Classifier
 from zscgan_ext.datasets import LabelledImages
 from zscgan_ext.errors import InputError
@@ -206,7 +206,7 @@ def test_missing_images_and_labels_are_named(classifier, student, tmp_path):
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stages, "PROBES_PER_CLASS", 1)  # of 1000
+    monkeypatch.setattr(generator_stage, "PROBES_PER_CLASS", 1)  # of 1000
     script = ROOT / "examples" / "quantize_your_model.py"
     sizes = ["--image-size=32", "--steps=1", "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [str(script), *sizes])

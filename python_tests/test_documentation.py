@@ -20,7 +20,7 @@ from PIL import Image
 from runs import SHORT, write_fashion_mnist
 from safetensors.torch import save_file
 
-from zscgan_ext import datasets, stages
+from zscgan_ext import datasets, generator_stage
 from zscgan_ext.config import Settings
 from zscgan_ext.train import main as train
 
@@ -68,7 +68,7 @@ OTHERS = [command for command in commands() if command not in (*PROGRAMS, *SCRIP
 @pytest.fixture(autouse=True)
 def small_costs(monkeypatch):
     """Leave out what costs much on small images of many classes, and tells nothing here."""
-    monkeypatch.setattr(stages, "PROBES_PER_CLASS", 1)  # of ImageNet's 1000
+    monkeypatch.setattr(generator_stage, "PROBES_PER_CLASS", 1)  # of ImageNet's 1000
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

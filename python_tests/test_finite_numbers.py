@@ -12,7 +12,7 @@ from networks import RGB8, normal_batches, small_gray, small_residual
 from runs import TINY
 from test_training import SMALL, SeenOps, new_training
 
-from zscgan_ext import stages
+from zscgan_ext import generator_stage
 from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint
 from zscgan_ext.execution import choose_execution
 from zscgan_ext.finite_numbers import FiniteNumbers, NonFiniteError, zero_variance_warnings
@@ -202,14 +202,15 @@ def test_a_run_whose_numbers_go_wrong_stops_with_one_line(
 
 
 def test_the_generator_is_watched_while_the_student_learns(tmp_path, capsys, monkeypatch):
-    class Failing(stages.GeneratorTraining):
+    class Failing(generator_stage.GeneratorTraining):
         """Its third step has an infinite gradient."""
 
         def measure(self, *inputs):
             loss, values = super().measure(*inputs)
             return loss * (torch.inf if self.steps_taken == 2 else 1), values
 
-    monkeypatch.setattr(stages, "GeneratorTraining", Failing)  # of alternating training alone
+    # Alternating training alone takes it from there.
+    monkeypatch.setattr(generator_stage, "GeneratorTraining", Failing)
     arguments = [*TINY, "--training=alternating", f"--output={tmp_path}"]
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -18,7 +18,7 @@ from zscgan_ext import processes
 from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint
 from zscgan_ext.config import Settings
 from zscgan_ext.errors import InputError
-from zscgan_ext.run import prepare
+from zscgan_ext.preparation import prepare
 from zscgan_ext.synchronized_batch_norm import SynchronizedBatchNorm
 from zscgan_ext.train import main
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from runs import TINY, write_fashion_mnist
 
-from zscgan_ext import stages
+from zscgan_ext import student_stages
 from zscgan_ext.classifiers import load_classifier
 from zscgan_ext.config import Settings
 from zscgan_ext.run import new_run, run_with
 from zscgan_ext.run_folder import NoFolder
-from zscgan_ext.stages import quantize
+from zscgan_ext.student_stages import quantize
 from zscgan_ext.train import main
 
 
@@ -44,9 +44,10 @@ class SeenBatches:
 
 def test_each_stage_has_batches_of_its_own_size(monkeypatch, tmp_path):
     """On generated and on real images alike."""
-    calibration, fine_tuning = SeenBatches(stages.calibrate, 1), SeenBatches(stages.fine_tune, 2)
-    monkeypatch.setattr(stages, "calibrate", calibration)
-    monkeypatch.setattr(stages, "fine_tune", fine_tuning)
+    calibration = SeenBatches(student_stages.calibrate, 1)
+    fine_tuning = SeenBatches(student_stages.fine_tune, 2)
+    monkeypatch.setattr(student_stages, "calibrate", calibration)
+    monkeypatch.setattr(student_stages, "fine_tune", fine_tuning)
     data = str(write_fashion_mnist(tmp_path / "data", "train"))
     sizes = ["--batch-size=6", "--fine-tuning-batch-size=3", f"--reference-data={data}"]
     assert main([*TINY, *sizes, f"--output={tmp_path / 'run'}"]) == 0

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zscgan_ext import stages
+from zscgan_ext import generator_stage, student_stages
 from zscgan_ext.classifiers import Classifier, load_classifier
 from zscgan_ext.config import PRESETS, Settings, check_settings, resolve_device
 from zscgan_ext.datasets import Images
@@ -47,7 +47,7 @@ def train_generator(classifier: Classifier, **settings: Any) -> ConditionalGener
         InputError: if a setting is unknown or out of range.
     """
     with seeded_run(classifier, settings) as run:
-        return stages.learn_generator(run)
+        return generator_stage.learn_generator(run)
 
 
 def quantize(classifier: Classifier, images: ImageSource, **settings: Any) -> QuantizedClassifier:
@@ -66,7 +66,7 @@ def quantize(classifier: Classifier, images: ImageSource, **settings: Any) -> Qu
     """
     with seeded_run(classifier, settings) as run:
         batches = batches_of(run, images, run.settings.batch_size)
-        return stages.starting_student(run, batches, "fine_tuned")
+        return student_stages.starting_student(run, batches, "fine_tuned")
 
 
 def fine_tune(
@@ -90,7 +90,7 @@ def fine_tune(
     with seeded_run(classifier, settings) as run:
         student.to(run.device).to(memory_format=run.execution.memory_format)
         batches = batches_of(run, images, run.settings.fine_tuning_batch_size)
-        stages.fine_tune_student(run, student, batches, "fine_tuned")
+        student_stages.fine_tune_student(run, student, batches, "fine_tuned")
     return student
 
 
@@ -193,7 +193,7 @@ def batches_of(run: Run, images: ImageSource, batch_size: int) -> Iterator[tuple
     """
     if isinstance(images, ConditionalGenerator):
         generator = images.to(run.device).eval()
-        return stages.generated_batches(run, generator, run.random(4), batch_size)
+        return generator_stage.generated_batches(run, generator, run.random(4), batch_size)
     return given_batches(run, images)
 
 
