@@ -17,8 +17,8 @@ EXPORT_FORMATS = ("onnx", "safetensors")
 # What a preset sets, where nothing else was said.
 PRESETS = {
     "quick": {"synthesis_steps": 100, "fine_tuning_steps": 200},
-    "default": {"synthesis_steps": 300, "fine_tuning_steps": 400},
-    "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 8000},
+    "default": {"synthesis_steps": 1000, "fine_tuning_steps": 400},
+    "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 400},
 }
 
 
@@ -60,7 +60,7 @@ class Settings:
     """deploy: what an int8 runtime executes; paper: comparable with published tables"""
 
     preset: Literal["quick", "default", "thorough"] = "default"
-    """how much to spend: about 1, 3 or 30 minutes for resnet20 on two cores; sets the steps of both
+    """how much to spend: about 1, 5 or 15 minutes for resnet20 on two cores; sets the steps of both
     trainings where they are not given"""
     distance: Literal["gaussian_kl", "mse", "std_mse", "l2"] = "gaussian_kl"
     """distance between the batch-norm statistics of generated images and the stored ones"""
