@@ -30,7 +30,14 @@ STYLES = {  # color, marker, line
     "fine_tuned": ("#1b7837", "o", "-"),
     "real_fine_tuned": ("#762a83", "o", "-"),
 }
-OTHER_SETTINGS = "°"  # marks figures of rows that were measured with other settings than the file's
+# Of figures that were measured with other settings than the file's; the last for all that is left.
+MARKS = "°†‡§"
+
+
+def other_settings(row: Row) -> str:
+    """Return the settings of a row that differ from the file's, as options."""
+    settings = row.get("other_settings", {})
+    return ", ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in settings.items())
 
 
 class Figures:
@@ -44,6 +51,8 @@ class Figures:
         present = dict.fromkeys(row["bits"] for row in quantized)
         self.bits = [*(b for b in BITS if b in present), *(b for b in present if b not in BITS)]
         self.seeds = sorted({row["seed"] for row in quantized})
+        others = dict.fromkeys(filter(None, map(other_settings, rows)))
+        self.marks = {text: MARKS[min(i, len(MARKS) - 1)] for i, text in enumerate(others)}
 
     def rows_of(self, classifier: str, scheme: str, bits: str, name: str) -> list[Row]:
         """Return the rows of a cell, one for each seed."""
@@ -56,9 +65,9 @@ class Figures:
         return {row["seed"]: row["top1"] for row in self.rows_of(classifier, scheme, bits, name)}
 
     def mark(self, classifier: str, scheme: str, bits: str, name: str) -> str:
-        """Return the mark of a cell that was measured with other settings than the file's."""
-        rows = self.rows_of(classifier, scheme, bits, name)
-        return OTHER_SETTINGS if any(row.get("other_settings") for row in rows) else ""
+        """Return the marks of a cell that was measured with other settings than the file's."""
+        texts = map(other_settings, self.rows_of(classifier, scheme, bits, name))
+        return "".join(dict.fromkeys(self.marks[text] for text in texts if text))
 
     def gaps(self, classifier: str, scheme: str, bits: str) -> dict[int, float]:
         """Return by seed how far generated images are above real ones, both fine-tuned."""
@@ -124,13 +133,8 @@ def markdown(content: dict[str, Any], sources: Sequence[Path], chart: str) -> st
         f" {'; '.join(machines)}; commit {', '.join(commits)}.",
         "",
     ]
-    differing = dict.fromkeys(
-        f"`--{name.replace('_', '-')} {value}`"
-        for row in content["rows"]
-        for name, value in row.get("other_settings", {}).items()
-    )
-    if differing:
-        lines += [f"{OTHER_SETTINGS} measured with {', '.join(differing)}.", ""]
+    for text, mark in figures.marks.items():
+        lines += [f"{mark} measured with {text}.", ""]
     lines.append(f"![top-1 over widths]({chart})")
     for classifier in figures.classifiers:
         for scheme in figures.schemes:

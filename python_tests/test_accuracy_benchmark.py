@@ -193,17 +193,21 @@ def test_files_of_several_processes_give_one_report(tmp_path):
 
 
 def test_rows_of_other_settings_are_marked(tmp_path):
-    file = results(tmp_path / "a.json", [(0, "fine_tuned", 91.0), (0, "gdfq", 50.0)])
+    rows = [(0, "fine_tuned", 91.0), (0, "squant", 60.0), (0, "gdfq", 50.0)]
+    file = results(tmp_path / "a.json", rows)
     content = json.loads(file.read_text())
     content["rows"][0]["other_settings"] = {"fine_tuning_steps": 9}
+    content["rows"][2]["other_settings"] = {"synthesis_steps": 5, "fine_tuning_steps": 9}
     file.write_text(json.dumps(content))
     output = tmp_path / "accuracy.md"
     done = bench("--json", file, "--output", output, script="accuracy_report.py")
     assert done.returncode == 0, done.stderr
     text = output.read_text()
     assert "\n° measured with `--fine-tuning-steps 9`.\n" in text
+    assert "\n† measured with `--synthesis-steps 5`, `--fine-tuning-steps 9`.\n" in text
     assert "| fine-tuned on generated images | 91.00° |" in text
-    assert "| GDFQ's settings, same number of images | 50.00 |" in text
+    assert "| SQuant-like, ranges from batch norm | 60.00 |" in text
+    assert "| GDFQ's settings, same number of images | 50.00† |" in text
 
 
 @pytest.mark.parametrize(
