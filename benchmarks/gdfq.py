@@ -127,7 +127,7 @@ class GdfqTraining:
         labels = torch.randint(classes, shape[:1], generator=self.random, device=device)
         images = self.generator(latent, labels)
         images = to_memory_format(images, self.run.execution.memory_format)
-        teacher_logits, distance = self.teacher.match(images)
+        teacher_logits, distance, _ = self.teacher.match(images)
         generator_loss = F.cross_entropy(teacher_logits, labels) + BATCH_NORM_WEIGHT * distance
         learn(generator_loss, self.generator_optimizer)
         images, teacher_logits = images.detach(), teacher_logits.detach()

@@ -134,7 +134,7 @@ def teacher_matched(parts: Parts) -> Callable[[], Tensor]:
     teacher = FrozenTeacher(parts.model, parts.settings.distance)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
-        logits, distance = teacher.match(images)
+        logits, distance, _ = teacher.match(images)
         weight = parts.settings.batch_norm_weight
         return F.cross_entropy(logits.float(), labels) + weight * distance
 

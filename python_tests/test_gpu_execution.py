@@ -177,7 +177,7 @@ def matching_step(device, images):
 
     def step():
         x = images.detach().requires_grad_()
-        logits, distance = teacher.match(x)
+        logits, distance, _ = teacher.match(x)
         loss = F.cross_entropy(logits, labels) + distance
         return {"loss": loss.detach(), "images": torch.autograd.grad(loss, x)[0]}
 

@@ -80,7 +80,7 @@ def test_values_and_gradients_are_those_of_hooks(join, activation, layout):
         teacher = FrozenTeacher(model, "gaussian_kl", fuse)
         assert (teacher.graph is not None) == fuse
         images = layout(sample(4, 3, 6, 6).double()).requires_grad_()
-        y, distance = teacher.match(images)
+        y, distance, _ = teacher.match(images)
         gradient = torch.autograd.grad(y.square().mean() + 3 * distance, images)
         outcomes.append((y, distance, *gradient))
         teacher.remove_hooks()
@@ -162,7 +162,7 @@ def test_what_cannot_be_rewritten_is_measured_by_hooks(model):
     teacher = FrozenTeacher(as_trained(model), "mse")
     assert teacher.graph is None
     images = sample(4, 3, 5, 5).requires_grad_()
-    _, distance = teacher.match(images)
+    _, distance, _ = teacher.match(images)
     (gradient,) = torch.autograd.grad(distance, images)
     assert gradient.abs().max() > 0
 

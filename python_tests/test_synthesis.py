@@ -45,9 +45,11 @@ def test_the_loss_falls_and_the_classifier_agrees_more():
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
-    settings = replace(QUICK, synthesis_steps=2, cross_entropy_weight=0.5, batch_norm_weight=3.0)
-    for step in learned(settings)[1]:
-        expected = 0.5 * step.cross_entropy + 3 * step.batch_norm_distance
+    weights = {"cross_entropy_weight": 0.5, "batch_norm_weight": 3.0, "diversity_weight": 0.7}
+    for step in learned(replace(QUICK, synthesis_steps=2, **weights))[1]:
+        expected = (
+            0.5 * step.cross_entropy + 3 * step.batch_norm_distance - 0.7 * step.log_pair_distance
+        )
         assert step.loss == pytest.approx(expected, rel=1e-5)
 
 

@@ -4,7 +4,7 @@ A trained batch-norm layer stores the mean and variance that real images gave it
 whose statistics are close to the stored ones resemble what the classifier was trained on.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,15 @@ from zscgan_ext import ops, processes
 from zscgan_ext.errors import InputError
 from zscgan_ext.matched_batch_norm import batch_norm_layers, matched_graph, stored
 from zscgan_ext.ops.implementation import uses_native
+from zscgan_ext.penultimate_features import PenultimateFeatures
+
+
+class Match(NamedTuple):
+    """What a classifier says of images."""
+
+    logits: Tensor  # [N, num_classes]
+    distance: Tensor  # of the batch statistics, a scalar
+    features: Tensor  # [N, F], penultimate
 
 
 class FrozenTeacher(nn.Module):
@@ -45,9 +54,11 @@ class FrozenTeacher(nn.Module):
         self.graph = matched_graph(model, self.keep) if fuse else None
         hooked = layers if self.graph is None else []
         self.hooks = [layer.register_forward_pre_hook(self.measure) for layer in hooked]
+        self.features = PenultimateFeatures(self.model if self.graph is None else self.graph)
 
     def remove_hooks(self) -> None:
         """Leave the classifier as it was."""
+        self.features.remove_hooks()
         for hook in self.hooks:
             hook.remove()
 
@@ -66,8 +77,8 @@ class FrozenTeacher(nn.Module):
         logits: Tensor = self.model(images)
         return logits
 
-    def match(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [N, num_classes] and the distance of the batch statistics, a scalar.
+    def match(self, images: Tensor) -> Match:
+        """Run the classifier on images [N, C, H, W] whose gradients are wanted.
 
         The statistics are those of the images of all processes.
         """
@@ -87,4 +98,4 @@ class FrozenTeacher(nn.Module):
             [layer.eps for layer in layers],
             self.distance,
         )
-        return logits, distance
+        return Match(logits, distance, self.features.take(logits))

@@ -86,7 +86,7 @@ class Settings:
     """batches of images that ranges are taken from"""
     fine_tuning_steps: int = setting(PRESETS["default"]["fine_tuning_steps"], "N")
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
-    synthesis_learning_rate: float = setting(1e-3, "X")
+    synthesis_learning_rate: float = setting(1e-2, "X")
     """Adam's learning rate for the generator"""
     fine_tuning_learning_rate: float = setting(5e-4, "X")
     """Adam's learning rate for the quantized classifier, divided by its number of quantization
@@ -95,6 +95,9 @@ class Settings:
     """weight of the teacher's cross-entropy in the generator's loss"""
     batch_norm_weight: float = setting(10.0, "X")
     """weight of the batch-norm distance in the generator's loss"""
+    diversity_weight: float = setting(0.1, "X")
+    """weight of the distance between images of one class in the generator's loss (0: as in
+    ZS-CGAN)"""
     distillation_weight: float = setting(1.0, "X")
     """weight of the distillation from the float classifier in fine-tuning"""
     feature_weight: float = setting(100.0, "X")
@@ -166,8 +169,8 @@ ABOVE_ZERO = (
     *("temperature", "log_interval", "keep_checkpoints"),
 )
 ZERO_OR_ABOVE = (
-    *("fine_tuning_steps", "cross_entropy_weight", "batch_norm_weight", "distillation_weight"),
-    *("feature_weight", "label_weight", "seed"),
+    *("fine_tuning_steps", "cross_entropy_weight", "batch_norm_weight", "diversity_weight"),
+    *("distillation_weight", "feature_weight", "label_weight", "seed"),
 )
 
 # Far more than is of use; beyond, counters and sizes would overflow.

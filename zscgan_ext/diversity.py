@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zscgan_ext.datasets import Images
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_channels_last
+from zscgan_ext.penultimate_features import penultimate_features
 from zscgan_ext.preprocessing import Preprocessing
 
 IMAGES = 500  # over all classes
@@ -116,28 +117,6 @@ def near_duplicates(images: Tensor) -> float:
     unit = torch.nn.functional.normalize(centred, dim=1)
     earlier = (unit @ unit.T).tril(-1)  # [N, N]
     return float((earlier > DUPLICATE_CORRELATION).any(1).double().mean())
-
-
-def penultimate_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits [N, num_classes] and what the last weighted layer reads, [N, F].
-
-    Feature maps are averaged over their pixels. Where no module is a weighted layer, the logits
-    stand for the features.
-    """
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen[:] = inputs[:1]
-
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
-    try:
-        logits: Tensor = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    feature = seen[0] if seen else logits
-    return logits, feature.flatten(2).mean(2) if feature.dim() > 2 else feature
 
 
 # ---- images to measure --------------------------------------------------------------------------

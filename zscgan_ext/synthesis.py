@@ -1,6 +1,10 @@
 """Learning the generator from the classifier alone (ZS-CGAN, Choi et al., ICIP 2021).
 
-`L_G = cross_entropy(teacher(G(z, y)), y) + batch_norm_weight * distance(batch, stored statistics)`
+`L_G = cross_entropy(teacher(G(z, y)), y) + batch_norm_weight * distance(batch, stored statistics)
+- diversity_weight * log_pair_distance(features)`
+
+The last term is not in the paper. Without it the images of a class come out nearly alike, since one
+image of each class satisfies the others.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +22,9 @@ from zscgan_ext.generator import ConditionalGenerator, stride_of_classes
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.training import Training, as_it_is, every_step, nothing
 
+SMALLEST_DISTANCE = 1e-4  # that still counts, relative to the variance
+SMALLEST_VARIANCE = 1e-12
+
 
 @dataclass(frozen=True)
 class SynthesisStep:
@@ -27,7 +34,41 @@ class SynthesisStep:
     loss: float
     cross_entropy: float
     batch_norm_distance: float
+    log_pair_distance: float  # how different two images of a class are
     teacher_accuracy: float  # percent of images that the teacher takes for their label
+
+
+def paired(labels: Tensor) -> Tensor:
+    """Give the second half of a batch the labels of the first; an odd one at the end keeps its own.
+
+    Args:
+        labels: [B].
+    """
+    half = len(labels) // 2
+    return torch.cat([labels[:half], labels[:half], labels[2 * half :]])
+
+
+def log_pair_distance(features: Tensor) -> Tensor:
+    """Measure how different the two images of each pair are, as the classifier sees them.
+
+    A generator that is asked for a distance of images with the same label and different latent
+    vectors does not collapse to one image (mode seeking, Mao et al., CVPR 2019). The distance is
+    that of features, relative to the variance of all, and its logarithm makes the gradient large
+    where images are alike, and small where they are not.
+
+    Args:
+        features: [B, F] of a batch with `paired` labels.
+
+    Returns:
+        The mean logarithm of the pairs' squared distance, a scalar; zero without a pair.
+    """
+    features = features.float()
+    half = len(features) // 2
+    if half == 0:
+        return features.new_zeros(())
+    variance = features.detach().var(0).sum().clamp(min=SMALLEST_VARIANCE)
+    distances = (features[:half] - features[half : 2 * half]).square().sum(1)  # [half]
+    return (distances / variance + SMALLEST_DISTANCE).log().mean()
 
 
 class GeneratorTraining(Training):
@@ -37,7 +78,7 @@ class GeneratorTraining(Training):
         generator: on the device of the teacher; put in training mode.
         teacher: the classifier to satisfy.
         settings: synthesis_steps, batch_size, synthesis_learning_rate, cross_entropy_weight,
-            batch_norm_weight, and how to execute.
+            batch_norm_weight, diversity_weight, and how to execute.
         random: draws latent vectors and labels; on the same device.
     """
 
@@ -72,19 +113,25 @@ class GeneratorTraining(Training):
         images, in_all = batch * self.steps_taken, batch * self.settings.synthesis_steps
         stride = stride_of_classes(self.generator.num_classes, images, in_all)
         self.generator.get_buffer("class_stride").clamp_(max=stride)
-        return self.generator.random_inputs(self.settings.batch_size, self.random)
+        latent, labels = self.generator.random_inputs(self.settings.batch_size, self.random)
+        return latent, paired(labels) if self.settings.diversity_weight else labels
 
     def measure(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss, and the values of a `SynthesisStep` [4]."""
+        """Return the loss, and the values of a `SynthesisStep` [5]."""
         latent, labels = inputs
         with self.precision.autocast():
             images = to_memory_format(self.generator(latent, labels), self.execution.memory_format)
-            logits, distance = self.teacher.match(images)
+            logits, distance, features = self.teacher.match(images)
         cross_entropy = F.cross_entropy(logits.float(), labels)
+        difference = log_pair_distance(features)
         settings = self.settings
-        loss = settings.cross_entropy_weight * cross_entropy + settings.batch_norm_weight * distance
+        loss = (
+            settings.cross_entropy_weight * cross_entropy
+            + settings.batch_norm_weight * distance
+            - settings.diversity_weight * difference
+        )
         accuracy = (logits.argmax(1) == labels).float().mean() * 100
-        values = [loss.detach(), cross_entropy.detach(), distance.detach(), accuracy]
+        values = [each.detach() for each in (loss, cross_entropy, distance, difference, accuracy)]
         return loss, torch.stack(values)
 
 
