@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from networks import RGB8, small_residual
+from networks import RGB8
 from torch import nn
 
 from zscgan_ext.classifiers import load_classifier
@@ -20,7 +20,6 @@ from zscgan_ext.diversity import (
     images_of_class,
     measure_diversity,
     near_duplicates,
-    penultimate_features,
     real_classes,
     relative_spread,
 )
@@ -56,27 +55,6 @@ def test_equal_images_are_duplicates_and_noise_is_not():
     # Another brightness and contrast, hardly any noise: the same image.
     again = 3 * images + 2 + 0.01 * torch.randn_like(images)
     assert near_duplicates(torch.cat([images, again])) == 0.5
-
-
-def test_penultimate_features_are_what_the_last_layer_reads():
-    model = small_residual()
-    images = torch.randn(3, 3, 8, 8)
-    logits, features = penultimate_features(model, images)
-    torch.testing.assert_close(model.fc(features), logits)
-    assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-def test_feature_maps_before_a_last_convolution_are_averaged():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1))
-    images = torch.randn(2, 3, 6, 6)
-    _, features = penultimate_features(model, images)
-    torch.testing.assert_close(features, model[0](images).mean((2, 3)))
-
-
-def test_without_a_weighted_layer_the_logits_stand_for_the_features():
-    images = torch.randn(2, 1, 2, 2)
-    logits, features = penultimate_features(nn.Flatten(), images)
-    assert torch.equal(logits, features)
 
 
 class FixedLogits(nn.Module):

@@ -1,5 +1,6 @@
 """Learning the generator, and the batches it gives afterwards."""
 
+import math
 from dataclasses import replace
 from itertools import islice
 
@@ -13,7 +14,9 @@ from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.synthesis import (
     GeneratorTraining,
     learning_batches,
+    log_pair_distance,
     noise_batches,
+    paired,
     synthetic_batches,
     train_generator,
 )
@@ -51,6 +54,49 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
             0.5 * step.cross_entropy + 3 * step.batch_norm_distance - 0.7 * step.log_pair_distance
         )
         assert step.loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [([3, 1, 4, 2], [3, 1, 3, 1]), ([3, 1, 4, 2, 0], [3, 1, 3, 1, 0]), ([3], [3]), ([], [])],
+)
+def test_labels_come_in_pairs(labels, expected):
+    assert paired(torch.tensor(labels, dtype=torch.int64)).tolist() == expected
+
+
+def test_the_distance_of_pairs_in_closed_form():
+    # Pairs (0, 3) and (2, 7) lie 9 and 25 apart; of the four, and of two zeros beside them, the
+    # variance is 26/3.
+    features = torch.tensor([[0.0, 0.0], [2.0, 0.0], [3.0, 0.0], [7.0, 0.0]])
+    expected = (math.log(9 / (26 / 3) + 1e-4) + math.log(25 / (26 / 3) + 1e-4)) / 2
+    assert log_pair_distance(features).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_distance_of_pairs_does_not_depend_on_the_unit_and_drives_pairs_apart():
+    features = torch.randn(6, 5, generator=random())
+    assert log_pair_distance(1000 * features).item() == pytest.approx(
+        log_pair_distance(features).item(), rel=1e-5
+    )
+    features.requires_grad_()
+    log_pair_distance(features).backward()
+    assert (features.grad[:3] == -features.grad[3:]).all()  # each of a pair flees the other
+    apart = features.detach() + 0.01 * features.grad
+    assert log_pair_distance(apart) > log_pair_distance(features)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5])
+def test_equal_images_and_too_few_have_finite_gradients(count):
+    features = torch.ones(count, 3, requires_grad=True)
+    value = log_pair_distance(features)
+    assert value.item() == pytest.approx(math.log(1e-4) if count > 1 else 0)
+    if count > 1:
+        value.backward()
+        assert features.grad.isfinite().all()
+
+
+def test_a_weight_on_diversity_makes_images_of_a_class_differ():
+    alike, diverse = (learned(replace(QUICK, diversity_weight=w))[1] for w in (0.0, 1.0))
+    assert diverse[-1].log_pair_distance > alike[-1].log_pair_distance + 0.5
 
 
 def test_each_part_can_be_learned_alone():
