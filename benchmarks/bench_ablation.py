@@ -50,6 +50,9 @@ GENERATOR_VARIATIONS: dict[str, dict[str, Any]] = {
     "batch-norm weight 100": {"batch_norm_weight": 100.0},
     "batch-norm distance of GDFQ (mse)": {"distance": "mse"},
     "no cross entropy": {"cross_entropy_weight": 0.0},
+    "no distance between images of a class": {"diversity_weight": 0.0},
+    "ten times that distance's weight": {"diversity_weight": 1.0},
+    "a tenth of the generator's learning rate": {"synthesis_learning_rate": 1e-3},
     "a third of the generator's steps": {},
 }
 VARIATIONS = (*STUDENT_VARIATIONS, *GENERATOR_VARIATIONS)
