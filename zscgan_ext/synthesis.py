@@ -34,7 +34,7 @@ class SynthesisStep:
     loss: float
     cross_entropy: float
     batch_norm_distance: float
-    log_pair_distance: float  # how different two images of a class are
+    pair_distance: float  # of two images of a class, relative to the variance; geometric mean
     teacher_accuracy: float  # percent of images that the teacher takes for their label
 
 
@@ -131,8 +131,8 @@ class GeneratorTraining(Training):
             - settings.diversity_weight * difference
         )
         accuracy = (logits.argmax(1) == labels).float().mean() * 100
-        values = [each.detach() for each in (loss, cross_entropy, distance, difference, accuracy)]
-        return loss, torch.stack(values)
+        values = (loss, cross_entropy, distance, difference.exp(), accuracy)
+        return loss, torch.stack([value.detach() for value in values])
 
 
 def train_generator(
