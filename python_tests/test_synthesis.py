@@ -57,17 +57,16 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
 
 @pytest.mark.parametrize(
     ("labels", "expected"),
-    [([3, 1, 4, 2], [3, 1, 3, 1]), ([3, 1, 4, 2, 0], [3, 1, 3, 1, 0]), ([3], [3]), ([], [])],
+    [([3, 1, 4, 2], [3, 3, 4, 4]), ([3, 1, 4, 2, 0], [3, 3, 4, 4, 0]), ([3], [3]), ([], [])],
 )
 def test_labels_come_in_pairs(labels, expected):
     assert paired(torch.tensor(labels, dtype=torch.int64)).tolist() == expected
 
 
 def test_the_distance_of_pairs_in_closed_form():
-    # Pairs (0, 3) and (2, 7) lie 9 and 25 apart; of the four, and of two zeros beside them, the
-    # variance is 26/3.
-    features = torch.tensor([[0.0, 0.0], [2.0, 0.0], [3.0, 0.0], [7.0, 0.0]])
-    expected = (math.log(9 / (26 / 3) + 1e-4) + math.log(25 / (26 / 3) + 1e-4)) / 2
+    # Pairs (0, 3) and (2, 7) lie 9 and 25 apart, squared; the variance of the four is 6.5.
+    features = torch.tensor([[0.0, 0.0], [3.0, 0.0], [2.0, 0.0], [7.0, 0.0]])
+    expected = (math.log(9 / 6.5 + 1e-4) + math.log(25 / 6.5 + 1e-4)) / 2
     assert log_pair_distance(features).item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -78,7 +77,7 @@ def test_the_distance_of_pairs_does_not_depend_on_the_unit_and_drives_pairs_apar
     )
     features.requires_grad_()
     log_pair_distance(features).backward()
-    assert (features.grad[:3] == -features.grad[3:]).all()  # each of a pair flees the other
+    assert (features.grad[::2] == -features.grad[1::2]).all()  # each of a pair flees the other
     apart = features.detach() + 0.01 * features.grad
     assert log_pair_distance(apart) > log_pair_distance(features)
 
@@ -93,9 +92,13 @@ def test_equal_images_and_too_few_have_finite_gradients(count):
         assert features.grad.isfinite().all()
 
 
-def test_a_weight_on_diversity_makes_images_of_a_class_differ():
-    alike, diverse = (learned(replace(QUICK, diversity_weight=w))[1] for w in (0.0, 1.0))
-    assert diverse[-1].pair_distance > 1.5 * alike[-1].pair_distance
+def test_images_of_a_class_learn_to_differ():
+    tiny, large = (learned(replace(QUICK, diversity_weight=w))[1] for w in (1e-6, 3.0))
+    assert large[0].pair_distance == pytest.approx(tiny[0].pair_distance)
+    assert large[-1].pair_distance > 5 * tiny[-1].pair_distance
+    others = {"cross_entropy_weight": 0.0, "batch_norm_weight": 0.0}
+    _, alone = learned(replace(QUICK, diversity_weight=1.0, **others))
+    assert alone[-1].pair_distance > 1.1 * alone[0].pair_distance
 
 
 def test_each_part_can_be_learned_alone():

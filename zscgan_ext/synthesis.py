@@ -39,13 +39,12 @@ class SynthesisStep:
 
 
 def paired(labels: Tensor) -> Tensor:
-    """Give the second half of a batch the labels of the first; an odd one at the end keeps its own.
+    """Give every second image of a batch the label of the one before it.
 
     Args:
         labels: [B].
     """
-    half = len(labels) // 2
-    return torch.cat([labels[:half], labels[:half], labels[2 * half :]])
+    return labels[::2].repeat_interleave(2)[: len(labels)]
 
 
 def log_pair_distance(features: Tensor) -> Tensor:
@@ -57,18 +56,28 @@ def log_pair_distance(features: Tensor) -> Tensor:
     where images are alike, and small where they are not.
 
     Args:
-        features: [B, F] of a batch with `paired` labels.
+        features: [B, F] of a batch with `paired` labels; the variance is that of all processes.
 
     Returns:
         The mean logarithm of the pairs' squared distance, a scalar; zero without a pair.
     """
     features = features.float()
-    half = len(features) // 2
-    if half == 0:
+    pairs = features[: len(features) // 2 * 2].unflatten(0, (-1, 2))  # [B / 2, 2, F]
+    if len(pairs) == 0:
         return features.new_zeros(())
-    variance = features.detach().var(0).sum().clamp(min=SMALLEST_VARIANCE)
-    distances = (features[:half] - features[half : 2 * half]).square().sum(1)  # [half]
-    return (distances / variance + SMALLEST_DISTANCE).log().mean()
+    variance = total_variance(features.detach()).clamp(min=SMALLEST_VARIANCE)
+    distances = (pairs[:, 0] - pairs[:, 1]).square().sum(1)  # [B / 2]
+    logarithms: Tensor = (distances / variance + SMALLEST_DISTANCE).log()
+    return logarithms.mean()
+
+
+def total_variance(features: Tensor) -> Tensor:
+    """Return the sum of the variances of features [B, F] of all processes, a scalar."""
+    variance, mean = torch.var_mean(features, 0, correction=0)  # [F] each
+    _, variances, _ = processes.combined_statistics(
+        [mean], [variance], [torch.zeros_like(mean)], len(features)
+    )
+    return variances[0].sum()
 
 
 class GeneratorTraining(Training):
