@@ -100,7 +100,7 @@ def test_only_due_steps_are_reported_and_all_are_taken():
         is_due=lambda step: step in (1, 4),
         after_step=lambda: taken.append(1),
     )
-    assert reported == [(1, 4), (4, 4)]
+    assert reported == [(1, 5), (4, 5)]
     assert len(taken) == 6
 
 
