@@ -7,6 +7,8 @@ from runs import TINY, write_fashion_mnist
 from zscgan_ext import student_stages
 from zscgan_ext.classifiers import load_classifier
 from zscgan_ext.config import Settings
+from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.generator_stage import generator_goes_on
 from zscgan_ext.run import new_run, run_with
 from zscgan_ext.run_folder import NoFolder
 from zscgan_ext.student_stages import quantize
@@ -53,6 +55,18 @@ def test_each_stage_has_batches_of_its_own_size(monkeypatch, tmp_path):
     assert main([*TINY, *sizes, f"--output={tmp_path / 'run'}"]) == 0
     assert calibration.sizes == {6}
     assert fine_tuning.sizes == {3}
+
+
+def test_a_generator_goes_on_at_a_tenth_of_its_rate_and_barely_moves(run):
+    run = run_with(run, batch_size=4, fine_tuning_steps=7, synthesis_learning_rate=0.02)
+    generator = ConditionalGenerator(10, 64, run.classifier.preprocessing)
+    before = generator.linear.weight.detach().clone()
+    training = generator_goes_on(run, generator)
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.002)
+    assert training.settings.synthesis_steps == 7
+    training.advance()
+    # The first step of Adam is as large as its rate.
+    assert (generator.linear.weight - before).abs().max().item() == pytest.approx(0.002, rel=1e-3)
 
 
 def values_of_a_kernel(student):

@@ -74,7 +74,7 @@ class Settings:
     """steps of generator learning"""
     training: Literal["staged", "alternating"] = "staged"
     """staged: the generator is learned before fine-tuning; alternating: it goes on learning, one
-    step before each step of fine-tuning"""
+    step before each step of fine-tuning, at a tenth of its rate"""
     rounding: Literal["balanced", "nearest"] = "balanced"
     """where weights start from; balanced: rounding errors cancel in each kernel and output channel
     (SQuant), which needs no image either"""

@@ -30,6 +30,8 @@ from zscgan_ext.synthesis import (
 SAMPLES_PER_CLASS = 10
 PROBES_PER_CLASS = 8
 NAMED_CLASSES = 5  # at most, in a warning
+# Of the learning rate: Adam would undo with its first steps at all of it what is learned.
+GOING_ON_RATE = 0.1
 SAMPLED_FRACTIONS = (0.1, 0.3, 1.0)  # of the synthesis steps, beside the first
 
 
@@ -80,7 +82,11 @@ def learn_generator(run: Run) -> ConditionalGenerator:
 
 def generator_goes_on(run: Run, generator: ConditionalGenerator) -> GeneratorTraining:
     """Return a training that goes on with the generator while the student learns."""
-    settings = replace(run.settings, synthesis_steps=run.settings.fine_tuning_steps)
+    settings = replace(
+        run.settings,
+        synthesis_steps=run.settings.fine_tuning_steps,
+        synthesis_learning_rate=GOING_ON_RATE * run.settings.synthesis_learning_rate,
+    )
     random = run.checkpoints.hold_random("alternating/random", run.random(8))
     teacher = FrozenTeacher(run.classifier.model, settings.distance)
     training = GeneratorTraining(generator, teacher, settings, random)
