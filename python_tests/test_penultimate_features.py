@@ -56,7 +56,5 @@ def test_the_teacher_sees_a_last_convolution_that_it_froze():
     head = (nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), *head).eval()
     images = torch.randn(2, *RGB8.shape)
-    features = (
-        FrozenTeacher(model, "mse", fuse=True).match(images.clone().requires_grad_()).features
-    )
-    torch.testing.assert_close(features, model[:3](images).mean((2, 3)))
+    match = FrozenTeacher(model, "mse", fuse=True).match(images.clone().requires_grad_())
+    torch.testing.assert_close(match.features, model[:3](images).mean((2, 3)))

@@ -1,17 +1,19 @@
 """Runs that share a classifier and images, and nothing else."""
 
+from functools import partial
+
 import pytest
 import torch
 from runs import TINY, write_fashion_mnist
 
-from zscgan_ext import student_stages
+from zscgan_ext import batch_norm_matching, student_stages
 from zscgan_ext.classifiers import load_classifier
 from zscgan_ext.config import Settings
 from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.generator_stage import generator_goes_on
+from zscgan_ext.generator_stage import generated_batches, generator_goes_on
 from zscgan_ext.run import new_run, run_with
 from zscgan_ext.run_folder import NoFolder
-from zscgan_ext.student_stages import quantize
+from zscgan_ext.student_stages import fine_tuned_student, quantize
 from zscgan_ext.train import main
 
 
@@ -67,6 +69,15 @@ def test_a_generator_goes_on_at_a_tenth_of_its_rate_and_barely_moves(run):
     training.advance()
     # The first step of Adam is as large as its rate.
     assert (generator.linear.weight - before).abs().max().item() == pytest.approx(0.002, rel=1e-3)
+
+
+def test_a_generator_that_went_on_leaves_the_classifier_without_hooks(run, monkeypatch):
+    monkeypatch.setattr(batch_norm_matching, "uses_native", lambda _: False)  # then hooks measure
+    run = run_with(run, batch_size=4, fine_tuning_batch_size=4, fine_tuning_steps=2)
+    generator = ConditionalGenerator(10, 64, run.classifier.preprocessing).eval()
+    batches = partial(generated_batches, run, generator, torch.Generator().manual_seed(0))
+    fine_tuned_student(run, batches, "fine_tuned", generator)
+    assert not any(module._forward_pre_hooks for module in run.classifier.model.modules())
 
 
 def values_of_a_kernel(student):

@@ -30,7 +30,7 @@ from zscgan_ext.synthesis import (
 SAMPLES_PER_CLASS = 10
 PROBES_PER_CLASS = 8
 NAMED_CLASSES = 5  # at most, in a warning
-# Of the learning rate: Adam would undo with its first steps at all of it what is learned.
+# Fraction of the learning rate: at all of it, Adam's first steps would undo what was learned.
 GOING_ON_RATE = 0.1
 SAMPLED_FRACTIONS = (0.1, 0.3, 1.0)  # of the synthesis steps, beside the first
 

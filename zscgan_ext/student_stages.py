@@ -51,6 +51,8 @@ def fine_tuned_student(
     feeding = [] if learning is None else [generator_goes_on(run, learning)]
     batches_of_fine_tuning = batches(run.settings.fine_tuning_batch_size)
     fine_tune_student(run, student, batches_of_fine_tuning, row, feeding)
+    for training in feeding:
+        training.teacher.remove_hooks()
     return student
 
 

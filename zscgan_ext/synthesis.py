@@ -34,7 +34,9 @@ class SynthesisStep:
     loss: float
     cross_entropy: float
     batch_norm_distance: float
-    pair_distance: float  # of two images of a class, relative to the variance; geometric mean
+    # Geometric mean over the pairs, relative to the variance; of images of one class where
+    # diversity has a weight, otherwise of images with labels of their own.
+    pair_distance: float
     teacher_accuracy: float  # percent of images that the teacher takes for their label
 
 
