@@ -96,7 +96,7 @@ def loss_curves(name: str, stages: Mapping[str, Sequence[Mapping[str, Any]]]) ->
         percentages.set_xlabel("step")
         for axes in (losses, percentages):
             if axes.lines:
-                axes.legend()
+                axes.legend(loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
 
     return chart(name, draw, 3.2)
 
