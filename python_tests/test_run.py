@@ -48,14 +48,16 @@ class SeenBatches:
 
 def test_each_stage_has_batches_of_its_own_size(monkeypatch, tmp_path):
     """On generated and on real images alike."""
+    first_ranges = SeenBatches(student_stages.choose_first_ranges, 2)
     calibration = SeenBatches(student_stages.calibrate, 1)
     fine_tuning = SeenBatches(student_stages.fine_tune, 2)
+    monkeypatch.setattr(student_stages, "choose_first_ranges", first_ranges)
     monkeypatch.setattr(student_stages, "calibrate", calibration)
     monkeypatch.setattr(student_stages, "fine_tune", fine_tuning)
     data = str(write_fashion_mnist(tmp_path / "data", "train"))
     sizes = ["--batch-size=6", "--fine-tuning-batch-size=3", f"--reference-data={data}"]
     assert main([*TINY, *sizes, f"--output={tmp_path / 'run'}"]) == 0
-    assert calibration.sizes == {6}
+    assert first_ranges.sizes == calibration.sizes == {6}
     assert fine_tuning.sizes == {3}
 
 

@@ -79,6 +79,7 @@ def test_metrics_have_the_promised_keys(run):
     own = {
         *("classifier", "bits", "scheme", "seed", "device", "top1", "agreement", "seconds"),
         *("peak_memory_bytes", "execution", "diversity", "warnings"),
+        "first_ranges",
     }
     assert set(metrics) == own | set(environment())
     assert metrics["classifier"] == "resnet20"
@@ -106,6 +107,14 @@ def test_accuracy_is_measured_on_the_evaluation_images(run, data):
     assert all(0 <= metrics["top1"][row] <= 100 for row in ROWS)
     # Eight bits and real images lose next to nothing.
     assert metrics["agreement"]["real_calibrated"] >= 95
+
+
+def test_first_ranges_are_those_of_least_loss(run):
+    first_ranges = metrics_of(run)["first_ranges"]
+    assert set(first_ranges) == {"fine_tuned", "real_fine_tuned"}
+    for facts in first_ranges.values():
+        assert set(facts["loss"]) == {"narrower", "batch_norm", "images"}
+        assert facts["loss"][facts["chosen"]] == min(facts["loss"].values())
 
 
 def test_the_log_has_every_stage(run):

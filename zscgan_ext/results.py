@@ -42,6 +42,7 @@ def metrics(run: Run, total_seconds: float) -> dict[str, Any]:
         "top1": measured_top1,
         "agreement": measured_agreement,
         "diversity": run.diversity,
+        "first_ranges": run.first_ranges,
         "warnings": run.warnings,
         "seconds": {**run.seconds, "total": total_seconds},
         "peak_memory_bytes": peak_memory(run.device),

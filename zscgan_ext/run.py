@@ -44,6 +44,7 @@ class Run:
     seconds: dict[str, float]
     logits: dict[str, Tensor]  # [N, num_classes] of each row, on the evaluation images
     diversity: dict[str, Any]  # of generated images, and of real ones
+    first_ranges: dict[str, Any]  # by row: which were chosen, and the losses of all
     checkpoints: Checkpoints
     warnings: list[str]
     start: float  # of time.perf_counter, less what the run took before it went on
@@ -107,6 +108,7 @@ class Run:
             "total_seconds": self.total_seconds(),
             "logits": dict(self.logits),
             "diversity": self.diversity,
+            "first_ranges": self.first_ranges,
             "warnings": list(self.warnings),
             "log": self.folder.read_text(LOG),
         }
@@ -125,6 +127,7 @@ class Run:
         self.seconds.update({stage: float(state["seconds"][stage]) for stage in STAGES})
         self.start = time.perf_counter() - float(state["total_seconds"])
         self.diversity = json.loads(json.dumps(state["diversity"]))
+        self.first_ranges = json.loads(json.dumps(state["first_ranges"]))
         self.warnings[:] = map(str, state["warnings"])
         self.folder.write_text(LOG, state["log"])
 
@@ -176,6 +179,7 @@ def new_run(settings: Settings, classifier: Classifier, folder: RunFolder) -> Ru
         seconds=seconds,
         logits={},
         diversity={},
+        first_ranges={},
         checkpoints=Checkpoints(folder.path, None, settings.keep_checkpoints, {}),
         warnings=[],
         start=time.perf_counter(),
@@ -195,6 +199,7 @@ def run_with(run: Run, **changes: Any) -> Run:
         seconds=dict.fromkeys(STAGES, 0.0),
         logits={},
         diversity={},
+        first_ranges={},
         warnings=[],
         checkpoints=Checkpoints(run.folder.path, None, run.settings.keep_checkpoints, {}),
     )

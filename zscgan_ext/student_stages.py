@@ -16,6 +16,7 @@ from zscgan_ext.progress import Progress
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
 from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune
+from zscgan_ext.quantization.first_ranges import choose_first_ranges, least
 from zscgan_ext.quantization.rounding import round_weights
 from zscgan_ext.quantization.student_state import StudentState
 from zscgan_ext.results import ROWS
@@ -30,7 +31,7 @@ BatchesOfSize = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
     """Convert the classifier, round it, take its ranges from these images, and evaluate it."""
-    student = calibrated_student(run, batches, row, "images")
+    student = calibrated_student(run, batches, row, row, "images")
     evaluate(run, student, row)
     run.checkpoints.release(f"{row} student")  # nothing goes on from it
     return student
@@ -60,7 +61,7 @@ def starting_student(
     run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str
 ) -> QuantizedClassifier:
     """Return the student that the fine-tuning of a row starts from."""
-    return calibrated_student(run, batches, f"{row} start", run.settings.ranges)
+    return calibrated_student(run, batches, row, f"{row} start", run.settings.ranges)
 
 
 def fine_tune_student(
@@ -77,13 +78,14 @@ def fine_tune_student(
 
 
 def calibrated_student(
-    run: Run, batches: Iterator[tuple[Tensor, Tensor]], stage: str, ranges: str
+    run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str, stage: str, ranges: str
 ) -> QuantizedClassifier:
     """Convert the classifier, round it, and give its activations ranges.
 
     Args:
         run: that the stage belongs to.
         batches: of images and labels.
+        row: that the stage is part of.
         stage: the stage's name.
         ranges: as the setting.
     """
@@ -96,10 +98,27 @@ def calibrated_student(
         with checkpoints.interruptible(), run.timed("calibration"):
             if run.settings.rounding == "balanced":
                 round_weights(student)
-            count = run.settings.calibration_batches
-            calibrate(student, batches, count, ranges, run.classifier.model)
+            give_ranges(run, student, batches, row, ranges)
         checkpoints.hold(name, StudentState(student))
     return student
+
+
+def give_ranges(
+    run: Run,
+    student: QuantizedClassifier,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    row: str,
+    ranges: str,
+) -> None:
+    """Calibrate a student; where its loss chooses the way to do so, tell which way it is."""
+    classifier, settings = run.classifier.model, run.settings
+    if ranges != "least_loss":
+        calibrate(student, batches, settings.calibration_batches, ranges, classifier)
+        return
+    losses = choose_first_ranges(student, classifier, batches, settings)
+    run.first_ranges[row] = {"chosen": least(losses), "loss": losses}
+    shown = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+    print(f"{ROWS[row]}: first ranges {least(losses)} (loss: {shown})", flush=True)
 
 
 def train_student(

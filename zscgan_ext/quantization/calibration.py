@@ -11,6 +11,7 @@ from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationMode
 
+RANGES = ("narrower", "batch_norm", "images")
 # Most values of a tensor are small, but the large ones decide: their errors have to weigh more.
 POWER_BESIDE_BATCH_NORM = 5
 

@@ -58,6 +58,7 @@ class Content:
     summary: list[SummaryRow]
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
+    first_ranges: str  # empty where they were set
     charts: Mapping[str, str]  # svg elements
     classes: list[ClassPictures]
     weights: list[QuantizationError]
@@ -99,6 +100,7 @@ def collect(folder: Path) -> Content:
         summary=summary_rows(metrics),
         settings={name: shown(value) for name, value in read_config(folder / CONFIG).items()},
         environment=environment_of(metrics),
+        first_ranges=shown_ranges(metrics.get("first_ranges", {}).get("fine_tuned")),
         charts=drawn,
         classes=pictures_by_class(run.classifier, run.generator(), random),
         weights=weights,
@@ -154,6 +156,14 @@ def summary_rows(metrics: Mapping[str, Any]) -> list[SummaryRow]:
         for row, name in ROWS.items()
         if metrics["top1"].get(row) is not None
     ]
+
+
+def shown_ranges(chosen: Mapping[str, Any] | None) -> str:
+    """Tell which ranges fine-tuning started from, and the losses that chose them."""
+    if chosen is None:
+        return ""
+    losses = ", ".join(f"{name} {loss:.4g}" for name, loss in chosen["loss"].items())
+    return f"{chosen['chosen']} (loss: {losses})"
 
 
 def environment_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
