@@ -114,7 +114,7 @@ def test_first_ranges_are_those_of_least_loss(run):
     assert set(first_ranges) == {"fine_tuned", "real_fine_tuned"}
     for facts in first_ranges.values():
         assert set(facts["loss"]) == {"narrower", "batch_norm", "images"}
-        assert facts["loss"][facts["chosen"]] == min(facts["loss"].values())
+        assert facts["loss"][facts["chosen"]] <= min(facts["loss"].values()) / 0.95
 
 
 def test_the_log_has_every_stage(run):

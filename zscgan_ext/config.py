@@ -81,7 +81,8 @@ class Settings:
     ranges: Literal["least_loss", "narrower", "batch_norm", "images"] = "least_loss"
     """ranges of activations that fine-tuning starts from; batch_norm: those that the classifier's
     batch norm tells, where an activation follows one; images: those of generated images; narrower:
-    the narrower of both; least_loss: whichever of the three gives the least loss of fine-tuning"""
+    the narrower of both; least_loss: whichever of the three gives the least loss of fine-tuning,
+    the narrower where they are alike"""
     calibration_batches: int = setting(8, "N")
     """batches of images that ranges are taken from"""
     fine_tuning_steps: int = setting(PRESETS["default"]["fine_tuning_steps"], "N")

@@ -19,6 +19,9 @@ from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.student_state import StudentState
 
+# Of the loss of the first way: losses that are nearer say nothing about the fine-tuned students.
+CLEARLY_LESS = 0.95
+
 
 def choose_first_ranges(
     student: QuantizedClassifier,
@@ -26,7 +29,7 @@ def choose_first_ranges(
     batches: Iterator[tuple[Tensor, Tensor]],
     settings: Settings,
 ) -> dict[str, float]:
-    """Calibrate a student in each of the ways of `calibrate`, and keep that of the least loss.
+    """Calibrate a student in each of the ways of `calibrate`, and keep that of least loss.
 
     All ways have the same images, and the loss is that of fine-tuning on the last batch.
 
@@ -38,7 +41,7 @@ def choose_first_ranges(
         settings: calibration_batches, and those of `student_loss` and of `feature_distance`.
 
     Returns:
-        The loss of each way; the student has the ranges of the first that has the least.
+        The loss of each way; the student has the ranges of the one that `least` names.
     """
     observed = list(islice(batches, settings.calibration_batches))
     before = copy.deepcopy(StudentState(student).state_dict())
@@ -53,8 +56,9 @@ def choose_first_ranges(
 
 
 def least(losses: Mapping[str, float]) -> str:
-    """Name the ranges that have the least loss, the first of `RANGES` where losses are equal."""
-    return min(losses, key=lambda ranges: losses[ranges])
+    """Name the ranges that have the least loss, or the first of `RANGES` if theirs is as good."""
+    best, first = min(losses, key=lambda ranges: losses[ranges]), RANGES[0]
+    return best if losses[best] < CLEARLY_LESS * losses[first] else first
 
 
 @torch.no_grad()
