@@ -35,6 +35,7 @@ from zscgan_ext.student_stages import fine_tuned_student
 STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "weights start rounded to nearest": {"rounding": "nearest"},
+    "first ranges narrower": {"ranges": "narrower"},
     "first ranges from generated images": {"ranges": "images"},
     "first ranges from batch norm": {"ranges": "batch_norm"},
     "no feature maps": {"feature_weight": 0.0},
