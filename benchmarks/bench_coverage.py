@@ -121,8 +121,8 @@ class Coverage:
         """Calibrate and take one step of fine-tuning."""
         batches = self.batches()
         calibrate(self.student, batches, 2)
-        teacher = folded(self.classifier.model)
-        return step(StudentTraining(self.student, teacher, batches, SETTINGS))
+        training = StudentTraining(self.student, self.classifier.model, batches, SETTINGS)
+        return step(training)
 
     @torch.no_grad()
     def export(self) -> str:

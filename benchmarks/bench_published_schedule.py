@@ -31,7 +31,7 @@ from zscgan_ext.execution import choose_execution
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.precision import PRECISIONS
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import convert, folded
+from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import fine_tune
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.synthesis import synthetic_batches, train_generator
@@ -91,10 +91,9 @@ def stages(
     student.to(memory_format=torch.channels_last)
     batches = synthetic_batches(generator, settings.batch_size, random(device))
     calibrate(student, batches, settings.calibration_batches)
-    folded_model = folded(model).to(memory_format=torch.channels_last)
     yield (
         "fine-tuning",
-        lambda report: fine_tune(student, folded_model, batches, settings, report, is_due),
+        lambda report: fine_tune(student, model, batches, settings, report, is_due),
     )
 
 

@@ -17,7 +17,7 @@ from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import convert, folded
+from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.synthesis import GeneratorTraining, synthetic_batches
@@ -116,8 +116,7 @@ def fine_tuning_step(parts: Parts) -> Callable[[], Tensor]:
     student = convert(parts.model, Scheme("deploy", 4, 4), parts.preprocessing.shape)
     parts.placed(student)
     calibrate(student, batches, 1)
-    teacher = parts.placed(folded(parts.model)) if parts.is_native else parts.model
-    return StudentTraining(student, teacher, batches, settings).advance
+    return StudentTraining(student, parts.model, batches, settings).advance
 
 
 def teacher(parts: Parts) -> Callable[[], Tensor]:

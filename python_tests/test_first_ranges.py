@@ -85,6 +85,16 @@ def test_feature_maps_count_as_in_fine_tuning():
     assert all(both[ranges] > logits_alone[ranges] + 0.1 for ranges in RANGES)
 
 
+@pytest.mark.parametrize("scheme", ["paper", "deploy"])
+def test_eight_bits_are_near_the_teacher_in_every_feature_map(scheme):
+    """Also where a feature map is that of a convolution and the batch norm folded into it."""
+    model = classifier()
+    student = convert(model, Scheme(scheme, 8, 8), RGB8.shape)
+    settings = replace(SETTINGS, feature_weight=1.0, distillation_weight=0.0)
+    losses = choose_first_ranges(student, model, batches(1), settings)
+    assert 0 < losses["images"] < 1e-2
+
+
 def test_the_classifier_stays_as_it_is():
     model = classifier()
     before = copy.deepcopy(model.state_dict())

@@ -14,7 +14,7 @@ from zscgan_ext.generator_stage import generator_goes_on
 from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.progress import Progress
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
+from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune
 from zscgan_ext.quantization.first_ranges import choose_first_ranges, least
 from zscgan_ext.quantization.rounding import round_weights
@@ -152,9 +152,8 @@ def train_student(
             if progress.is_due(step.step):
                 run.log(row, asdict(step))
 
-        teacher = folded(run.classifier.model).to(memory_format=run.execution.memory_format)
         fine_tune(
-            *(student, teacher, batches, settings, report, progress.wants),
+            *(student, run.classifier.model, batches, settings, report, progress.wants),
             *(around.after_step, around.before_steps),
         )
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from zscgan_ext.config import Settings
 from zscgan_ext.execution import choose_execution
 from zscgan_ext.quantization.biases import round_biases
-from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
+from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of, folded
 from zscgan_ext.quantization.features import feature_distance, pair_features
-from zscgan_ext.tracing import trace
 from zscgan_ext.training import Training, as_it_is, every_step, nothing
 
 
@@ -55,7 +54,8 @@ class StudentTraining(Training):
 
     Args:
         student: calibrated.
-        teacher: the float classifier, frozen; or its `folded` form, which is faster.
+        teacher: the float classifier, of which a copy with batch norm folded is run: it is faster,
+            and has the feature maps of a student whose batch norm is folded.
         batches: images [B, C, H, W] and labels [B], one for each step.
         settings: fine_tuning_steps, fine_tuning_learning_rate, distillation_weight, feature_weight,
             label_weight, temperature, and how to execute.
@@ -71,7 +71,9 @@ class StudentTraining(Training):
         settings: Settings,
     ) -> None:
         self.student = student.eval()
-        graphs = (student.fused_graph[0], trace(teacher))
+        execution = choose_execution(settings, device_of(student))
+        frozen = folded(teacher).to(memory_format=execution.memory_format)
+        graphs = (student.fused_graph[0], frozen)
         # In a tuple, because the modules of its first graph are those of the student.
         self.graphs = pair_features(*graphs, wanted=settings.feature_weight > 0)
         self.batches = batches
@@ -82,7 +84,7 @@ class StudentTraining(Training):
             settings.fine_tuning_learning_rate / student.scheme.steps,
             (0.9, 0.999),
             settings.fine_tuning_steps,
-            choose_execution(settings, device_of(student)),
+            execution,
         )
 
     def models(self) -> dict[str, nn.Module]:
