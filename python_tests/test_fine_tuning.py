@@ -97,6 +97,14 @@ def test_features_add_their_distance():
 
 
 @pytest.mark.parametrize("name", ["deploy", "paper"])
+def test_eight_bits_are_near_the_teacher_in_every_feature_map(name):
+    """Also where a feature map is that of a convolution and the batch norm folded into it."""
+    settings = replace(TOY, feature_weight=1.0, distillation_weight=0.0, fine_tuning_steps=1)
+    _, _, (step,) = fine_tuned(Scheme(name, 8, 8), settings)
+    assert 0 < step.loss < 1e-2
+
+
+@pytest.mark.parametrize("name", ["deploy", "paper"])
 def test_feature_maps_come_closer(name):
     teacher = small_residual()
     student = convert(teacher, Scheme(name, 6, 6), RGB8.shape)

@@ -161,8 +161,8 @@ def test_the_page_says_what_the_run_measured(run):
         assert f"{metrics['agreement'][row]:.2f}" in page
     assert f"{metrics['diversity']['generated']['mean_entropy']:.3f}" in page
     ranges = metrics["first_ranges"]["fine_tuned"]
-    assert f"from the ranges of least loss: {ranges['chosen']} (loss: " in page
-    assert all(f"{name} {loss:.4g}" in page for name, loss in ranges["loss"].items())
+    assert f"First ranges of fine-tuning: {ranges['chosen']} (divergence" in page
+    assert all(f"{name} {value:.3g}" in page for name, value in ranges["divergence"].items())
     assert set(re.findall(r'<section id="([\w-]+)"', page)) == set(SECTIONS)
     assert all(name in page for name in ("Ankle boot", "T-shirt/top", "synthesis_steps"))
     assert len(set(re.findall(r'\sid="([^"]+)"', page))) == len(re.findall(r'\sid="', page))

@@ -78,11 +78,11 @@ class Settings:
     rounding: Literal["balanced", "nearest"] = "balanced"
     """where weights start from; balanced: rounding errors cancel in each kernel and output channel
     (SQuant), which needs no image either"""
-    ranges: Literal["least_loss", "narrower", "batch_norm", "images"] = "least_loss"
+    ranges: Literal["least_divergence", "narrower", "batch_norm", "images"] = "least_divergence"
     """ranges of activations that fine-tuning starts from; batch_norm: those that the classifier's
     batch norm tells, where an activation follows one; images: those of generated images; narrower:
-    the narrower of both; least_loss: whichever of the three gives the least loss of fine-tuning,
-    the narrower where they are alike"""
+    the narrower of both; least_divergence: whichever of the three brings the logits clearly nearest
+    to the classifier's, or the narrower"""
     calibration_batches: int = setting(8, "N")
     """batches of images that ranges are taken from"""
     fine_tuning_steps: int = setting(PRESETS["default"]["fine_tuning_steps"], "N")

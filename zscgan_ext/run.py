@@ -44,7 +44,7 @@ class Run:
     seconds: dict[str, float]
     logits: dict[str, Tensor]  # [N, num_classes] of each row, on the evaluation images
     diversity: dict[str, Any]  # of generated images, and of real ones
-    first_ranges: dict[str, Any]  # by row: which were chosen, and the losses of all
+    first_ranges: dict[str, Any]  # by row: which were chosen, and how far all are
     checkpoints: Checkpoints
     warnings: list[str]
     start: float  # of time.perf_counter, less what the run took before it went on

@@ -110,15 +110,15 @@ def give_ranges(
     row: str,
     ranges: str,
 ) -> None:
-    """Calibrate a student; where its loss chooses the way to do so, tell which way it is."""
+    """Calibrate a student; where its logits choose the way to do so, tell which way it is."""
     classifier, settings = run.classifier.model, run.settings
-    if ranges != "least_loss":
+    if ranges != "least_divergence":
         calibrate(student, batches, settings.calibration_batches, ranges, classifier)
         return
-    losses = choose_first_ranges(student, classifier, batches, settings)
-    run.first_ranges[row] = {"chosen": least(losses), "loss": losses}
-    shown = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
-    print(f"{ROWS[row]}: first ranges {least(losses)} (loss: {shown})", flush=True)
+    divergences = choose_first_ranges(student, classifier, batches, settings)
+    run.first_ranges[row] = {"chosen": least(divergences), "divergence": divergences}
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in divergences.items())
+    print(f"{ROWS[row]}: first ranges {least(divergences)} (divergence: {shown})", flush=True)
 
 
 def train_student(

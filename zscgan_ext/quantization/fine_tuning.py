@@ -30,18 +30,23 @@ class FineTuningStep:
     agreement: float  # percent of images on which student and teacher agree
 
 
-def student_loss(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, settings: Settings
-) -> Tensor:
-    """Distillation and cross entropy of logits [N, num_classes] as one scalar."""
-    temperature = settings.temperature
+def logit_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return `T^2 * KL(teacher / T || student / T)` of logits [N, num_classes], a scalar."""
     divergence = F.kl_div(
         F.log_softmax(logits.float() / temperature, dim=1),
         F.log_softmax(teacher_logits.float() / temperature, dim=1),
         log_target=True,
         reduction="batchmean",
     )
-    loss = settings.distillation_weight * temperature**2 * divergence
+    return temperature**2 * divergence
+
+
+def student_loss(
+    logits: Tensor, teacher_logits: Tensor, labels: Tensor, settings: Settings
+) -> Tensor:
+    """Distillation and cross entropy of logits [N, num_classes] as one scalar."""
+    divergence = logit_divergence(logits, teacher_logits, settings.temperature)
+    loss = settings.distillation_weight * divergence
     if settings.label_weight:
         loss = loss + settings.label_weight * F.cross_entropy(logits.float(), labels)
     return loss

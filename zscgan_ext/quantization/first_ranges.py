@@ -1,8 +1,9 @@
 """Ranges of activations that fine-tuning starts from.
 
-No way to choose them is the best for every scheme and width: where most is quantized to two bits,
-batch norm has to bound them, and elsewhere such bounds cut off what the classifier needs. What
-fine-tuning would make smaller, its loss, tells before the first step which of them fits.
+No way to choose them is the best for every classifier and width: batch norm has to bound what is
+coarse or sensitive, and elsewhere such bounds cut off what the classifier needs. What the student
+answers with each of them tells which one fits. Its feature maps do not: their distance is mostly
+that of the largest activations, which generated images may have and real ones not.
 """
 
 import copy
@@ -16,58 +17,51 @@ from zscgan_ext import processes
 from zscgan_ext.config import Settings
 from zscgan_ext.quantization.calibration import RANGES, calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier
-from zscgan_ext.quantization.fine_tuning import StudentTraining
+from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.student_state import StudentState
 
-# Of the loss of the first way: losses that are nearer say nothing about the fine-tuned students.
-CLEARLY_LESS = 0.95
+# Of the divergence of the first way: nearer ones say nothing about the fine-tuned students.
+CLEARLY_LESS = 0.75
 
 
+@torch.no_grad()
 def choose_first_ranges(
     student: QuantizedClassifier,
     classifier: nn.Module,
     batches: Iterator[tuple[Tensor, Tensor]],
     settings: Settings,
 ) -> dict[str, float]:
-    """Calibrate a student in each of the ways of `calibrate`, and keep that of least loss.
+    """Calibrate a student in each of the ways of `calibrate`, and keep the ranges `least` names.
 
-    All ways have the same images, and the loss is that of fine-tuning on the last batch.
+    All ways have the same images. The divergence of the student's logits from the classifier's,
+    as in the loss of fine-tuning, is that on the last batch of all processes.
 
     Args:
         student: converted, its weights rounded; changed in place.
         classifier: the float one that it was converted from.
-        batches: images [B, C, H, W] and labels [B]; `calibration_batches` of them are taken, and
-            kept in memory meanwhile.
-        settings: calibration_batches, and those of `student_loss` and of `feature_distance`.
+        batches: images [B, C, H, W], with labels, which are not looked at; `calibration_batches`
+            of them are taken, and kept in memory meanwhile.
+        settings: calibration_batches, temperature.
 
     Returns:
-        The loss of each way; the student has the ranges of the one that `least` names.
+        The divergence of each way.
     """
     observed = list(islice(batches, settings.calibration_batches))
+    images, _ = observed[-1]
+    logits = classifier(images)  # [B, num_classes]
     before = copy.deepcopy(StudentState(student).state_dict())
-    losses, states = {}, {}
+    divergences, states = {}, {}
     for ranges in RANGES:
         StudentState(student).load_state_dict(before)
         calibrate(student, iter(observed), len(observed), ranges, classifier)
-        losses[ranges] = loss_before_fine_tuning(student, classifier, observed[-1], settings)
+        divergence = logit_divergence(student(images), logits, settings.temperature)
+        divergences[ranges] = float(processes.averaged(divergence))
         states[ranges] = copy.deepcopy(StudentState(student).state_dict())
-    StudentState(student).load_state_dict(states[least(losses)])
-    return losses
+    StudentState(student).load_state_dict(states[least(divergences)])
+    return divergences
 
 
-def least(losses: Mapping[str, float]) -> str:
-    """Name the ranges that have the least loss, or the first of `RANGES` if theirs is as good."""
-    best, first = min(losses, key=lambda ranges: losses[ranges]), RANGES[0]
-    return best if losses[best] < CLEARLY_LESS * losses[first] else first
-
-
-@torch.no_grad()
-def loss_before_fine_tuning(
-    student: QuantizedClassifier,
-    classifier: nn.Module,
-    batch: tuple[Tensor, Tensor],
-    settings: Settings,
-) -> float:
-    """Return the loss that the first step of fine-tuning would have on a batch of all processes."""
-    loss, _ = StudentTraining(student, classifier, iter([batch]), settings).measure(*batch)
-    return float(processes.averaged(loss))
+def least(divergences: Mapping[str, float]) -> str:
+    """Name the ranges of clearly the least divergence, or the first of `RANGES` if none are."""
+    best, first = min(divergences, key=lambda ranges: divergences[ranges]), RANGES[0]
+    return best if divergences[best] < CLEARLY_LESS * divergences[first] else first

@@ -159,11 +159,11 @@ def summary_rows(metrics: Mapping[str, Any]) -> list[SummaryRow]:
 
 
 def shown_ranges(chosen: Mapping[str, Any] | None) -> str:
-    """Tell which ranges fine-tuning started from, and the losses that chose them."""
+    """Tell which ranges fine-tuning started from, and the divergences that chose them."""
     if chosen is None:
         return ""
-    losses = ", ".join(f"{name} {loss:.4g}" for name, loss in chosen["loss"].items())
-    return f"{chosen['chosen']} (loss: {losses})"
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in chosen["divergence"].items())
+    return f"{chosen['chosen']} (divergence of the logits: {shown})"
 
 
 def environment_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
