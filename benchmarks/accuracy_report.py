@@ -31,7 +31,7 @@ STYLES = {  # color, marker, line
     "real_fine_tuned": ("#762a83", "o", "-"),
 }
 # Of figures that were measured with other settings than the file's; the last for all that is left.
-MARKS = "°†‡§"
+MARKS = "°†‡§¶‖"
 
 
 def other_settings(row: Row) -> str:
