@@ -78,7 +78,7 @@ def test_the_loss_falls(name):
 
 def test_steps_that_change_nothing_report_one_loss():
     settings = replace(TOY, fine_tuning_learning_rate=1e-30, fine_tuning_steps=2)
-    # Two bits, because of a divergence of 1e-4 much is rounding.
+    # Two bits: the divergence of four would mostly be rounding.
     student, teacher, steps = fine_tuned(Scheme("deploy", 2, 2), settings)
     images, labels = next(normal_batches(1, 16, *RGB8.shape, seed=2))
     with torch.no_grad():
