@@ -60,7 +60,6 @@ class Parts:
             **{**vars(SETTINGS[subject.implementation]), "batch_size": subject.batch}
         )
         self.execution: Execution = choose_execution(self.settings, self.device)
-        self.is_native = subject.implementation == "native"
         if subject.implementation in ("native", "reference"):
             self.execution.apply()
         self.model, self.preprocessing = build_classifier(subject.classifier)
