@@ -116,9 +116,10 @@ def give_ranges(
         calibrate(student, batches, settings.calibration_batches, ranges, classifier)
         return
     divergences = choose_first_ranges(student, classifier, batches, settings)
-    run.first_ranges[row] = {"chosen": least(divergences), "divergence": divergences}
+    chosen = least(divergences)
+    run.first_ranges[row] = {"chosen": chosen, "divergence": divergences}
     shown = ", ".join(f"{name} {value:.3g}" for name, value in divergences.items())
-    print(f"{ROWS[row]}: first ranges {least(divergences)} (divergence: {shown})", flush=True)
+    print(f"{ROWS[row]}: first ranges {chosen} (divergence: {shown})", flush=True)
 
 
 def train_student(

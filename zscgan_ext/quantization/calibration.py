@@ -14,6 +14,7 @@ from zscgan_ext.quantization.quantizers import ActivationMode
 RANGES = ("narrower", "batch_norm", "images")
 # Most values of a tensor are small, but the large ones decide: their errors have to weigh more.
 POWER_BESIDE_BATCH_NORM = 5
+SQUARED = 2
 
 
 @torch.no_grad()
@@ -46,13 +47,36 @@ def calibrate(
         classifier: the float one that the model was converted from, whose batch norm is asked;
             needed for all but `images`.
     """
+    settle_ranges(model, observe_ranges(model, batches, count), ranges, classifier)
+
+
+@torch.no_grad()
+def observe_ranges(
+    model: QuantizedClassifier, batches: Iterator[tuple[Tensor, Tensor]], count: int
+) -> Tensor:
+    """Average the range of every activation over `count` batches; return the last one's images."""
     for quantizer in model.activation_quantizers:
         quantizer.reset()
-        if ranges == "narrower":
-            quantizer.error_power = POWER_BESIDE_BATCH_NORM
     model.set_activation_mode(ActivationMode.OBSERVE)
     for images, _ in islice(batches, count):
         model(images)
+    return images
+
+
+@torch.no_grad()
+def settle_ranges(
+    model: QuantizedClassifier, images: Tensor, ranges: str, classifier: nn.Module | None
+) -> None:
+    """Choose scales within the ranges that were observed, as `calibrate` says, and quantize.
+
+    Args:
+        model: that has observed batches; changed in place.
+        images: [N, C, H, W] of the last batch.
+        ranges: as for `calibrate`.
+        classifier: as for `calibrate`.
+    """
+    for quantizer in model.activation_quantizers:
+        quantizer.error_power = POWER_BESIDE_BATCH_NORM if ranges == "narrower" else SQUARED
     model.set_activation_mode(ActivationMode.SEARCH)
     model(images)
     for quantizer in model.activation_quantizers:

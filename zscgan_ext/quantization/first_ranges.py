@@ -8,14 +8,13 @@ that of the largest activations, which generated images may have and real ones n
 
 import copy
 from collections.abc import Iterator, Mapping
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from zscgan_ext import processes
 from zscgan_ext.config import Settings
-from zscgan_ext.quantization.calibration import RANGES, calibrate
+from zscgan_ext.quantization.calibration import RANGES, observe_ranges, settle_ranges
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.student_state import StudentState
@@ -33,27 +32,25 @@ def choose_first_ranges(
 ) -> dict[str, float]:
     """Calibrate a student in each of the ways of `calibrate`, and keep the ranges `least` names.
 
-    All ways have the same images. The divergence of the student's logits from the classifier's,
-    as in the loss of fine-tuning, is that on the last batch of all processes.
+    Images are observed once for all ways. The divergence of the student's logits from the
+    classifier's, as in the loss of fine-tuning, is that on the last batch of all processes.
 
     Args:
         student: converted, its weights rounded; changed in place.
         classifier: the float one that it was converted from.
-        batches: images [B, C, H, W], with labels, which are not looked at; `calibration_batches`
-            of them are taken, and kept in memory meanwhile.
+        batches: images [B, C, H, W], with labels, which are not looked at.
         settings: calibration_batches, temperature.
 
     Returns:
         The divergence of each way.
     """
-    observed = list(islice(batches, settings.calibration_batches))
-    images, _ = observed[-1]
+    images = observe_ranges(student, batches, settings.calibration_batches)
     logits = classifier(images)  # [B, num_classes]
-    before = copy.deepcopy(StudentState(student).state_dict())
+    observed = copy.deepcopy(StudentState(student).state_dict())
     divergences, states = {}, {}
     for ranges in RANGES:
-        StudentState(student).load_state_dict(before)
-        calibrate(student, iter(observed), len(observed), ranges, classifier)
+        StudentState(student).load_state_dict(observed)
+        settle_ranges(student, images, ranges, classifier)
         divergence = logit_divergence(student(images), logits, settings.temperature)
         divergences[ranges] = float(processes.averaged(divergence))
         states[ranges] = copy.deepcopy(StudentState(student).state_dict())
