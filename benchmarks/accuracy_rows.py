@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gdfq import quantize_as_gdfq
+from gdfq import quantize_as_gdfq, warmed_up_generator
 
 from zscgan_ext.config import Settings
 from zscgan_ext.datasets import Images, LabelledImages
@@ -83,7 +83,8 @@ def squant(run: Run) -> QuantizedClassifier:
 
 def gdfq_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
     """Quantize by GDFQ's settings, on as many generated images as both trainings here take."""
-    evaluate(run, quantize_as_gdfq(run), "gdfq")
+    generator = warmed_up_generator(run, run.folder.path.with_suffix(".gdfq.safetensors"))
+    evaluate(run, quantize_as_gdfq(run, generator), "gdfq")
     yield "gdfq"
 
 

@@ -1,17 +1,23 @@
 """The settings of GDFQ, for comparison (Xu et al., ECCV 2020, arXiv 2003.03603).
 
 What is theirs: the generator and how the class enters it, both losses and their weights,
-optimizers, learning rates and their steps, the warm-up of the generator alone, ranges observed
-during it and then frozen, and one batch of images for a step of the generator and one of the
-student. The schedule has the length that this benchmark gives it; theirs has 80,000 steps, and a
-warm-up of 800. Cut down in proportion, few steps would be left of the warm-up, whose images are
-noise still: with 2 steps of 200 instead of 40, ranges were so wrong that W4A4 of resnet20 fell
-from 89 to 60 %. So the warm-up is as long as generator learning is here. Other than theirs,
-gradients stop where an activation is clipped.
+optimizers, learning rates and their steps, the warm-up of the generator alone, ranges that are a
+moving average over its last batches and then frozen, and one batch of images for a step of the
+generator and one of the student. The schedule has the length that this benchmark gives it; theirs
+has 80,000 steps, and a warm-up of 800. Cut down in proportion, few steps would be left of the
+warm-up, whose images are noise still: with 2 steps of 200 instead of 40, ranges were so wrong that
+W4A4 of resnet20 fell from 89 to 60 %. So the warm-up is as long as generator learning is here. No
+student takes part in it, and all widths and schemes share one. The student's learning rate falls
+over the turns that it takes, which in theirs are all but one in a hundred steps. Other than theirs,
+Adam starts anew after the warm-up, and gradients stop where an activation is clipped.
 """
 
+import copy
 import math
+from pathlib import Path
+from typing import NamedTuple
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,14 +30,17 @@ from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.run import Run, new_student
+from zscgan_ext.run_folder import write_whole
+from zscgan_ext.weights import load_weights
 
 LATENT_DIM = 100
 BATCH_NORM_WEIGHT = 0.1
 TEMPERATURE = 20
 GENERATOR_LEARNING_RATE = 1e-3
 STUDENT_LEARNING_RATE = 1e-4
-RATE_STEPS = (1 / 4, 1 / 2, 3 / 4)  # of the schedule, where learning rates fall to a tenth
-OBSERVED = 10  # batches that the moving average of ranges is about as long as
+RATE_STEPS = (1 / 4, 1 / 2, 3 / 4)  # of all steps, where learning rates fall to a tenth
+MOVING_AVERAGE = 10  # batches that the one of ranges is about as long as
+OBSERVED = 50  # batches; the first are forgotten by then
 
 
 class GdfqGenerator(nn.Module):
@@ -86,72 +95,96 @@ def student_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tens
     return F.cross_entropy(logits, labels) + TEMPERATURE**2 * divergence.mean()
 
 
-class GdfqTraining:
-    """The generator and the student, learning in turns.
+class Batch(NamedTuple):
+    """Generated images and what is known about them."""
+
+    images: Tensor  # [N, C, H, W]
+    labels: Tensor  # [N]
+    teacher_logits: Tensor  # [N, num_classes]
+
+
+def learning_rate(initial: float, step: int, steps: int) -> float:
+    """Divide a learning rate by ten for each quarter of the steps that is over before one."""
+    over = sum(step > fraction * steps for fraction in RATE_STEPS)
+    return float(initial * 0.1**over)
+
+
+class GdfqGeneratorTraining:
+    """The generator's part of the schedule.
 
     Args:
-        run: classifier, settings and random numbers.
-        student: not calibrated.
-        warm_up: first steps, in which the generator learns alone.
-        steps: length of the schedule.
+        run: classifier, settings and device.
+        generator: learns in place.
+        random: for latent vectors and labels.
     """
 
-    def __init__(self, run: Run, student: QuantizedClassifier, warm_up: int, steps: int) -> None:
+    def __init__(self, run: Run, generator: GdfqGenerator, random: torch.Generator) -> None:
         self.run = run
-        self.student = student
-        self.warm_up = warm_up
-        self.random = run.random(21)
+        self.generator = generator.to(run.device).to(memory_format=run.execution.memory_format)
+        self.generator.train()
+        self.random = random
         self.teacher = FrozenTeacher(run.classifier.model, "mse")
-        self.generator = GdfqGenerator(run.classifier.num_classes, run.classifier.preprocessing)
-        self.generator.to(run.device).to(memory_format=run.execution.memory_format).train()
-        for name, parameter in student.named_parameters():
-            parameter.requires_grad_(not name.endswith("log_scale"))  # ranges do not learn
-        learned = [p for p in student.parameters() if p.requires_grad]
-        self.generator_optimizer = torch.optim.Adam(
+        self.steps = run.settings.synthesis_steps + run.settings.fine_tuning_steps
+        self.optimizer = torch.optim.Adam(
             self.generator.parameters(), GENERATOR_LEARNING_RATE, (0.5, 0.999)
         )
-        self.student_optimizer = torch.optim.SGD(
-            learned, STUDENT_LEARNING_RATE, momentum=0.9, weight_decay=1e-4, nesterov=True
-        )
-        self.milestones = [fraction * steps for fraction in RATE_STEPS]
 
-    def step(self, step: int) -> dict[str, float]:
-        """Take a step, from 1, of the generator and, after the warm-up, of the student."""
-        self.set_learning_rates(step)
-        settings, alone = self.run.settings, step <= self.warm_up
-        size = settings.batch_size if alone else settings.fine_tuning_batch_size
-        shape = (size, LATENT_DIM)
+    def images(self, size: int) -> tuple[Tensor, Tensor]:
+        """Generate images [N, C, H, W] of random labels [N]."""
         device = self.run.device
+        shape = (size, LATENT_DIM)
         latent = torch.randn(shape, generator=self.random, device=device)
         classes = self.generator.num_classes
         labels = torch.randint(classes, shape[:1], generator=self.random, device=device)
         images = self.generator(latent, labels)
-        images = to_memory_format(images, self.run.execution.memory_format)
-        teacher_logits, distance, _ = self.teacher.match(images)
-        generator_loss = F.cross_entropy(teacher_logits, labels) + BATCH_NORM_WEIGHT * distance
-        learn(generator_loss, self.generator_optimizer)
-        images, teacher_logits = images.detach(), teacher_logits.detach()
-        if alone:
-            self.observe(images)
-        else:
-            self.student.set_activation_mode(ActivationMode.QUANTIZE)
-            loss = student_loss(self.student(images), teacher_logits, labels)
-            learn(loss, self.student_optimizer)
-        return {"generator loss": generator_loss.item()}
+        return to_memory_format(images, self.run.execution.memory_format), labels
 
-    def set_learning_rates(self, step: int) -> None:
-        """Divide both learning rates by ten for each part of the schedule that is over."""
-        factor = 0.1 ** sum(step > milestone for milestone in self.milestones)
-        self.generator_optimizer.param_groups[0]["lr"] = factor * GENERATOR_LEARNING_RATE
-        self.student_optimizer.param_groups[0]["lr"] = factor * STUDENT_LEARNING_RATE
+    def step(self, step: int, size: int) -> tuple[Batch, float]:
+        """Learn from a batch; return it, without gradients, and the loss."""
+        self.optimizer.param_groups[0]["lr"] = learning_rate(
+            GENERATOR_LEARNING_RATE, step, self.steps
+        )
+        images, labels = self.images(size)
+        teacher_logits, distance, _ = self.teacher.match(images)
+        loss = F.cross_entropy(teacher_logits, labels) + BATCH_NORM_WEIGHT * distance
+        learn(loss, self.optimizer)
+        return Batch(images.detach(), labels, teacher_logits.detach()), loss.item()
+
+
+class GdfqStudentTraining:
+    """The student's part of the schedule: its ranges first, then its weights.
+
+    Args:
+        student: not calibrated.
+        turns: its steps.
+    """
+
+    def __init__(self, student: QuantizedClassifier, turns: int) -> None:
+        self.student = student
+        self.turns = turns
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(not name.endswith("log_scale"))  # ranges do not learn
+        learned = [p for p in student.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            learned, STUDENT_LEARNING_RATE, momentum=0.9, weight_decay=1e-4, nesterov=True
+        )
 
     @torch.no_grad()
     def observe(self, images: Tensor) -> None:
-        """Move ranges towards those of a batch."""
+        """Move ranges towards those of a batch [N, C, H, W]."""
         self.student.set_activation_mode(ActivationMode.OBSERVE)
         for quantizer in self.student.activation_quantizers:
-            quantizer.observed_batches = min(quantizer.observed_batches, OBSERVED - 1)
+            quantizer.observed_batches = min(quantizer.observed_batches, MOVING_AVERAGE - 1)
         self.student(images)
+
+    def step(self, turn: int, batch: Batch) -> None:
+        """Learn from a batch."""
+        self.optimizer.param_groups[0]["lr"] = learning_rate(
+            STUDENT_LEARNING_RATE, turn, self.turns
+        )
+        self.student.set_activation_mode(ActivationMode.QUANTIZE)
+        loss = student_loss(self.student(batch.images), batch.teacher_logits, batch.labels)
+        learn(loss, self.optimizer)
 
 
 def learn(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -161,21 +194,50 @@ def learn(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def quantize_as_gdfq(run: Run) -> QuantizedClassifier:
+def warmed_up_generator(run: Run, file: Path) -> GdfqGenerator:
+    """Read the generator after the warm-up, or learn alone what it has to and write it down.
+
+    Args:
+        run: with the settings of any width and scheme.
+        file: of the run's classifier and seed.
+    """
+    generator = GdfqGenerator(run.classifier.num_classes, run.classifier.preprocessing)
+    if file.is_file():
+        load_weights(generator, file)
+        return generator
+    training = GdfqGeneratorTraining(run, generator, run.random(21))
+    steps, size = run.settings.synthesis_steps, run.settings.batch_size
+    with Progress("gdfq warm-up", steps, run.settings.log_interval) as progress:
+        for step in range(1, steps + 1):
+            progress.update(step, {"generator loss": training.step(step, size)[1]})
+    training.teacher.remove_hooks()
+    state = {name: value.cpu().contiguous() for name, value in generator.state_dict().items()}
+    write_whole(file, safetensors.torch.save(state))
+    return generator
+
+
+def quantize_as_gdfq(run: Run, warmed_up: GdfqGenerator) -> QuantizedClassifier:
     """Quantize a run's classifier by GDFQ's settings.
 
     Args:
-        run: classifier, scheme, batch size and random numbers. The schedule has as many steps, each
-            with one batch of generated images, as generator learning and fine-tuning together.
+        run: classifier, scheme, batch sizes and random numbers. The schedule has as many steps,
+            each with one batch of generated images, as generator learning and fine-tuning together.
+        warmed_up: generator at the end of the warm-up; is not changed.
     """
-    warm_up = run.settings.synthesis_steps
-    steps = warm_up + run.settings.fine_tuning_steps
-    student = new_student(run.settings, run.classifier, run.execution)
-    training = GdfqTraining(run, student, warm_up, steps)
-    with Progress("gdfq", steps, run.settings.log_interval) as progress:
-        for step in range(1, steps + 1):
-            progress.update(step, training.step(step))
-    training.teacher.remove_hooks()
+    settings, turns = run.settings, run.settings.fine_tuning_steps
+    generating = GdfqGeneratorTraining(run, copy.deepcopy(warmed_up), run.random(22))
+    student = new_student(settings, run.classifier, run.execution)
+    training = GdfqStudentTraining(student, turns)
+    with torch.no_grad():
+        for _ in range(OBSERVED):
+            training.observe(generating.images(settings.batch_size)[0])
+    with Progress("gdfq", turns, settings.log_interval) as progress:
+        for turn in range(1, turns + 1):
+            step = settings.synthesis_steps + turn
+            batch, loss = generating.step(step, settings.fine_tuning_batch_size)
+            training.step(turn, batch)
+            progress.update(turn, {"generator loss": loss})
+    generating.teacher.remove_hooks()
     student.set_activation_mode(ActivationMode.QUANTIZE)
     round_biases(student)
     return student

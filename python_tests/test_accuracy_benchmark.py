@@ -1,5 +1,6 @@
 """The benchmark of accuracy: rows, order, resuming, merging, GDFQ's settings."""
 
+import copy
 import json
 import os
 import statistics
@@ -7,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -263,33 +263,76 @@ def test_gdfqs_student_loss_averages_over_classes():
     torch.testing.assert_close(student_loss(logits, teacher, labels), wanted.float())
 
 
-def test_gdfqs_schedule(tmp_path, data):
-    import gdfq
+@pytest.fixture
+def gdfq_run(tmp_path, data):
     from accuracy_rows import prepare_run
 
     small_gray = {
         **{"classifier": "networks:small_gray", "num_classes": 10, "image_size": 28},
         **{"mean": (0.5,), "std": (0.25,)},
     }
-    sizes = {"scheme": "paper", "batch_size": 8, "fine_tuning_batch_size": 8, "device": "cpu"}
-    settings = Settings(output=tmp_path / "run", **small_gray, **sizes)
-    run = prepare_run(settings, str(data), held_out=False)
+    sizes = {"scheme": "paper", "batch_size": 8, "fine_tuning_batch_size": 4, "device": "cpu"}
+    steps = {"synthesis_steps": 2, "fine_tuning_steps": 6}
+    settings = Settings(output=tmp_path / "run", **small_gray, **sizes, **steps)
     torch.manual_seed(0)
-    student = gdfq.new_student(run.settings, run.classifier, run.execution)
-    training = gdfq.GdfqTraining(run, student, 2, 8)
-    weight, seen = student.layers[0].layer.weight, []
-    for step in range(1, 9):
-        before, generator = weight.clone(), training.generator.linear.weight.clone()
-        training.step(step)
-        ranges = tuple(q.running_max.item() for q in student.activation_quantizers)
-        rates = [
-            round(optimizer.param_groups[0]["lr"], 12)
-            for optimizer in (training.generator_optimizer, training.student_optimizer)
-        ]
-        moved = not torch.equal(weight, before)
-        assert not torch.equal(training.generator.linear.weight, generator)
-        seen.append(SimpleNamespace(moved=moved, ranges=ranges, rates=rates))
-    assert [step.moved for step in seen] == [False] * 2 + [True] * 6
-    assert len({step.ranges for step in seen}) == 2  # they move in the warm-up alone
-    assert [step.rates[0] for step in seen] == [1e-3] * 2 + [1e-4] * 2 + [1e-5] * 2 + [1e-6] * 2
-    assert [step.rates[1] for step in seen][::2] == [1e-4, 1e-5, 1e-6, 1e-7]
+    return prepare_run(settings, str(data), held_out=False)
+
+
+def test_gdfqs_warm_up_is_read_where_it_was_written(gdfq_run, tmp_path):
+    from gdfq import warmed_up_generator
+
+    file = tmp_path / "warm.safetensors"
+    learned = warmed_up_generator(gdfq_run, file)
+    torch.manual_seed(1)  # another generator to begin with
+    read = warmed_up_generator(gdfq_run, file)
+    for name, value in learned.state_dict().items():
+        assert torch.equal(read.state_dict()[name], value), name
+
+
+def test_gdfqs_schedule(gdfq_run, tmp_path, monkeypatch):
+    import gdfq
+
+    seen, steps = [], []
+    learn = gdfq.learn
+
+    def learn_and_look(loss, optimizer):
+        before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
+        learn(loss, optimizer)
+        after = optimizer.param_groups[0]["params"]
+        assert any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
+        steps.append((type(optimizer).__name__, optimizer.param_groups[0]["lr"]))
+
+    def observe(self, images):
+        seen.append((len(images), len(steps)))
+        observe_batch(self, images)
+
+    observe_batch = gdfq.GdfqStudentTraining.observe
+    monkeypatch.setattr(gdfq, "learn", learn_and_look)
+    monkeypatch.setattr(gdfq.GdfqStudentTraining, "observe", observe)
+    warm = gdfq.warmed_up_generator(gdfq_run, tmp_path / "warm.safetensors")
+    kept = copy.deepcopy(warm.state_dict())
+    gdfq.quantize_as_gdfq(gdfq_run, warm)
+    names = [name for name, _ in steps]
+    assert names == ["Adam"] * 2 + ["Adam", "SGD"] * 6
+    assert seen == [(8, 2)] * gdfq.OBSERVED  # between the warm-up and the first turn
+    rates = {name: [rate for n, rate in steps if n == name] for name in ("Adam", "SGD")}
+    assert rates["Adam"] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
+    assert rates["SGD"] == pytest.approx([1e-4, 1e-5, 1e-5, 1e-6, 1e-7, 1e-7])
+    for name, value in warm.state_dict().items():
+        assert torch.equal(value, kept[name]), name
+
+
+def test_gdfqs_ranges_are_a_moving_average(gdfq_run):
+    import gdfq
+
+    student = gdfq.new_student(gdfq_run.settings, gdfq_run.classifier, gdfq_run.execution)
+    training = gdfq.GdfqStudentTraining(student, 8)
+    quantizer = student.activation_quantizers[0]
+    for _ in range(30):
+        training.observe(torch.zeros(4, 1, 28, 28))
+    nothing = quantizer.running_max.item()
+    training.observe(torch.full((4, 1, 28, 28), 2.0))
+    once = quantizer.running_max.item()
+    for _ in range(200):
+        training.observe(torch.full((4, 1, 28, 28), 2.0))
+    assert once - nothing == pytest.approx((quantizer.running_max.item() - nothing) / 10, rel=1e-3)
