@@ -55,9 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a8", "w4a4"])
     parser.add_argument("--schemes", nargs="+", default=["deploy", "paper"])
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--synthesis-steps", type=int, default=600)
-    steps = Settings.fine_tuning_steps
-    parser.add_argument("--fine-tuning-steps", type=int, default=steps)
+    for name in ("synthesis_steps", "fine_tuning_steps"):
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=int, default=getattr(Settings, name), metavar="N")
     rate = Settings.fine_tuning_learning_rate
     parser.add_argument("--fine-tuning-learning-rate", type=float, default=rate, metavar="X")
     parser.add_argument("--seed", type=int, default=0)
