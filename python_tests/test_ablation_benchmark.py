@@ -4,8 +4,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from benchmark_scripts import run_benchmark
 from runs import write_fashion_mnist
-from test_accuracy_benchmark import BENCHMARKS, bench
 
 from zscgan_ext.config import Settings
 
@@ -22,7 +22,7 @@ def measured(tmp_path_factory):
         *("--data", write_fashion_mnist(folder, "train", count=120), "--json", file),
         *("--bits", "w8a8", "--variations", "the recipe", LARGER, FEWER),
     ]
-    done = bench(*options, script="bench_ablation.py")
+    done = run_benchmark("bench_ablation.py", *options)
     assert done.returncode == 0, done.stderr
     return options, done.stdout, file
 
@@ -43,15 +43,14 @@ def test_the_benchmark_goes_on_where_it_ended(measured):
     content = json.loads(file.read_text())
     kept = content["rows"][:-1]
     file.write_text(json.dumps({**content, "rows": kept}))
-    done = bench(*options, script="bench_ablation.py")
+    done = run_benchmark("bench_ablation.py", *options)
     assert done.returncode == 0, done.stderr
     again = json.loads(file.read_text())
     assert again["rows"] == content["rows"]
     assert len(again["made_with"]) == len(content["made_with"]) + 1
 
 
-def test_larger_batches_have_as_many_images(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def test_larger_batches_have_as_many_images():
     from bench_ablation import steps_of_as_many_images
 
     def run(steps, size):

@@ -1,47 +1,23 @@
-"""The benchmark of accuracy: rows, order, resuming, merging, GDFQ's settings."""
+"""The benchmark of accuracy: rows, order, resuming, merging."""
 
-import copy
 import json
-import os
 import statistics
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
+from benchmark_scripts import run_benchmark
 from runs import write_fashion_mnist
 
 from zscgan_ext.config import Settings
 from zscgan_ext.errors import InputError
-from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SHORT = [
     *("--synthesis-steps=3", "--fine-tuning-steps=2", "--batch-size=8", "--latent-dim=8"),
     *("--calibration-batches=1", "--device=cpu", "--threads=1"),
 ]
 FIGURES = {"agreement": 90.0, "seconds": 1.0, "made_with": 0}
-
-
-@pytest.fixture(autouse=True)
-def benchmark_modules(monkeypatch):
-    """Make the modules beside the script importable."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-
-
-def bench(*arguments: object, script: str = "bench_accuracy.py"):
-    """Run the benchmark in a process of its own: it sets threads and the allocator."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", str(BENCHMARKS / script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +35,7 @@ def measured(tmp_path_factory, data):
         *(*SHORT, "--classifiers", "resnet20", "--schemes", "paper", "--bits", "w4a4"),
         *("--seeds", 1, "--data", data, "--json", file),
     ]
-    done = bench(*options)
+    done = run_benchmark("bench_accuracy.py", *options)
     assert done.returncode == 0, done.stderr
     return options, done.stdout, file
 
@@ -101,7 +77,7 @@ def test_the_benchmark_goes_on_where_it_ended(measured, tmp_path):
     removed = ("generated_calibrated", "fine_tuned", "squant")
     rest = [row for row in content["rows"] if row["row"] not in removed]
     resumed.write_text(json.dumps({**content, "rows": rest}))
-    done = bench(*options[:-1], resumed)
+    done = run_benchmark("bench_accuracy.py", *options[:-1], resumed)
     assert done.returncode == 0, done.stderr
     again = json.loads(resumed.read_text())
     figures = {row["row"]: (row["top1"], row["agreement"]) for row in content["rows"]}
@@ -116,7 +92,7 @@ def test_a_second_width_is_measured_as_if_it_were_the_first(measured, tmp_path):
     for bits in (["w4a4", "w3a3"], ["w3a3"]):
         other = tmp_path / f"{len(bits)}.json"
         words = [*options[:-1], other, "--bits", *bits, "--rows", *rows]
-        done = bench(*words)
+        done = run_benchmark("bench_accuracy.py", *words)
         assert done.returncode == 0, done.stderr
         found = json.loads(other.read_text())["rows"]
         figures.append([{k: r[k] for k in ("row", "top1", "agreement")} for r in found[-2:]])
@@ -127,7 +103,7 @@ def test_a_second_width_is_measured_as_if_it_were_the_first(measured, tmp_path):
 def test_other_settings_are_refused(measured):
     options, _, file = measured
     before = file.read_bytes()
-    done = bench(*options, "--fine-tuning-steps", 3)
+    done = run_benchmark("bench_accuracy.py", *options, "--fine-tuning-steps", 3)
     assert done.returncode == 2
     assert "was measured with fine_tuning_steps 2, not 3" in done.stderr
     assert "Traceback" not in done.stderr
@@ -181,7 +157,7 @@ def test_files_of_several_processes_give_one_report(tmp_path):
     second = [(1, "fine_tuned", 90.0), (1, "real_fine_tuned", 91.5), (0, "gdfq", 50.0)]
     files = [results(tmp_path / "a.json", first), results(tmp_path / "b.json", second)]
     output = tmp_path / "accuracy.md"
-    done = bench("--json", *files, "--output", output, script="accuracy_report.py")
+    done = run_benchmark("accuracy_report.py", "--json", *files, "--output", output)
     assert done.returncode == 0, done.stderr
     text = output.read_text()
     spread = statistics.stdev([91, 90])
@@ -200,7 +176,7 @@ def test_rows_of_other_settings_are_marked(tmp_path):
     content["rows"][2]["other_settings"] = {"synthesis_steps": 5, "fine_tuning_steps": 9}
     file.write_text(json.dumps(content))
     output = tmp_path / "accuracy.md"
-    done = bench("--json", file, "--output", output, script="accuracy_report.py")
+    done = run_benchmark("accuracy_report.py", "--json", file, "--output", output)
     assert done.returncode == 0, done.stderr
     text = output.read_text()
     assert "\n° measured with `--fine-tuning-steps 9`.\n" in text
@@ -235,104 +211,3 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     file.write_text('{"rows": []}')
     with pytest.raises(InputError, match="no result of this benchmark"):
         read_file(file)
-
-
-def test_gdfq_multiplies_the_embedding_and_normalizes_images():
-    from gdfq import LATENT_DIM, GdfqGenerator
-
-    torch.manual_seed(0)
-    generator = GdfqGenerator(10, FASHION_MNIST_PREPROCESSING).train()
-    latent, labels = torch.randn(16, LATENT_DIM), torch.randint(10, (16,))
-    images = generator(latent, labels)
-    assert images.shape == (16, 1, 28, 28)
-    assert images.mean().item() == pytest.approx(0, abs=1e-5)
-    assert images.var(correction=0).item() == pytest.approx(1, abs=1e-2)
-    generator.embedding.weight.data[3] = 0
-    alike = generator.eval()(latent, torch.full((16,), 3))
-    torch.testing.assert_close(alike, alike[:1].expand_as(alike))
-
-
-def test_gdfqs_student_loss_averages_over_classes():
-    from gdfq import TEMPERATURE, student_loss
-
-    torch.manual_seed(0)
-    logits, teacher, labels = torch.randn(6, 10), torch.randn(6, 10), torch.randint(10, (6,))
-    p, q = (torch.softmax(x.double() / TEMPERATURE, 1) for x in (teacher, logits))
-    divergence = (p * (p / q).log()).sum() / 60
-    wanted = F.cross_entropy(logits.double(), labels) + TEMPERATURE**2 * divergence
-    torch.testing.assert_close(student_loss(logits, teacher, labels), wanted.float())
-
-
-@pytest.fixture
-def gdfq_run(tmp_path, data):
-    from accuracy_rows import prepare_run
-
-    small_gray = {
-        **{"classifier": "networks:small_gray", "num_classes": 10, "image_size": 28},
-        **{"mean": (0.5,), "std": (0.25,)},
-    }
-    sizes = {"scheme": "paper", "batch_size": 8, "fine_tuning_batch_size": 4, "device": "cpu"}
-    steps = {"synthesis_steps": 2, "fine_tuning_steps": 6}
-    settings = Settings(output=tmp_path / "run", **small_gray, **sizes, **steps)
-    torch.manual_seed(0)
-    return prepare_run(settings, str(data), held_out=False)
-
-
-def test_gdfqs_warm_up_is_read_where_it_was_written(gdfq_run, tmp_path):
-    from gdfq import warmed_up_generator
-
-    file = tmp_path / "warm.safetensors"
-    learned = warmed_up_generator(gdfq_run, file)
-    torch.manual_seed(1)  # another generator to begin with
-    read = warmed_up_generator(gdfq_run, file)
-    for name, value in learned.state_dict().items():
-        assert torch.equal(read.state_dict()[name], value), name
-
-
-def test_gdfqs_schedule(gdfq_run, tmp_path, monkeypatch):
-    import gdfq
-
-    seen, steps = [], []
-    learn = gdfq.learn
-
-    def learn_and_look(loss, optimizer):
-        before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
-        learn(loss, optimizer)
-        after = optimizer.param_groups[0]["params"]
-        assert any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
-        steps.append((type(optimizer).__name__, optimizer.param_groups[0]["lr"]))
-
-    def observe(self, images):
-        seen.append((len(images), len(steps)))
-        observe_batch(self, images)
-
-    observe_batch = gdfq.GdfqStudentTraining.observe
-    monkeypatch.setattr(gdfq, "learn", learn_and_look)
-    monkeypatch.setattr(gdfq.GdfqStudentTraining, "observe", observe)
-    warm = gdfq.warmed_up_generator(gdfq_run, tmp_path / "warm.safetensors")
-    kept = copy.deepcopy(warm.state_dict())
-    gdfq.quantize_as_gdfq(gdfq_run, warm)
-    names = [name for name, _ in steps]
-    assert names == ["Adam"] * 2 + ["Adam", "SGD"] * 6
-    assert seen == [(8, 2)] * gdfq.OBSERVED  # between the warm-up and the first turn
-    rates = {name: [rate for n, rate in steps if n == name] for name in ("Adam", "SGD")}
-    assert rates["Adam"] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
-    assert rates["SGD"] == pytest.approx([1e-4, 1e-5, 1e-5, 1e-6, 1e-7, 1e-7])
-    for name, value in warm.state_dict().items():
-        assert torch.equal(value, kept[name]), name
-
-
-def test_gdfqs_ranges_are_a_moving_average(gdfq_run):
-    import gdfq
-
-    student = gdfq.new_student(gdfq_run.settings, gdfq_run.classifier, gdfq_run.execution)
-    training = gdfq.GdfqStudentTraining(student, 8)
-    quantizer = student.activation_quantizers[0]
-    for _ in range(30):
-        training.observe(torch.zeros(4, 1, 28, 28))
-    nothing = quantizer.running_max.item()
-    training.observe(torch.full((4, 1, 28, 28), 2.0))
-    once = quantizer.running_max.item()
-    for _ in range(200):
-        training.observe(torch.full((4, 1, 28, 28), 2.0))
-    assert once - nothing == pytest.approx((quantizer.running_max.item() - nothing) / 10, rel=1e-3)

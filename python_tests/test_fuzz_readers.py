@@ -1,16 +1,11 @@
 """A little of what `benchmarks/fuzz_readers.py` does, without atheris: a few files per reader."""
 
 import random
-import sys
-from pathlib import Path
 
+import fuzz_readers
 import pytest
 
 from zscgan_ext.errors import InputError
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
-import fuzz_readers
 
 FILES = 60
 

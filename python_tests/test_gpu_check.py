@@ -97,8 +97,7 @@ def test_programs_know_the_options_they_are_given(step):
     assert options <= set(re.findall(r"--[\w-]+", done.stdout))
 
 
-def test_the_kernel_stage_covers_every_op_where_memory_is_the_limit(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_the_kernel_stage_covers_every_op_where_memory_is_the_limit():
     from plans import LAYOUTS, quick_plan, without_repetition
 
     assert "--quick" in commands("kernels")["kernels"]

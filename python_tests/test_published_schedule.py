@@ -1,35 +1,20 @@
 """The benchmark of a published schedule: its arithmetic, its rows and its refusals."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmark_scripts import run_benchmark
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SCRIPT = BENCHMARKS / "bench_published_schedule.py"
 IMAGES = 1_280_000
-
-
-def run(*arguments: object):
-    """Run the benchmark on the CPU."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", str(SCRIPT), "--device", "cpu", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
 
 
 def test_a_trial_measures_both_stages(tmp_path):
     path = tmp_path / "schedule.json"
-    done = run("--quick", "--json", path)
+    done = run_benchmark(
+        "bench_published_schedule.py", "--device", "cpu", "--quick", "--json", path
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())
     assert [row["stage"] for row in result["rows"]] == ["generator", "fine-tuning"]
@@ -45,7 +30,6 @@ def test_a_trial_measures_both_stages(tmp_path):
 
 
 def test_only_steps_after_the_warm_up_count(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
     import bench_published_schedule
 
     times = iter([10.0, 11.0, 15.0])
@@ -65,7 +49,7 @@ def test_only_steps_after_the_warm_up_count(monkeypatch):
     ],
 )
 def test_refusals_are_clear(arguments, message):
-    done = run(*arguments)
+    done = run_benchmark("bench_published_schedule.py", "--device", "cpu", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
