@@ -153,8 +153,12 @@ class Pictures:
 def run_job(
     run: Run, generator: ConditionalGenerator, pictures: Pictures
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield what each row of one width and scheme measured, with the seconds it took."""
+    """Yield what each row of one width and scheme measured, with the seconds it took.
+
+    Rows are the same, whatever was measured before.
+    """
     settings, start = run.settings, time.perf_counter()
+    torch.manual_seed(settings.seed)
 
     def measured(student: nn.Module) -> dict[str, float]:
         nonlocal start
