@@ -30,6 +30,7 @@ from torchvision.transforms import functional as transforms
 
 from zscgan_ext.config import Settings
 from zscgan_ext.environment import environment
+from zscgan_ext.evaluation import agreement
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.generator_stage import generated_batches, learn_generator
 from zscgan_ext.image_file import read_image
@@ -138,14 +139,15 @@ class Pictures:
         Agreement is in percent; divergence is KL(float || quantized), in nats for a picture.
         """
         logits = predict(self.run, model, self.images)
-        five = logits[: len(self.photos)].topk(5, 1).indices == self.labels[:, None]
-        agreement = logits.argmax(1) == self.float_logits.argmax(1)
+        count = len(self.photos)
+        photos, float_photos = logits[:count], self.float_logits[:count]
+        largest = photos.topk(5, 1).indices == self.labels[:, None]
         return {
-            "photos_top1": int(five[:, 0].sum()),
-            "photos_top5": int(five.any(1).sum()),
-            "photos_agreement": 100 * agreement[: len(self.photos)].float().mean().item(),
-            "crops_agreement": 100 * agreement[len(self.photos) :].float().mean().item(),
-            "agreement": 100 * agreement.float().mean().item(),
+            "photos_top1": int(largest[:, 0].sum()),
+            "photos_top5": int(largest.any(1).sum()),
+            "photos_agreement": agreement(photos, float_photos),
+            "crops_agreement": agreement(logits[count:], self.float_logits[count:]),
+            "agreement": agreement(logits, self.float_logits),
             "divergence": logit_divergence(logits, self.float_logits, temperature=1).item(),
         }
 

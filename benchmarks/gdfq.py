@@ -14,6 +14,7 @@ Adam starts anew after the warm-up, and gradients stop where an activation is cl
 
 import copy
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,19 +171,20 @@ class GdfqStudentTraining:
         )
 
     @torch.no_grad()
-    def observe(self, images: Tensor) -> None:
-        """Move ranges towards those of a batch [N, C, H, W]."""
+    def observe(self, batches: Iterable[Tensor]) -> None:
+        """Move ranges towards those of batches [N, C, H, W], and quantize from then on."""
         self.student.set_activation_mode(ActivationMode.OBSERVE)
-        for quantizer in self.student.activation_quantizers:
-            quantizer.observed_batches = min(quantizer.observed_batches, MOVING_AVERAGE - 1)
-        self.student(images)
+        for images in batches:
+            for quantizer in self.student.activation_quantizers:
+                quantizer.observed_batches = min(quantizer.observed_batches, MOVING_AVERAGE - 1)
+            self.student(images)
+        self.student.set_activation_mode(ActivationMode.QUANTIZE)
 
     def step(self, turn: int, batch: Batch) -> None:
         """Learn from a batch."""
         self.optimizer.param_groups[0]["lr"] = learning_rate(
             STUDENT_LEARNING_RATE, turn, self.turns
         )
-        self.student.set_activation_mode(ActivationMode.QUANTIZE)
         loss = student_loss(self.student(batch.images), batch.teacher_logits, batch.labels)
         learn(loss, self.optimizer)
 
@@ -228,9 +230,7 @@ def quantize_as_gdfq(run: Run, warmed_up: GdfqGenerator) -> QuantizedClassifier:
     generating = GdfqGeneratorTraining(run, copy.deepcopy(warmed_up), run.random(22))
     student = new_student(settings, run.classifier, run.execution)
     training = GdfqStudentTraining(student, turns)
-    with torch.no_grad():
-        for _ in range(OBSERVED):
-            training.observe(generating.images(settings.batch_size)[0])
+    training.observe(generating.images(settings.batch_size)[0] for _ in range(OBSERVED))
     with Progress("gdfq", turns, settings.log_interval) as progress:
         for turn in range(1, turns + 1):
             step = settings.synthesis_steps + turn
@@ -238,6 +238,5 @@ def quantize_as_gdfq(run: Run, warmed_up: GdfqGenerator) -> QuantizedClassifier:
             training.step(turn, batch)
             progress.update(turn, {"generator loss": loss})
     generating.teacher.remove_hooks()
-    student.set_activation_mode(ActivationMode.QUANTIZE)
     round_biases(student)
     return student

@@ -70,11 +70,12 @@ def test_the_schedule(run, tmp_path, monkeypatch):
         assert any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
         steps.append((type(optimizer).__name__, optimizer.param_groups[0]["lr"]))
 
-    def observe(self, images):
-        seen.append((len(images), len(steps)))
-        observe_batch(self, images)
+    def observe(self, batches):
+        batches = list(batches)
+        seen.extend((len(images), len(steps)) for images in batches)
+        observe_batches(self, batches)
 
-    observe_batch = gdfq.GdfqStudentTraining.observe
+    observe_batches = gdfq.GdfqStudentTraining.observe
     monkeypatch.setattr(gdfq, "learn", learn_and_look)
     monkeypatch.setattr(gdfq.GdfqStudentTraining, "observe", observe)
     warm = gdfq.warmed_up_generator(run, tmp_path / "warm.safetensors")
@@ -94,11 +95,10 @@ def test_ranges_are_a_moving_average(run):
     student = gdfq.new_student(run.settings, run.classifier, run.execution)
     training = gdfq.GdfqStudentTraining(student, 8)
     quantizer = student.activation_quantizers[0]
-    for _ in range(30):
-        training.observe(torch.zeros(4, 1, 28, 28))
+    training.observe([torch.zeros(4, 1, 28, 28)] * 30)
     nothing = quantizer.running_max.item()
-    training.observe(torch.full((4, 1, 28, 28), 2.0))
+    bright = torch.full((4, 1, 28, 28), 2.0)
+    training.observe([bright])
     once = quantizer.running_max.item()
-    for _ in range(200):
-        training.observe(torch.full((4, 1, 28, 28), 2.0))
+    training.observe([bright] * 200)
     assert once - nothing == pytest.approx((quantizer.running_max.item() - nothing) / 10, rel=1e-3)
