@@ -107,7 +107,9 @@ def draw_chart(rows: list[Row], path: Path) -> None:
     axes.set_xscale("log")
     axes.margins(x=0.1, y=0.01)
     axes.set_xlabel("milliseconds of one step")
-    axes.legend([patches.Patch(color=color) for color in COLORS.values()], list(COLORS))
+    measured = {row["implementation"] for row in rows}
+    drawn = {name: color for name, color in COLORS.items() if name in measured}
+    axes.legend([patches.Patch(color=color) for color in drawn.values()], list(drawn))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
