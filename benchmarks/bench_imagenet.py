@@ -133,6 +133,15 @@ class Pictures:
         self.run = run
         self.float_logits = predict(run, run.classifier.model, self.images)
 
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield random pictures [size, 3, H, W] on the device, with labels that say nothing."""
+        random = self.run.random(0)
+        images = self.images.to(self.run.device)
+        no_labels = torch.zeros(size, dtype=torch.int64, device=self.run.device)
+        while True:
+            chosen = torch.randint(len(images), (size,), generator=random, device=self.run.device)
+            yield to_memory_format(images[chosen], self.run.execution.memory_format), no_labels
+
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Count right answers among the photographs, and compare with float.
 
@@ -172,6 +181,11 @@ def run_job(
     yield "squant", measured(squant(run))
     noise = noise_batches(settings.batch_size, run.classifier.preprocessing.shape, run.random(3))
     yield "noise_calibrated", measured(quantize(run, noise, "noise_calibrated"))
+    # The pictures that are measured on: as good as ranges can be with these ways to choose them.
+    real = pictures.batches(settings.batch_size)
+    yield "real_calibrated", measured(quantize(run, real, "real_calibrated"))
+    student = starting_student(run, real, "real_fine_tuned")
+    yield "real_fine_tuning_start", measured(student)
     batches = partial(generated_batches, run, generator, run.random(4))
     calibrated = quantize(run, batches(settings.batch_size), "generated_calibrated")
     yield "generated_calibrated", measured(calibrated)
