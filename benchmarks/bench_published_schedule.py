@@ -24,7 +24,7 @@ import torch
 
 from zscgan_ext.batch_norm_matching import FrozenTeacher
 from zscgan_ext.classifiers import Classifier, load_classifier
-from zscgan_ext.config import Settings, parse_bits, resolve_device
+from zscgan_ext.config import Settings
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.execution import choose_execution
@@ -34,6 +34,7 @@ from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import fine_tune
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.setting_values import parse_bits, resolve_device
 from zscgan_ext.synthesis import synthetic_batches, train_generator
 
 SCHEDULE_IMAGES = 80_000 * 16

@@ -35,8 +35,7 @@ except ImportError:  # mutate() and the readers work without
 
 with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextlib.nullcontext():
     from zscgan_ext.checkpoint_file import checkpoint_files, checksum
-    from zscgan_ext.checkpoints import FOLDER as CHECKPOINTS
-    from zscgan_ext.checkpoints import Checkpoints, newest_checkpoint
+    from zscgan_ext.checkpoints import Checkpoints
     from zscgan_ext.classifiers import Classifier
     from zscgan_ext.command_line import parse_settings, settings_to_yaml
     from zscgan_ext.config import Settings
@@ -45,6 +44,8 @@ with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextl
     from zscgan_ext.export.quantized_file import load_quantized, quantized_file
     from zscgan_ext.idx_file import read_idx
     from zscgan_ext.image_file import read_image
+    from zscgan_ext.newest_checkpoint import FOLDER as CHECKPOINTS
+    from zscgan_ext.newest_checkpoint import newest_checkpoint
     from zscgan_ext.preparation import check_facts
     from zscgan_ext.preprocessing import Preprocessing
     from zscgan_ext.quantization.calibration import calibrate

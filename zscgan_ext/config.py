@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import simple_parsing
-import torch
 
-from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.errors import InputError
 from zscgan_ext.preprocessing import LARGEST_IMAGE_SIZE
-from zscgan_ext.processes import local_rank
+from zscgan_ext.setting_values import parse_bits, parse_formats, parse_interval, resolve_device
 
-EXPORT_FORMATS = ("onnx", "safetensors")
 # What a preset sets, where nothing else was said.
 PRESETS = {
     "quick": {"synthesis_steps": 100, "fine_tuning_steps": 200},
     "default": {"synthesis_steps": 1000, "fine_tuning_steps": 400},
-    "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 400},
+    "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 4000},
 }
 
 
@@ -60,7 +58,7 @@ class Settings:
     """deploy: what an int8 runtime executes; paper: comparable with published tables"""
 
     preset: Literal["quick", "default", "thorough"] = "default"
-    """how much to spend: about 1, 5 or 15 minutes for resnet20 on two cores; sets the steps of both
+    """how much to spend: about 1, 5 or 20 minutes for resnet20 on two cores; sets the steps of both
     trainings where they are not given"""
     distance: Literal["gaussian_kl", "mse", "std_mse", "l2"] = "gaussian_kl"
     """distance between the batch-norm statistics of generated images and the stored ones"""
@@ -223,75 +221,3 @@ def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] |
         raise InputError(f"mean, std: {len(mean)} and {len(std)} values, needed is the same number")
     if std is not None and min(std) <= 0:
         raise InputError(f"std: {min(std)}, needed are numbers above 0")
-
-
-def parse_bits(text: str) -> tuple[int, int]:
-    """Read widths like `w4a8` as (4, 8): bits of the weights, bits of the activations.
-
-    Raises:
-        InputError: if the text has another form or a width is not between 2 and 8.
-    """
-    match = re.fullmatch(r"w([2-8])a([2-8])", text, re.IGNORECASE | re.ASCII)
-    if match is None:
-        raise InputError(f"bits: {text!r}, accepted are w2a2 to w8a8, such as w4a4 or w4a8")
-    return int(match[1]), int(match[2])
-
-
-def parse_formats(text: str) -> tuple[str, ...]:
-    """Read formats of export like `onnx,safetensors`; nothing for `none`.
-
-    Raises:
-        InputError: if there is no such format.
-    """
-    names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",")))
-    if names == ("none",):
-        return ()
-    for name in names:
-        if name not in EXPORT_FORMATS:
-            hint = did_you_mean(name, EXPORT_FORMATS)
-            accepted = "onnx, safetensors, both with a comma between them, and none"
-            raise InputError(f"export: unknown {name!r}{hint or ','} accepted are {accepted}")
-    return names
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number of steps, or else of seconds."""
-
-    steps: int | None
-    seconds: float = math.inf
-
-
-def parse_interval(text: str) -> Interval | None:
-    """Read `500` as steps, `10min` as minutes and `none` as None.
-
-    Raises:
-        InputError: if the text has another form.
-    """
-    if text.lower() == "none":
-        return None
-    match = re.fullmatch(r"(\d+)|(\d+|\d*\.\d+)min", text, re.ASCII)
-    if match is None or float(match[1] or match[2]) == 0:
-        raise InputError(
-            f"checkpoint_every: {text!r}, accepted are steps like 500, minutes like 10min, and none"
-        )
-    return Interval(int(match[1])) if match[1] else Interval(None, 60 * float(match[2]))
-
-
-def resolve_device(text: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that exists.
-
-    Raises:
-        InputError: if the text has another form, or there is no such CUDA device.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text, re.ASCII):
-        raise InputError(f"device: {text!r}, accepted are auto, cpu, cuda and cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if text == "auto" and not count:
-        return torch.device("cpu")
-    if text == "cpu":
-        return torch.device("cpu")
-    index = int(text.removeprefix("auto").removeprefix("cuda").removeprefix(":") or local_rank())
-    if index >= count:
-        raise InputError(f"device: {text!r}, but torch finds {count or 'no'} CUDA device(s)")
-    return torch.device("cuda", index)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from zscgan_ext.classifiers import Classifier, load_classifier
 from zscgan_ext.command_line import CONFIG, parse_settings
-from zscgan_ext.config import Settings, parse_bits
+from zscgan_ext.config import Settings
 from zscgan_ext.errors import InputError
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.memory_format import to_channels_last
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.setting_values import parse_bits
 from zscgan_ext.weights import load_weights
 
 STUDENT, GENERATOR = "quantized.safetensors", "generator.safetensors"

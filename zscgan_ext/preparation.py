@@ -10,18 +10,20 @@ import torch
 from torch import nn
 
 from zscgan_ext import processes
-from zscgan_ext.checkpoints import Checkpoints, newest_checkpoint
+from zscgan_ext.checkpoints import Checkpoints
 from zscgan_ext.classifiers import Classifier
 from zscgan_ext.command_line import CONFIG, settings_to_yaml
-from zscgan_ext.config import Settings, parse_formats, parse_interval, resolve_device
+from zscgan_ext.config import Settings
 from zscgan_ext.datasets import Images, check_labels, open_images
 from zscgan_ext.errors import InputError
 from zscgan_ext.execution import choose_execution
 from zscgan_ext.export.runtime import require_onnx
 from zscgan_ext.finished_run import load_float_classifier
+from zscgan_ext.newest_checkpoint import newest_checkpoint
 from zscgan_ext.profiling import StepProfiler
 from zscgan_ext.run import LOG, Run, new_run, new_student
 from zscgan_ext.run_folder import RunFolder
+from zscgan_ext.setting_values import parse_formats, parse_interval, resolve_device
 from zscgan_ext.tensorboard_log import TensorboardLog, require_tensorboard
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 

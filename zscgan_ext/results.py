@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext.config import parse_bits
 from zscgan_ext.environment import environment
 from zscgan_ext.evaluation import agreement, top1
 from zscgan_ext.run import Run
+from zscgan_ext.setting_values import parse_bits
 
 PREDICTIONS = "predictions.safetensors"
 ROWS = {

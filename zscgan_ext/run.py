@@ -13,13 +13,14 @@ from torch import Tensor
 from zscgan_ext import processes
 from zscgan_ext.checkpoints import Checkpoints
 from zscgan_ext.classifiers import Classifier
-from zscgan_ext.config import Settings, parse_bits, resolve_device
+from zscgan_ext.config import Settings
 from zscgan_ext.datasets import Images
 from zscgan_ext.execution import Execution, choose_execution
 from zscgan_ext.profiling import StepProfiler
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder import RunFolder
+from zscgan_ext.setting_values import parse_bits, resolve_device
 from zscgan_ext.stage_steps import StageSteps
 from zscgan_ext.tensorboard_log import TensorboardLog
 from zscgan_ext.training import Training, nothing
