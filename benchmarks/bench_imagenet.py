@@ -24,28 +24,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_rows import cached_generator, squant
+from accuracy_rows import cached_generator, real_random, squant
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
 from zscgan_ext.config import Settings
+from zscgan_ext.datasets import LabelledImages
 from zscgan_ext.environment import environment
-from zscgan_ext.evaluation import agreement
+from zscgan_ext.evaluation import agreement, predict
 from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.generator_stage import generated_batches, learn_generator
 from zscgan_ext.image_file import read_image
-from zscgan_ext.memory_format import to_memory_format
 from zscgan_ext.preparation import prepare
 from zscgan_ext.preprocessing import Preprocessing
 from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.run import Run, run_with
-from zscgan_ext.student_stages import fine_tune_student, quantize, starting_student
+from zscgan_ext.student_stages import fine_tune_student, quantize, real_batches, starting_student
 from zscgan_ext.synthesis import noise_batches
 
 PACKAGES = {"foolbox==3.3.4": "foolbox/data/imagenet_", "scikit-image==0.25.2": "skimage/data/"}
 PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 CROPS_PER_SIDE = 3
 CROP_FRACTIONS = (0.6, 0.9)  # of the shorter side
+BATCH = 20  # pictures that are measured together
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,16 +83,16 @@ def fetch(folder: Path) -> None:
 
 
 def photos(folder: Path, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Return the labelled photographs, normalized [20, 3, H, W], and their labels [20]."""
+    """Return the labelled photographs, uint8 [20, 3, H, W], and their labels [20]."""
     files = sorted((folder / "foolbox" / "data").glob("imagenet_*.jpg"))
     pixels = torch.stack([read_image(file, preprocessing) for file in files])
     found = [re.search(r"_(\d+)\.jpg$", file.name) for file in files]
     labels = torch.tensor([int(match[1]) for match in found if match is not None])
-    return preprocessing.normalize(pixels), labels
+    return pixels, labels
 
 
 def crops(folder: Path, preprocessing: Preprocessing) -> Tensor:
-    """Return square crops of the colour pictures, normalized [N, 3, H, W]."""
+    """Return square crops of the colour pictures, uint8 [N, 3, H, W]."""
     whole = replace(preprocessing, image_size=4 * preprocessing.image_size)
     found = []
     for name in PICTURES:
@@ -101,23 +102,13 @@ def crops(folder: Path, preprocessing: Preprocessing) -> Tensor:
             for top, left in corners(whole.image_size - side):
                 crop = transforms.crop(picture, top, left, side, side)
                 found.append(transforms.resize(crop, [preprocessing.image_size] * 2))
-    return preprocessing.normalize(torch.stack(found))
+    return torch.stack(found)
 
 
 def corners(room: int) -> Iterator[tuple[int, int]]:
     """Yield the upper left corners of a regular grid of crops."""
     places = [round(room * i / (CROPS_PER_SIDE - 1)) for i in range(CROPS_PER_SIDE)]
     return ((top, left) for top in places for left in places)
-
-
-@torch.no_grad()
-def predict(run: Run, model: nn.Module, images: Tensor) -> Tensor:
-    """Return logits [N, num_classes] on the CPU."""
-    parts = [
-        model(to_memory_format(part.to(run.device), run.execution.memory_format)).float().cpu()
-        for part in images.split(20)
-    ]
-    return torch.cat(parts)
 
 
 class Pictures:
@@ -127,28 +118,26 @@ class Pictures:
         with tempfile.TemporaryDirectory() as folder:
             fetch(Path(folder))
             preprocessing = run.classifier.preprocessing
-            self.photos, self.labels = photos(Path(folder), preprocessing)
-            self.crops = crops(Path(folder), preprocessing)
-        self.images = torch.cat([self.photos, self.crops])
+            photographs, self.labels = photos(Path(folder), preprocessing)
+            pixels = torch.cat([photographs, crops(Path(folder), preprocessing)])
+        no_labels = torch.zeros(len(pixels) - len(photographs), dtype=torch.int64)
+        self.images = LabelledImages(pixels, torch.cat([self.labels, no_labels]))
         self.run = run
-        self.float_logits = predict(run, run.classifier.model, self.images)
+        self.float_logits = self.predict(run.classifier.model)
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield random pictures [size, 3, H, W] on the device, with labels that say nothing."""
-        random = self.run.random(0)
-        images = self.images.to(self.run.device)
-        no_labels = torch.zeros(size, dtype=torch.int64, device=self.run.device)
-        while True:
-            chosen = torch.randint(len(images), (size,), generator=random, device=self.run.device)
-            yield to_memory_format(images[chosen], self.run.execution.memory_format), no_labels
+    def predict(self, model: nn.Module) -> Tensor:
+        """Return logits [N, num_classes] of all pictures on the CPU."""
+        run = self.run
+        where = run.device, run.execution.memory_format
+        return predict(model, self.images, run.classifier.preprocessing, BATCH, *where)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Count right answers among the photographs, and compare with float.
 
         Agreement is in percent; divergence is KL(float || quantized), in nats for a picture.
         """
-        logits = predict(self.run, model, self.images)
-        count = len(self.photos)
+        logits = self.predict(model)
+        count = len(self.labels)
         photos, float_photos = logits[:count], self.float_logits[:count]
         largest = photos.topk(5, 1).indices == self.labels[:, None]
         return {
@@ -182,7 +171,7 @@ def run_job(
     noise = noise_batches(settings.batch_size, run.classifier.preprocessing.shape, run.random(3))
     yield "noise_calibrated", measured(quantize(run, noise, "noise_calibrated"))
     # The pictures that are measured on: as good as ranges can be with these ways to choose them.
-    real = pictures.batches(settings.batch_size)
+    real = real_batches(run, pictures.images, real_random(run), settings.batch_size)
     yield "real_calibrated", measured(quantize(run, real, "real_calibrated"))
     student = starting_student(run, real, "real_fine_tuned")
     yield "real_fine_tuning_start", measured(student)

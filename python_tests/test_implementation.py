@@ -105,4 +105,4 @@ def test_ops_work_with_a_broken_native_core():
 def test_no_warning_with_the_native_core(load):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load("auto")
+        assert load("auto").NATIVE is implementation.NATIVE

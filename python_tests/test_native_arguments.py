@@ -242,7 +242,12 @@ def test_without_a_bias_its_gradient_needs_no_address():
     ],
 )
 def test_optional_addresses_are_absent_together(entry, absent):
-    Call(entry, dict.fromkeys(absent, 0))()
+    call = Call(entry, dict.fromkeys(absent, 0))
+    before = {name: buffer.clone() for name, buffer in call.buffers.items()}
+    call()
+    changed = {n for n, values in before.items() if not same_bits(call.buffers[n], values)}
+    assert changed
+    assert changed.isdisjoint(absent)
 
 
 def test_a_mask_needs_x_or_y():
@@ -254,7 +259,10 @@ def test_a_mask_needs_x_or_y():
 @pytest.mark.parametrize("extent", [(0, 3, 4), (2, 3, 0), (0, 0, 0)], ids=str)
 def test_empty_tensors_need_no_address(entry, extent):
     names = [name for name in addresses(entry) if BUFFERS.get(name) == NUMEL]
-    Call(entry, {"extent": extent} | dict.fromkeys(names, 0))()
+    call = Call(entry, {"extent": extent} | dict.fromkeys(names, 0))
+    before = {name: call.buffers[name].clone() for name in names}
+    call()
+    assert all(same_bits(call.buffers[name], values) for name, values in before.items())
 
 
 def test_distance_needs_a_layer():

@@ -74,9 +74,7 @@ def resolve_device(text: str) -> torch.device:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text, re.ASCII):
         raise InputError(f"device: {text!r}, accepted are auto, cpu, cuda and cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if text == "auto" and not count:
-        return torch.device("cpu")
-    if text == "cpu":
+    if text == "cpu" or (text == "auto" and not count):
         return torch.device("cpu")
     index = int(text.removeprefix("auto").removeprefix("cuda").removeprefix(":") or local_rank())
     if index >= count:
