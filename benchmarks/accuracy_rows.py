@@ -24,7 +24,8 @@ from zscgan_ext.synthesis import noise_batches
 from zscgan_ext.weights import load_weights
 
 HELD_OUT_PART = 12  # the last of twelve equal parts: images 55,000 to 60,000 of Fashion-MNIST
-Rows = Callable[[Run, ConditionalGenerator], Iterator[str]]
+GeneratorSource = Callable[[], ConditionalGenerator]  # learns or reads it when a row needs it
+Rows = Callable[[Run, GeneratorSource], Iterator[str]]
 
 
 def real_random(run: Run) -> torch.Generator:
@@ -32,14 +33,14 @@ def real_random(run: Run) -> torch.Generator:
     return torch.Generator().manual_seed(run.settings.seed)
 
 
-def nearest_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
+def nearest_rows(run: Run, generator: GeneratorSource) -> Iterator[str]:
     """Round to nearest; ranges from standard normal noise, generated and real images."""
     assert run.reference is not None
     nearest = replace(run, settings=replace(run.settings, rounding="nearest"))
     size, shape = run.settings.batch_size, run.classifier.preprocessing.shape
     sources = {
         "noise_nearest": noise_batches(size, shape, run.random(3)),
-        "generated_nearest": generated_batches(run, generator, run.random(4), size),
+        "generated_nearest": generated_batches(run, generator(), run.random(4), size),
         "real_nearest": real_batches(run, run.reference, real_random(run), size),
     }
     for row, batches in sources.items():
@@ -47,16 +48,16 @@ def nearest_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
         yield row
 
 
-def generated_rows(run: Run, generator: ConditionalGenerator) -> Iterator[str]:
+def generated_rows(run: Run, generator: GeneratorSource) -> Iterator[str]:
     """Round so that errors cancel, then calibrate and fine-tune, all on generated images."""
-    batches = partial(generated_batches, run, generator, run.random(4))
+    batches = partial(generated_batches, run, generator(), run.random(4))
     quantize(run, batches(run.settings.batch_size), "generated_calibrated")
     yield "generated_calibrated"
     fine_tuned_student(run, batches, "fine_tuned")
     yield "fine_tuned"
 
 
-def real_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
+def real_rows(run: Run, _: GeneratorSource) -> Iterator[str]:
     """Do as with generated images, with real ones."""
     assert run.reference is not None
     batches = partial(real_batches, run, run.reference, real_random(run))
@@ -66,7 +67,7 @@ def real_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
     yield "real_fine_tuned"
 
 
-def squant_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
+def squant_rows(run: Run, _: GeneratorSource) -> Iterator[str]:
     """Round and calibrate without any image."""
     evaluate(run, squant(run), "squant")
     yield "squant"
@@ -81,7 +82,7 @@ def squant(run: Run) -> QuantizedClassifier:
     return student
 
 
-def gdfq_rows(run: Run, _: ConditionalGenerator) -> Iterator[str]:
+def gdfq_rows(run: Run, _: GeneratorSource) -> Iterator[str]:
     """Quantize by GDFQ's settings, on as many generated images as both trainings here take."""
     generator = warmed_up_generator(run, run.folder.path.with_suffix(".gdfq.safetensors"))
     evaluate(run, quantize_as_gdfq(run, generator), "gdfq")
@@ -98,12 +99,12 @@ MEASURED: tuple[tuple[Rows, tuple[str, ...]], ...] = (
 )
 
 
-def measure_rows(run: Run, generator: ConditionalGenerator, wanted: set[str]) -> Iterator[str]:
+def measure_rows(run: Run, generator: GeneratorSource, wanted: set[str]) -> Iterator[str]:
     """Measure rows one by one.
 
     Args:
         run: with the settings of the cell; gets the logits of each row.
-        generator: learned.
+        generator: returns the learned one; asked only by rows of generated images.
         wanted: names of rows.
 
     Yields:
@@ -151,15 +152,19 @@ def part(data: LabelledImages, start: int, stop: int | None) -> Images:
 
 
 def cached_generator(run: Run, file: Path) -> ConditionalGenerator:
-    """Read the generator of a run's classifier and seed, or learn it and write it down."""
+    """Read the generator of a run's classifier and seed, or learn it and write it down.
+
+    Torch's random numbers go on as if it had not been asked.
+    """
     classifier = run.classifier
-    if not file.is_file():
-        torch.manual_seed(run.settings.seed)
-        learn_generator(run)
-        write_whole(file, (run.folder.path / "generator.safetensors").read_bytes())
-    generator = ConditionalGenerator(
-        classifier.num_classes, run.settings.latent_dim, classifier.preprocessing
-    )
+    with torch.random.fork_rng():
+        if not file.is_file():
+            torch.manual_seed(run.settings.seed)
+            learn_generator(run)
+            write_whole(file, (run.folder.path / "generator.safetensors").read_bytes())
+        generator = ConditionalGenerator(
+            classifier.num_classes, run.settings.latent_dim, classifier.preprocessing
+        )
     load_weights(generator, file)
     generator.to(run.device).to(memory_format=run.execution.memory_format)
     return generator.eval()

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,12 @@ from accuracy_cells import (
 )
 from accuracy_report import write_report
 from accuracy_results import Results
-from accuracy_rows import cached_generator, measure_rows, prepare_run
+from accuracy_rows import GeneratorSource, cached_generator, measure_rows, prepare_run
 
 from zscgan_ext.config import PRESETS, Settings, check_settings
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement, top1
-from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.preparation import WITHOUT_EFFECT
 from zscgan_ext.run import Run, run_with
 from zscgan_ext.student_stages import evaluate
@@ -93,10 +93,10 @@ class Benchmark:
         self.settings = settings
         self.results = results
         self.folder = options.json.with_suffix("")
-        self.shared: dict[tuple[str, int], tuple[Run, ConditionalGenerator]] = {}
+        self.shared: dict[tuple[str, int], tuple[Run, GeneratorSource]] = {}
 
-    def shared_by(self, cell: Cell) -> tuple[Run, ConditionalGenerator]:
-        """Return the run and the generator of a cell's classifier and seed."""
+    def shared_by(self, cell: Cell) -> tuple[Run, GeneratorSource]:
+        """Return the run of a cell's classifier and seed, and what learns its generator."""
         key = (cell.classifier, cell.seed)
         if key not in self.shared:
             output = self.folder / f"{cell.classifier}-seed{cell.seed}"
@@ -105,7 +105,8 @@ class Benchmark:
             )
             run = prepare_run(settings, self.options.data, self.options.held_out)
             evaluate(run, run.classifier.model, FLOAT)
-            generator = cached_generator(run, output.with_suffix(".safetensors"))
+            file = output.with_suffix(".safetensors")
+            generator = cache(partial(cached_generator, run, file))
             self.shared[key] = (run, generator)
         return self.shared[key]
 
