@@ -151,6 +151,12 @@ def part(data: LabelledImages, start: int, stop: int | None) -> Images:
     return LabelledImages(data.images[start:stop], data.labels[start:stop])
 
 
+def seeded_generator(run: Run) -> ConditionalGenerator:
+    """Learn a generator with the random numbers of the run's seed alone."""
+    torch.manual_seed(run.settings.seed)
+    return learn_generator(run)
+
+
 def cached_generator(run: Run, file: Path) -> ConditionalGenerator:
     """Read the generator of a run's classifier and seed, or learn it and write it down.
 
@@ -159,8 +165,7 @@ def cached_generator(run: Run, file: Path) -> ConditionalGenerator:
     classifier = run.classifier
     with torch.random.fork_rng():
         if not file.is_file():
-            torch.manual_seed(run.settings.seed)
-            learn_generator(run)
+            seeded_generator(run)
             write_whole(file, (run.folder.path / "generator.safetensors").read_bytes())
         generator = ConditionalGenerator(
             classifier.num_classes, run.settings.latent_dim, classifier.preprocessing

@@ -16,18 +16,17 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_rows import cached_generator, prepare_run
+from accuracy_rows import GeneratorSource, cached_generator, prepare_run, seeded_generator
 
 from zscgan_ext.config import PRESETS, Settings
 from zscgan_ext.environment import environment
 from zscgan_ext.evaluation import top1
-from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.generator_stage import generated_batches, learn_generator
+from zscgan_ext.generator_stage import generated_batches
 from zscgan_ext.run import Run, run_with
 from zscgan_ext.run_folder import write_whole
 from zscgan_ext.student_stages import fine_tuned_student
@@ -120,17 +119,18 @@ class Ablation:
         return list(self.content["rows"])
 
     def measure(
-        self, run: Run, generator: ConditionalGenerator, variation: str, changes: dict[str, Any]
+        self, run: Run, generator: GeneratorSource, variation: str, changes: dict[str, Any]
     ) -> None:
         """Calibrate and fine-tune a student of each width, and write its accuracy down."""
         for bits in self.options.bits:
             seed = run.settings.seed
             if self.has(variation, bits, seed):
                 continue
+            learned = generator()
             torch.manual_seed(seed)
             changed = run_with(run, bits=bits, **changes)
             changed = run_with(changed, fine_tuning_steps=steps_of_as_many_images(run, changed))
-            batches = partial(generated_batches, changed, generator, changed.random(4))
+            batches = partial(generated_batches, changed, learned, changed.random(4))
             fine_tuned_student(changed, batches, "fine_tuned")
             assert run.evaluation is not None
             accuracy = {
@@ -146,19 +146,15 @@ class Ablation:
         for seed in self.options.seeds:
             settings = replace(self.settings, seed=seed, output=folder / f"seed{seed}")
             run = prepare_run(settings, self.options.data, held_out=True)
-            generator = cached_generator(run, self.generators / f"seed{seed}.safetensors")
-            for variation, changes in STUDENT_VARIATIONS.items():
-                if variation in self.options.variations:
-                    self.measure(run, generator, variation, changes)
-            for variation, changes in GENERATOR_VARIATIONS.items():
-                if variation not in self.options.variations:
-                    continue
-                if all(self.has(variation, bits, seed) for bits in self.options.bits):
-                    continue
-                fewer = {"synthesis_steps": max(1, settings.synthesis_steps // 3)}
-                changed = run_with(run, **(changes or fewer))
-                torch.manual_seed(seed)
-                self.measure(run, learn_generator(changed), variation, {})
+            file = self.generators / f"seed{seed}.safetensors"
+            generator = cache(partial(cached_generator, run, file))
+            fewer = {"synthesis_steps": max(1, settings.synthesis_steps // 3)}
+            for variation in self.options.variations:
+                if variation in STUDENT_VARIATIONS:
+                    self.measure(run, generator, variation, STUDENT_VARIATIONS[variation])
+                else:
+                    changed = run_with(run, **(GENERATOR_VARIATIONS[variation] or fewer))
+                    self.measure(run, cache(partial(seeded_generator, changed)), variation, {})
 
 
 def table(rows: list[dict[str, Any]]) -> str:
