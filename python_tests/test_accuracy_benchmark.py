@@ -100,6 +100,20 @@ def test_a_second_width_is_measured_as_if_it_were_the_first(measured, tmp_path):
     assert [row["row"] for row in figures[0]] == list(rows)
 
 
+def test_rows_without_generated_images_learn_no_generator(measured, tmp_path):
+    options, _, file = measured
+    other = tmp_path / "accuracy.json"
+    done = run_benchmark("bench_accuracy.py", *options[:-1], other, "--rows", "squant")
+    assert done.returncode == 0, done.stderr
+    figures = [
+        {row["row"]: row["top1"] for row in json.loads(name.read_text())["rows"]}["squant"]
+        for name in (file, other)
+    ]
+    assert figures[0] == figures[1]
+    assert list(file.parent.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_other_settings_are_refused(measured):
     options, _, file = measured
     before = file.read_bytes()
