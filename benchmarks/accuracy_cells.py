@@ -24,7 +24,7 @@ ROWS = {
     "noise_nearest": "nearest, ranges from noise",
     "generated_nearest": "nearest, ranges from generated images",
     "real_nearest": "nearest, ranges from real images",
-    "squant": "SQuant-like, ranges from batch norm",
+    "squant": "balanced, ranges from batch norm (SQuant-like)",
     "gdfq": "GDFQ's settings, same number of images",
     "generated_calibrated": "balanced, ranges from generated images",
     "real_calibrated": "balanced, ranges from real images",

@@ -19,17 +19,15 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.run_folder import write_whole
 
 GENERATED, REAL = "fine_tuned", "real_fine_tuned"
-STYLES = {  # color, marker, line
-    "noise_nearest": ("#bdbdbd", "v", ":"),
-    "generated_nearest": ("#a6dba0", "v", ":"),
-    "real_nearest": ("#c2a5cf", "v", ":"),
-    "generated_calibrated": ("#7fbf7b", "s", ":"),
-    "real_calibrated": ("#af8dc3", "s", ":"),
-    "squant": ("#b35806", "D", "--"),
+# Rows that the chart shows: color, marker, line. The table has all.
+STYLES = {
+    "noise_nearest": ("#999999", "v", ":"),
     "gdfq": ("#2166ac", "^", "--"),
+    "squant": ("#b35806", "D", "--"),
     "fine_tuned": ("#1b7837", "o", "-"),
     "real_fine_tuned": ("#762a83", "o", "-"),
 }
+LINEAR_UP_TO = 0.3  # points lost; the axis is logarithmic from here on
 # Of figures that were measured with other settings than the file's; the last for all that is left.
 MARKS = "°†‡§¶‖"
 
@@ -146,7 +144,7 @@ def markdown(content: dict[str, Any], sources: Sequence[Path], chart: str) -> st
 
 
 def draw_chart(content: dict[str, Any], path: Path) -> None:
-    """Draw top-1 over the widths, one panel for each classifier and scheme."""
+    """Draw the points of top-1 lost over the widths, a panel for each classifier and scheme."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -154,33 +152,51 @@ def draw_chart(content: dict[str, Any], path: Path) -> None:
 
     figures = Figures(content["rows"])
     shape = (max(1, len(figures.classifiers)), max(1, len(figures.schemes)))
-    size = (5 * shape[1] + 3, 3.4 * shape[0])
-    figure, panels = pyplot.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
-    for classifier, line in zip(figures.classifiers, panels, strict=False):
-        for scheme, axes in zip(figures.schemes, line, strict=False):
-            axes.set_title(f"{classifier}, {scheme}")
-            axes.set_xticks(range(len(figures.bits)), [bits.upper() for bits in figures.bits])
-            axes.set_ylabel("top-1 %")
-            accuracy = figures.of_float(classifier)
-            if accuracy is not None:
-                axes.axhline(accuracy, color="black", linewidth=0.8, label=ROWS[FLOAT])
-            for name, (color, marker, style) in STYLES.items():
-                values = [figures.top1(classifier, scheme, bits, name) for bits in figures.bits]
-                places = [place for place, value in enumerate(values) if value]
-                means = [statistics.mean(values[place].values()) for place in places]
-                low = [min(values[place].values()) for place in places]
-                high = [max(values[place].values()) for place in places]
-                spread = [
-                    [mean - value for mean, value in zip(means, low, strict=True)],
-                    [value - mean for mean, value in zip(means, high, strict=True)],
-                ]
-                look = {"color": color, "marker": marker, "linestyle": style, "markersize": 4}
-                if places:
-                    axes.errorbar(places, means, spread, label=ROWS[name], capsize=2, **look)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    size = (4.6 * shape[1], 3.4 * shape[0] + 0.7)
+    figure, panels = pyplot.subplots(
+        *shape, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
+    )
+    lines: dict[str, Any] = {}
+    for classifier, row in zip(figures.classifiers, panels, strict=False):
+        row[0].set_ylabel("points of top-1 lost")
+        for scheme, axes in zip(figures.schemes, row, strict=False):
+            axes.set_title(f"{classifier}, {scheme}", fontsize=10)
+            lines |= draw_losses(axes, figures, classifier, scheme)
+    axes = panels[0][0]
+    axes.set_yscale("symlog", linthresh=LINEAR_UP_TO)
+    ticks = [0, 0.1, 0.3, 1, 3, 10, 30, 90]
+    axes.set_yticks(ticks, map(str, ticks))
+    axes.set_ylim(ticks[-1], -0.15)  # nothing lost is at the top
+    axes.set_xticks(range(len(figures.bits)), [bits.upper() for bits in figures.bits])
+    labels = [ROWS[name] for name in lines]
+    title = "bars: lowest and highest of the seeds"
+    figure.legend(
+        lines.values(), labels, title=title, loc="outside lower center", ncols=2, fontsize=8
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def draw_losses(axes: Any, figures: Figures, classifier: str, scheme: str) -> dict[str, Any]:
+    """Draw the rows of one panel; return their lines by name."""
+    lines: dict[str, Any] = {}
+    accuracy = figures.of_float(classifier)
+    axes.grid(axis="y", linewidth=0.4)
+    if accuracy is None:
+        return lines
+    for name, (color, marker, style) in STYLES.items():
+        seeds = [figures.top1(classifier, scheme, bits, name).values() for bits in figures.bits]
+        lost = {i: [accuracy - value for value in s] for i, s in enumerate(seeds) if s}
+        means = [statistics.mean(values) for values in lost.values()]
+        spread = [
+            [mean - min(values) for mean, values in zip(means, lost.values(), strict=True)],
+            [max(values) - mean for mean, values in zip(means, lost.values(), strict=True)],
+        ]
+        look = {"color": color, "marker": marker, "linestyle": style, "markersize": 4}
+        if lost:
+            lines[name] = axes.errorbar(list(lost), means, spread, capsize=2, **look)
+    return lines
 
 
 def write_report(files: Sequence[Path], output: Path) -> None:

@@ -11,7 +11,12 @@ Row = dict[str, Any]
 SUBJECT = ("op", "direction", "layout", "dtype", "shape", "device")
 LARGE_BYTES, LARGEST_BYTES = 12e6, 400e6  # moved by an op on one tensor of about 32 MB
 SHOWN_LAYOUTS = ("NCHW", "channels_last")
-COLORS = {"native": "#1b7837", "torch": "#c2a5cf", "compiled": "#9970ab", "reference": "#762a83"}
+STYLES = {  # color, marker
+    "native": ("#1b7837", "o"),
+    "torch": ("#2166ac", "v"),
+    "compiled": ("#b35806", "D"),
+    "reference": ("#762a83", "s"),
+}
 
 
 def subjects(rows: list[Row]) -> list[dict[str, Row]]:
@@ -41,38 +46,51 @@ def print_table(rows: list[Row]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
 
 
+Panels = dict[tuple[str, str], dict[str, dict[str, Row]]]
+
+
+def panels_of(rows: list[Row]) -> Panels:
+    """Return what the chart shows, by dtype and layout, and in each by op and direction."""
+    groups = subjects(rows)
+    panels: Panels = {}
+    for group in [g for g in groups if is_shown(g["native"]) and len(g) > 2] or groups:
+        row = group["native"]
+        line = f"{row['op']}, {row['direction']}"
+        panels.setdefault((row["dtype"], row["layout"]), {})[line] = group
+    return panels
+
+
 def draw_chart(rows: list[Row], path: Path) -> None:
     """Draw time over the floor, on large tensors where there are any."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import patches, pyplot
+    from matplotlib import lines, pyplot
 
-    groups = subjects(rows)
-    large = [g for g in groups if is_shown(g["native"]) and len(g) > 2] or groups
-    height = 0.22 * sum(len(group) for group in large) + 1.5
-    figure, axes = pyplot.subplots(figsize=(10, height), layout="constrained")
-    place, ticks = 0.0, []
-    for group in large:
-        start = place
-        for name, color in COLORS.items():
-            if name in group:
-                value = group[name]["versus_copy"]
-                axes.barh(place, value, color=color)
-                axes.text(value, place, f" {value:.2f}", va="center", fontsize=7)
-                place += 1
-        row = group["native"]
-        label = f"{row['op']} {row['direction']}\n{row['layout']} {row['dtype']}"
-        ticks.append(((start + place - 1) / 2, label))
-        place += 1
-    axes.set_yticks([tick for tick, _ in ticks], [label for _, label in ticks], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.margins(x=0.1, y=0.01)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("time over the floor: bytes at the bandwidth of a copy")
-    handles = [patches.Patch(color=color) for color in COLORS.values()]
-    axes.legend(handles, list(COLORS), loc="lower right")
+    panels = panels_of(rows)
+    names = list(dict.fromkeys(line for panel in panels.values() for line in panel))
+    columns = min(2, len(panels))
+    count = math.ceil(len(panels) / columns)
+    figure, grid = pyplot.subplots(
+        count, columns, squeeze=False, sharex=True, sharey=True, layout="constrained"
+    )
+    figure.set_size_inches(4 * columns + 2.5, (0.21 * len(names) + 0.5) * count + 0.8)
+    for (title, panel), axes in zip(panels.items(), grid.flat, strict=False):
+        axes.set_title(", ".join(title), fontsize=9)
+        axes.grid(axis="y", linewidth=0.3)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.tick_params(labelsize=7)
+        for name, (color, marker) in STYLES.items():
+            found = {line: group[name] for line, group in panel.items() if name in group}
+            values = [row["versus_copy"] for row in found.values()]
+            axes.plot(values, [names.index(line) for line in found], marker, color=color)
+    first = grid[0][0]
+    first.set_yticks(range(len(names)), names)
+    first.invert_yaxis()
+    first.set_xscale("log")
+    figure.supxlabel("time over the floor: bytes moved at the bandwidth of a copy", fontsize=9)
+    handles = [lines.Line2D([], [], color=c, marker=m, ls="") for c, m in STYLES.values()]
+    figure.legend(handles, list(STYLES), loc="outside upper right", ncols=len(STYLES), fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

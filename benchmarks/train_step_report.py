@@ -55,9 +55,11 @@ def line_of(subject: tuple[Any, ...], group: dict[str, Row]) -> list[str]:
     ]
 
 
-def lines_of(rows: list[Row]) -> list[list[str]]:
-    """Return the cells of all lines."""
-    return [line_of(subject, group) for subject, group in groups_of(rows).items()]
+def table_of(rows: list[Row]) -> list[list[str]]:
+    """Return the titles and the cells of all lines, without columns in which nothing stands."""
+    lines = [line_of(subject, group) for subject, group in groups_of(rows).items()]
+    kept = [i for i in range(len(TITLES)) if any(line[i] != "-" for line in lines)]
+    return [[line[i] for i in kept] for line in (list(TITLES), *lines)]
 
 
 def matching_costs(rows: list[Row]) -> list[str]:
@@ -74,40 +76,40 @@ def matching_costs(rows: list[Row]) -> list[str]:
 
 def print_table(rows: list[Row]) -> None:
     """Print the implementations side by side."""
-    lines = [list(TITLES), *lines_of(rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(TITLES))]
+    lines = table_of(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
     print("\n".join(matching_costs(rows)))
 
 
 def draw_chart(rows: list[Row], path: Path) -> None:
-    """Draw the time of every step."""
+    """Draw how many times faster than eager every step is that eager takes too."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import patches, pyplot
 
-    height = 0.25 * len(rows) + 1.5
-    figure, axes = pyplot.subplots(figsize=(9, height), layout="constrained")
-    place, ticks = 0.0, []
-    for (classifier, stage, batch, device), group in groups_of(rows).items():
-        start = place
-        for name, color in COLORS.items():
-            if name in group:
-                value = group[name]["median_ms"]
-                axes.barh(place, value, color=color)
-                axes.text(value, place, f" {value:.0f}", va="center", fontsize=7)
-                place += 1
-        label = f"{classifier} {stage}\nbatch {batch}, {device}"
-        ticks.append(((start + place - 1) / 2, label))
-        place += 1
-    axes.set_yticks([tick for tick, _ in ticks], [label for _, label in ticks], fontsize=7)
+    groups = {subject: group for subject, group in groups_of(rows).items() if "eager" in group}
+    figure, axes = pyplot.subplots(figsize=(8, 0.24 * len(rows) + 1.2), layout="constrained")
+    place, ticks = 0.0, {}
+    for (classifier, stage, batch, device), group in groups.items():
+        start, eager = place, group["eager"]["median_ms"]
+        for name in (name for name in COLORS if name in group and name != "eager"):
+            value = group[name]["median_ms"]
+            axes.barh(place, eager / value, color=COLORS[name])
+            text = f" {eager / value:.2f}x, {value:.{0 if value > 99 else 2}f} ms"
+            axes.text(eager / value, place, text, va="center", fontsize=7)
+            place += 1
+        label = f"{classifier} {stage}, batch {batch}\n{device}, eager {eager:.0f} ms"
+        ticks[label] = (start + place - 1) / 2
+        place += 0.7
+    axes.set_yticks(list(ticks.values()), list(ticks), fontsize=7)
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.margins(x=0.1, y=0.01)
-    axes.set_xlabel("milliseconds of one step")
-    measured = {row["implementation"] for row in rows}
+    axes.margins(x=0.16, y=0.01)
+    axes.axvline(1, color="black", linewidth=0.6, zorder=0)
+    axes.set_xlabel("times as fast as eager")
+    measured = {row["implementation"] for row in rows} - {"eager"}
     drawn = {name: color for name, color in COLORS.items() if name in measured}
     axes.legend([patches.Patch(color=color) for color in drawn.values()], list(drawn))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,15 +120,16 @@ def draw_chart(rows: list[Row], path: Path) -> None:
 def markdown(result: dict[str, Any], source: str) -> str:
     """Return the table of a document."""
     made = result["made_with"]
+    titles, *cells = table_of(result["rows"])
     machine = made["gpu"] or f"{made['cpu']}, {made['threads']} threads"
     lines = [
         f"{machine}; torch {made['versions']['torch']}; commit {str(made['commit'])[:12]};"
         f" {made['date']}; `{source}`.",
         "",
-        "| " + " | ".join(TITLES) + " |",
-        "|" + "---|" * len(SUBJECT) + "--:|" * (len(TITLES) - len(SUBJECT)),
+        "| " + " | ".join(titles) + " |",
+        "|" + "---|" * len(SUBJECT) + "--:|" * (len(titles) - len(SUBJECT)),
     ]
-    lines += ["| " + " | ".join(line) + " |" for line in lines_of(result["rows"])]
+    lines += ["| " + " | ".join(line) + " |" for line in cells]
     return "\n".join([*lines, "", *(f"- {text}" for text in matching_costs(result["rows"]))])
 
 

@@ -65,7 +65,7 @@ def test_every_row_is_measured_once(measured):
 def test_the_report_stands_beside_the_file(measured):
     text = measured[2].with_suffix(".md").read_text()
     row = next(r for r in json.loads(measured[2].read_text())["rows"] if r["row"] == "squant")
-    assert f"| SQuant-like, ranges from batch norm | {row['top1']:.2f} |" in text
+    assert f"| balanced, ranges from batch norm (SQuant-like) | {row['top1']:.2f} |" in text
     assert "![top-1 over widths](accuracy.png)" in text
     assert measured[2].with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
@@ -196,7 +196,7 @@ def test_rows_of_other_settings_are_marked(tmp_path):
     assert "\n° measured with `--fine-tuning-steps 9`.\n" in text
     assert "\n† measured with `--synthesis-steps 5`, `--fine-tuning-steps 9`.\n" in text
     assert "| fine-tuned on generated images | 91.00° |" in text
-    assert "| SQuant-like, ranges from batch norm | 60.00 |" in text
+    assert "| balanced, ranges from batch norm (SQuant-like) | 60.00 |" in text
     assert "| GDFQ's settings, same number of images | 50.00† |" in text
 
 

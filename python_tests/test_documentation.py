@@ -93,6 +93,7 @@ def workplace(tmp_path_factory):
             Image.fromarray(pixels).save(folder / tree / name / "1.jpg")
     for name in ("resnet18", "resnet50", "mobilenet_v2"):
         torch.save(torchvision.models.get_model(name).state_dict(), folder / f"{name}.pth")
+    write_pytorchcv_models(folder)
     images = write_fashion_mnist(folder / "few-images", count=20)
     run = ["--output", str(folder / "runs" / "deployed"), "--export=onnx,safetensors"]
     assert train([*SHORT, *run, "--evaluation-data", str(images)]) == 0
@@ -109,6 +110,22 @@ def inside(workplace, monkeypatch):
     return workplace
 
 
+def write_pytorchcv_models(folder: Path) -> None:
+    """Write the module that `docs/imagenet.md` shows, and a small library in place of pytorchcv.
+
+    Its weights cannot be had without a network.
+    """
+    (snippet,) = blocks(ROOT / "docs" / "imagenet.md", "python")
+    (folder / "pytorchcv_models.py").write_text(snippet)
+    (folder / "pytorchcv").mkdir()
+    (folder / "pytorchcv" / "model_provider.py").write_text(
+        "import torchvision\n\n\n"
+        "def get_model(name, pretrained):\n"
+        "    assert pretrained\n"
+        '    return torchvision.models.get_model(name.replace("mobilenetv2_w1", "mobilenet_v2"))\n'
+    )
+
+
 def write_program(folder: Path) -> None:
     """Run the snippet that exports a program, as `docs/your_model.md` has it."""
     (snippet,) = blocks(ROOT / "docs" / "your_model.md", "python")
@@ -122,10 +139,13 @@ def shortened(program: str, arguments: list[str]) -> list[str]:
         return [*arguments, "--data", "few-images"]
     if program != "zscgan_ext.train" or "--help" in arguments:
         return arguments
-    images = [] if "--evaluation-data" in arguments else ["--evaluation-data", "few-images"]
-    is_large = any("torchvision:" in word or word == "--image-size" for word in arguments)
-    small = ["--image-size=32"] if is_large else []
-    return [*arguments, *SHORT, "--batch-size=4", "--overwrite", *images, *small]
+    added = [*SHORT, "--batch-size=4", "--overwrite"]
+    large = ("torchvision:", "pytorchcv_models:", "--image-size")
+    if any(word.startswith(large) for word in arguments):  # of three channels
+        added += ["--image-size=32"]
+    elif "--evaluation-data" not in arguments:
+        added += ["--evaluation-data", "few-images"]
+    return [*arguments, *added]
 
 
 @pytest.mark.parametrize("command", FIRST_OF_EACH)
