@@ -86,7 +86,7 @@ class Coverage:
         """
         images = coverage_models.plausible_images(COMPARED, self.shape[1], self.random)
         model = self.classifier.model
-        rounded, rounded_folded = model(images), folded(model)(images)
+        rounded, rounded_folded = model(images), folded(model, self.shape)(images)
         exact = copy.deepcopy(model).double()
         expected = exact(images.double())
         graph = trace(exact)

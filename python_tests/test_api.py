@@ -1,5 +1,6 @@
 """The Python API does what the main program does, with objects instead of files."""
 
+import copy
 import runpy
 import subprocess
 import sys
@@ -190,6 +191,24 @@ ERRORS = {
 def test_wrong_settings_are_named(classifier, generator, settings, message):
     with pytest.raises(InputError, match=message):
         zscgan_ext.quantize(classifier, generator, **settings)
+
+
+def test_the_generator_goes_on_learning_in_the_program_alone(classifier, generator, student):
+    with pytest.raises(InputError, match=r"^training: the generator goes on learning in python -m"):
+        zscgan_ext.fine_tune(student, classifier, generator, training="alternating")
+
+
+def test_nothing_is_written_where_numbers_go_wrong(classifier, student, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    other_run = [tmp_path / "checkpoints" / f"00000{n}-0.safetensors" for n in range(1, 5)]
+    for file in other_run:
+        file.touch()
+    monkeypatch.chdir(tmp_path)
+    settings = {"fine_tuning_steps": 4, "fine_tuning_learning_rate": 1e30}
+    batches = [images for images, _ in normal_batches(2, 8, 3, 8, 8)]
+    with pytest.raises(InputError, match="fine_tuned: "):
+        zscgan_ext.fine_tune(copy.deepcopy(student), classifier, batches, **settings)
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "checkpoints", *other_run]
 
 
 def test_missing_images_and_labels_are_named(classifier, student, tmp_path):

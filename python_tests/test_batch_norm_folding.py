@@ -6,6 +6,9 @@ from networks import as_trained
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zscgan_ext.batch_norm_matching import FrozenTeacher
+from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme
 
@@ -46,6 +49,24 @@ def test_folding_changes_no_logit(name):
         layer.quantized_weight = layer.layer.weight.detach()
     images = torch.randn(3, *SHAPE)
     torch.testing.assert_close(student.graph(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", ["weight", "bias"])
+def test_a_batch_norm_may_lack_its_weight_or_bias(missing):
+    model = trained((nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()))
+    setattr(model[0][1], missing, None)
+    student = convert(model, Scheme("deploy", 8, 8), SHAPE)
+    assert not any(isinstance(m, _BatchNorm) for m in student.modules())
+    for layer in student.layers:
+        layer.quantized_weight = layer.layer.weight.detach()
+    images = torch.randn(3, *SHAPE)
+    torch.testing.assert_close(student.graph(images), model(images), rtol=1e-4, atol=1e-5)
+    logits, distance, _ = FrozenTeacher(model, "mse").match(images.requires_grad_())
+    assert distance.isfinite()
+    torch.testing.assert_close(logits, model(images))
+    random = torch.Generator().manual_seed(0)
+    calibrate_from_batch_norm(student, model, Preprocessing(4, 8, (0.5,) * 4, (0.25,) * 4), random)
+    assert student(images).isfinite().all()
 
 
 def test_a_shared_pair_is_folded_once():

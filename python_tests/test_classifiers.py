@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import small_residual
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from zscgan_ext.classifiers import Classifier, load_classifier
 from zscgan_ext.errors import InputError
+from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.rounding import round_weights
+from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 MODELS = """
@@ -38,6 +43,14 @@ MODELS = """
     def without_running_statistics():
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False),
                              nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def partly_without_running_statistics():
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False),
+                             nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
+                             nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def one_logit():
+        return small(1)
 
     def without_convolution():
         return nn.BatchNorm1d(3)
@@ -107,6 +120,21 @@ def test_given_input_wins_over_the_defaults(models):
     assert classifier.preprocessing.image_size == 8
     assert classifier.preprocessing.mean == (0.1, 0.2)
     assert classifier.preprocessing.std == (0.5, 0.5)
+
+
+def test_weights_that_parametrizations_compute_become_plain():
+    model = small_residual()
+    weight_norm(model.stem)
+    spectral_norm(model.fc)
+    given = list(model.state_dict())
+    classifier = load_classifier(model, image_size=8)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(classifier.model(images), model(images))
+    assert not any("parametrizations" in name for name in classifier.model.state_dict())
+    assert list(model.state_dict()) == given  # the model itself was copied
+    student = convert(classifier.model, Scheme("deploy", 8, 8), (3, 8, 8))
+    round_weights(student)
+    assert student(images).isfinite().all()
 
 
 def test_half_models_become_float32(models):
@@ -181,6 +209,8 @@ def test_old_checkpoints_lack_num_batches_tracked(models):
         ("models:without_convolution", {}, ["has no Conv2d layer"]),
         ("models:without_batch_norm", {}, ["needs at least one BatchNorm layer"]),
         ("models:without_running_statistics", {}, ["needs at least one BatchNorm layer"]),
+        ("models:partly_without_running_statistics", {}, ["1 is a BatchNorm layer without"]),
+        ("models:one_logit", {}, ["gives one logit", "torch.cat([torch.zeros_like(logit), logit]"]),
         ("models:feature_maps", {"image_size": 8}, ["into (2, 4, 6, 6), needed are logits"]),
         ("models:fixed_size", {"image_size": 9}, ["image_size:", "9x9 images", "cannot be multi"]),
         ("models:infinite", {}, ["NaN or infinite values in 1.running_var"]),

@@ -9,6 +9,7 @@ from networks import RGB8, as_trained, normal_batches, small_residual
 from tensors import sample
 from torch import nn
 
+from zscgan_ext import ops
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert, folded
@@ -217,6 +218,15 @@ def test_weights_of_zero_have_a_positive_scale():
     assert scale.isfinite().all()
 
 
+def test_a_channel_of_zeros_has_a_scale_like_all_others():
+    weight = torch.stack([torch.zeros(4), *torch.randn(5, 4)])
+    scale = best_symmetric_scale(weight, IntegerRange(-7, 7))
+    assert torch.equal(scale[1:], best_symmetric_scale(weight[1:], IntegerRange(-7, 7)))
+    assert scale[1:].min() <= scale[0] <= scale[1:].max() * 4
+    channel = nn.Parameter(weight[:1] + 1e-4)  # after a step of Adam
+    assert not ops.fake_quantize(channel, scale[:1], torch.zeros(1), -7, 7, 0).any()
+
+
 class Twice(nn.Module):
     """One convolution used twice, each time with a batch norm of its own."""
 
@@ -264,7 +274,7 @@ def test_a_classifier_without_layers_is_refused():
 def test_a_folded_classifier_has_the_same_logits_and_is_a_frozen_copy():
     model = small_residual()
     images = sample(4, *RGB8.shape)
-    copy = folded(model)
+    copy = folded(model, RGB8.shape)
     torch.testing.assert_close(copy(images), model(images), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
     assert not any(parameter.requires_grad for parameter in copy.parameters())
@@ -295,3 +305,71 @@ def test_moving_a_student_moves_the_graph_that_it_executes():
 
     student = convert(as_trained(Centered()), deploy(), RGB8.shape).to("meta")
     assert student(torch.empty(2, *RGB8.shape, device="meta")).device.type == "meta"
+
+
+class NormalizesItself(nn.Module):
+    """A classifier that takes pixels and normalizes them itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten())
+        self.last = nn.Linear(72, 5)
+
+    def forward(self, x):
+        return self.last(self.features((x - 0.5) / 0.25))
+
+
+def bits_of_activations(model):
+    student = convert(as_trained(model), deploy(), RGB8.shape)
+    return {
+        name: quantizer.integers.bits
+        for name, quantizer in student.graph.activation_quantizers.items()
+    }
+
+
+def test_all_that_is_computed_before_the_first_layer_has_eight_bits():
+    bits = bits_of_activations(NormalizesItself())
+    assert len(bits) == 4  # images, difference, quotient, activation
+    assert set(bits.values()) == {8}  # the activation is what the last layer reads
+
+    padded = nn.Conv2d(3, 2, 3, padding=1)
+    middle = (nn.ReLU(), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.ReLU())
+    ends = (nn.Flatten(), nn.Linear(32, 5))
+    bits = bits_of_activations(nn.Sequential(nn.BatchNorm2d(3), padded, *middle, *ends))
+    assert list(bits.values()) == [8, 8, 4, 4, 8]
+
+
+POOLED = (nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Conv2d(2, 5, 3))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LogSoftmax(1)),
+        (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        (nn.BatchNorm2d(5), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Softmax(1)),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["deploy", "paper"])
+def test_logits_and_what_is_computed_from_them_stay_in_floats(scheme, after):
+    model = as_trained(nn.Sequential(*POOLED, *after))
+    student = convert(model, Scheme(scheme, 4, 4), RGB8.shape)
+    quantized = ["input_1", "_1"] if scheme == "deploy" else ["_1"]  # images, first activation
+    assert list(student.graph.activation_quantizers) == quantized
+
+
+class TwoHeads(nn.Module):
+    """A classifier whose logits are the mean of two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten())
+        self.first, self.second = nn.Linear(72, 5), nn.Linear(72, 5)
+
+    def forward(self, x):
+        x = self.body(x)
+        return (self.first(x) + self.second(x)) / 2
+
+
+def test_logits_of_several_heads_stay_in_floats():
+    assert len(bits_of_activations(TwoHeads())) == 2  # images and activation

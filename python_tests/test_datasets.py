@@ -137,6 +137,16 @@ def test_tree_with_splits_takes_the_one_asked_for(tmp_path):
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
 
 
+@pytest.mark.parametrize("names", [("train",), ("Train", "valid"), ("training", "testing")])
+def test_splits_are_not_taken_for_classes(tmp_path, names):
+    for name in names:
+        write_tree(tmp_path / name)
+    with pytest.raises(InputError, match="is no class, but a part of the images") as error:
+        open_images(str(tmp_path), "test", RGB16)
+    assert "\n" not in str(error.value)
+    assert len(open_images(str(tmp_path / names[0]), "test", RGB16)) == 6
+
+
 def test_corrupt_image_is_named(tmp_path):
     write_tree(tmp_path, ".jpg")
     file = tmp_path / "bee" / "1.jpg"

@@ -17,6 +17,7 @@ from tensors import (
     same_values,
     sample,
 )
+from torch import Tensor
 
 from zscgan_ext.ops import fake_quantize
 
@@ -192,6 +193,29 @@ def test_empty(device, shape, axis):
     assert y.shape == x.shape
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert grad.shape == x.shape
+
+
+class WithoutGradient(torch.autograd.Function):
+    """Passes a tensor on, and nothing back."""
+
+    @staticmethod
+    def forward(ctx, x) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad) -> None:
+        return None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_comes_after_may_have_no_gradient(device):
+    x = torch.randn(3, 4, device=device, requires_grad=True)
+    others = torch.randn(3, 4, device=device, requires_grad=True)
+    scale, zero_point = torch.ones(1, device=device), torch.zeros(1, device=device)
+    y = fake_quantize(x, scale, zero_point, -8, 7)
+    (WithoutGradient.apply(y) + others).sum().backward()
+    assert x.grad is None
+    assert torch.equal(others.grad, torch.ones_like(others))
 
 
 @pytest.mark.parametrize("device", DEVICES)

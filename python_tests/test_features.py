@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import RGB8, small_residual
+from networks import RGB8, as_trained, small_residual
 from tensors import sample
 from torch import Tensor, fx, nn
 
@@ -49,14 +49,22 @@ def test_a_teacher_of_zeros_gives_a_finite_distance():
     assert feature_distance([zeros + 1e-20], [zeros]).isfinite()
 
 
+def with_vectors():
+    """A classifier with batch norm behind a linear layer, and no activation in between."""
+    features = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    vectors = (nn.Linear(144, 6), nn.BatchNorm1d(6), nn.Linear(6, 5))
+    return as_trained(nn.Sequential(*features, *vectors))
+
+
+@pytest.mark.parametrize("build", [small_residual, with_vectors])
 @pytest.mark.parametrize("name", ["deploy", "paper"])
-def test_pairs_are_equal_where_nothing_is_quantized(name):
-    model = small_residual()
+def test_pairs_are_equal_where_nothing_is_quantized(name, build):
+    model = build()
     student = convert(model, Scheme(name, 8, 8), RGB8.shape)
     student.set_activation_mode(ActivationMode.OFF)
     for layer in student.layers:
         layer.quantized_weight = layer.layer.weight
-    ours, theirs = pair_features(student.fused_graph[0], folded(model), wanted=True)
+    ours, theirs = pair_features(student.fused_graph[0], folded(model, RGB8.shape), wanted=True)
     images = sample(2, *RGB8.shape)
     (logits, features), (expected_logits, expected) = ours(images), theirs(images)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
@@ -68,10 +76,10 @@ def test_pairs_are_equal_where_nothing_is_quantized(name):
 def test_without_features_there_are_logits_alone():
     model = small_residual()
     student = convert(model, Scheme("paper", 4, 4), RGB8.shape)
-    _, theirs = pair_features(student.fused_graph[0], folded(model), wanted=False)
+    _, theirs = pair_features(student.fused_graph[0], folded(model, RGB8.shape), wanted=False)
     logits, features = theirs(sample(2, *RGB8.shape))
     assert features == []
-    torch.testing.assert_close(logits, folded(model)(sample(2, *RGB8.shape)))
+    torch.testing.assert_close(logits, folded(model, RGB8.shape)(sample(2, *RGB8.shape)))
 
 
 class InPlace(nn.Module):
@@ -90,7 +98,7 @@ class InPlace(nn.Module):
 def test_results_that_are_overwritten_are_left_out():
     model = InPlace().eval()
     student = convert(model, Scheme("deploy", 4, 4), (1, 2, 2))
-    names = quantized_names(student.fused_graph[0], folded(model))
+    names = quantized_names(student.fused_graph[0], folded(model, (1, 2, 2)))
     assert "first" not in names
     assert "second" in names
 

@@ -48,6 +48,14 @@ def test_dense_keeps_the_values(shape, layout):
         assert (y is x) == fits(x, axis)
 
 
+def test_the_stride_of_one_channel_does_not_matter():
+    x = counted((2, 3, 4, 5)).to(memory_format=torch.channels_last)[0::2]
+    assert x.stride(0) == 120
+    assert dense(x, 0) is x
+    arguments = (x, torch.tensor([0.5]), torch.zeros(1), -8, 7, 0, True)
+    torch.library.opcheck(torch.ops.zscgan_ext.fake_quantize.default, arguments)
+
+
 @pytest.mark.parametrize(
     ("shape", "layout", "axis", "expected"),
     [

@@ -112,6 +112,12 @@ FUNCTIONS = {
     "split by size": split_by_size,
     "Dropout and Identity": nn.Sequential(nn.Dropout(0.4), nn.Identity()),
     "BatchNorm2d": nn.BatchNorm2d(4),
+    "resized by a factor": lambda x: F.interpolate(x, scale_factor=1.3),
+    "resized by a factor, bilinear": lambda x: F.interpolate(x, None, (1.3, 1.7), "bilinear"),
+    "resized by a computed factor": lambda x: F.interpolate(
+        x, scale_factor=1.3, recompute_scale_factor=True
+    ),
+    "Upsample by a factor": nn.Upsample(scale_factor=1.3, mode="bilinear"),
     "convolution of groups": nn.Conv2d(4, 8, 3, stride=2, padding=(1, 2), dilation=2, groups=2),
     "convolution, same": nn.Conv2d(4, 2, (3, 5), padding="same", bias=False),
     "convolution, reflecting": nn.Conv2d(4, 2, 3, padding=(1, 2), padding_mode="reflect"),
@@ -150,10 +156,15 @@ UNSUPPORTED = {
     "by a tensor": (lambda x: x[:, torch.tensor([0, 2])], r"getitem \(getitem\) takes a part"),
     "bicubic": (lambda x: F.interpolate(x, 5, mode="bicubic"), "resizes in the mode 'bicubic'"),
     "unequal windows": (nn.AdaptiveMaxPool2d(3), "takes maxima of windows of unequal size"),
+    "beta": (nn.Softplus(beta=2.0), r"function \(Softplus\) has a beta or threshold"),
+    "threshold": (lambda x: F.softplus(x, threshold=1), "has a beta or threshold"),
+    "no dimension": (nn.Sequential(nn.Flatten(), nn.Softmax(None)), "has no dimension"),
+    "batch": (lambda x: torch.chunk(x, 1, 0)[0], "cuts the batch"),
     "alpha": (lambda x: torch.add(x, x, alpha=2), r"add \(add\) has an option"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
 @pytest.mark.parametrize(("function", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_what_is_not_exported_is_named(function, message):
     with pytest.raises(InputError, match=message) as error:

@@ -1,6 +1,7 @@
 """Packed safetensors: the same logits bit for bit, and damage told in one line."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -40,6 +41,19 @@ def test_the_logits_are_those_of_the_student(tmp_path, scheme, weight_bits, acti
     assert loaded.preprocessing == classifier.preprocessing
     assert loaded.class_names == classifier.class_names
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_threads_may_share_what_was_loaded(tmp_path):
+    classifier = small_classifier()
+    student = calibrated(classifier, "deploy", 4, 4)
+    loaded = zscgan_ext.load_quantized(
+        write(tmp_path, classifier, student), "networks:small_residual"
+    )
+    images = noise(classifier)[0]
+    expected = student(images)
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda _: loaded(images), range(60)))
+    assert all(torch.equal(logits, expected) for logits in results)
 
 
 @pytest.mark.parametrize("scheme", ["deploy", "paper"])

@@ -188,6 +188,10 @@ def test_the_program_writes_the_same_page(run, capsys):
     assert capsys.readouterr().out == f"report in {run / 'report.html'}\n"
 
 
+def test_charts_are_the_same_every_time(run):
+    assert collect(run).charts["distances"] == collect(run).charts["distances"]
+
+
 def test_a_report_without_real_images(own_run):
     content = collect(own_run)
     assert content.compared_on == "1,024 generated images"

@@ -8,6 +8,8 @@ from torch import nn
 
 from zscgan_ext.classifiers import load_classifier
 from zscgan_ext.errors import InputError
+from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.tracing import trace, traceable
 
 IMAGES = torch.randn(3, *RGB8.shape, generator=torch.Generator().manual_seed(0))
@@ -71,6 +73,26 @@ def test_functions_become_layers():
     assert called == {"placeholder", "call_module", "call_method", "output"}
     assert torch.equal(graph(IMAGES), model(IMAGES))
     assert len(kinds(graph)) == 1
+
+
+class NamesInputs(nn.Module):
+    """A network that calls its layers with keywords."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(144, 5)
+
+    def forward(self, x):
+        return self.last(input=self.norm(input=self.conv(input=x)).relu().flatten(1))
+
+
+def test_layers_take_their_input_by_position():
+    model = as_trained(NamesInputs())
+    graph = trace(model)
+    called = [node for node in graph.graph.nodes if node.op == "call_module"]
+    assert [(len(node.args), node.kwargs) for node in called] == [(1, {})] * 3
+    assert torch.equal(graph(IMAGES), model(IMAGES))
+    assert convert(model, Scheme("deploy", 8, 8), RGB8.shape)(IMAGES).shape == (len(IMAGES), 5)
 
 
 def test_an_overwritten_tensor_is_not_seen():

@@ -175,6 +175,16 @@ def test_a_graph_is_captured_once_after_warming_up_and_then_replayed():
     assert len(seen) == len(given)
 
 
+def test_steps_on_other_shapes_than_the_captured_are_taken_as_they_are():
+    capturing = FakeCapturing()
+    graphed = GraphedStep(torch.sum, capturing)
+    sizes = [4] * (WARM_UP_STEPS + 1) + [1, 4, 3, 4]  # a batch of one would broadcast
+    results = [graphed(torch.full((size,), float(i))).item() for i, size in enumerate(sizes)]
+    assert results == [size * i for i, size in enumerate(sizes)]
+    (graph,) = capturing.graphs
+    assert graph.replays == 3
+
+
 def test_where_capturing_fails_one_line_says_why_and_steps_go_on(capsys):
     capturing = FakeCapturing(RuntimeError("operation not permitted\nwhen stream is capturing"))
     graphed = GraphedStep(lambda x: x + 1, capturing)

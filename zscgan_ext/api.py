@@ -87,8 +87,11 @@ def fine_tune(
         The student.
 
     Raises:
-        InputError: if a setting is unknown or out of range, or images lack labels that are needed.
+        InputError: if a setting is unknown or out of range, images lack labels that are needed, or
+            the generator is to go on learning, which `python -m zscgan_ext.train` alone does.
     """
+    if settings.get("training", "staged") != "staged":
+        raise InputError("training: the generator goes on learning in python -m zscgan_ext.train")
     with seeded_run(classifier, settings) as run:
         student.to(run.device).to(memory_format=run.execution.memory_format)
         batches = batches_of(run, images, run.settings.fine_tuning_batch_size)

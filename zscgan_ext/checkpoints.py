@@ -60,7 +60,7 @@ class Checkpoints:
     """Writes the checkpoints of a run, and restores what it holds from the one it goes on from.
 
     Args:
-        run: the folder of the run.
+        run: the folder of the run; None for one that writes no checkpoints.
         every: steps or seconds between two checkpoints; None for only when a signal stops the run.
         keep: checkpoints that are kept, the newest ones.
         facts: what a run that goes on must have in common, as JSON has it.
@@ -69,13 +69,13 @@ class Checkpoints:
 
     def __init__(
         self,
-        run: Path,
+        run: Path | None,
         every: Interval | None,
         keep: int,
         facts: Mapping[str, Any],
         loaded: State | None = None,
     ) -> None:
-        self.folder = run / FOLDER
+        self.folder = None if run is None else run / FOLDER
         self.every = every
         self.keep = keep
         self.facts = facts
@@ -96,7 +96,7 @@ class Checkpoints:
         self.takes_no_step_yet = True
         self.steps_at_last: int = self.steps
         self.time_of_last = time.monotonic()
-        files = checkpoint_files(self.folder)
+        files = [] if self.folder is None else checkpoint_files(self.folder)
         self.number = number_of(files[-1]) if files else 0
         self.before_write: Callable[[], None] = nothing
         # Random numbers from before what cannot be resumed in its middle; None between steps.
@@ -257,7 +257,7 @@ class Checkpoints:
         }
         self.number += 1
         self.steps_at_last, self.time_of_last = self.steps, time.monotonic()
-        if processes.rank() > 0:
+        if self.folder is None or processes.rank() > 0:
             return
         file = write_checkpoint(self.folder, self.number, state)
         with one_line_errors(file):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from zscgan_ext.classifier_sources import timm_models, torchvision_models
 from zscgan_ext.classifier_sources.bundled import BundledSource
@@ -63,7 +64,9 @@ def load_classifier(
     preprocessing = override(source.preprocessing(model), image_size, mean, std)
     if weights is not None:
         load_weights(model, weights)
-    model.to("cpu", torch.float32).eval().requires_grad_(False)
+    model.to("cpu", torch.float32).eval()
+    compute_parametrizations(model)
+    model.requires_grad_(False)
     origin = name if weights is None else str(weights)
     check_finite(origin, model)
     check_batch_norm(origin, model)
@@ -133,13 +136,33 @@ def override(
     )
 
 
+def compute_parametrizations(model: nn.Module) -> None:
+    """Put the weights that parametrizations compute, such as weight norm, in their place.
+
+    `remove_parametrizations` changes the class, which a copy shares with the model it is of.
+    """
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            names = list(module.parametrizations)  # type: ignore[arg-type]
+            values = {name: getattr(module, name).detach().clone() for name in names}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, value in values.items():
+                setattr(module, name, nn.Parameter(value))
+
+
 def check_batch_norm(source: str, model: nn.Module) -> None:
-    """Require a batch norm with running statistics, and no variance below zero."""
+    """Require batch norm, all of it with running statistics, and no variance below zero."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     variances = {n: m.running_var for n, m in layers.items() if m.running_var is not None}
     if not variances:
         raise InputError(
             "classifier: needs at least one BatchNorm layer with running statistics, found none"
+        )
+    for name in layers.keys() - variances.keys():
+        raise InputError(
+            f"classifier: {name} is a BatchNorm layer without running statistics: its logits "
+            "depend on the other images of a batch, which cannot be quantized"
         )
     for name, variance in variances.items():
         if bool((variance < 0).any()):
@@ -161,5 +184,10 @@ def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> i
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
             f"classifier: {name} turned 2 images into {shape}, needed are logits [2, num_classes]"
+        )
+    if logits.shape[1] < 2:
+        raise InputError(
+            f"classifier: {name} gives one logit, which no softmax can tell from another; give "
+            "two, such as torch.cat([torch.zeros_like(logit), logit], 1)"
         )
     return logits.shape[1]

@@ -58,11 +58,12 @@ class StreamCapture:
 class GraphedStep:
     """A step that is warmed up, captured and from then on replayed.
 
-    Where capturing fails, one line says why, and the step goes on kernel by kernel.
+    Where capturing fails, one line says why, and the step goes on kernel by kernel. So does a step
+    on tensors of other shapes than those of the capture, such as the last batch of a data set.
 
     Args:
-        step: maps tensors of unchanging shapes to one tensor, without waiting for the device. Of
-            random numbers it may take those of torch's default generator only.
+        step: maps tensors to one tensor, without waiting for the device. Of random numbers it may
+            take those of torch's default generator only.
         capturing: how to capture.
     """
 
@@ -87,6 +88,8 @@ class GraphedStep:
             self.capture(inputs)
             if self.graph is None:
                 return self.step(*inputs)
+        if [own.shape for own in self.inputs] != [given.shape for given in inputs]:
+            return self.step(*inputs)
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         self.graph.replay()

@@ -39,6 +39,7 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 # The folders of a split, where a tree has them above its class folders.
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
+NAMES_OF_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 IDX_ENDINGS = ("-ubyte", "-ubyte.gz")
 Split = Literal["train", "test"]
 
@@ -180,6 +181,12 @@ def read_tree(folder: Path, split: Split) -> ImageTree:
         classes, _ = find_classes(root)
     except OSError as error:
         raise InputError(f"{root}: not an ImageFolder tree ({error})") from None
+    splits = sorted(NAMES_OF_SPLITS.intersection(map(str.lower, classes)))
+    if splits:
+        raise InputError(
+            f"{root}: its folder {splits[0]} is no class, but a part of the images; give the "
+            "folder that holds the class folders"
+        )
     files = [image_files(root / name) for name in classes]
     empty = [name for name, found in zip(classes, files, strict=True) if not found]
     if empty:

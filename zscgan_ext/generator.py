@@ -127,7 +127,8 @@ class ConditionalGenerator(nn.Module):
     def random_inputs(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw latent vectors [count, latent_dim] and labels [count] on its device.
 
-        Labels are uniform over the classes that are learned.
+        Labels are uniform over the classes that are learned, but for the last one, which is drawn
+        more seldom where the number of classes is no multiple of their distance.
         """
         device = self.embedding.weight.device
         latent = torch.randn((count, self.latent_dim), generator=random, device=device)

@@ -4,6 +4,7 @@ Layers are modules, whatever function or subclass the classifier called; what de
 a constant; what does nothing is gone; and no node sees a tensor that another overwrote.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def normalize(graph: fx.GraphModule) -> fx.GraphModule:
     Raises:
         InputError: naming a node that cannot be converted.
     """
+    pass_inputs_by_position(graph)
     use_results_of_in_place_nodes(graph)
     remove_what_does_nothing(graph)
     compute_constants(graph)
@@ -38,6 +40,15 @@ def normalize(graph: fx.GraphModule) -> fx.GraphModule:
     graph.graph.lint()
     graph.recompile()
     return graph
+
+
+def pass_inputs_by_position(graph: fx.GraphModule) -> None:
+    """Call modules with positional arguments, where `layer(input=x)` names them."""
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.kwargs:
+            forward = inspect.signature(graph.get_submodule(str(node.target)).forward)
+            bound = forward.bind(*node.args, **node.kwargs)
+            node.args, node.kwargs = bound.args, bound.kwargs
 
 
 def use_results_of_in_place_nodes(graph: fx.GraphModule) -> None:

@@ -65,10 +65,10 @@ class MatchedBatchNorm(nn.Module):
         self.measured = measured
         mean, variance = (stored(v).double() for v in (layer.running_mean, layer.running_var))
         multiplier = (variance + layer.eps).rsqrt()
-        if layer.affine:
+        if layer.weight is not None:
             multiplier = multiplier * layer.weight.detach().double()
         offset = -mean * multiplier
-        if layer.affine:
+        if layer.bias is not None:
             offset = offset + layer.bias.detach().double()
         dtype = compute_dtype(stored(layer.running_mean))
         for name, values in (("multiplier", multiplier), ("offset", offset), ("shift", mean)):

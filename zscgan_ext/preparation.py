@@ -73,7 +73,8 @@ def prepare(settings: Settings) -> Run:
     execution.apply()
     print(f"execution: {execution}", flush=True)
     every = parse_interval(settings.checkpoint_every)
-    checkpoints = Checkpoints(folder.path, every, settings.keep_checkpoints, facts, loaded)
+    place, keep = folder.of_checkpoints(), settings.keep_checkpoints
+    checkpoints = Checkpoints(place, every, keep, facts, loaded)
     # From here on batch sizes are what this process has of each batch.
     settings = replace(settings, **shares)
     run = new_run(settings, classifier, folder)

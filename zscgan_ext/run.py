@@ -181,7 +181,7 @@ def new_run(settings: Settings, classifier: Classifier, folder: RunFolder) -> Ru
         logits={},
         diversity={},
         first_ranges={},
-        checkpoints=Checkpoints(folder.path, None, settings.keep_checkpoints, {}),
+        checkpoints=Checkpoints(folder.of_checkpoints(), None, settings.keep_checkpoints, {}),
         warnings=[],
         start=time.perf_counter(),
     )
@@ -202,7 +202,9 @@ def run_with(run: Run, **changes: Any) -> Run:
         diversity={},
         first_ranges={},
         warnings=[],
-        checkpoints=Checkpoints(run.folder.path, None, run.settings.keep_checkpoints, {}),
+        checkpoints=Checkpoints(
+            run.folder.of_checkpoints(), None, run.settings.keep_checkpoints, {}
+        ),
     )
 
 

@@ -123,6 +123,10 @@ class RunFolder:
                 file.unlink()
         self._check_writable()
 
+    def of_checkpoints(self) -> Path | None:
+        """Return the folder that checkpoints are kept in, if any are."""
+        return self.path
+
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
         self._write(name, text.encode())
@@ -211,6 +215,9 @@ class NoFolder(RunFolder):
     def __init__(self) -> None:
         self.path = Path()
 
+    def of_checkpoints(self) -> None:
+        """Have none."""
+
     def append(self, name: str, data: bytes) -> None:
         """Add nothing."""
 
@@ -239,8 +246,12 @@ def draw_grid(images: Tensor, labels: Sequence[str]) -> Image.Image:
 
 
 def to_image(pixels: Tensor, zoom: int) -> Image.Image:
-    """Turn [C, H, W] from 0 to 1 into an RGB image, every pixel `zoom` wide and high."""
+    """Turn [C, H, W] from 0 to 1 into an RGB image, every pixel `zoom` wide and high.
+
+    Of other than one or three channels it shows the first, or the first three.
+    """
     values = (pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    rgb = values.expand(3, -1, -1).permute(1, 2, 0).contiguous()  # [H, W, 3]
+    shown = values[:3] if len(values) >= 3 else values[:1].expand(3, -1, -1)
+    rgb = shown.permute(1, 2, 0).contiguous()  # [H, W, 3]
     image = Image.fromarray(rgb.numpy())
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)

@@ -109,7 +109,8 @@ def onnx_file(
 
     model, grids = quantized_model(student, classifier)
     verification = verify(student, model, grids, images)
-    float_data = float_model(folded(classifier.model).cpu(), classifier).SerializeToString()
+    float_graph = folded(classifier.model, classifier.preprocessing.shape).cpu()
+    float_data = float_model(float_graph, classifier).SerializeToString()
     data: bytes = model.SerializeToString()
     sessions = [OnnxClassifier(float_data), OnnxClassifier(data)]
     float_latency, latency = latencies(sessions, images[0][:1])

@@ -93,13 +93,22 @@ def prelu(call: Call) -> Value:
     return call.graph.node("PRelu", [call.floating(), slope], call.name)
 
 
+def softplus(call: Call) -> Value:
+    """Apply softplus with torch's own options, the only ones that ONNX has."""
+    if call.option(1, "beta", 1) != 1 or call.option(2, "threshold", 20) != 20:
+        raise call.unsupported("has a beta or threshold of its own")
+    return unary("Softplus")(call)
+
+
 def softmax(call: Call) -> Value:
     """Apply softmax along a dimension.
 
     Between two quantizers in steps: there ONNX Runtime would put an integer kernel in the place of
     a Softmax node, which rounds otherwise.
     """
-    dimension = int(call.option(1, "dim"))
+    dimension = call.option(1, "dim")
+    if dimension is None:
+        raise call.unsupported("has no dimension")
     if not isinstance(call.input(), Grid):
         return call.graph.node("Softmax", [call.floating()], call.name, axis=dimension)
     graph, x = call.graph, call.floating()
@@ -158,6 +167,8 @@ def split(call: Call) -> Value:
     """Cut a tensor into several, as a trial run did."""
     dimension = call.argument(2, "dim", 0)
     parts = call.results[call.node]
+    if any(part.sizes[dimension] is None for part in parts):
+        raise call.unsupported("cuts the batch, whose size is not known")
     sizes = np.array([part.sizes[dimension] for part in parts], np.int64)
     sizes_name = call.graph.initializer(f"{call.name}_sizes", sizes)
     value = call.input()
@@ -200,7 +211,7 @@ BY_OPERATOR: tuple[tuple[Operator, tuple[Any, ...]], ...] = (
     (unary("Neg"), (operator.neg, torch.neg, "neg")),
     (unary("Exp"), (torch.exp, "exp")),
     (unary("Sqrt"), (torch.sqrt, "sqrt")),
-    (unary("Softplus"), (nn.Softplus, F.softplus)),
+    (softplus, (nn.Softplus, F.softplus)),
     (binary("Pow"), (operator.pow, torch.pow, "pow")),
     (binary("MatMul"), (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm")),
     (einsum, (torch.einsum,)),

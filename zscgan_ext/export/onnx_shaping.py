@@ -97,11 +97,7 @@ def resize(call: Call) -> Value:
     smooths = call.module is None and call.argument(6, "antialias", False)
     if mode not in ("nearest", "bilinear") or smooths:
         raise call.unsupported(f"resizes in the mode {mode!r}, which is not exported")
-    before, after = call.input_shape()[-2:], call.shape()[-2:]
-    scales = np.array(
-        [1, 1, *(int(b or 0) / int(a or 1) for a, b in zip(before, after, strict=True))],
-        np.float32,
-    )
+    scales = np.array([1, 1, *resizing_factors(call)], np.float32)
     inputs = ["", call.graph.initializer(f"{call.name}_scales", scales)]
     if mode == "nearest":
         options = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -117,6 +113,15 @@ def resize(call: Call) -> Value:
         mode="linear",
         coordinate_transformation_mode=transformation,
     )
+
+
+def resizing_factors(call: Call) -> list[float]:
+    """Return how much higher and wider images become: as given, else by the trial run's sizes."""
+    before, after = call.input_shape()[-2:], call.shape()[-2:]
+    given = call.option(2, "scale_factor", None)
+    if given is not None and not call.option(5, "recompute_scale_factor", None):
+        return [float(f) for f in (given if isinstance(given, tuple | list) else (given, given))]
+    return [int(b or 0) / int(a or 1) for a, b in zip(before, after, strict=True)]
 
 
 def expand(call: Call) -> Value:

@@ -47,10 +47,11 @@ class LoadedClassifier(QuantizedClassifier):
     """A quantized classifier from a file, whose weights are those of the file.
 
     Maps normalized images [N, C, H, W] to logits [N, num_classes]; `preprocessing` normalizes.
+    Several threads may call it at once.
     """
 
     def __init__(self, student: QuantizedClassifier, content: FileContent) -> None:
-        super().__init__(student.graph, student.scheme)
+        super().__init__(student.graph, student.scheme, student.image_shape)
         self.classifier = content.classifier
         self.num_classes = content.num_classes
         self.class_names = content.class_names
@@ -60,6 +61,9 @@ class LoadedClassifier(QuantizedClassifier):
         """Take the weights as they are."""
         for layer in self.layers:
             layer.quantized_weight = layer.layer.weight.detach()
+
+    def release_weights(self) -> None:
+        """Keep them: another thread may be computing with them."""
 
 
 def quantized_file(student: QuantizedClassifier, classifier: Classifier) -> bytes:

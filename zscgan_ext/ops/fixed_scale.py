@@ -64,6 +64,8 @@ def fake_quantize_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 def fake_quantize_gradient(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
     """Pass the gradient of x where nothing was clamped."""
+    if grad is None:  # what came after has none
+        return (None,) * 7
     (mask,) = ctx.saved_tensors
     return FAKE_QUANTIZE_BACKWARD(grad, mask, ctx.strides), *[None] * 6
 

@@ -57,13 +57,17 @@ def fits(x: Tensor, axis: int | None) -> bool:
         return True
     if axis == 1:
         return is_channels_last(x)
-    return is_dense(x) and (axis is None or x.stride(axis) * x.shape[axis] == x.numel())
+    if axis is None or x.shape[axis] == 1:
+        return is_dense(x)
+    return is_dense(x) and x.stride(axis) * x.shape[axis] == x.numel()
 
 
 def dense(x: Tensor, axis: int | None) -> Tensor:
     """Return `x`, copied only if its memory does not fit the index space for this axis."""
     if fits(x, axis):
         return x
+    if is_dense(x):
+        return x.contiguous()
     copy = torch.empty_like(x).copy_(x)  # keeps the order of the strides where it can
     return copy if fits(copy, axis) else x.contiguous()
 

@@ -115,10 +115,10 @@ def affine(norm: _BatchNorm) -> Affine:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     multiplier = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.affine:
+    if norm.weight is not None:
         multiplier = multiplier * norm.weight.detach().double()
     offset = -norm.running_mean.double() * multiplier
-    return multiplier, offset + norm.bias.detach().double() if norm.affine else offset
+    return multiplier, offset if norm.bias is None else offset + norm.bias.detach().double()
 
 
 @torch.no_grad()

@@ -96,8 +96,10 @@ class DrawnActivations(fx.Interpreter):
         shape = (*like.shape[:2], *places)
         uniform = torch.rand(shape, generator=self.random, device=like.device)
         draws = torch.logit(uniform, eps=1e-6) * math.sqrt(3) / math.pi  # of variance 1
-        if norm.affine:
-            draws = draws * norm.weight.view(-1, *places) + norm.bias.view(-1, *places)
+        if norm.weight is not None:
+            draws = draws * norm.weight.view(-1, *places)
+        if norm.bias is not None:
+            draws = draws + norm.bias.view(-1, *places)
         return torch.empty_like(like).copy_(draws)
 
 

@@ -49,12 +49,16 @@ class QuantizedClassifier(nn.Module):
     """A classifier whose weights and activations pass quantizers.
 
     `scheme` tells where; `graph` is the traced classifier, which is executed with fewer nodes.
+    One thread at a time may call it: its layers hold the quantized weights meanwhile.
     """
 
-    def __init__(self, graph: fx.GraphModule, scheme: Scheme) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, scheme: Scheme, image_shape: tuple[int, int, int]
+    ) -> None:
         super().__init__()
         self.graph = graph
         self.scheme = scheme
+        self.image_shape = image_shape  # [C, H, W]
         # In a tuple, so that its modules, those of `graph`, are not registered twice.
         self.fused_graph = (fuse(graph),)
         modules = list(graph.modules())
@@ -106,9 +110,13 @@ class QuantizedClassifier(nn.Module):
         """Run a graph on the modules of this classifier, its weights quantized."""
         self.quantize_weights()
         results = graph(images)
+        self.release_weights()
+        return results
+
+    def release_weights(self) -> None:
+        """Keep quantized weights, and the graph of their gradients, no longer."""
         for layer in self.layers:
             layer.quantized_weight = None
-        return results
 
 
 def convert(
@@ -127,14 +135,24 @@ def convert(
     Raises:
         InputError: if the classifier cannot be traced or has no layer to quantize.
     """
-    graph = trace(copy.deepcopy(model))
-    ShapeProp(graph).propagate(torch.zeros(1, *image_shape, device=device_of(graph)))
+    graph = shaped_graph(model, image_shape)
     if scheme.folds_batch_norm:
         fold_batch_norm(graph)
     ends = quantize_layers(graph, scheme)
     insert_activation_quantizers(graph, scheme, ends)
     graph.recompile()
-    return QuantizedClassifier(graph.requires_grad_(True), scheme).eval()
+    return QuantizedClassifier(graph.requires_grad_(True), scheme, image_shape).eval()
+
+
+def shaped_graph(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModule:
+    """Trace a copy of a classifier, and note the shape of every result for two images.
+
+    Raises:
+        InputError: if the classifier cannot be traced.
+    """
+    graph = trace(copy.deepcopy(model))
+    ShapeProp(graph).propagate(torch.zeros(2, *image_shape, device=device_of(graph)))
+    return graph
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -142,13 +160,15 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def folded(model: nn.Module) -> fx.GraphModule:
+def folded(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModule:
     """Return a frozen copy of a float classifier with as many batch norms folded as possible.
+
+    They are those that `convert` folds where the scheme folds any.
 
     Raises:
         InputError: if the classifier cannot be traced.
     """
-    graph = trace(copy.deepcopy(model))
+    graph = shaped_graph(model, image_shape)
     fold_batch_norm(graph)
     graph.eval().requires_grad_(False)
     return graph
@@ -182,16 +202,32 @@ def insert_activation_quantizers(
     """Put a quantizer behind every node whose result the scheme quantizes."""
     quantizers = nn.ModuleDict()
     graph.add_submodule("activation_quantizers", quantizers)
-    end_sources = {source_of_values(graph, end.args[0]) for end in ends}
+    first, last = ends
+    read_by_ends = {*computed_before(first), source_of_values(graph, last.args[0])}
+    layers = [n for n in graph.graph.nodes if isinstance(module_of(graph, n), QuantizedLayer)]
+    before_layers = set().union(*map(computed_before, layers))
     for node in list(graph.graph.nodes):
-        if not is_quantized(graph, node, scheme):
+        # What no layer reads any more are logits, whatever the classifier makes of them.
+        if node not in before_layers or not is_quantized(graph, node, scheme):
             continue
-        integers = scheme.activation_range(at_an_end=node in end_sources)
+        integers = scheme.activation_range(at_an_end=node in read_by_ends)
         quantizers[node.name] = ActivationQuantizer(integers)
         with graph.graph.inserting_after(node):
             inserted = graph.graph.call_module(f"activation_quantizers.{node.name}", (node,))
         node.replace_all_uses_with(inserted, lambda user, new=inserted: user is not new)
     quantizers.to(device_of(graph))
+
+
+def computed_before(node: fx.Node) -> set[fx.Node]:
+    """Return the nodes that a node's inputs are computed from."""
+    found: set[fx.Node] = set()
+    waiting = list(node.all_input_nodes)
+    while waiting:
+        source = waiting.pop()
+        if source not in found:
+            found.add(source)
+            waiting += source.all_input_nodes
+    return found
 
 
 def source_of_values(graph: fx.GraphModule, node: Any) -> Any:
@@ -225,6 +261,5 @@ def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
         return is_one_of(graph, node, RECTIFIERS)
     if keeps_grid(graph, node) or node.op == "get_attr":
         return False
-    users = list(node.users)
-    # An activation function is part of the operation before it; logits leave as they are.
-    return not all(user.op == "output" or is_one_of(graph, user, ACTIVATIONS) for user in users)
+    # An activation function is part of the operation before it.
+    return not all(is_one_of(graph, user, ACTIVATIONS) for user in node.users)

@@ -77,7 +77,7 @@ class StudentTraining(Training):
     ) -> None:
         self.student = student.eval()
         execution = choose_execution(settings, device_of(student))
-        frozen = folded(teacher).to(memory_format=execution.memory_format)
+        frozen = folded(teacher, student.image_shape).to(memory_format=execution.memory_format)
         graphs = (student.fused_graph[0], frozen)
         # In a tuple, because the modules of its first graph are those of the student.
         self.graphs = pair_features(*graphs, wanted=settings.feature_weight > 0)

@@ -38,7 +38,7 @@ def adds_bias_later(x: Tensor) -> bool:
 
 
 class ActivationQuantizer(nn.Module):
-    """One scale and zero point for a whole tensor, observed first and learned afterwards.
+    """One scale and zero point for a whole tensor, observed; the scale is learned afterwards.
 
     The scale is stored as its logarithm, so that it stays positive whatever an optimizer does.
     """
@@ -205,10 +205,14 @@ def best_symmetric_scale(weight: Tensor, integers: IntegerRange, candidates: int
         candidates: scales tried, from the one that clips nothing down to a quarter of it.
 
     Returns:
-        Scales [O], float32, positive.
+        Scales [O], float32, positive. A channel of zeros has the median of all others, so that it
+        stays zero while its weights move little.
     """
     rows = weight.detach().flatten(1).float()  # [O, elements]
     largest = (rows.abs().amax(1) / integers.quant_max).clamp(min=torch.finfo(torch.float32).tiny)
+    is_zero = (rows == 0).all(1)
+    if bool(is_zero.any()) and not bool(is_zero.all()):
+        largest = torch.where(is_zero, largest[~is_zero].median(), largest)
     best, least = largest, torch.full_like(largest, torch.inf)
     zero_point = torch.zeros_like(largest)
     for fraction in torch.linspace(1, 0.25, candidates).tolist():

@@ -224,7 +224,9 @@ def batch_norm_charts(run: FinishedRun, images: Tensor, data: Images | None) -> 
     """Draw how well batch-norm statistics match before and after learning, and real images'."""
     random = torch.Generator().manual_seed(run.settings.seed)
     untrained = run.new_generator().train()
-    before = to_channels_last(untrained(*untrained.random_inputs(len(images), random)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.settings.seed)  # of the noise in the generator
+        before = to_channels_last(untrained(*untrained.random_inputs(len(images), random)))
     sources = {"untrained generator": before, "trained generator": images}
     if data is not None:
         index = torch.linspace(0, len(data) - 1, min(len(data), len(images))).long()
