@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accuracy_cells import FLOAT, Cell
 
+from zscgan_ext.config import Settings
 from zscgan_ext.errors import InputError
 from zscgan_ext.run_folder import write_whole
 
@@ -83,6 +86,25 @@ class Results:
     def write(self) -> None:
         """Write the file, whole or not at all."""
         write_whole(self.file, (json.dumps(self.content, indent=1) + "\n").encode())
+
+
+def shared_settings(settings: Settings, own: AbstractSet[str], **more: str) -> dict[str, Any]:
+    """Return, as JSON has them, the settings that all rows of a file have in common.
+
+    Args:
+        settings: of any row.
+        own: names of settings in which rows differ, or that say nothing about what is measured.
+        more: what else all rows have in common.
+    """
+    values = {name: value for name, value in asdict(settings).items() if name not in own}
+    return {n: str(v) if isinstance(v, Path) else v for n, v in values.items()} | more
+
+
+def discard_old_generators(file: Path) -> None:
+    """Delete generators beside a file that is not there any more: their settings may differ."""
+    if not file.exists():
+        for generator in file.with_suffix("").glob("*.safetensors"):
+            generator.unlink()
 
 
 def require_same_settings(file: Path, present: dict[str, Any], wanted: dict[str, Any]) -> None:

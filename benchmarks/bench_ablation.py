@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy_results import discard_old_generators, require_same_settings, shared_settings
 from accuracy_rows import GeneratorSource, cached_generator, prepare_run, seeded_generator
 
 from zscgan_ext.config import PRESETS, Settings
 from zscgan_ext.environment import environment
+from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import top1
 from zscgan_ext.generator_stage import generated_batches
+from zscgan_ext.preparation import WITHOUT_EFFECT
 from zscgan_ext.run import Run, run_with
 from zscgan_ext.run_folder import write_whole
 from zscgan_ext.student_stages import fine_tuned_student
@@ -55,6 +58,8 @@ GENERATOR_VARIATIONS: dict[str, dict[str, Any]] = {
     "a tenth of the generator's learning rate": {"synthesis_learning_rate": 1e-3},
     "a third of the generator's steps": {},
 }
+# Settings in which rows differ, or that say nothing about what is measured.
+OWN = {"bits", "seed", "stop_after", *WITHOUT_EFFECT}
 VARIATIONS = (*STUDENT_VARIATIONS, *GENERATOR_VARIATIONS)
 
 
@@ -103,9 +108,12 @@ class Ablation:
         self.generators = options.json.with_suffix("")  # a folder beside the file
         command = shlex.join(["python", *sys.orig_argv[1:]])
         date = time.strftime("%Y-%m-%d")
-        self.content: dict[str, Any] = {"made_with": [], "rows": []}
+        shared = shared_settings(self.settings, OWN, data=options.data)
+        self.content: dict[str, Any] = {"settings": shared, "made_with": [], "rows": []}
+        discard_old_generators(options.json)
         if options.json.exists():
             self.content = json.loads(options.json.read_text())
+            require_same_settings(options.json, self.content.get("settings", {}), shared)
         self.content["made_with"].append({**environment(), "date": date, "command": command})
 
     def has(self, variation: str, bits: str, seed: int) -> bool:
@@ -181,7 +189,10 @@ def main() -> None:
     options = parse_arguments()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    ablation = Ablation(options)
+    try:
+        ablation = Ablation(options)
+    except InputError as error:
+        sys.exit(f"error: {error}")
     with tempfile.TemporaryDirectory() as folder:
         ablation.run(Path(folder))
     print(table(ablation.rows))

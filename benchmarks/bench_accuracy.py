@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from accuracy_cells import (
     ordered_cells,
 )
 from accuracy_report import write_report
-from accuracy_results import Results
+from accuracy_results import Results, discard_old_generators, shared_settings
 from accuracy_rows import GeneratorSource, cached_generator, measure_rows, prepare_run
 
 from zscgan_ext.config import PRESETS, Settings, check_settings
@@ -159,22 +159,15 @@ def run(options: argparse.Namespace) -> None:
     )[: options.only_first]
     for cell in cells:
         check_settings(replace(settings, bits=cell.bits, seed=cell.seed))
-    shared = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in asdict(settings).items()
-        if name not in NOT_SHARED
-    }
     measured_on = "held-out training images" if options.held_out else "test images"
+    shared = shared_settings(settings, NOT_SHARED, data=options.data, measured_on=measured_on)
     made_with = {
         **environment(),
         "threads": torch.get_num_threads(),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
     }
-    if not options.json.exists():  # generators of other settings, perhaps
-        for file in options.json.with_suffix("").glob("*.safetensors"):
-            file.unlink()
-    shared |= {"data": options.data, "measured_on": measured_on}
+    discard_old_generators(options.json)
     benchmark = Benchmark(options, settings, Results(options.json, shared, made_with))
     for cell in cells:
         benchmark.measure(cell)

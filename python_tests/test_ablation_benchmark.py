@@ -50,6 +50,16 @@ def test_the_benchmark_goes_on_where_it_ended(measured):
     assert len(again["made_with"]) == len(content["made_with"]) + 1
 
 
+def test_other_settings_are_refused(measured):
+    options, _, file = measured
+    before = file.read_bytes()
+    done = run_benchmark("bench_ablation.py", *options, "--scheme", "deploy")
+    assert done.returncode == 1
+    assert "was measured with scheme paper, not deploy" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert file.read_bytes() == before
+
+
 def test_larger_batches_have_as_many_images():
     from bench_ablation import steps_of_as_many_images
 

@@ -23,7 +23,7 @@ from zscgan_ext.results import ROWS
 from zscgan_ext.run import Run, new_student
 from zscgan_ext.synthesis import GeneratorTraining, learning_batches
 
-EVALUATION_BATCH = 500  # images
+MOST_EVALUATED, EVALUATED_PIXELS = 500, 2**21  # images and their pixels in a batch, at most
 
 # Gives batches of the size it is called with: images [B, C, H, W] and labels [B], forever.
 BatchesOfSize = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
@@ -173,8 +173,9 @@ def evaluate(run: Run, model: nn.Module, row: str) -> None:
         images = run.evaluation
         if processes.count() > 1:
             images = images.subset(torch.tensor(processes.share(len(images)), dtype=torch.int64))
+        batch_size = max(1, min(MOST_EVALUATED, EVALUATED_PIXELS // preprocessing.image_size**2))
         logits = predict(
-            *(model, images, preprocessing, EVALUATION_BATCH, run.device),
+            *(model, images, preprocessing, batch_size, run.device),
             run.execution.memory_format,
         )
         run.logits[row] = torch.cat(processes.of_all(logits))

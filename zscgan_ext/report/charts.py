@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -20,6 +21,7 @@ from zscgan_ext.report.quantization_errors import QuantizationError
 INK = "#010203"  # stands for the text colour of the page
 COLOURS = ("#3b82c4", "#e07b39", "#3a9d6e", "#b05cc6", "#c44e52", "#8c8c8c")
 GREY = "#8c8c8c"
+LARGEST_LINEAR_SPAN = 5  # of curves on a linear axis: the highest value over the lowest
 # Shares from 0 to 100 %, thin enough for the text of the page, light or dark, to stay legible.
 SHARES = LinearSegmentedColormap.from_list("shares", [f"{COLOURS[0]}00", f"{COLOURS[0]}cc"])
 STYLE: dict[Any, Any] = {
@@ -72,6 +74,15 @@ def tick_labels(names: Sequence[str]) -> list[str]:
     return [name[:LONGEST_LABEL].replace("$", r"\$") for name in names]
 
 
+def set_scale_of_losses(axes: Axes) -> None:
+    """Give an axis a logarithmic scale, where curves span so much that a linear one hides some."""
+    low, high = axes.dataLim.intervaly
+    if 0 < low < high / LARGEST_LINEAR_SPAN:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1.05 * high)
+
+
 def loss_curves(name: str, stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Draw what a training logged over its steps: losses above, percentages below.
 
@@ -90,7 +101,7 @@ def loss_curves(name: str, stages: Mapping[str, Sequence[Mapping[str, Any]]]) ->
                 points = [(entry["step"], entry[key]) for entry in entries if key in entry]
                 axes.plot(*zip(*points, strict=True), marker="o", label=label.replace("_", " "))
         losses.set_title(name, loc="left")
-        losses.set_yscale("log")
+        set_scale_of_losses(losses)
         percentages.set_ylim(0, 102)
         percentages.set_ylabel("%")
         percentages.set_xlabel("step")
