@@ -217,3 +217,35 @@ def test_fake_quantize_learned_many(change, message):
 def test_scalars_count_as_one_channel():
     check_per_channel("scale", torch.tensor(1.0), 1, X, torch.float32)
     assert fake_quantize(X, torch.tensor(1.0), torch.tensor(0.0), -8, 7).shape == X.shape
+
+
+# What only the functions of the package checked would be read beyond its end, or as other numbers.
+SHORT, STRIDED, HALF = torch.ones(2), torch.ones(6)[::2], torch.ones(3).half()
+RAW = {
+    "fake_quantize": lambda bad: (X, bad, THREE, -8, 7, 1, False),
+    "fake_quantize_learned": lambda bad: (X, THREE, bad, -8, 7, 1, 1.0),
+    "fake_quantize_learned_many": lambda bad: ([torch.ones(3, 4)], [THREE], [bad], [0], [7], [1.0]),
+    "observe": lambda bad: (X, *(THREE.clone() for _ in range(3)), bad, 0.1, 0, 7, False, 1),
+    "batch_norm_statistics": lambda bad: (X, bad),
+    "batch_norm_eval": lambda bad: (X, THREE, bad, None, "none"),
+    "batch_norm_eval_matched": lambda bad: (X, THREE, THREE, bad, None, "none"),
+    "batch_norm_distance": lambda bad: ([THREE], [THREE], [THREE], [bad], [1e-5], "mse"),
+}
+
+
+@pytest.mark.parametrize("bad", [SHORT, STRIDED, HALF], ids=["short", "strided", "half"])
+@pytest.mark.parametrize("name", RAW)
+def test_ops_that_are_called_as_torch_registers_them_check_too(name, bad):
+    op = getattr(torch.ops.zscgan_ext, name)
+    op(*RAW[name](THREE.clone()))
+    if name == "batch_norm_distance" and bad is STRIDED:
+        bad = STRIDED[:2]  # strides do not matter there
+    with pytest.raises(ValueError, match=r"shape|dtype|strides"):
+        op(*RAW[name](bad))
+
+
+def test_registered_ops_count_dimensions_from_the_start():
+    for name, rest in (("fake_quantize", (False,)), ("fake_quantize_learned", (1.0,))):
+        op = getattr(torch.ops.zscgan_ext, name)
+        with pytest.raises(ValueError, match=r"^axis: -2, needed is 1$"):
+            op(X, THREE, THREE, -8, 7, -2, *rest)

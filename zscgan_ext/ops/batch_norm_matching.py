@@ -67,6 +67,7 @@ BATCH_NORM_STATISTICS = define(
     "batch_norm_statistics(Tensor x, Tensor shift) -> (Tensor, Tensor)",
     statistics_kernel,
     statistics_fake,
+    check_statistics,
 )
 BATCH_NORM_STATISTICS_BACKWARD = define(
     "batch_norm_statistics_backward(Tensor x, Tensor mean, Tensor grad_mean,"
@@ -128,11 +129,26 @@ def distance_gradient(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     return *split, nothing, nothing, None, None
 
 
+def check_statistics_of_layers(
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    running_means: Sequence[Tensor],
+    running_vars: Sequence[Tensor],
+    eps: Sequence[float],
+    distance: str,
+) -> None:
+    """Require what the kernel takes for granted."""
+    check_distance(distance, DISTANCES)
+    check_same_length(means, variances, running_means, running_vars, eps)
+    check_layers(means, variances, running_means, running_vars)
+
+
 BATCH_NORM_DISTANCE = define(
     "batch_norm_distance(Tensor[] means, Tensor[] variances, Tensor[] running_means,"
     " Tensor[] running_vars, float[] eps, str distance) -> (Tensor, Tensor, Tensor)",
     distance_kernel,
     distance_fake,
+    check_statistics_of_layers,
 )
 differentiable(BATCH_NORM_DISTANCE, distance_setup, distance_gradient)
 
@@ -190,9 +206,7 @@ def batch_norm_distance(
     Raises:
         ValueError: if lengths, shapes, dtypes or devices do not fit, or there is no layer.
     """
-    check_distance(distance, DISTANCES)
-    check_same_length(means, variances, running_means, running_vars, eps)
-    check_layers(means, variances, running_means, running_vars)
+    check_statistics_of_layers(means, variances, running_means, running_vars, eps, distance)
     statistics = (list(means), list(variances), list(running_means), list(running_vars))
     total: Tensor = BATCH_NORM_DISTANCE(*statistics, eps, distance)[0]
     return total

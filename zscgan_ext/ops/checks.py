@@ -23,6 +23,13 @@ def check_axis(x: Tensor, axis: int | None) -> int | None:
     return axis % x.dim()
 
 
+def check_dimension(x: Tensor, axis: int | None) -> None:
+    """Require an axis as `check_axis` gives it."""
+    counted = check_axis(x, axis)
+    if counted != axis:
+        raise ValueError(f"axis: {axis}, needed is {counted}")
+
+
 def check_per_channel(name: str, values: Tensor, count: int, x: Tensor, dtype: torch.dtype) -> None:
     """Require `values` to be contiguous [count] of this dtype on the device of x."""
     if values.numel() != count or values.dim() > 1:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.checks import check_axis, check_quantizer
+from zscgan_ext.ops.checks import check_axis, check_dimension, check_quantizer
 from zscgan_ext.ops.layout import dense, with_strides
 from zscgan_ext.ops.library import define, differentiable, kernels
 
@@ -42,6 +42,20 @@ def fake_quantize_fake(
     return torch.empty_like(dense(x, axis)), x.new_empty((size,), dtype=torch.uint8)
 
 
+def check_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    with_mask: bool,
+) -> None:
+    """Require what the forward kernel takes for granted."""
+    check_dimension(x, axis)
+    check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
+
+
 def fake_quantize_backward_kernel(grad: Tensor, mask: Tensor, strides: Sequence[int]) -> Tensor:
     """Run the backward kernel on a gradient laid out like the result."""
     grad_x: Tensor = kernels(grad).fake_quantize_backward(with_strides(grad, strides), mask)
@@ -75,6 +89,7 @@ FAKE_QUANTIZE = define(
     " int? axis, bool with_mask) -> (Tensor, Tensor)",
     fake_quantize_kernel,
     fake_quantize_fake,
+    check_fake_quantize,
 )
 FAKE_QUANTIZE_BACKWARD = define(
     "fake_quantize_backward(Tensor grad, Tensor mask, SymInt[] strides) -> Tensor",

@@ -131,6 +131,7 @@ BATCH_NORM_EVAL = define(
     " -> Tensor",
     eval_kernel,
     eval_fake,
+    check_batch_norm_eval,
 )
 differentiable(BATCH_NORM_EVAL, eval_setup, eval_gradient)
 
@@ -166,6 +167,19 @@ def matched_fake(
     """Describe the results of the forward kernel."""
     mean = x.new_empty((x.shape[1],), dtype=compute_dtype(x))
     return torch.empty_like(dense(x, 1)), mean, torch.empty_like(mean)
+
+
+def check_matched(
+    x: Tensor,
+    multiplier: Tensor,
+    offset: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    activation: str,
+) -> None:
+    """Require what the forward kernel takes for granted."""
+    check_batch_norm_eval(x, multiplier, offset, residual, activation)
+    check_statistics(x, shift)
 
 
 def matched_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -206,6 +220,7 @@ BATCH_NORM_EVAL_MATCHED = define(
     " Tensor? residual, str activation) -> (Tensor, Tensor, Tensor)",
     matched_kernel,
     matched_fake,
+    check_matched,
 )
 differentiable(BATCH_NORM_EVAL_MATCHED, matched_setup, matched_gradient)
 
@@ -268,8 +283,7 @@ def batch_norm_eval_matched(
     Raises:
         ValueError: if shapes, dtypes or devices do not fit, or the activation is unknown.
     """
-    check_batch_norm_eval(x, multiplier, offset, residual, activation)
-    check_statistics(x, shift)
+    check_matched(x, multiplier, offset, shift, residual, activation)
     frozen = (multiplier.detach(), offset.detach(), shift.detach())
     y, mean, variance = BATCH_NORM_EVAL_MATCHED(x, *frozen, residual, activation)
     return y, mean, variance

@@ -14,6 +14,7 @@ from zscgan_ext.ops.checks import (
     check_alike,
     check_axis,
     check_bias,
+    check_dimension,
     check_quantizer,
     check_same_length,
 )
@@ -66,6 +67,24 @@ def learned_fake(
 ) -> Tensor:
     """Describe the result of the forward kernel."""
     return torch.empty_like(dense(x, channel_axis(axis, bias)))
+
+
+def check_learned(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    gradient_scale: float,
+    activation: str = "none",
+    bias: Tensor | None = None,
+) -> None:
+    """Require what the forward kernel takes for granted."""
+    check_dimension(x, axis)
+    check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
+    check_activation(activation)
+    check_bias(x, axis, bias)
 
 
 def learned_backward_kernel(
@@ -128,7 +147,7 @@ ONE = (
     ' float gradient_scale, str activation="none", Tensor? bias=None'
 )
 FAKE_QUANTIZE_LEARNED = define(
-    f"fake_quantize_learned({ONE}) -> Tensor", learned_kernel, learned_fake
+    f"fake_quantize_learned({ONE}) -> Tensor", learned_kernel, learned_fake, check_learned
 )
 FAKE_QUANTIZE_LEARNED_BACKWARD = define(
     f"fake_quantize_learned_backward(Tensor grad, {ONE}) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -226,12 +245,30 @@ def many_gradient(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     return *gradients, None, None, None
 
 
+def check_many(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zero_points: Sequence[Tensor],
+    quant_mins: Sequence[int],
+    quant_maxs: Sequence[int],
+    gradient_scales: Sequence[float],
+) -> None:
+    """Require what the forward kernel takes for granted."""
+    check_same_length(xs, scales, zero_points, quant_mins, quant_maxs, gradient_scales)
+    check_alike("xs", xs)
+    axes = per_output_channel(scales)
+    columns = zip(xs, scales, zero_points, quant_mins, quant_maxs, axes, strict=True)
+    for x, scale, zero_point, quant_min, quant_max, axis in columns:
+        check_axis(x, axis)
+        check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
+
+
 MANY = (
     "Tensor[] xs, Tensor[] scales, Tensor[] zero_points, int[] quant_mins, int[] quant_maxs,"
     " float[] gradient_scales"
 )
 FAKE_QUANTIZE_LEARNED_MANY = define(
-    f"fake_quantize_learned_many({MANY}) -> Tensor[]", many_kernel, many_fake
+    f"fake_quantize_learned_many({MANY}) -> Tensor[]", many_kernel, many_fake, check_many
 )
 FAKE_QUANTIZE_LEARNED_MANY_BACKWARD = define(
     f"fake_quantize_learned_many_backward(Tensor[] grads, {MANY})"
@@ -280,10 +317,8 @@ def fake_quantize_learned(
         ValueError: if shapes, dtypes, devices or bounds do not fit, or the activation is unknown.
     """
     axis = check_axis(x, axis)
-    check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
-    check_activation(activation)
-    check_bias(x, axis, bias)
     settings = (quant_min, quant_max, axis, gradient_scale, activation)
+    check_learned(x, scale, zero_point, *settings, bias)
     y: Tensor = FAKE_QUANTIZE_LEARNED(x, scale, zero_point, *settings, bias)
     return y
 
@@ -314,13 +349,7 @@ def fake_quantize_learned_many(
     Raises:
         ValueError: if lengths, shapes, dtypes, devices or bounds do not fit.
     """
-    check_same_length(xs, scales, zero_points, quant_mins, quant_maxs, gradient_scales)
-    check_alike("xs", xs)
-    axes = per_output_channel(scales)
-    columns = zip(xs, scales, zero_points, quant_mins, quant_maxs, axes, strict=True)
-    for x, scale, zero_point, quant_min, quant_max, axis in columns:
-        check_axis(x, axis)
-        check_quantizer(x, scale, zero_point, quant_min, quant_max, axis)
+    check_many(xs, scales, zero_points, quant_mins, quant_maxs, gradient_scales)
     ys: list[Tensor] = FAKE_QUANTIZE_LEARNED_MANY(
         list(xs), list(scales), list(zero_points), quant_mins, quant_maxs, gradient_scales
     )

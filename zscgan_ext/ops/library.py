@@ -79,12 +79,28 @@ class Op:
         return list(results) if self.returns_list else results
 
 
-def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Op:
-    """Register an op with its kernel for the CPU and CUDA and its fake kernel."""
+def define(
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    check: Callable[..., None] | None = None,
+) -> Op:
+    """Register an op with its kernel for the CPU and CUDA and its fake kernel.
+
+    `torch.ops` is open to everybody, and kernels get addresses: `check` is given the op's arguments
+    before the kernel there. The functions of this package have checked them already when they call
+    the op, and a gradient's arguments come from its forward pass.
+    """
     LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     op = Op(schema, kernel)
+
+    def checked(*arguments: Any) -> Any:
+        if check is not None:
+            check(*arguments)
+        return kernel(*arguments)
+
     for device in ("CPU", "CUDA"):
-        LIBRARY.impl(op.name, kernel, device)
+        LIBRARY.impl(op.name, checked, device)
     torch.library.register_fake(f"{NAMESPACE}::{op.name}", fake, lib=LIBRARY)
     return op
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.checks import check_axis, check_observer
+from zscgan_ext.ops.checks import check_axis, check_dimension, check_observer
 from zscgan_ext.ops.layout import dense
 from zscgan_ext.ops.library import define, kernels
 
@@ -45,12 +45,30 @@ def observe_fake(
     return None
 
 
+def check_observe(
+    x: Tensor,
+    running_min: Tensor,
+    running_max: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    averaging_constant: float,
+    quant_min: int,
+    quant_max: int,
+    symmetric: bool,
+    axis: int | None,
+) -> None:
+    """Require what the kernel takes for granted."""
+    check_dimension(x, axis)
+    check_observer(x, (running_min, running_max, scale, zero_point), quant_min, quant_max, axis)
+
+
 OBSERVE = define(
     "observe(Tensor x, Tensor(a!) running_min, Tensor(b!) running_max, Tensor(c!) scale,"
     " Tensor(d!) zero_point, float averaging_constant, int quant_min, int quant_max,"
     " bool symmetric, int? axis) -> ()",
     observe_kernel,
     observe_fake,
+    check_observe,
 )
 
 
