@@ -11,6 +11,7 @@ import pytest
 import torch
 from browser import show
 from exported import calibrated, noise, small_classifier
+from matplotlib.figure import Figure
 from networks import small_residual
 from PIL import Image
 from runs import SHORT, write_fashion_mnist
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from zscgan_ext.evaluation import agreement
 from zscgan_ext.report.__main__ import main as report
 from zscgan_ext.report.batch_norms import layer_statistics
-from zscgan_ext.report.charts import confusion_matrix
+from zscgan_ext.report.charts import confusion_matrix, set_scale_of_losses
 from zscgan_ext.report.content import collect
 from zscgan_ext.report.pictures import data_address
 from zscgan_ext.report.predictions import Change, confusion, most_frequent_changes
@@ -186,6 +187,26 @@ def test_the_program_writes_the_same_page(run, capsys):
     assert report([str(run)]) == 0
     assert without_charts(page_of(run)) == page
     assert capsys.readouterr().out == f"report in {run / 'report.html'}\n"
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale", "bottom"),
+    [
+        ([8.0, 6.0, 5.0], "linear", 0),
+        ([8.0, 0.5, 0.01], "log", None),
+        ([8.0, 0.5, -0.01], "symlog", None),
+        ([-1.0, -2.0], "linear", None),
+    ],
+)
+def test_losses_that_span_much_get_a_logarithmic_axis(losses, scale, bottom):
+    axes = Figure().subplots()
+    axes.plot(losses)
+    set_scale_of_losses(axes)
+    assert axes.get_yscale() == scale
+    low, high = axes.get_ylim()
+    assert low <= min(losses)
+    assert high >= max(losses)
+    assert bottom in (None, low)
 
 
 def test_charts_are_the_same_every_time(run):

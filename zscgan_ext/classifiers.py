@@ -159,9 +159,10 @@ def check_batch_norm(source: str, model: nn.Module) -> None:
         raise InputError(
             "classifier: needs at least one BatchNorm layer with running statistics, found none"
         )
-    for name in layers.keys() - variances.keys():
+    without = [name for name in layers if name not in variances]
+    if without:
         raise InputError(
-            f"classifier: {name} is a BatchNorm layer without running statistics: its logits "
+            f"classifier: {without[0]} is a BatchNorm layer without running statistics: its logits "
             "depend on the other images of a batch, which cannot be quantized"
         )
     for name, variance in variances.items():

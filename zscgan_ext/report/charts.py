@@ -77,10 +77,12 @@ def tick_labels(names: Sequence[str]) -> list[str]:
 def set_scale_of_losses(axes: Axes) -> None:
     """Give an axis a logarithmic scale, where curves span so much that a linear one hides some."""
     low, high = axes.dataLim.intervaly
-    if 0 < low < high / LARGEST_LINEAR_SPAN:
-        axes.set_yscale("log")
-    else:
+    if 0 < high / LARGEST_LINEAR_SPAN <= low:
         axes.set_ylim(0, 1.05 * high)
+    elif low > 0:
+        axes.set_yscale("log")
+    elif high > 0:
+        axes.set_yscale("symlog", linthresh=high / 100)
 
 
 def loss_curves(name: str, stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
