@@ -8,20 +8,20 @@ from pathlib import Path
 import torch
 from gdfq import quantize_as_gdfq, warmed_up_generator
 
-from zscgan_ext.config import Settings
-from zscgan_ext.datasets import Images, LabelledImages
+from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.errors import InputError
-from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.generator_stage import generated_batches, learn_generator
-from zscgan_ext.preparation import prepare
+from zscgan_ext.images.datasets import Images, LabelledImages
 from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.rounding import round_weights
-from zscgan_ext.run import Run, new_student
-from zscgan_ext.run_folder import write_whole
-from zscgan_ext.student_stages import evaluate, fine_tuned_student, quantize, real_batches
-from zscgan_ext.synthesis import noise_batches
-from zscgan_ext.weights import load_weights
+from zscgan_ext.run_folder.files import write_whole
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.stages.generator_stage import generated_batches, learn_generator
+from zscgan_ext.stages.preparation import prepare
+from zscgan_ext.stages.run import Run, new_student
+from zscgan_ext.stages.student_stages import evaluate, fine_tuned_student, quantize, real_batches
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_training import noise_batches
 
 HELD_OUT_PART = 12  # the last of twelve equal parts: images 55,000 to 60,000 of Fashion-MNIST
 GeneratorSource = Callable[[], ConditionalGenerator]  # learns or reads it when a row needs it

@@ -24,15 +24,15 @@ import torch
 from accuracy_results import discard_old_generators, require_same_settings, shared_settings
 from accuracy_rows import GeneratorSource, cached_generator, prepare_run, seeded_generator
 
-from zscgan_ext.config import PRESETS, Settings
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import top1
-from zscgan_ext.generator_stage import generated_batches
-from zscgan_ext.preparation import WITHOUT_EFFECT
-from zscgan_ext.run import Run, run_with
-from zscgan_ext.run_folder import write_whole
-from zscgan_ext.student_stages import fine_tuned_student
+from zscgan_ext.run_folder.files import write_whole
+from zscgan_ext.settings.config import PRESETS, Settings
+from zscgan_ext.stages.generator_stage import generated_batches
+from zscgan_ext.stages.preparation import WITHOUT_EFFECT
+from zscgan_ext.stages.run import Run, run_with
+from zscgan_ext.stages.student_stages import fine_tuned_student
 
 STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "the recipe": {},

@@ -36,13 +36,13 @@ from accuracy_report import write_report
 from accuracy_results import Results, discard_old_generators, shared_settings
 from accuracy_rows import GeneratorSource, cached_generator, measure_rows, prepare_run
 
-from zscgan_ext.config import PRESETS, Settings, check_settings
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement, top1
-from zscgan_ext.preparation import WITHOUT_EFFECT
-from zscgan_ext.run import Run, run_with
-from zscgan_ext.student_stages import evaluate
+from zscgan_ext.settings.config import PRESETS, Settings, check_settings
+from zscgan_ext.stages.preparation import WITHOUT_EFFECT
+from zscgan_ext.stages.run import Run, run_with
+from zscgan_ext.stages.student_stages import evaluate
 
 # Settings that differ from cell to cell, or say nothing about what is measured.
 NOT_SHARED = {"classifier", "scheme", "bits", "seed", "stop_after", *WITHOUT_EFFECT}

@@ -29,22 +29,22 @@ import torchvision
 from torch import Tensor
 from torch.fx.passes.shape_prop import ShapeProp
 
-from zscgan_ext.batch_norm_matching import FrozenTeacher
-from zscgan_ext.classifiers import Classifier
-from zscgan_ext.config import Settings
+from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import first_line
 from zscgan_ext.export.onnx_model import quantized_model
 from zscgan_ext.export.verification import compare_nodes, product_step
-from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert, folded
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.synthesis import GeneratorTraining
-from zscgan_ext.tracing import trace
-from zscgan_ext.training import Training
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_training import GeneratorTraining
+from zscgan_ext.training.steps import Training
 
 CHECKS = ("convert", "fold", "generator step", "fine-tuning step", "export")
 LARGEST_DIFFERENCE = 1e-4  # of a logit, relative to the largest

@@ -28,19 +28,24 @@ from accuracy_rows import cached_generator, real_random, squant
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
-from zscgan_ext.config import Settings
-from zscgan_ext.datasets import LabelledImages
 from zscgan_ext.environment import environment
 from zscgan_ext.evaluation import agreement, predict
-from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.generator_stage import generated_batches, learn_generator
-from zscgan_ext.image_file import read_image
-from zscgan_ext.preparation import prepare
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.images.datasets import LabelledImages
+from zscgan_ext.images.image_file import read_image
+from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.fine_tuning import logit_divergence
-from zscgan_ext.run import Run, run_with
-from zscgan_ext.student_stages import fine_tune_student, quantize, real_batches, starting_student
-from zscgan_ext.synthesis import noise_batches
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.stages.generator_stage import generated_batches, learn_generator
+from zscgan_ext.stages.preparation import prepare
+from zscgan_ext.stages.run import Run, run_with
+from zscgan_ext.stages.student_stages import (
+    fine_tune_student,
+    quantize,
+    real_batches,
+    starting_student,
+)
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_training import noise_batches
 
 PACKAGES = {"foolbox==3.3.4": "foolbox/data/imagenet_", "scikit-image==0.25.2": "skimage/data/"}
 PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")

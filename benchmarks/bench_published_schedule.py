@@ -22,20 +22,20 @@ from typing import Any
 
 import torch
 
-from zscgan_ext.batch_norm_matching import FrozenTeacher
-from zscgan_ext.classifiers import Classifier, load_classifier
-from zscgan_ext.config import Settings
+from zscgan_ext.classifiers.loading import Classifier, load_classifier
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
-from zscgan_ext.execution import choose_execution
-from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.precision import PRECISIONS
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import fine_tune
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.setting_values import parse_bits, resolve_device
-from zscgan_ext.synthesis import synthetic_batches, train_generator
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.settings.values import parse_bits, resolve_device
+from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_training import synthetic_batches, train_generator
+from zscgan_ext.training.execution import choose_execution
+from zscgan_ext.training.precision import PRECISIONS
 
 SCHEDULE_IMAGES = 80_000 * 16
 CLASSIFIERS = ("resnet18", "resnet50", "mobilenet_v2")  # of torchvision

@@ -26,7 +26,7 @@ from measurement import made_with, write_rows
 from train_step_report import draw_chart, print_table, update_documentation
 from training_subjects import IMPLEMENTATIONS, Subject
 
-from zscgan_ext.config import Settings
+from zscgan_ext.settings.config import Settings
 
 CLASSIFIERS = ("resnet20", "resnet18", "resnet50", "mobilenet_v2")
 BATCHES = {"cpu": (16,), "cuda": (16, 128)}

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
-from zscgan_ext.classifier_sources.source import IMAGENET_MEAN, IMAGENET_STD
-from zscgan_ext.classifiers import Classifier, find_source
-from zscgan_ext.preprocessing import Preprocessing
-from zscgan_ext.tracing import traceable
+from zscgan_ext.classifiers.loading import Classifier, find_source
+from zscgan_ext.classifiers.sources.source import IMAGENET_MEAN, IMAGENET_STD
+from zscgan_ext.classifiers.tracing import traceable
+from zscgan_ext.images.preprocessing import Preprocessing
 
 CLASSES = 10
 STATISTICS_BATCH = 16  # images that give batch norm its statistics

@@ -34,29 +34,29 @@ except ImportError:  # mutate() and the readers work without
     atheris = None
 
 with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextlib.nullcontext():
-    from zscgan_ext.checkpoint_file import checkpoint_files, checksum
-    from zscgan_ext.checkpoints import Checkpoints
-    from zscgan_ext.classifiers import Classifier
-    from zscgan_ext.command_line import parse_settings, settings_to_yaml
-    from zscgan_ext.config import Settings
+    from zscgan_ext.classifiers.loading import Classifier
+    from zscgan_ext.classifiers.weights import load_weights
     from zscgan_ext.environment import environment
     from zscgan_ext.errors import InputError
     from zscgan_ext.export.quantized_file import load_quantized, quantized_file
-    from zscgan_ext.idx_file import read_idx
-    from zscgan_ext.image_file import read_image
-    from zscgan_ext.newest_checkpoint import FOLDER as CHECKPOINTS
-    from zscgan_ext.newest_checkpoint import newest_checkpoint
-    from zscgan_ext.preparation import check_facts
-    from zscgan_ext.preprocessing import Preprocessing
+    from zscgan_ext.images.idx_file import read_idx
+    from zscgan_ext.images.image_file import read_image
+    from zscgan_ext.images.preprocessing import Preprocessing
     from zscgan_ext.quantization.calibration import calibrate
     from zscgan_ext.quantization.conversion import convert
     from zscgan_ext.quantization.fine_tuning import StudentTraining
     from zscgan_ext.quantization.scheme import Scheme
     from zscgan_ext.quantization.student_state import StudentState
-    from zscgan_ext.run import Run, new_run, new_student
-    from zscgan_ext.run_folder import NoFolder
-    from zscgan_ext.synthesis import noise_batches
-    from zscgan_ext.weights import load_weights
+    from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, checksum
+    from zscgan_ext.run_folder.checkpoints import Checkpoints
+    from zscgan_ext.run_folder.files import NoFolder
+    from zscgan_ext.run_folder.newest_checkpoint import FOLDER as CHECKPOINTS
+    from zscgan_ext.run_folder.newest_checkpoint import newest_checkpoint
+    from zscgan_ext.settings.command_line import parse_settings, settings_to_yaml
+    from zscgan_ext.settings.config import Settings
+    from zscgan_ext.stages.preparation import check_facts
+    from zscgan_ext.stages.run import Run, new_run, new_student
+    from zscgan_ext.synthesis.generator_training import noise_batches
 
 PREPROCESSING = Preprocessing(3, 4, (0.5,) * 3, (0.25,) * 3)
 CLASSIFIER = "fuzz_readers:small_classifier"

@@ -23,16 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zscgan_ext.batch_norm_matching import FrozenTeacher
-from zscgan_ext.memory_format import to_memory_format
-from zscgan_ext.preprocessing import Preprocessing
-from zscgan_ext.progress import Progress
+from zscgan_ext.classifiers.weights import load_weights
+from zscgan_ext.images.memory_format import to_memory_format
+from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationMode
-from zscgan_ext.run import Run, new_student
-from zscgan_ext.run_folder import write_whole
-from zscgan_ext.weights import load_weights
+from zscgan_ext.run_folder.files import write_whole
+from zscgan_ext.stages.progress import Progress
+from zscgan_ext.stages.run import Run, new_student
+from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
 
 LATENT_DIM = 100
 BATCH_NORM_WEIGHT = 0.1

@@ -22,9 +22,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint
-from zscgan_ext.datasets import LabelledImages, open_images
 from zscgan_ext.environment import environment
+from zscgan_ext.images.datasets import LabelledImages, open_images
+from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 SMALL_RUN = [
@@ -39,7 +39,7 @@ TOLD = "stage: "  # begins the lines in which a run says where it stands
 PROGRAM = f"""
 import sys
 from contextlib import contextmanager
-from zscgan_ext.checkpoints import Checkpoints
+from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.train import main
 
 stage = Checkpoints.stage

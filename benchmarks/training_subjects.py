@@ -8,19 +8,19 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from zscgan_ext.batch_norm_matching import FrozenTeacher
-from zscgan_ext.classifiers import load_classifier
-from zscgan_ext.config import Settings
-from zscgan_ext.cuda_graphs import GraphedStep, StreamCapture
-from zscgan_ext.execution import Execution, choose_execution
-from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.memory_format import to_memory_format
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.classifiers.loading import load_classifier
+from zscgan_ext.images.memory_format import to_memory_format
+from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.synthesis import GeneratorTraining, synthetic_batches
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_training import GeneratorTraining, synthetic_batches
+from zscgan_ext.training.cuda_graphs import GraphedStep, StreamCapture
+from zscgan_ext.training.execution import Execution, choose_execution
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 IMAGENET = Preprocessing(3, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

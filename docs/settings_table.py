@@ -6,7 +6,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from simple_parsing.docstring import get_attribute_docstring
 
-from zscgan_ext.config import PRESETS, Settings
+from zscgan_ext.settings.config import PRESETS, Settings
 
 DOCUMENT = Path(__file__).parent / "settings.md"
 BEGIN, END = "<!-- settings:begin -->", "<!-- settings:end -->"

@@ -3,7 +3,7 @@
 import torch
 from networks import RGB8, normal_batches, small_residual
 
-from zscgan_ext.classifiers import Classifier, load_classifier
+from zscgan_ext.classifiers.loading import Classifier, load_classifier
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.images.preprocessing import Preprocessing
 
 RGB8 = Preprocessing(3, 8, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 

@@ -12,18 +12,18 @@ import torch
 from networks import RGB8, normal_batches, small_residual
 from runs import TINY
 
-from zscgan_ext import generator as generator_module
 from zscgan_ext import processes
-from zscgan_ext.batch_norm_matching import FrozenTeacher
-from zscgan_ext.checkpoints import Checkpoints
-from zscgan_ext.config import Settings
-from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.run_folder import RunFolder, one_line_errors
-from zscgan_ext.synthesis import GeneratorTraining
+from zscgan_ext.run_folder.checkpoints import Checkpoints
+from zscgan_ext.run_folder.files import RunFolder, one_line_errors
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.synthesis import generator as generator_module
+from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_training import GeneratorTraining
 from zscgan_ext.train import main
 
 BATCH = 12

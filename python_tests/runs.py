@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from test_datasets import write_idx
 
-from zscgan_ext.datasets import LabelledImages, open_images
+from zscgan_ext.images.datasets import LabelledImages, open_images
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 # A run of a few seconds on a CPU.

@@ -13,13 +13,13 @@ from runs import TINY, write_fashion_mnist
 from safetensors.torch import load_file
 
 import zscgan_ext
-from zscgan_ext import generator_stage
-from zscgan_ext.classifiers import Classifier
-from zscgan_ext.datasets import LabelledImages
+from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement, predict, top1
-from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.images.datasets import LabelledImages
 from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.stages import generator_stage
+from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.train import main as train
 
 ROOT = Path(__file__).parent.parent

@@ -7,9 +7,9 @@ from tensors import sample
 from test_batch_norm_distance import closed_form
 from torch import nn
 
-from zscgan_ext.batch_norm_matching import FrozenTeacher, batch_norm_layers
 from zscgan_ext.errors import InputError
 from zscgan_ext.ops import DISTANCES
+from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher, batch_norm_layers
 
 pytestmark = pytest.mark.usefixtures("implementation")
 

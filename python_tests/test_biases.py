@@ -4,7 +4,7 @@ import pytest
 import torch
 from networks import RGB8, normal_batches, small_residual
 
-from zscgan_ext.classifier_graph import module_of
+from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.quantization.biases import input_quantizer, round_biases
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert

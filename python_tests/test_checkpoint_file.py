@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from zscgan_ext.checkpoint_file import (
+from zscgan_ext.errors import InputError
+from zscgan_ext.run_folder.checkpoint_file import (
     DamagedCheckpointError,
     checkpoint_files,
     checksum,
@@ -19,7 +20,6 @@ from zscgan_ext.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
 )
-from zscgan_ext.errors import InputError
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 

@@ -13,9 +13,13 @@ import pytest
 import torch
 from runs import TINY, results_of, write_fashion_mnist
 
-from zscgan_ext import run_folder
-from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint, write_checkpoint
-from zscgan_ext.checkpoints import Checkpoints
+from zscgan_ext.run_folder import files as run_folder
+from zscgan_ext.run_folder.checkpoint_file import (
+    checkpoint_files,
+    read_checkpoint,
+    write_checkpoint,
+)
+from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.train import main
 
 VARIANTS = {
@@ -159,7 +163,7 @@ def test_checkpoints_come_every_so_many_steps_and_change_nothing(tmp_path, data,
 @pytest.mark.parametrize(("interval", "count"), [("5min", 2), ("10min", 1), ("none", 0)])
 def test_checkpoints_come_every_so_many_minutes(tmp_path, monkeypatch, data, interval, count):
     clock = iter(range(0, 10**6, 60))  # a minute passes whenever somebody looks
-    monkeypatch.setattr("zscgan_ext.checkpoints.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("zscgan_ext.run_folder.checkpoints.time.monotonic", lambda: next(clock))
     options = ["--stop-after=synthesis", f"--checkpoint-every={interval}"]
     assert main([*TINY, *data, *options, "--synthesis-steps=12", f"--output={tmp_path}"]) == 0
     assert len(positions(tmp_path)) == count
@@ -330,7 +334,7 @@ def test_a_failed_write_ends_the_run_and_the_one_before_goes_on(
             write_whole(file, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("zscgan_ext.checkpoint_file.write_whole", full)
+        patch.setattr("zscgan_ext.run_folder.checkpoint_file.write_whole", full)
         assert main([*TINY, *data, "--checkpoint-every=4", f"--output={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: output: ")
@@ -345,7 +349,7 @@ def test_a_failed_write_ends_the_run_and_the_one_before_goes_on(
 PROGRAM = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from zscgan_ext.checkpoints import Checkpoints
+from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.train import main
 if sys.argv[1] == "slow":
     write = Checkpoints.write

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from zscgan_ext.classifiers import find_source, load_classifier
+from zscgan_ext.classifiers.loading import find_source, load_classifier
 from zscgan_ext.errors import InputError
 
 TORCHVISION, TIMM = "mobilenet_v3_small", "test_resnet"

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from zscgan_ext.classifiers import Classifier, load_classifier
+from zscgan_ext.classifiers.loading import Classifier, load_classifier
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.rounding import round_weights

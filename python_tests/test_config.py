@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from zscgan_ext.command_line import parse_settings, settings_to_yaml
-from zscgan_ext.config import PRESETS, Settings
 from zscgan_ext.errors import InputError
 from zscgan_ext.ops import DISTANCES
-from zscgan_ext.setting_values import parse_bits, resolve_device
+from zscgan_ext.settings.command_line import parse_settings, settings_to_yaml
+from zscgan_ext.settings.config import PRESETS, Settings
+from zscgan_ext.settings.values import parse_bits, resolve_device
 
 
 def config_file(tmp_path: Path, text: str) -> list[str]:

@@ -11,10 +11,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from zscgan_ext import datasets
-from zscgan_ext.datasets import check_labels, open_images
 from zscgan_ext.errors import InputError
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.images import datasets
+from zscgan_ext.images.datasets import check_labels, open_images
+from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 RGB16 = Preprocessing(3, 16, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3))

@@ -8,9 +8,9 @@ import torch
 from networks import RGB8
 from torch import nn
 
-from zscgan_ext.classifiers import load_classifier
-from zscgan_ext.datasets import LabelledImages
-from zscgan_ext.diversity import (
+from zscgan_ext.classifiers.loading import load_classifier
+from zscgan_ext.images.datasets import LabelledImages
+from zscgan_ext.synthesis.diversity import (
     CLASSES,
     IMAGES,
     ClassImages,
@@ -23,7 +23,7 @@ from zscgan_ext.diversity import (
     real_classes,
     relative_spread,
 )
-from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator import ConditionalGenerator
 
 CPU = torch.device("cpu")
 

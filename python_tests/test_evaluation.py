@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from zscgan_ext.classifiers import load_classifier
-from zscgan_ext.datasets import LabelledImages, open_images
+from zscgan_ext.classifiers.loading import load_classifier
 from zscgan_ext.evaluation import (
     ClassResult,
     agreement,
@@ -15,8 +14,9 @@ from zscgan_ext.evaluation import (
     top1,
     top5,
 )
-from zscgan_ext.memory_format import to_channels_last
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.images.datasets import LabelledImages, open_images
+from zscgan_ext.images.memory_format import to_channels_last
+from zscgan_ext.images.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
 

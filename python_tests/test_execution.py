@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from zscgan_ext import execution as execution_module
-from zscgan_ext.config import Settings
-from zscgan_ext.execution import choose_execution
-from zscgan_ext.precision import resolve_precision
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.training import execution as execution_module
+from zscgan_ext.training.execution import choose_execution
+from zscgan_ext.training.precision import resolve_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -97,8 +97,8 @@ def test_the_settings_win():
 FAULTS = """
 import resource
 import torch
-from zscgan_ext.config import Settings
-from zscgan_ext.execution import choose_execution
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.training.execution import choose_execution
 
 choose_execution(Settings(keep_freed_memory={keep}), torch.device("cpu")).apply()
 for _ in range(12):

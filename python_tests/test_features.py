@@ -6,12 +6,12 @@ from networks import RGB8, as_trained, small_residual
 from tensors import sample
 from torch import Tensor, fx, nn
 
-from zscgan_ext.classifier_graph import writes_into
+from zscgan_ext.classifiers.graph import writes_into
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.quantization.conversion import convert, folded
 from zscgan_ext.quantization.features import feature_distance, pair_features, quantized_names
 from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.tracing import trace
 
 
 def expected_distance(student, teacher):

@@ -12,15 +12,15 @@ from networks import RGB8, normal_batches, small_gray, small_residual
 from runs import TINY
 from test_training import SMALL, SeenOps, new_training
 
-from zscgan_ext import generator_stage
-from zscgan_ext.checkpoint_file import checkpoint_files, read_checkpoint
-from zscgan_ext.execution import choose_execution
-from zscgan_ext.finite_numbers import FiniteNumbers, NonFiniteError, zero_variance_warnings
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
+from zscgan_ext.stages import generator_stage
 from zscgan_ext.train import main
+from zscgan_ext.training.execution import choose_execution
+from zscgan_ext.training.finite_numbers import FiniteNumbers, NonFiniteError, zero_variance_warnings
 
 
 def holders(training):

@@ -7,11 +7,11 @@ import torch
 from networks import RGB8
 from torch import nn
 
-from zscgan_ext.config import Settings
 from zscgan_ext.quantization.calibration import RANGES, calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.first_ranges import choose_first_ranges, least
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.settings.config import Settings
 
 SETTINGS = Settings(calibration_batches=2, device="cpu", temperature=3.0)
 

@@ -5,7 +5,7 @@ import torch
 from tensors import channels_last, sample
 from torch import nn
 
-from zscgan_ext.frozen_convolution import FrozenConvolution
+from zscgan_ext.synthesis.frozen_convolution import FrozenConvolution
 
 LAYERS = {
     "plain": lambda: nn.Conv2d(6, 4, 3, padding=1),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from accuracy_rows import prepare_run
 from runs import write_fashion_mnist
 
-from zscgan_ext.config import Settings
+from zscgan_ext.settings.config import Settings
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zscgan_ext.generator import (
+from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.synthesis.generator import (
     FEWEST_CLASSES,
     IMAGES_PER_CLASS,
     ConditionalGenerator,
     stride_of_classes,
 )
-from zscgan_ext.preprocessing import Preprocessing
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

@@ -17,12 +17,12 @@ from PIL import Image
 from runs import SHORT
 
 from zscgan_ext import train
-from zscgan_ext.datasets import open_images
+from zscgan_ext.classifiers.weights import read_state_dict
 from zscgan_ext.evaluate import main as evaluate
 from zscgan_ext.export import __main__ as export
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.images.datasets import open_images
+from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.report import __main__ as report
-from zscgan_ext.weights import read_state_dict
 
 PROGRAMS = {
     "train": train.main,

@@ -10,8 +10,8 @@ from networks import as_trained
 from tensors import channels_last, sample
 from torch import nn
 
-from zscgan_ext.batch_norm_matching import FrozenTeacher
-from zscgan_ext.matched_batch_norm import MatchedBatchNorm, matched_graph
+from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.matched_batch_norm import MatchedBatchNorm, matched_graph
 
 
 def ignore(layer, mean, variance):

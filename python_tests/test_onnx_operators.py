@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from networks import RGB8, as_trained
 from torch import nn
 
-from zscgan_ext.classifiers import Classifier
+from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.onnx_model import float_model
 from zscgan_ext.export.runtime import OnnxClassifier
-from zscgan_ext.tracing import trace
 
 
 class Between(nn.Module):

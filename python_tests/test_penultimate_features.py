@@ -5,8 +5,8 @@ import torch
 from networks import RGB8, small_residual
 from torch import nn
 
-from zscgan_ext.batch_norm_matching import FrozenTeacher
-from zscgan_ext.penultimate_features import PenultimateFeatures, penultimate_features
+from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.penultimate_features import PenultimateFeatures, penultimate_features
 
 
 def test_penultimate_features_are_what_the_last_layer_reads():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from zscgan_ext.precision import PRECISIONS, Precision
+from zscgan_ext.training.precision import PRECISIONS, Precision
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from zscgan_ext.progress import Progress
+from zscgan_ext.stages.progress import Progress
 
 
 @pytest.fixture

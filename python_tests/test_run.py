@@ -6,14 +6,15 @@ import pytest
 import torch
 from runs import TINY, write_fashion_mnist
 
-from zscgan_ext import batch_norm_matching, student_stages
-from zscgan_ext.classifiers import load_classifier
-from zscgan_ext.config import Settings
-from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.generator_stage import generated_batches, generator_goes_on
-from zscgan_ext.run import new_run, run_with
-from zscgan_ext.run_folder import NoFolder
-from zscgan_ext.student_stages import fine_tuned_student, quantize
+from zscgan_ext.classifiers.loading import load_classifier
+from zscgan_ext.run_folder.files import NoFolder
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.stages import student_stages
+from zscgan_ext.stages.generator_stage import generated_batches, generator_goes_on
+from zscgan_ext.stages.run import new_run, run_with
+from zscgan_ext.stages.student_stages import fine_tuned_student, quantize
+from zscgan_ext.synthesis import batch_norm_matching
+from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.train import main
 
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from zscgan_ext import run_folder
 from zscgan_ext.errors import InputError
-from zscgan_ext.run_folder import RunFolder
+from zscgan_ext.run_folder import files as run_folder
+from zscgan_ext.run_folder.files import RunFolder
 
 
 def files_of(folder: Path) -> set[str]:

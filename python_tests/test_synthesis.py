@@ -8,10 +8,10 @@ import pytest
 import torch
 from networks import RGB8, small_residual
 
-from zscgan_ext.batch_norm_matching import FrozenTeacher
-from zscgan_ext.config import Settings
-from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.synthesis import (
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_training import (
     GeneratorTraining,
     learning_batches,
     log_pair_distance,

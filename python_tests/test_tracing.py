@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from networks import RGB8, as_trained, small_residual
 from torch import nn
 
-from zscgan_ext.classifiers import load_classifier
+from zscgan_ext.classifiers.loading import load_classifier
+from zscgan_ext.classifiers.tracing import trace, traceable
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.tracing import trace, traceable
 
 IMAGES = torch.randn(3, *RGB8.shape, generator=torch.Generator().manual_seed(0))
 

@@ -14,16 +14,16 @@ from PIL import Image
 from runs import SHORT, write_fashion_mnist
 from safetensors.torch import load_file
 
-from zscgan_ext.classifiers import load_classifier
-from zscgan_ext.command_line import parse_settings
-from zscgan_ext.config import Settings
-from zscgan_ext.datasets import open_images
+from zscgan_ext.classifiers.loading import load_classifier
 from zscgan_ext.environment import environment
-from zscgan_ext.generator import ConditionalGenerator
+from zscgan_ext.images.datasets import open_images
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.results import ROWS
+from zscgan_ext.settings.command_line import parse_settings
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.stages.results import ROWS
+from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.train import main
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 

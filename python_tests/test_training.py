@@ -11,18 +11,18 @@ from networks import RGB8, normal_batches, small_residual
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zscgan_ext import training as training_module
-from zscgan_ext.batch_norm_matching import FrozenTeacher
-from zscgan_ext.config import Settings
-from zscgan_ext.cuda_graphs import WARM_UP_STEPS, GraphedStep
-from zscgan_ext.execution import choose_execution
-from zscgan_ext.generator import ConditionalGenerator
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.synthesis import GeneratorTraining, synthetic_batches
-from zscgan_ext.training import Training
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_training import GeneratorTraining, synthetic_batches
+from zscgan_ext.training import steps as training_module
+from zscgan_ext.training.cuda_graphs import WARM_UP_STEPS, GraphedStep
+from zscgan_ext.training.execution import choose_execution
+from zscgan_ext.training.steps import Training
 
 CPU = torch.device("cpu")
 SMALL = Settings(latent_dim=8, batch_size=8, synthesis_steps=8, fine_tuning_steps=8)
@@ -265,7 +265,7 @@ def test_graphs_on_a_gpu_learn_as_single_kernels_do(stage, capsys):
 
 @pytest.mark.cuda
 def test_a_step_that_waits_falls_back_on_a_gpu(capsys):
-    from zscgan_ext.cuda_graphs import StreamCapture
+    from zscgan_ext.training.cuda_graphs import StreamCapture
 
     device = torch.device("cuda", 0)
     weight = torch.zeros(2, device=device)

@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zscgan_ext import generator_stage, student_stages
-from zscgan_ext.classifiers import Classifier, load_classifier
-from zscgan_ext.config import PRESETS, Settings, check_settings
-from zscgan_ext.datasets import Images
+from zscgan_ext.classifiers.loading import Classifier, load_classifier
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.evaluate import BATCH, Evaluation, measure, open_data
 from zscgan_ext.evaluated_classifier import Evaluated
 from zscgan_ext.export import exporter
-from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.memory_format import to_memory_format
+from zscgan_ext.images.datasets import Images
+from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
-from zscgan_ext.run import Run, new_run
-from zscgan_ext.run_folder import NoFolder
-from zscgan_ext.setting_values import resolve_device
+from zscgan_ext.run_folder.files import NoFolder
+from zscgan_ext.settings.config import PRESETS, Settings, check_settings
+from zscgan_ext.settings.values import resolve_device
+from zscgan_ext.stages import generator_stage, student_stages
+from zscgan_ext.stages.run import Run, new_run
+from zscgan_ext.synthesis.generator import ConditionalGenerator
 
 __all__ = ["evaluate", "export", "fine_tune", "load_classifier", "quantize", "train_generator"]
 

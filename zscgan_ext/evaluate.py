@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zscgan_ext.datasets import Images, check_labels, open_images
 from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.evaluated_classifier import Evaluated, open_evaluated
 from zscgan_ext.evaluation import (
@@ -22,10 +21,11 @@ from zscgan_ext.evaluation import (
     top5,
 )
 from zscgan_ext.export.runtime import latencies
-from zscgan_ext.memory_format import to_channels_last
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.images.datasets import Images, check_labels, open_images
+from zscgan_ext.images.memory_format import to_channels_last
+from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.program import OneLineParser, program
-from zscgan_ext.run_folder import write_whole
+from zscgan_ext.run_folder.files import write_whole
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 BATCH = 250  # images

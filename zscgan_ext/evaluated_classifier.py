@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from zscgan_ext.command_line import CONFIG
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.quantized_file import load_quantized
 from zscgan_ext.export.runtime import OnnxClassifier, require_onnx
-from zscgan_ext.finished_run import load_float_classifier, open_run, read_settings
-from zscgan_ext.preprocessing import Preprocessing, preprocessing_from
+from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
+from zscgan_ext.run_folder.finished_run import load_float_classifier, open_run, read_settings
+from zscgan_ext.settings.command_line import CONFIG
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 

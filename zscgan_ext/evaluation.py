@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zscgan_ext.datasets import Images
-from zscgan_ext.memory_format import to_memory_format
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.images.datasets import Images
+from zscgan_ext.images.memory_format import to_memory_format
+from zscgan_ext.images.preprocessing import Preprocessing
 
 
 @torch.no_grad()

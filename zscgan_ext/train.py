@@ -10,16 +10,16 @@ import sys
 from collections.abc import Sequence
 
 from zscgan_ext import processes
-from zscgan_ext.command_line import parse_settings
 from zscgan_ext.errors import first_line
 from zscgan_ext.export.exporter import export_run, summary
-from zscgan_ext.preparation import prepare
 from zscgan_ext.program import is_out_of_memory, program, told
-from zscgan_ext.results import PREDICTIONS, metrics, predictions, table
-from zscgan_ext.run import Run
-from zscgan_ext.setting_values import parse_formats
-from zscgan_ext.stages import run_stages
-from zscgan_ext.stop_signals import StoppedError
+from zscgan_ext.settings.command_line import parse_settings
+from zscgan_ext.settings.values import parse_formats
+from zscgan_ext.stages.preparation import prepare
+from zscgan_ext.stages.results import PREDICTIONS, metrics, predictions, table
+from zscgan_ext.stages.run import Run
+from zscgan_ext.stages.sequence import run_stages
+from zscgan_ext.training.stop_signals import StoppedError
 
 
 def export_student(run: Run) -> None:

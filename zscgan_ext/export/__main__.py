@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.program import OneLineParser, program
-from zscgan_ext.setting_values import EXPORT_FORMATS, parse_formats
+from zscgan_ext.settings.values import EXPORT_FORMATS, parse_formats
 
 
 @program

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext.classifiers import Classifier
+from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
 from zscgan_ext.export.runtime import OnnxClassifier, latencies, require_onnx
-from zscgan_ext.finished_run import open_run
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
-from zscgan_ext.run_folder import one_line_errors, write_whole
+from zscgan_ext.run_folder.files import one_line_errors, write_whole
+from zscgan_ext.run_folder.finished_run import open_run
 
 FILES = {"onnx": "model.onnx", "safetensors": "model.safetensors"}
 REPORT_FILE = "export.json"

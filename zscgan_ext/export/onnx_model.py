@@ -10,8 +10,8 @@ from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext.classifier_graph import module_of
-from zscgan_ext.classifiers import Classifier
+from zscgan_ext.classifiers.graph import module_of
+from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.export.onnx_call import Call, TensorShape, on_grid, reshaped
 from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
 from zscgan_ext.export.onnx_layers import add_batch_norm, add_layer, add_quantized_layer

@@ -15,16 +15,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from zscgan_ext.classifier_sources import timm_models, torchvision_models
-from zscgan_ext.classifiers import Classifier, count_logits, find_source
+from zscgan_ext.classifiers.loading import Classifier, count_logits, find_source
+from zscgan_ext.classifiers.sources import timm_models, torchvision_models
+from zscgan_ext.classifiers.tracing import traceable
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
-from zscgan_ext.preprocessing import Preprocessing, preprocessing_from
+from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.regular_file import regular_file_size
-from zscgan_ext.tracing import traceable
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 METADATA = "zscgan_ext"  # the key of the JSON

@@ -17,7 +17,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, fx
 
-from zscgan_ext.classifier_graph import module_of
+from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement
 from zscgan_ext.export.onnx_graph import Grid

@@ -13,7 +13,8 @@ from zscgan_ext.ops.batch_norm_matching import (
 from zscgan_ext.ops.checks import ACTIVATIONS
 from zscgan_ext.ops.fixed_scale import fake_quantize
 from zscgan_ext.ops.frozen_batch_norm import batch_norm_eval, batch_norm_eval_matched
-from zscgan_ext.ops.learned_scale import fake_quantize_learned, fake_quantize_learned_many
+from zscgan_ext.ops.learned_scale import fake_quantize_learned
+from zscgan_ext.ops.learned_scale_many import fake_quantize_learned_many
 from zscgan_ext.ops.ranges import observe
 
 __all__ = [

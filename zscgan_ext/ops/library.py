@@ -79,6 +79,16 @@ class Op:
         return list(results) if self.returns_list else results
 
 
+def checked(kernel: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
+    """Return a kernel that looks at its arguments first."""
+
+    def look_and_run(*arguments: Any) -> Any:
+        check(*arguments)
+        return kernel(*arguments)
+
+    return look_and_run
+
+
 def define(
     schema: str,
     kernel: Callable[..., Any],
@@ -94,13 +104,8 @@ def define(
     LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     op = Op(schema, kernel)
 
-    def checked(*arguments: Any) -> Any:
-        if check is not None:
-            check(*arguments)
-        return kernel(*arguments)
-
     for device in ("CPU", "CUDA"):
-        LIBRARY.impl(op.name, checked, device)
+        LIBRARY.impl(op.name, kernel if check is None else checked(kernel, check), device)
     torch.library.register_fake(f"{NAMESPACE}::{op.name}", fake, lib=LIBRARY)
     return op
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext.classifier_graph import module_of, only_user
+from zscgan_ext.classifiers.graph import module_of, only_user
 
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 Affine: TypeAlias = tuple[Tensor, Tensor]  # multiplier [C] and offset [C], float64

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext.classifier_graph import module_of
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.classifiers.graph import module_of
+from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import (
     QUANTIZED_LAYERS,
@@ -24,7 +25,6 @@ from zscgan_ext.quantization.conversion import (
     device_of,
 )
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer
-from zscgan_ext.tracing import trace
 
 DRAWS = 256  # of each channel
 VALUES = 2**16  # of a tensor, at most, that its range is chosen by

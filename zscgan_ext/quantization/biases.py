@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from zscgan_ext.classifier_graph import module_of
+from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.quantization.conversion import QuantizedClassifier, source_of_values
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 

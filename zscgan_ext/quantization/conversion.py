@@ -11,14 +11,14 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from zscgan_ext import ops
-from zscgan_ext.classifier_graph import RELU, RELU6, is_one_of, module_of
+from zscgan_ext.classifiers.graph import RELU, RELU6, is_one_of, module_of
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
 from zscgan_ext.quantization.fusion import fuse
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
-from zscgan_ext.tracing import trace
 
 ACTIVATIONS: tuple[Any, ...] = (
     *(*RELU, *RELU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from zscgan_ext import ops, processes
-from zscgan_ext.classifier_graph import module_of, writes_into
+from zscgan_ext.classifiers.graph import module_of, writes_into
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zscgan_ext.config import Settings
-from zscgan_ext.execution import choose_execution
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of, folded
 from zscgan_ext.quantization.features import feature_distance, pair_features
-from zscgan_ext.training import Training, as_it_is, every_step, nothing
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.training.execution import choose_execution
+from zscgan_ext.training.steps import Training, as_it_is, every_step, nothing
 
 
 @dataclass(frozen=True)

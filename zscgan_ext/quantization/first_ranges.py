@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from zscgan_ext import processes
-from zscgan_ext.config import Settings
 from zscgan_ext.quantization.calibration import RANGES, observe_ranges, settle_ranges
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.student_state import StudentState
+from zscgan_ext.settings.config import Settings
 
 # Of the divergence of the first way: nearer ones say nothing about the fine-tuned students.
 CLEARLY_LESS = 0.75

@@ -5,7 +5,7 @@ import copy
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext.classifier_graph import (
+from zscgan_ext.classifiers.graph import (
     ADDITIONS,
     IN_PLACE_ADDITIONS,
     activation_of,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zscgan_ext import ops, processes
-from zscgan_ext.classifier_graph import activate
+from zscgan_ext.classifiers.graph import activate
 from zscgan_ext.quantization.scheme import IntegerRange
 from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext import ops
-from zscgan_ext.matched_batch_norm import stored
+from zscgan_ext.synthesis.matched_batch_norm import stored
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from zscgan_ext.command_line import CONFIG, read_config
-from zscgan_ext.datasets import Images, check_labels, open_images
 from zscgan_ext.errors import InputError
-from zscgan_ext.finished_run import FinishedRun, open_run
-from zscgan_ext.memory_format import to_channels_last
+from zscgan_ext.images.datasets import Images, check_labels, open_images
+from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.report import charts
 from zscgan_ext.report.batch_norms import LayerStatistics, layer_statistics
 from zscgan_ext.report.pictures import ClassPictures, pictures_by_class
@@ -26,8 +24,10 @@ from zscgan_ext.report.quantization_errors import (
     weight_errors,
     worst,
 )
-from zscgan_ext.results import PREDICTIONS, ROWS
-from zscgan_ext.run import STAGES
+from zscgan_ext.run_folder.finished_run import FinishedRun, open_run
+from zscgan_ext.settings.command_line import CONFIG, read_config
+from zscgan_ext.stages.results import PREDICTIONS, ROWS
+from zscgan_ext.stages.run import STAGES
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 MEASURED_PIXELS = 128 * 64**2  # for batch-norm statistics and activations

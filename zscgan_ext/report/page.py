@@ -5,7 +5,7 @@ from pathlib import Path
 import jinja2
 
 from zscgan_ext.report.content import collect, decibels
-from zscgan_ext.run_folder import REPORT, write_whole
+from zscgan_ext.run_folder.files import REPORT, write_whole
 
 TEMPLATES = Path(__file__).parent
 

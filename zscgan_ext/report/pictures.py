@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from zscgan_ext.classifiers import Classifier
-from zscgan_ext.diversity import chosen_classes, images_of_class
-from zscgan_ext.generator import ConditionalGenerator
-from zscgan_ext.run_folder import to_image
+from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.run_folder.files import to_image
+from zscgan_ext.synthesis.diversity import chosen_classes, images_of_class
+from zscgan_ext.synthesis.generator import ConditionalGenerator
 
 IMAGES_PER_CLASS = 8
 LARGEST_LOSSLESS = 64  # pixels: larger images are inlined as JPEG

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from zscgan_ext.preprocessing import Preprocessing
+from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.zoo.mobilenet_v2_small import MobileNetV2Small
 from zscgan_ext.zoo.resnet20 import ResNet20
 

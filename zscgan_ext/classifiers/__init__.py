@@ -1,0 +1,1 @@
+"""Classifiers: loading them and their weights, and their graphs in a normal form."""

@@ -1,0 +1,194 @@
+"""Loading the classifier to quantize, and trying it out."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from zscgan_ext.classifiers.sources import timm_models, torchvision_models
+from zscgan_ext.classifiers.sources.bundled import BundledSource
+from zscgan_ext.classifiers.sources.function import FunctionSource
+from zscgan_ext.classifiers.sources.model import ModelSource
+from zscgan_ext.classifiers.sources.program import SUFFIX, ProgramSource
+from zscgan_ext.classifiers.sources.source import ClassifierSource
+from zscgan_ext.classifiers.tracing import traceable
+from zscgan_ext.classifiers.weights import check_finite, load_weights
+from zscgan_ext.errors import InputError, did_you_mean, first_line
+from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained float classifier: in eval mode, float32, on the CPU, without gradients."""
+
+    name: str
+    model: nn.Module  # [N, C, H, W] to logits [N, num_classes]; `tracing.trace` can trace it
+    num_classes: int
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+
+def load_classifier(
+    name: str | nn.Module,
+    weights: Path | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Classifier:
+    """Load a trained classifier and try it on two blank images.
+
+    Args:
+        name: a bundled classifier, `torchvision:NAME`, `timm:NAME`, `module:function` for a
+            function that returns a model and takes nothing, or `num_classes` (the current folder
+            is importable), or a `.pt2` file of `torch.export`. Or a model object, which is copied.
+        weights: safetensors or state-dict file; None for the weights that come with the model,
+            which torchvision and timm download.
+        num_classes: what the model must give; None to take what it gives.
+        image_size: height and width in pixels; None for what the source knows, or 224.
+        mean: for each channel, pixels from 0 to 1; None for what the source knows, ImageNet's for
+            three channels, or 0.5.
+        std: like `mean`.
+
+    Raises:
+        InputError: if the model cannot be built, the weights do not fit, there is no batch norm,
+            or the model does not turn such images into logits.
+    """
+    source = find_source(name)
+    name = source.name
+    model = source.build(num_classes, trained=weights is None)
+    preprocessing = override(source.preprocessing(model), image_size, mean, std)
+    if weights is not None:
+        load_weights(model, weights)
+    model.to("cpu", torch.float32).eval()
+    compute_parametrizations(model)
+    model.requires_grad_(False)
+    origin = name if weights is None else str(weights)
+    check_finite(origin, model)
+    check_batch_norm(origin, model)
+    count = count_logits(name, model, preprocessing)
+    if num_classes not in (None, count):
+        raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
+    model = traceable(model, preprocessing.shape)
+    return Classifier(name, model, count, preprocessing, class_names(source, weights, count))
+
+
+def find_source(name: str | nn.Module) -> ClassifierSource:
+    """Return where the classifier of a name comes from; a model object is its own source.
+
+    Raises:
+        InputError: if there is no such classifier, as far as the name tells.
+    """
+    if isinstance(name, nn.Module):
+        return ModelSource(name)
+    if name in BUNDLED_CLASSIFIERS:
+        return BundledSource(name)
+    if name.startswith(torchvision_models.PREFIX):
+        return torchvision_models.TorchvisionSource(name)
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.TimmSource(name)
+    if name.endswith(SUFFIX):
+        return ProgramSource(name)
+    if ":" in name:
+        return FunctionSource(name)
+    hint = did_you_mean(name, BUNDLED_CLASSIFIERS)
+    accepted = (
+        f"{', '.join(BUNDLED_CLASSIFIERS)}, torchvision:NAME, timm:NAME, module:function and "
+        "a .pt2 file"
+    )
+    raise InputError(f"classifier: unknown {name!r}{hint or ','} accepted are {accepted}")
+
+
+def class_names(source: ClassifierSource, weights: Path | None, count: int) -> tuple[str, ...]:
+    """Return the source's names if there is one for each logit, else numbers.
+
+    A file of weights for a bundled classifier may be of any data; one for a model of a library is
+    nearly always the library's own if it has as many classes.
+    """
+    known = source.class_names
+    if isinstance(source, BundledSource) and weights is not None:
+        known = ()
+    return known if len(known) == count else tuple(str(index) for index in range(count))
+
+
+def override(
+    preprocessing: Preprocessing,
+    image_size: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> Preprocessing:
+    """Replace what was given."""
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != preprocessing.channels:
+            raise InputError(
+                f"{name}: {len(values)} value(s), the classifier has {preprocessing.channels} "
+                "input channel(s)"
+            )
+    return replace(
+        preprocessing,
+        image_size=image_size or preprocessing.image_size,
+        mean=mean or preprocessing.mean,
+        std=std or preprocessing.std,
+    )
+
+
+def compute_parametrizations(model: nn.Module) -> None:
+    """Put the weights that parametrizations compute, such as weight norm, in their place.
+
+    `remove_parametrizations` changes the class, which a copy shares with the model it is of.
+    """
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            names = list(module.parametrizations)  # type: ignore[arg-type]
+            values = {name: getattr(module, name).detach().clone() for name in names}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, value in values.items():
+                setattr(module, name, nn.Parameter(value))
+
+
+def check_batch_norm(source: str, model: nn.Module) -> None:
+    """Require batch norm, all of it with running statistics, and no variance below zero."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    variances = {n: m.running_var for n, m in layers.items() if m.running_var is not None}
+    if not variances:
+        raise InputError(
+            "classifier: needs at least one BatchNorm layer with running statistics, found none"
+        )
+    without = [name for name in layers if name not in variances]
+    if without:
+        raise InputError(
+            f"classifier: {without[0]} is a BatchNorm layer without running statistics: its logits "
+            "depend on the other images of a batch, which cannot be quantized"
+        )
+    for name, variance in variances.items():
+        if bool((variance < 0).any()):
+            raise InputError(f"weights: {source} has variances below 0 in {name}.running_var")
+
+
+@torch.no_grad()
+def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> int:
+    """Run two blank images through the model and count the logits of one."""
+    size = preprocessing.image_size
+    try:
+        logits = model(torch.zeros(2, preprocessing.channels, size, size))
+    except Exception as error:
+        raise InputError(
+            f"image_size: {name} cannot take {size}x{size} images with "
+            f"{preprocessing.channels} channel(s) ({first_line(error)})"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"classifier: {name} turned 2 images into {shape}, needed are logits [2, num_classes]"
+        )
+    if logits.shape[1] < 2:
+        raise InputError(
+            f"classifier: {name} gives one logit, which no softmax can tell from another; give "
+            "two, such as torch.cat([torch.zeros_like(logit), logit], 1)"
+        )
+    return logits.shape[1]

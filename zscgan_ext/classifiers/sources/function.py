@@ -1,0 +1,63 @@
+"""Classifiers that a function of the user's builds: `module:function`."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from zscgan_ext.classifiers.sources.source import ClassifierSource
+from zscgan_ext.errors import InputError, did_you_mean, first_line
+
+
+class FunctionSource(ClassifierSource):
+    """`module:function`: the function takes nothing, or `num_classes`, and returns a model."""
+
+    def build(self, num_classes: int | None, trained: bool) -> nn.Module:
+        """Call the function, which alone knows whether its model is trained."""
+        function = import_function(self.name)
+        try:
+            takes_num_classes = num_classes is not None and accepts(function, "num_classes")
+            model = function(num_classes=num_classes) if takes_num_classes else function()
+        except (Exception, SystemExit) as error:
+            raise InputError(
+                f"classifier: {self.name} raised {type(error).__name__}: {first_line(error)}"
+            ) from error
+        if not isinstance(model, nn.Module):
+            found = type(model).__name__
+            raise InputError(
+                f"classifier: {self.name} returned a {found}, needed is a torch.nn.Module"
+            )
+        return model
+
+
+def import_function(name: str) -> Callable[..., Any]:
+    """Import what `module:function` names, from the current folder too."""
+    module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"classifier: importing {module_name!r} raised {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        hint = did_you_mean(function_name, dir(module))
+        raise InputError(f"classifier: {module_name} has no function {function_name!r}{hint}")
+    result: Callable[..., Any] = function
+    return result
+
+
+def accepts(function: Callable[..., Any], argument: str) -> bool:
+    """Tell whether a function takes this keyword argument."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(
+        parameter.name == argument or parameter.kind is parameter.VAR_KEYWORD
+        for parameter in parameters
+    )

@@ -1,0 +1,54 @@
+"""What every source of classifiers answers, and ImageNet's preprocessing."""
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from zscgan_ext.errors import InputError
+from zscgan_ext.images.preprocessing import Preprocessing
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_SIZE = 224  # pixels
+
+
+class ClassifierSource(ABC):
+    """Builds one classifier, and knows what it expects of images.
+
+    Args:
+        name: of the classifier, as the user gives it.
+    """
+
+    class_names: tuple[str, ...] = ()  # of the weights it comes with; none where nobody knows
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def build(self, num_classes: int | None, trained: bool) -> nn.Module:
+        """Return the model.
+
+        Args:
+            num_classes: wanted, where the source can choose; None for the source's own number.
+            trained: whether to fill it with the weights that it comes with; other weights follow
+                where not.
+
+        Raises:
+            InputError: if the model cannot be built or its weights cannot be had.
+        """
+
+    def preprocessing(self, model: nn.Module) -> Preprocessing:
+        """Return input shape and normalization of a model that `build` returned.
+
+        Where a source does not know better: the channels of the first convolution, and ImageNet's
+        size and normalization.
+        """
+        convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        if convolution is None:
+            raise InputError(
+                f"classifier: {self.name} has no Conv2d layer, needed is an image classifier"
+            )
+        channels = convolution.in_channels
+        if channels == len(IMAGENET_MEAN):
+            return Preprocessing(channels, IMAGENET_SIZE, IMAGENET_MEAN, IMAGENET_STD)
+        return Preprocessing(channels, IMAGENET_SIZE, (0.5,) * channels, (0.5,) * channels)

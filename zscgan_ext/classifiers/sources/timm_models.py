@@ -1,0 +1,80 @@
+"""Classifiers of timm, which is an optional dependency: `timm:NAME`."""
+
+import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from zscgan_ext.classifiers.sources.source import ClassifierSource
+from zscgan_ext.errors import InputError, did_you_mean, first_line
+from zscgan_ext.images.preprocessing import Preprocessing
+
+PREFIX = "timm:"
+
+
+def require_timm() -> Any:
+    """Import timm.
+
+    Raises:
+        InputError: telling how to install it.
+    """
+    try:
+        return importlib.import_module("timm")
+    except ImportError:
+        raise InputError(
+            "classifier: timm's models need the package timm, which is not installed; "
+            "pip install timm"
+        ) from None
+
+
+@contextmanager
+def quiet_downloads() -> Iterator[None]:
+    """Keep Hugging Face from printing each of its attempts."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class TimmSource(ClassifierSource):
+    """A model of timm, by the name that `timm.list_models` lists, with or without a tag."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.timm = require_timm()
+        self.architecture = name.removeprefix(PREFIX)
+        # Also refuses names that would make timm read a folder or a repository.
+        if not self.timm.is_model(self.architecture):
+            hint = did_you_mean(self.architecture, self.timm.list_models())
+            raise InputError(
+                f"classifier: timm has no model {self.architecture!r}"
+                f"{hint or ', see timm.list_models()'}"
+            )
+
+    def build(self, num_classes: int | None, trained: bool) -> nn.Module:
+        """Build it; its own weights are downloaded, or read from the cache of Hugging Face."""
+        options = {} if trained or num_classes is None else {"num_classes": num_classes}
+        try:
+            with quiet_downloads():
+                model: nn.Module = self.timm.create_model(
+                    self.architecture, pretrained=trained, **options
+                )
+        except Exception as error:  # of the network, of the file system, or an unknown tag
+            wanted = f"cannot be built{' with its own weights' if trained else ''}"
+            remedy = "; give weights as --weights FILE" if trained else ""
+            raise InputError(
+                f"classifier: {self.name} {wanted} ({first_line(error)}){remedy}"
+            ) from None
+        return model
+
+    def preprocessing(self, model: nn.Module) -> Preprocessing:
+        """Return what timm's weights were trained with."""
+        config: dict[str, Any] = vars(model)["pretrained_cfg"]
+        channels, size, _ = config["input_size"]
+        return Preprocessing(channels, size, tuple(config["mean"]), tuple(config["std"]))

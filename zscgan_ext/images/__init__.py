@@ -1,0 +1,1 @@
+"""Images: what a classifier takes, and reading labelled ones."""

@@ -1,0 +1,268 @@
+"""Labelled images from files: Fashion-MNIST, idx folders and ImageFolder trees.
+
+Real images are never needed to quantize. They measure accuracy (`--evaluation-data`) and give the
+rows that had the data (`--reference-data`).
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import find_classes
+
+from zscgan_ext.errors import InputError
+from zscgan_ext.images.idx_file import read_idx
+from zscgan_ext.images.image_file import IMAGE_MODES, image_files, read_image, silent_decoders
+from zscgan_ext.images.preprocessing import Preprocessing
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+BUNDLED_FASHION_MNIST = Path(__file__).parents[1] / "zoo" / "fashion_mnist"
+# Where Debian's package dataset-fashion-mnist installs the training images.
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+# The folders of a split, where a tree has them above its class folders.
+SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
+NAMES_OF_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+IDX_ENDINGS = ("-ubyte", "-ubyte.gz")
+Split = Literal["train", "test"]
+
+
+class Images(Protocol):
+    """Labelled images, wherever they lie."""
+
+    @property
+    def labels(self) -> Tensor:
+        """All labels, int64 [N]."""
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, batch_size: int, preprocessing: Preprocessing
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once, in order: normalized [B, C, H, W] float32 and labels [B]."""
+
+    def random_batches(
+        self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches drawn uniformly with replacement, forever."""
+
+    def subset(self, index: Tensor) -> "Images":
+        """Return the images at these positions, int64 [M], in this order."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images in memory with their labels."""
+
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N]
+
+    def __len__(self) -> int:
+        return self.labels.numel()
+
+    def batches(
+        self, batch_size: int, preprocessing: Preprocessing
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once, in order: normalized [B, C, H, W] float32 and labels [B]."""
+        for start in range(0, len(self), batch_size):
+            stop = start + batch_size
+            yield preprocessing.normalize(self.images[start:stop]), self.labels[start:stop]
+
+    def random_batches(
+        self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches drawn uniformly with replacement, forever."""
+        while True:
+            index = torch.randint(len(self), (batch_size,), generator=random)
+            yield preprocessing.normalize(self.images[index]), self.labels[index]
+
+    def subset(self, index: Tensor) -> "LabelledImages":
+        """Return the images at these positions, int64 [M], in this order."""
+        return LabelledImages(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """Image files of an ImageFolder tree, read when their batch is due.
+
+    The shorter side is resized to 256/224 of the classifier's image size and the centre cropped,
+    the usual evaluation on ImageNet.
+    """
+
+    files: tuple[Path, ...]
+    labels: Tensor  # int64 [N]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batches(
+        self, batch_size: int, preprocessing: Preprocessing
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once, in order: normalized [B, C, H, W] float32 and labels [B]."""
+        for start in range(0, len(self), batch_size):
+            index = torch.arange(start, min(start + batch_size, len(self)))
+            yield self._read(index, preprocessing), self.labels[index]
+
+    def random_batches(
+        self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches drawn uniformly with replacement, forever."""
+        while True:
+            index = torch.randint(len(self), (batch_size,), generator=random)
+            yield self._read(index, preprocessing), self.labels[index]
+
+    def subset(self, index: Tensor) -> "ImageTree":
+        """Return the images at these positions, int64 [M], in this order."""
+        return ImageTree(tuple(self.files[i] for i in index.tolist()), self.labels[index])
+
+    def _read(self, index: Tensor, preprocessing: Preprocessing) -> Tensor:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool, silent_decoders():
+            pixels = pool.map(lambda i: read_image(self.files[i], preprocessing), index.tolist())
+            return preprocessing.normalize(torch.stack(list(pixels)))
+
+
+def read_idx_folder(folder: Path, split: Split) -> LabelledImages:
+    """Read `{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]` from a folder.
+
+    Args:
+        folder: the folder that holds the four (or two) idx files.
+        split: `train` or `test`.
+
+    Raises:
+        InputError: if a file is missing or damaged, or the numbers of images and labels differ.
+    """
+    prefix = {"train": "train", "test": "t10k"}[split]
+    arrays = []
+    for kind in ("images-idx3", "labels-idx1"):
+        name = f"{prefix}-{kind}-ubyte"
+        candidates = [folder / f"{name}.gz", folder / name]
+        file = next((path for path in candidates if os.path.lexists(path)), None)
+        if file is None:
+            raise InputError(f"{folder}: holds neither {name} nor {name}.gz")
+        arrays.append(read_idx(file))
+    images, labels = arrays
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        raise InputError(f"{folder}: images {images.shape} and labels {labels.shape} do not match")
+    return LabelledImages(
+        torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).to(torch.int64)
+    )
+
+
+def read_tree(folder: Path, split: Split) -> ImageTree:
+    """List an ImageFolder tree: one folder for each class, labels in the order of their names.
+
+    Args:
+        folder: holds the class folders, or `train` and `test` or `val` with the class folders.
+        split: `train` or `test`, for a tree that has both.
+
+    Raises:
+        InputError: if there is no class folder, or one without an image.
+    """
+    inner = (folder / name for name in SPLIT_FOLDERS[split])
+    root = next((path for path in inner if os.path.isdir(path)), folder)
+    try:
+        classes, _ = find_classes(root)
+    except OSError as error:
+        raise InputError(f"{root}: not an ImageFolder tree ({error})") from None
+    splits = sorted(NAMES_OF_SPLITS.intersection(map(str.lower, classes)))
+    if splits:
+        raise InputError(
+            f"{root}: its folder {splits[0]} is no class, but a part of the images; give the "
+            "folder that holds the class folders"
+        )
+    files = [image_files(root / name) for name in classes]
+    empty = [name for name, found in zip(classes, files, strict=True) if not found]
+    if empty:
+        raise InputError(f"{root}: not an ImageFolder tree (no image for the class {empty[0]})")
+    labels = [label for label, found in enumerate(files) for _ in found]
+    return ImageTree(tuple(file for found in files for file in found), torch.tensor(labels))
+
+
+def fashion_mnist_folder(split: Split) -> Path:
+    """Return the folder of Fashion-MNIST's idx files: bundled for testing, Debian's for training.
+
+    Raises:
+        InputError: if the training images are not installed.
+    """
+    if split == "test":
+        return BUNDLED_FASHION_MNIST
+    if not DEBIAN_FASHION_MNIST.is_dir():
+        raise InputError(
+            "fashion-mnist: only its test images are bundled; install Debian's package "
+            "dataset-fashion-mnist or give the folder that holds the idx files"
+        )
+    return DEBIAN_FASHION_MNIST
+
+
+def open_images(name: str, split: Split, preprocessing: Preprocessing) -> Images:
+    """Open labelled images for a classifier.
+
+    Args:
+        name: `fashion-mnist`, a folder of idx files, or an ImageFolder tree.
+        split: `test` to measure accuracy, `train` to fine-tune.
+        preprocessing: of the classifier. The images of an idx folder must have its shape.
+
+    Raises:
+        InputError: if there is nothing to read, it is damaged, or its shape does not fit.
+    """
+    folder = fashion_mnist_folder(split) if name == "fashion-mnist" else Path(name)
+    if not os.path.isdir(folder):
+        raise InputError(f"{name}: no such folder, accepted are fashion-mnist or a folder")
+    if not any(name.endswith(IDX_ENDINGS) for name in names_in(folder)):
+        if preprocessing.channels not in IMAGE_MODES:
+            raise InputError(
+                f"{name}: holds images of 1 or 3 channels, "
+                f"the classifier takes {preprocessing.channels}"
+            )
+        return read_tree(folder, split)
+    data = read_idx_folder(folder, split)
+    size = preprocessing.image_size
+    needed = (preprocessing.channels, size, size)
+    if tuple(data.images.shape[1:]) != needed or not len(data):
+        raise InputError(
+            f"{name}: holds images of shape {tuple(data.images.shape)}, "
+            f"the classifier takes {('N', *needed)}"
+        )
+    return data
+
+
+def names_in(folder: Path) -> list[str]:
+    """List a folder.
+
+    Raises:
+        InputError: if that is not allowed.
+    """
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def check_labels(data: Images, num_classes: int) -> None:
+    """Require labels that the classifier has.
+
+    Raises:
+        InputError: naming the largest label.
+    """
+    largest = int(data.labels.max())
+    if largest >= num_classes:
+        raise InputError(
+            f"labels up to {largest} were found, the classifier has {num_classes} classes"
+        )

@@ -1,0 +1,98 @@
+"""Image files: which ones a folder holds, and one of them as pixels in a classifier's size."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import is_image_file
+from torchvision.transforms import functional as transforms
+
+from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.regular_file import regular_file_size
+
+IMAGE_MODES = {1: "L", 3: "RGB"}
+# Those of the endings that a tree is searched for. Others may start programs, as EPS does.
+IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+LARGEST_IMAGE = 1 << 27  # pixels, as stored and as resized
+
+
+def image_files(folder: Path) -> list[Path]:
+    """List the image files below a folder in torchvision's order, no folder twice.
+
+    Links to folders are followed, and may lead back to where they stand.
+    """
+    seen: set[str] = set()
+    found: list[tuple[str, list[str]]] = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = [name for name in sorted(folders) if is_new(os.path.join(root, name), seen)]
+        found.append((root, sorted(filter(is_image_file, names))))
+    return [Path(root, name) for root, names in sorted(found) for name in names]
+
+
+def is_new(folder: str, seen: set[str]) -> bool:
+    """Tell whether a folder has not been seen under any name, and remember it."""
+    place = os.path.realpath(folder)
+    is_known = place in seen
+    seen.add(place)
+    return not is_known
+
+
+@contextmanager
+def silent_decoders() -> Iterator[None]:
+    """Keep decoders from warning; it concerns all threads, so it is not done in each of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
+    """Read one image file in the classifier's size and channels, uint8 [C, H, W].
+
+    Raises:
+        InputError: if the file cannot be decoded, or is too large.
+    """
+    size = preprocessing.image_size
+    shorter = round(size * 256 / 224)
+    try:
+        regular_file_size(file)
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            check_pixels(image, shorter)
+            converted = eight_bits(image).convert(IMAGE_MODES[preprocessing.channels])
+    except Exception as error:  # decoders raise nearly anything
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{file}: cannot be read as an image ({reason})") from None
+    resized = transforms.resize(converted, shorter)
+    pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(resized, size))
+    return pixels
+
+
+def check_pixels(image: Image.Image, shorter: int) -> None:
+    """Require a size that fits into memory, now and with the shorter side resized.
+
+    Raises:
+        ValueError: naming the size.
+    """
+    low, high = sorted(image.size)
+    if low * high > LARGEST_IMAGE or shorter * shorter * high > LARGEST_IMAGE * max(low, 1):
+        width, height = image.size
+        raise ValueError(f"{width}x{height} pixels are too many, or too narrow")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image with 16 bits for each pixel in 8, which converting would clip.
+
+    Raises:
+        ValueError: if its values have no known range.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}, accepted are 8 and 16 bits")
+    return image

@@ -1,0 +1,1 @@
+"""What a run writes, and reading it back: files, checkpoints, logs."""

@@ -1,0 +1,114 @@
+"""One checkpoint as one safetensors file: tensors as such, everything else as JSON in its header.
+
+A file's name holds its number and the beginning of its SHA-256, such as
+`000012-5f70bf18a0860070.safetensors`. Bytes that do not belong to their name are not even parsed.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from zscgan_ext.errors import first_line
+from zscgan_ext.run_folder.files import write_whole
+
+State = dict[str, Any]  # nested: text keys; tensors, numbers, text, booleans, None, lists
+NAME = re.compile(r"(\d{6,})-([0-9a-f]{16})\.safetensors", re.ASCII)
+TENSOR = "__tensor__"  # the key of the JSON object that stands in the place of a tensor
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that is truncated, was changed or cannot be read; the message is one line."""
+
+
+def encode(state: Mapping[str, Any]) -> bytes:
+    """Turn a state into the bytes of a safetensors file."""
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(without_tensors(state, "", tensors))
+    return safetensors.torch.save(tensors, {"state": text})
+
+
+def without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Move the tensors of a state, copied, into a dictionary; return the rest for JSON."""
+    if isinstance(value, Tensor):
+        copy = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        tensors[name] = copy
+        return {TENSOR: name}
+    if isinstance(value, Mapping):
+        return {k: without_tensors(v, f"{name}/{k}", tensors) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_tensors(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
+    return value
+
+
+def decode(data: bytes) -> State:
+    """Turn the bytes of a safetensors file back into a state, its tensors on the CPU."""
+    tensors = safetensors.torch.load(data)
+    header_size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + header_size])
+    state: State = with_tensors(json.loads(header["__metadata__"]["state"]), tensors)
+    return state
+
+
+def with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Put tensors back to where `without_tensors` took them from."""
+    if isinstance(value, dict):
+        if set(value) == {TENSOR}:
+            return tensors[value[TENSOR]]
+        return {k: with_tensors(v, tensors) for k, v in value.items()}
+    if isinstance(value, list):
+        return [with_tensors(v, tensors) for v in value]
+    return value
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, oldest first; none where there is no folder."""
+    files = [file for file in folder.glob("*.safetensors") if NAME.fullmatch(file.name)]
+    return sorted(files, key=lambda file: (number_of(file), file.name))
+
+
+def number_of(file: Path) -> int:
+    """Return the number in a checkpoint's name."""
+    return int(file.name.partition("-")[0])
+
+
+def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint, which is there whole or not at all.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    data = encode(state)
+    file = folder / f"{number:06d}-{checksum(data)}.safetensors"
+    write_whole(file, data)
+    return file
+
+
+def read_checkpoint(file: Path) -> State:
+    """Read a checkpoint, without running anything that it holds.
+
+    Raises:
+        DamagedCheckpointError: if it cannot be read or its bytes are not those that were written.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise DamagedCheckpointError(f"cannot be read ({error.strerror})") from None
+    match = NAME.fullmatch(file.name)
+    if match is None or checksum(data) != match[2]:
+        raise DamagedCheckpointError("is truncated or corrupt, its checksum does not match")
+    try:
+        return decode(data)
+    except Exception as error:  # bytes that match their name, made by something else
+        raise DamagedCheckpointError(f"is no checkpoint ({first_line(error)})") from None
+
+
+def checksum(data: bytes) -> str:
+    """Return the beginning of the bytes' SHA-256 as text."""
+    return hashlib.sha256(data).hexdigest()[:16]

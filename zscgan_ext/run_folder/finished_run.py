@@ -1,0 +1,96 @@
+"""Reading back what a run left in its folder."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zscgan_ext.classifiers.loading import Classifier, load_classifier
+from zscgan_ext.classifiers.weights import load_weights
+from zscgan_ext.errors import InputError
+from zscgan_ext.images.memory_format import to_channels_last
+from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
+from zscgan_ext.quantization.quantizers import ActivationMode
+from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.settings.command_line import CONFIG, parse_settings
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.settings.values import parse_bits
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+
+STUDENT, GENERATOR = "quantized.safetensors", "generator.safetensors"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's settings, the float classifier and the student, on the CPU."""
+
+    folder: Path
+    settings: Settings
+    classifier: Classifier
+    student: QuantizedClassifier
+
+    def new_generator(self) -> ConditionalGenerator:
+        """Return a generator of the run's shape that has learned nothing, always the same."""
+        classifier = self.classifier
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            return ConditionalGenerator(
+                classifier.num_classes, self.settings.latent_dim, classifier.preprocessing
+            )
+
+    def generator(self) -> ConditionalGenerator:
+        """Return the generator that the run learned."""
+        generator = self.new_generator()
+        load_weights(generator, self.folder / GENERATOR)
+        return generator.eval()
+
+    @torch.no_grad()
+    def generated_images(self, batch_size: int, batches: int) -> list[Tensor]:
+        """Return batches of the generator's images, [batch_size, C, H, W], always the same."""
+        generator, seed = self.generator(), self.settings.seed
+        random = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # of the noise in the generator
+            return [
+                to_channels_last(generator(*generator.random_inputs(batch_size, random)))
+                for _ in range(batches)
+            ]
+
+
+def load_float_classifier(settings: Settings) -> Classifier:
+    """Load the classifier that a run quantized."""
+    return load_classifier(
+        settings.classifier,
+        settings.weights,
+        settings.num_classes,
+        settings.image_size,
+        settings.mean,
+        settings.std,
+    )
+
+
+def read_settings(folder: Path) -> Settings:
+    """Return the settings of a run, to be used on the CPU."""
+    on_the_cpu = ("--device=cpu", "--precision=float32", "--cuda-graphs=off", "--no-compile")
+    return parse_settings(["--config", str(folder / CONFIG), *on_the_cpu])
+
+
+def open_run(folder: Path) -> FinishedRun:
+    """Read the folder of a run that went to its end.
+
+    Raises:
+        InputError: if a file is missing or does not fit the classifier.
+    """
+    for name in (CONFIG, STUDENT, GENERATOR):
+        if not os.path.isfile(folder / name):  # Path raises where a name is too long
+            raise InputError(f"{folder}: lacks {name}, needed is the folder of a finished run")
+    settings = read_settings(folder)
+    classifier = load_float_classifier(settings)
+    scheme = Scheme(settings.scheme, *parse_bits(settings.bits))
+    student = convert(classifier.model, scheme, classifier.preprocessing.shape)
+    load_weights(student, folder / STUDENT)
+    student.set_activation_mode(ActivationMode.QUANTIZE)
+    student.requires_grad_(False).to(memory_format=torch.channels_last)
+    return FinishedRun(folder, settings, classifier, student)

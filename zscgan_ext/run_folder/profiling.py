@@ -1,0 +1,86 @@
+"""A few steps of each training under torch's profiler: a Chrome trace and a table by op."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from zscgan_ext.run_folder.files import RunFolder, one_line_errors
+
+SKIPPED_STEPS = 5  # libraries choose algorithms, CUDA graphs are captured
+PROFILED_STEPS = 3
+ROWS_OF_TABLE = 40
+
+
+class StepProfiler:
+    """Collects what the profiler saw of each stage, and writes it to the folder of a run.
+
+    Args:
+        device: where the steps run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.trace: dict[str, Any] = {}
+        self.tables: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
+        """Profile some of the steps that it encloses.
+
+        Args:
+            name: of the stage.
+            steps: how many steps the stage has.
+
+        Yields:
+            What is to be called after each step.
+        """
+        profiled = min(PROFILED_STEPS, steps)
+        first = min(SKIPPED_STEPS, steps - profiled)
+        profiler = profile(activities=self.activities)
+        taken = 0
+
+        def after_step() -> None:
+            nonlocal taken
+            taken += 1
+            if taken == first:
+                profiler.start()
+            if taken == first + profiled:
+                profiler.stop()
+                self.add(f"{name}, {profiled} steps", profiler)
+
+        if first == 0 and steps:
+            profiler.start()
+        yield after_step
+        if first <= taken < first + profiled:  # the run went on from a checkpoint near the end
+            profiler.stop()
+            self.add(f"{name}, {taken - first} steps", profiler)
+
+    @property
+    def activities(self) -> list[ProfilerActivity]:
+        """What runs where the steps do, besides the CPU."""
+        on_gpu = [ProfilerActivity.CUDA] if self.device.type == "cuda" else []
+        return [ProfilerActivity.CPU, *on_gpu]
+
+    def add(self, title: str, profiler: profile) -> None:
+        """Keep the events and the table of one stage."""
+        sort_by = f"self_{self.device.type}_time_total"
+        table = profiler.key_averages().table(sort_by=sort_by, row_limit=ROWS_OF_TABLE)
+        self.tables.append(f"{title}\n{table}")
+        with one_line_errors(Path("trace.json")), tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "trace.json")
+            profiler.export_chrome_trace(str(file))
+            trace = json.loads(file.read_text())
+        trace.pop("traceName", None)  # where it was written
+        events = self.trace.get("traceEvents", [])
+        self.trace = trace | {"traceEvents": events + trace["traceEvents"]}
+
+    def write(self, folder: RunFolder) -> None:
+        """Write `trace.json`, which chrome://tracing and Perfetto show, and `profile.txt`."""
+        folder.write_text("trace.json", json.dumps(self.trace))
+        folder.write_text("profile.txt", "\n\n".join(self.tables) + "\n")

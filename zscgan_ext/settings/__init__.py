@@ -1,0 +1,1 @@
+"""Settings: their defaults and units, and reading them from arguments and files."""

@@ -1,0 +1,1 @@
+"""A run: preparing it, and its stages one after the other."""

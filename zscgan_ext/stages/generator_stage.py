@@ -1,0 +1,182 @@
+"""The stage that learns the generator, and what is asked of the generator afterwards."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from zscgan_ext.images.memory_format import to_memory_format
+from zscgan_ext.stages.progress import Progress
+from zscgan_ext.stages.run import Run
+from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.diversity import (
+    chosen_classes,
+    compare_diversity,
+    generated_classes,
+    real_classes,
+)
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_training import (
+    GeneratorTraining,
+    SynthesisStep,
+    synthetic_batches,
+    train_generator,
+)
+from zscgan_ext.training.finite_numbers import zero_variance_warnings
+
+SAMPLES_PER_CLASS = 10
+PROBES_PER_CLASS = 8
+NAMED_CLASSES = 5  # at most, in a warning
+# Fraction of the learning rate: at all of it, Adam's first steps would undo what was learned.
+GOING_ON_RATE = 0.1
+SAMPLED_FRACTIONS = (0.1, 0.3, 1.0)  # of the synthesis steps, beside the first
+
+
+def learn_generator(run: Run) -> ConditionalGenerator:
+    """Learn the generator, with samples and a log on the way."""
+    settings, classifier = run.settings, run.classifier
+    generator = ConditionalGenerator(
+        classifier.num_classes, settings.latent_dim, classifier.preprocessing
+    )
+    generator.to(run.device).to(memory_format=run.execution.memory_format)
+    run.separate_processes()
+    run.checkpoints.hold("generator", generator)
+    if run.checkpoints.is_finished("synthesis"):
+        return generator.eval()
+    random = run.checkpoints.hold_random("synthesis/random", run.random(1))
+    run.warn(zero_variance_warnings(classifier.model))
+    teacher = FrozenTeacher(classifier.model, settings.distance)
+    steps = settings.synthesis_steps
+    sampled = {1, *(max(1, round(fraction * steps)) for fraction in SAMPLED_FRACTIONS)}
+    with (
+        run.checkpoints.stage("synthesis"),
+        run.timed("synthesis"),
+        run.steps_of("synthesis", steps) as around,
+        Progress("synthesis", steps, settings.log_interval) as progress,
+    ):
+
+        def report(step: SynthesisStep) -> None:
+            progress.update(
+                step.step, {"loss": step.loss, "teacher accuracy": step.teacher_accuracy}
+            )
+            if progress.is_due(step.step):
+                run.log("synthesis", asdict(step))
+            if step.step in sampled:
+                save_samples(run, generator, step.step)
+
+        def is_due(step: int) -> bool:
+            return progress.wants(step) or step in sampled
+
+        train_generator(
+            *(generator, teacher, settings, random, report, is_due),
+            *(around.after_step, around.before_steps),
+        )
+        run.warn([*not_learned(run, generator), *never_generated(run, generator)])
+        run.folder.save_tensors("generator.safetensors", generator.state_dict())
+    teacher.remove_hooks()
+    return generator
+
+
+def generator_goes_on(run: Run, generator: ConditionalGenerator) -> GeneratorTraining:
+    """Return a training that goes on with the generator while the student learns."""
+    settings = replace(
+        run.settings,
+        synthesis_steps=run.settings.fine_tuning_steps,
+        synthesis_learning_rate=GOING_ON_RATE * run.settings.synthesis_learning_rate,
+    )
+    random = run.checkpoints.hold_random("alternating/random", run.random(8))
+    teacher = FrozenTeacher(run.classifier.model, settings.distance)
+    training = GeneratorTraining(generator, teacher, settings, random)
+    generator.eval()
+    return run.checkpoints.hold("alternating/training", training)
+
+
+@torch.no_grad()
+def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
+    """Write a grid of generated images, one row per class; the same latent vectors each time."""
+    classes = chosen_classes(generator.learned_classes())
+    labels = torch.tensor(classes, device=run.device).repeat_interleave(SAMPLES_PER_CLASS)
+    latent, _ = generator.random_inputs(len(labels), run.shared_random(2))
+    was_training = generator.training
+    generator.eval()
+    images = generator(latent, labels)
+    generator.train(was_training)
+    pixels = run.classifier.preprocessing.denormalize(images)
+    grid = pixels.reshape(len(classes), SAMPLES_PER_CLASS, *pixels.shape[1:])
+    names = [run.classifier.class_names[label] for label in classes]
+    run.folder.save_image_grid(f"samples/step-{step:06d}.png", grid, names)
+    if run.tensorboard is not None:
+        run.tensorboard.images("samples", grid, step)
+
+
+def probe_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield generated images [B, C, H, W] and labels [B], learned classes in turn, to look at.
+
+    They take no random numbers from any stage.
+    """
+    classes = torch.tensor(generator.learned_classes(), device=run.device)
+    size, random, next_index = run.settings.batch_size, run.shared_random(7), 0
+    while True:
+        index = torch.arange(next_index, next_index + size, device=run.device)
+        labels = classes[index % len(classes)]
+        next_index += size
+        latent, _ = generator.random_inputs(size, random)
+        devices = [run.device] if run.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.manual_seed(next_index)
+            images = generator(latent, labels)
+        yield to_memory_format(images, run.execution.memory_format), labels
+
+
+def not_learned(run: Run, generator: ConditionalGenerator) -> list[str]:
+    """Return a line that counts the classes learned, if that is not all of them."""
+    learned, classes = len(generator.learned_classes()), run.classifier.num_classes
+    if learned == classes:
+        return []
+    return [
+        f"the generator had images enough for {learned} of {classes} classes; "
+        "give more --synthesis-steps or a larger --batch-size for more"
+    ]
+
+
+@torch.no_grad()
+def never_generated(run: Run, generator: ConditionalGenerator) -> list[str]:
+    """Return a line that names learned classes that came out as others, if there are any."""
+    learned, size = generator.learned_classes(), run.settings.batch_size
+    hits = torch.zeros(run.classifier.num_classes, dtype=torch.int64, device=run.device)
+    batches = math.ceil(PROBES_PER_CLASS * len(learned) / size)
+    for images, labels in islice(probe_batches(run, generator), batches):
+        hits.index_add_(0, labels, (run.classifier.model(images).argmax(1) == labels).long())
+    counts = hits.tolist()
+    missing = [label for label in learned if counts[label] == 0]
+    if not missing:
+        return []
+    names = [run.classifier.class_names[label] for label in missing[:NAMED_CLASSES]]
+    more = ", ..." if len(missing) > NAMED_CLASSES else ""
+    never = f"{len(missing)} of {len(learned)} classes are never generated"
+    return [f"{never}, as the classifier sees it: {', '.join(names)}{more}"]
+
+
+def measure_diversity(run: Run, generator: ConditionalGenerator) -> None:
+    """Measure how diverse generated images are, and real ones where there are any."""
+    checkpoints, classifier = run.checkpoints, run.classifier
+    data = run.reference or run.evaluation
+    if checkpoints.is_finished("diversity"):
+        return
+    with checkpoints.stage("diversity"), checkpoints.interruptible(), run.timed("evaluation"):
+        generated = generated_classes(generator, run.shared_random(6))
+        real = None
+        if data is not None:
+            labels = chosen_classes(generator.learned_classes())
+            real = real_classes(data, classifier.preprocessing, labels, run.device)
+        run.diversity = compare_diversity(classifier.model, generated, real)
+
+
+def generated_batches(
+    run: Run, generator: ConditionalGenerator, random: torch.Generator, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of generated images on the device, forever."""
+    return synthetic_batches(generator, batch_size, random, run.execution.memory_format)

@@ -1,0 +1,142 @@
+"""Preparing a run: all that was given is checked before anything is written."""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from zscgan_ext import processes
+from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.errors import InputError
+from zscgan_ext.export.runtime import require_onnx
+from zscgan_ext.images.datasets import Images, check_labels, open_images
+from zscgan_ext.run_folder.checkpoints import Checkpoints
+from zscgan_ext.run_folder.files import RunFolder
+from zscgan_ext.run_folder.finished_run import load_float_classifier
+from zscgan_ext.run_folder.newest_checkpoint import newest_checkpoint
+from zscgan_ext.run_folder.profiling import StepProfiler
+from zscgan_ext.run_folder.tensorboard_log import TensorboardLog, require_tensorboard
+from zscgan_ext.settings.command_line import CONFIG, settings_to_yaml
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.settings.values import parse_formats, parse_interval, resolve_device
+from zscgan_ext.stages.run import LOG, Run, new_run, new_student
+from zscgan_ext.training.execution import choose_execution
+from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
+
+BATCH_SIZES = ("batch_size", "fine_tuning_batch_size")
+# Settings that change nothing of what is learned and measured.
+WITHOUT_EFFECT = {
+    *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
+    *("log_interval", "profile", "report", "tensorboard", "keep_freed_memory"),
+}
+# Settings that a run may change when it goes on from a checkpoint.
+CHANGEABLE = {
+    *("device", "precision", "memory_format", "cuda_graphs", "compile"),
+    *WITHOUT_EFFECT,
+}
+
+
+def prepare(settings: Settings) -> Run:
+    """Check all that was given, then create the run folder.
+
+    Raises:
+        InputError: if anything does not fit; nothing was written then.
+    """
+    start = time.perf_counter()
+    device = resolve_device(settings.device)
+    processes.join(device)
+    shares = shares_of_batches(settings)
+    if processes.restarts() and (settings.output_folder() / CONFIG).exists():
+        settings = replace(settings, resume=settings.output_folder())
+    torch.manual_seed(settings.seed)
+    loaded = None if settings.resume is None else newest_checkpoint(settings.resume)
+    if "onnx" in parse_formats(settings.export):
+        require_onnx()
+    if settings.tensorboard:
+        require_tensorboard()
+    classifier = load_float_classifier(settings)
+    evaluation = open_data(settings.evaluation_data or bundled_data(settings), "test", classifier)
+    reference = open_data(settings.reference_data, "train", classifier)
+    execution = choose_execution(settings, device)
+    new_student(settings, classifier, execution)
+    facts = facts_of(settings, device, classifier.model)
+    if loaded is not None:
+        check_facts(facts, loaded["facts"])
+    writes = processes.rank() == 0
+    resumes = settings.resume is not None
+    folder = RunFolder(settings.output_folder(), settings.overwrite, resumes, writes)
+    folder.write_text(CONFIG, settings_to_yaml(replace(settings, resume=None)))
+    execution.apply()
+    print(f"execution: {execution}", flush=True)
+    every = parse_interval(settings.checkpoint_every)
+    place, keep = folder.of_checkpoints(), settings.keep_checkpoints
+    checkpoints = Checkpoints(place, every, keep, facts, loaded)
+    # From here on batch sizes are what this process has of each batch.
+    settings = replace(settings, **shares)
+    run = new_run(settings, classifier, folder)
+    run.evaluation, run.reference = evaluation, reference
+    run.profiler = StepProfiler(device) if settings.profile else None
+    run.tensorboard = TensorboardLog(folder) if settings.tensorboard and writes else None
+    run.start = start
+    run.checkpoints = checkpoints
+    if resumes:
+        folder.write_text(LOG, "")
+        print(f"resume: {run.checkpoints.position()}", flush=True)
+    run.checkpoints.hold("measured", run, gives_copies=True)
+    return run
+
+
+def shares_of_batches(settings: Settings) -> dict[str, Any]:
+    """Return by setting how many images of each batch this process has.
+
+    Raises:
+        InputError: if the processes cannot have equal shares.
+    """
+    sizes = {name: getattr(settings, name) for name in BATCH_SIZES}
+    for name, size in sizes.items():
+        if size % processes.count():
+            raise InputError(
+                f"{name}: {size}, needed is a multiple of the {processes.count()} processes, "
+                "which share each batch"
+            )
+    return {name: size // processes.count() for name, size in sizes.items()}
+
+
+def bundled_data(settings: Settings) -> str | None:
+    """Return the name of the test images that come with a bundled classifier."""
+    return "fashion-mnist" if settings.classifier in BUNDLED_CLASSIFIERS else None
+
+
+def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | None:
+    """Open labelled images that fit the classifier, if any were named."""
+    if name is None:
+        return None
+    images = open_images(name, split, classifier.preprocessing)
+    check_labels(images, classifier.num_classes)
+    return images
+
+
+def facts_of(settings: Settings, device: torch.device, model: nn.Module) -> dict[str, Any]:
+    """Return what a run must have in common with the checkpoint that it goes on from."""
+    texts = {name: str(value) for name, value in vars(settings).items() if name not in CHANGEABLE}
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return {**texts, "device": device.type, "weights of the classifier": digest.hexdigest()[:16]}
+
+
+def check_facts(facts: Mapping[str, Any], of_checkpoint: Mapping[str, Any]) -> None:
+    """Require that a run fits the checkpoint it goes on from.
+
+    Raises:
+        InputError: naming the first thing that does not.
+    """
+    for name, value in facts.items():
+        needed = of_checkpoint.get(name, value)
+        if value != needed:
+            raise InputError(f"{name}: {value}, but the checkpoint to resume has {needed}")

@@ -1,0 +1,1 @@
+"""Generator learning: the conditional generator, and the teacher that it learns from."""

@@ -1,0 +1,140 @@
+"""The conditional generator: from a latent vector and a class to an image."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zscgan_ext.images.memory_format import normal_like
+from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.synthesis.synchronized_batch_norm import SynchronizedBatchNorm
+
+SMALLEST_MAP = 7  # pixels of the first feature map, about
+WIDEST = 128  # channels of the first feature maps
+# Standard deviation of the noise in every block, whose features have one: without it the images of
+# a class come out nearly alike, since the class alone satisfies the loss.
+NOISE = 0.5
+LARGEST_OF_BLOCKS = 64  # pixels up to which the last doubling has a block too
+FEWEST_CLASSES = 32  # that learning begins with, where the classifier has more
+IMAGES_PER_CLASS = 100  # to learn a class, before others join
+
+
+class UpsampleBlock(nn.Module):
+    """Double the resolution, then convolve, normalize, add noise and activate."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.bn = SynchronizedBatchNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, in_channels, H, W] to [N, out_channels, 2H, 2W]."""
+        x = self.bn(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+        # In place: the backward pass needs what enters the batch norm and what leaves the block.
+        return F.leaky_relu_(x.add_(normal_like(x), alpha=NOISE), 0.2)
+
+
+def first_stride(num_classes: int) -> int:
+    """Return the distance of the classes that are learned first, a power of two."""
+    return 1 << math.ceil(math.log2(max(1.0, num_classes / FEWEST_CLASSES)))
+
+
+def stride_of_classes(num_classes: int, images: int, images_in_all: int) -> int:
+    """Return the distance of the classes that are learned after so many images.
+
+    A generator that starts with a thousand classes sees each too rarely to tell them apart before
+    many thousand images. So it starts with a few, spread evenly, and the number doubles when each
+    has had its images, as long as there are enough for those that join.
+
+    Args:
+        num_classes: of the classifier.
+        images: that were generated so far.
+        images_in_all: that generator learning will have generated at its end.
+    """
+    stride = first_stride(num_classes)
+    learned = IMAGES_PER_CLASS * math.ceil(num_classes / stride)
+    while stride > 1:
+        joined = learned + IMAGES_PER_CLASS * math.ceil(2 * num_classes / stride)
+        if images < learned or images_in_all < joined:
+            break
+        stride, learned = stride // 2, joined
+    return stride
+
+
+class ConditionalGenerator(nn.Module):
+    """Images of a wanted class, in the classifier's own input units.
+
+    A class embedding is joined to the latent vector; a linear layer makes a small feature map of
+    it, which blocks of nearest upsampling and 3x3 convolution bring to the image size (the shape
+    of GDFQ's generator, Xu et al., 2020). A sigmoid gives pixels, which are normalized as the
+    classifier's preprocessing would. The last doubling of large images has no block: at full
+    resolution, one would take more time than all other layers together.
+
+    Of many classes, those that are multiples of `class_stride` are learned; the others are not
+    drawn.
+
+    Args:
+        num_classes: classes of the classifier.
+        latent_dim: length of the latent vector, and of the class embedding.
+        preprocessing: image shape and normalization of the classifier.
+    """
+
+    def __init__(self, num_classes: int, latent_dim: int, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.latent_dim = latent_dim
+        self.image_size = preprocessing.image_size
+        doublings = max(1, round(math.log2(self.image_size / SMALLEST_MAP)))
+        self.map_size = math.ceil(self.image_size / 2**doublings)
+        finest = 32
+        if self.image_size > LARGEST_OF_BLOCKS:
+            finest, doublings = 16, doublings - 1
+        widths = [min(WIDEST, finest * 2 ** (doublings - level)) for level in range(doublings + 1)]
+        self.embedding = nn.Embedding(num_classes, latent_dim)
+        self.linear = nn.Linear(2 * latent_dim, widths[0] * self.map_size**2)
+        self.bn = SynchronizedBatchNorm(widths[0])
+        self.blocks = nn.Sequential(
+            *(UpsampleBlock(widths[i], widths[i + 1]) for i in range(doublings))
+        )
+        self.to_pixels = nn.Conv2d(widths[-1], preprocessing.channels, 3, padding=1)
+        self.pixel_bn = SynchronizedBatchNorm(preprocessing.channels)
+        mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)  # [C, 1, 1]
+        std = torch.tensor(preprocessing.std).view(-1, 1, 1)  # [C, 1, 1]
+        self.register_buffer("class_stride", torch.tensor(first_stride(num_classes)))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
+        """Generate images; the noise of the blocks comes from torch's default generator.
+
+        Args:
+            latent: [N, latent_dim], standard normal.
+            labels: int64 [N].
+
+        Returns:
+            Normalized images [N, C, image_size, image_size].
+        """
+        joined = torch.cat([latent, self.embedding(labels)], dim=1)  # [N, 2 * latent_dim]
+        x = self.linear(joined).view(len(latent), -1, self.map_size, self.map_size)
+        x = self.blocks(F.leaky_relu_(self.bn(x), 0.2))  # [N, finest, S, S]
+        if x.shape[-1] < self.image_size:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        x = x[:, :, : self.image_size, : self.image_size]
+        pixels = torch.sigmoid(2 * self.pixel_bn(self.to_pixels(x)))
+        return (pixels - self.get_buffer("mean")) / self.get_buffer("std")
+
+    def random_inputs(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw latent vectors [count, latent_dim] and labels [count] on its device.
+
+        Labels are uniform over the classes that are learned, but for the last one, which is drawn
+        more seldom where the number of classes is no multiple of their distance.
+        """
+        device = self.embedding.weight.device
+        latent = torch.randn((count, self.latent_dim), generator=random, device=device)
+        labels = torch.randint(self.num_classes, (count,), generator=random, device=device)
+        return latent, labels - labels % self.get_buffer("class_stride")
+
+    def learned_classes(self) -> list[int]:
+        """Return the labels that are drawn; waits for the device."""
+        return list(range(0, self.num_classes, int(self.get_buffer("class_stride"))))

@@ -1,0 +1,153 @@
+"""Frozen batch norms that measure their input while they normalize it.
+
+The graph of a frozen classifier is rewritten: batch norm, the residual that is added to it, the
+ReLU or ReLU6 after that, and mean and variance of its input become one op, and convolutions forget
+their inputs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from zscgan_ext import ops
+from zscgan_ext.classifiers.graph import (
+    ADDITIONS,
+    IN_PLACE_ADDITIONS,
+    activate,
+    activation_of,
+    is_one_of,
+    module_of,
+    only_user,
+)
+from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.errors import InputError
+from zscgan_ext.ops.layout import compute_dtype
+from zscgan_ext.synthesis.frozen_convolution import FrozenConvolution
+
+Measured = Callable[[_BatchNorm, Tensor, Tensor], None]  # takes a layer's mean and variance
+
+
+def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch-norm layers that store statistics, in the order of the modules."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+
+
+def stored(values: Tensor | None) -> Tensor:
+    """Return a layer's stored statistics, which it is known to have."""
+    assert values is not None
+    return values
+
+
+class MatchedBatchNorm(nn.Module):
+    """A frozen batch norm, a residual and an activation, and the statistics of the input.
+
+    Args:
+        layer: stores statistics; its values at this moment are taken.
+        activation: one of `ops.ACTIVATIONS`.
+        measured: is handed mean and variance while gradients are wanted.
+    """
+
+    multiplier: Tensor
+    offset: Tensor
+    shift: Tensor
+
+    def __init__(self, layer: _BatchNorm, activation: str, measured: Measured) -> None:
+        super().__init__()
+        self.layer = layer
+        self.activation = activation
+        self.measured = measured
+        mean, variance = (stored(v).double() for v in (layer.running_mean, layer.running_var))
+        multiplier = (variance + layer.eps).rsqrt()
+        if layer.weight is not None:
+            multiplier = multiplier * layer.weight.detach().double()
+        offset = -mean * multiplier
+        if layer.bias is not None:
+            offset = offset + layer.bias.detach().double()
+        dtype = compute_dtype(stored(layer.running_mean))
+        for name, values in (("multiplier", multiplier), ("offset", offset), ("shift", mean)):
+            self.register_buffer(name, values.to(dtype), persistent=False)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map [N, C, ...], and a residual that broadcasts with it, to the activation's result."""
+        if residual is None or residual.shape == x.shape:
+            return self.normalize(x, residual, self.activation)
+        return activate(self.normalize(x, None, "none") + residual, self.activation)
+
+    def normalize(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        """Normalize x, add a residual of its shape, and apply an activation."""
+        if residual is not None:
+            residual = residual.to(x.dtype)  # autocast may have left it wider
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return ops.batch_norm_eval(x, self.multiplier, self.offset, activation, residual)
+        y, mean, variance = ops.batch_norm_eval_matched(
+            x, self.multiplier, self.offset, self.shift, activation, residual
+        )
+        self.measured(self.layer, mean, variance)
+        return y
+
+
+def matched_graph(model: nn.Module, measured: Measured) -> fx.GraphModule | None:
+    """Rewrite a frozen classifier's graph so that its batch norms measure their inputs.
+
+    Args:
+        model: in evaluation mode; stays as it is.
+        measured: called by each batch norm, in the order of the forward pass.
+
+    Returns:
+        The new graph, or None where the classifier cannot be traced.
+    """
+    try:
+        graph = trace(model)
+    except InputError:
+        return None
+    for node in list(graph.graph.nodes):
+        layer = module_of(graph, node)
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+            fuse_batch_norm(graph, node, layer, measured)
+        elif isinstance(layer, nn.Conv2d) and FrozenConvolution.can_be_frozen(layer):
+            graph.set_submodule(str(node.target), FrozenConvolution(layer))
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph
+
+
+def fuse_batch_norm(
+    graph: fx.GraphModule, node: fx.Node, layer: _BatchNorm, measured: Measured
+) -> None:
+    """Put a `MatchedBatchNorm` in the place of a batch norm and of what follows it."""
+    arguments, replaced = [node.args[0]], [node]
+    residual = residual_of(graph, node)
+    if residual is not None:
+        arguments.append(residual)
+        replaced.append(next(iter(node.users)))
+    user = only_user(replaced[-1])
+    activation = activation_of(graph, user) if user is not None else "none"
+    if user is not None and activation != "none":
+        replaced.append(user)
+    name = f"matched_{node.name}"
+    graph.add_submodule(name, MatchedBatchNorm(layer, activation, measured))
+    with graph.graph.inserting_before(replaced[-1]):
+        fused = graph.graph.call_module(name, tuple(arguments))
+    replaced[-1].replace_all_uses_with(fused)
+    for old in reversed(replaced):
+        graph.graph.erase_node(old)
+
+
+def residual_of(graph: fx.GraphModule, node: fx.Node) -> Any:
+    """Return the node that is added to a node's result and to nothing else, if one is."""
+    addition = only_user(node)
+    if addition is None or not is_one_of(graph, addition, ADDITIONS):
+        return None
+    if len(addition.args) != 2 or addition.kwargs or addition.args[0] is addition.args[1]:
+        return None
+    if addition.target in IN_PLACE_ADDITIONS and addition.args[0] is not node:
+        return None  # changes the other tensor, which others may see
+    other = addition.args[1] if addition.args[0] is node else addition.args[0]
+    return other if isinstance(other, fx.Node) else None

@@ -1,0 +1,201 @@
+"""What generator learning and fine-tuning share: a step as an object, and the loop of steps."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zscgan_ext import processes
+from zscgan_ext.errors import first_line
+from zscgan_ext.training.cuda_graphs import GraphedStep, StreamCapture
+from zscgan_ext.training.execution import Execution
+
+CHANGING_SCALING = {"scale": float, "_growth_tracker": int}  # of the state of a GradScaler
+
+
+def every_step(_: int) -> bool:
+    """Report each step."""
+    return True
+
+
+def nothing() -> None:
+    """Do nothing after a step."""
+
+
+def adam_state(state: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Copy what Adam keeps of a parameter, laid out in memory as the parameter is.
+
+    Raises:
+        ValueError: if it is of something else, which Adam's fused kernel would not notice.
+    """
+    step, moments = state["step"], {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
+    if step.shape != () or any(moment.shape != parameter.shape for moment in moments.values()):
+        raise ValueError(f"the optimizer's state is not of a parameter {list(parameter.shape)}")
+    alike = {name: torch.empty_like(parameter.detach()).copy_(m) for name, m in moments.items()}
+    return {"step": step.to(torch.float32, copy=True), **alike}
+
+
+def as_it_is(_: "Training") -> None:
+    """Leave a training as it begins."""
+
+
+class Training(ABC):
+    """Parameters that learn, one step after the other.
+
+    A step waits for nothing on its device: it can be queued ahead of the device, profiled, and
+    captured in a CUDA graph. What it measures stays there until somebody asks, and so does whether
+    every loss was finite.
+
+    Args:
+        parameters: what learns.
+        learning_rate: Adam's, at the start; it falls to zero along a cosine.
+        betas: Adam's.
+        steps: length of the cosine.
+        execution: how steps are executed.
+    """
+
+    rate_setting = "learning_rate"  # the setting that the rate at the start comes from
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        betas: tuple[float, float],
+        steps: int,
+        execution: Execution,
+    ) -> None:
+        self.execution = execution
+        self.precision = execution.new_precision()
+        # A captured step reads the rate from memory, where the schedule changes it.
+        rate = torch.tensor(learning_rate, device=execution.device)
+        self.optimizer = torch.optim.Adam(
+            parameters,
+            lr=rate if execution.cuda_graphs else learning_rate,
+            betas=betas,
+            fused=True,
+            capturable=execution.cuda_graphs,
+        )
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+        self.measured: Callable[..., tuple[Tensor, Tensor]] = self.measure
+        self.taken: Callable[..., Tensor] = self.take
+        if execution.cuda_graphs:
+            self.taken = GraphedStep(self.take, StreamCapture(torch.device(execution.device)))
+        self.is_compiled = False
+        self.steps_taken = 0
+        self.losses_are_finite = torch.ones((), dtype=torch.bool, device=execution.device)
+
+    @abstractmethod
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Draw what one step learns from; the shapes are always the same."""
+
+    @abstractmethod
+    def measure(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, a scalar, and the values to report, [count] without gradient."""
+
+    def models(self) -> dict[str, nn.Module]:
+        """Return the models that take part in a step, by name, in the order they are run."""
+        return {}
+
+    def take(self, *inputs: Tensor) -> Tensor:
+        """Learn from these inputs; return the values to report."""
+        loss, values = self.measured(*inputs)
+        self.losses_are_finite.logical_and_(loss.detach().isfinite())
+        # A capture that failed leaves gradients that were never computed.
+        self.optimizer.zero_grad(set_to_none=True)
+        self.precision.step(loss, self.optimizer)
+        return values
+
+    def advance(self) -> Tensor:
+        """Take the next step; return the values to report, which the following one overwrites."""
+        inputs = self.inputs()
+        if self.execution.compile and not self.is_compiled:
+            self.compile(inputs)
+        values = self.taken(*inputs)
+        self.schedule.step()
+        self.steps_taken += 1
+        return values
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what learns."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def is_finite(self) -> bool:
+        """Tell, waiting for the device, whether all numbers of all processes were finite so far.
+
+        A gradient that was not leaves its mark in the optimizer or in the parameters.
+        """
+        kept = [v for state in self.optimizer.state.values() for v in state.values()]
+        tensors = [*self.parameters(), *kept]
+        finite = [t.detach().isfinite().all() for t in tensors if isinstance(t, Tensor)]
+        flags = [flag.to(self.losses_are_finite.device) for flag in finite]
+        is_finite = bool(torch.stack([self.losses_are_finite, *flags]).all())
+        return not processes.agree(not is_finite)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what steps change beside that which learns: optimizer, rates, loss scaling."""
+        scaling = self.precision.scaler.state_dict()
+        return {
+            "steps_taken": self.steps_taken,
+            "learning_rates": [float(group["lr"]) for group in self.optimizer.param_groups],
+            "optimizer": {str(i): own for i, own in self.optimizer.state_dict()["state"].items()},
+            "loss_scaling": {name: scaling[name] for name in CHANGING_SCALING if name in scaling},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; a CUDA graph that was captured must not be replayed after it.
+
+        Raises:
+            ValueError: if the state is of another training.
+        """
+        steps_taken, rates = int(state["steps_taken"]), state["learning_rates"]
+        if not 0 <= steps_taken <= self.schedule.T_max:
+            raise ValueError(f"{steps_taken} of {self.schedule.T_max} steps were taken")
+        own_rates = [group["lr"] for group in self.optimizer.param_groups]
+        parameters = self.parameters()
+        states = {int(i): adam_state(s, parameters[int(i)]) for i, s in state["optimizer"].items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+        for group, own, rate in zip(self.optimizer.param_groups, own_rates, rates, strict=True):
+            # A captured step reads the rate where it is.
+            group["lr"] = own.fill_(rate) if isinstance(own, Tensor) else float(rate)
+        position = {"last_epoch": steps_taken, "_step_count": steps_taken + 1}
+        self.schedule.load_state_dict({**self.schedule.state_dict(), **position})
+        scaler, scaling = self.precision.scaler, self.precision.scaler.state_dict()
+        kinds = {name: kind for name, kind in CHANGING_SCALING.items() if name in scaling}
+        scaling |= {name: kind(state["loss_scaling"][name]) for name, kind in kinds.items()}
+        scaler.load_state_dict(scaling)
+        self.steps_taken = steps_taken
+        self.losses_are_finite.fill_(True)
+
+    def compile(self, inputs: tuple[Tensor, ...]) -> None:
+        """Compile both passes on these inputs; stay as it is, and say why, where that fails."""
+        self.is_compiled = True
+        self.measured = torch.compile(self.measure)
+        try:
+            self.measured(*inputs)[0].backward()
+        except Exception as error:
+            self.measured = self.measure
+            print(f"not compiled: {first_line(error)}", flush=True)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def run(
+        self,
+        steps: int,
+        report: Callable[[int, list[float]], None],
+        is_due: Callable[[int], bool] = every_step,
+        after_step: Callable[[], None] = nothing,
+    ) -> None:
+        """Take the steps from the first that was not taken yet to `steps`.
+
+        Args:
+            steps: how many there are in all, from 1.
+            report: called with the number and the values of each step that is due.
+            is_due: tells, for the number of a step, whether to wait for its values.
+            after_step: called after each step.
+        """
+        for step in range(self.steps_taken + 1, steps + 1):
+            values = self.advance()
+            if is_due(step):
+                report(step, values.tolist())
+            after_step()
