@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_generator_and_disturbs_nothing(classifier,
     assert not torch.equal(other.linear.weight, again.linear.weight)
 
 
-def test_fine_tuning_brings_the_student_nearer_to_the_classifier(classifier, generator):
+def test_fine_tuning_brings_the_student_nearer_to_the_classifier(classifier, generator, capsys):
     student = zscgan_ext.quantize(classifier, generator, bits="w2a2", **FEW)  # far from it
     (images, _) = next(normal_batches(1, 64, 3, 8, 8))
     with torch.no_grad():
@@ -122,8 +122,10 @@ def test_fine_tuning_brings_the_student_nearer_to_the_classifier(classifier, gen
             same = zscgan_ext.fine_tune(student, classifier, batches, fine_tuning_steps=30, **FEW)
         after = (student(images) - expected).square().mean()
     assert same is student
+    assert "fine-tuned on given images 30/30" in capsys.readouterr().out
     assert after < before
     assert zscgan_ext.fine_tune(student, classifier, generator, fine_tuning_steps=2, **FEW)
+    assert "fine-tuned on generated images 2/2" in capsys.readouterr().out
 
 
 def test_ranges_are_those_of_the_images_that_were_given(classifier):

@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.images import datasets
-from zscgan_ext.images.datasets import check_labels, open_images
+from zscgan_ext.images.datasets import check_labels, few_labels_warnings, open_images
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
@@ -219,6 +219,9 @@ def test_shapes_and_labels_must_fit_the_classifier(idx, tmp_path):
         open_images(str(idx), "test", RGB16)
     data = open_images(str(idx), "test", GRAY4)
     check_labels(data, 4)
+    assert few_labels_warnings(str(idx), data, 4) == few_labels_warnings(None, None, 4) == []
+    (warning,) = few_labels_warnings(str(idx), data, 5)
+    assert warning.startswith(f"{idx}: labels end at 3, the classifier has 5 classes; ")
     with pytest.raises(InputError, match="labels up to 3 were found, the classifier has 3"):
         check_labels(data, 3)
     write_tree(tmp_path / "tree")

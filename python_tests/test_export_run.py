@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from exported import calibrated, small_classifier
+from PIL import Image
 from runs import SHORT, write_fashion_mnist
 
 import zscgan_ext
@@ -109,6 +110,17 @@ def test_evaluation_of_a_run_and_of_its_files(run, data, name, capsys):
     table = lines[lines.index("") + 2 :]
     assert sum(int(line.split()[-3]) for line in table) == 60
     assert any(line.startswith("Ankle boot") for line in table)
+
+
+def test_too_few_class_folders_are_warned_of(run, tmp_path, capsys):
+    for name in ("bag", "shirt"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (28, 28)).save(tmp_path / name / "1.png")
+    assert evaluate([str(run), "--data", str(tmp_path)]) == 0
+    warning, images = capsys.readouterr().out.splitlines()[:2]
+    start = f"warning: {tmp_path}: labels end at 1, the classifier has 10 classes; "
+    assert warning.startswith(start)
+    assert images.split() == ["images", "2"]
 
 
 def test_results_are_written_as_json_too(run, data, tmp_path, capsys):

@@ -42,6 +42,5 @@ def test_damaged_files_are_read_or_refused(tmp_path, name):
 @pytest.mark.parametrize("name", [name for name in fuzz_readers.READERS if name != "image"])
 def test_good_files_are_read(tmp_path, name):
     reader = fuzz_readers.READERS[name]
-    for good in list(reader.seeds())[:1]:
-        (tmp_path / reader.file).write_bytes(good)
-        reader.read(tmp_path / reader.file)
+    (tmp_path / reader.file).write_bytes(next(iter(reader.seeds())))
+    reader.read(tmp_path / reader.file)  # or it raises

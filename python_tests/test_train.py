@@ -263,6 +263,19 @@ def test_a_model_of_ones_own_without_evaluation_data(tmp_path, monkeypatch):
     assert any(value.shape[0] == 4 for value in weights.values() if value.dim())
 
 
+def test_images_of_too_few_classes_are_warned_of(tmp_path, capsys):
+    for number, name in enumerate(("ant", "bee", "cat")):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 8), (50 * number, 0, 0)).save(tmp_path / "tree" / name / "1.png")
+    folder, tree = tmp_path / "run", str(tmp_path / "tree")
+    model = ["--classifier=networks:small_residual", "--num-classes=5", "--image-size=8"]
+    data = ["--evaluation-data", tree, "--stop-after=synthesis", "--output", str(folder)]
+    assert main([*SHORT, *model, *data]) == 0
+    (warning,) = (w for w in metrics_of(folder)["warnings"] if w.startswith(tree))
+    assert f"warning: {warning}\n" in capsys.readouterr().out
+    assert "labels end at 2, the classifier has 5 classes" in warning
+
+
 def test_the_reference_gives_the_same_run_to_float_tolerance(data, tmp_path):
     logs, agreements = {}, {}
     # Slow learning: Adam makes a step of full length even of a gradient that holds nothing but

@@ -68,7 +68,7 @@ def quantize(classifier: Classifier, images: ImageSource, **settings: Any) -> Qu
     """
     with seeded_run(classifier, settings) as run:
         batches = batches_of(run, images, run.settings.batch_size)
-        return student_stages.starting_student(run, batches, "fine_tuned")
+        return student_stages.starting_student(run, batches, row_of(images))
 
 
 def fine_tune(
@@ -95,7 +95,7 @@ def fine_tune(
     with seeded_run(classifier, settings) as run:
         student.to(run.device).to(memory_format=run.execution.memory_format)
         batches = batches_of(run, images, run.settings.fine_tuning_batch_size)
-        student_stages.fine_tune_student(run, student, batches, "fine_tuned")
+        student_stages.fine_tune_student(run, student, batches, row_of(images))
     return student
 
 
@@ -186,6 +186,11 @@ def seeded_run(classifier: Classifier, changes: Mapping[str, Any]) -> Iterator[R
         run = new_run(settings, classifier, NoFolder())
         run.execution.apply()
         yield run
+
+
+def row_of(images: ImageSource) -> str:
+    """Return the row that a student of these images belongs to."""
+    return "fine_tuned" if isinstance(images, ConditionalGenerator) else "given_fine_tuned"
 
 
 def batches_of(run: Run, images: ImageSource, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

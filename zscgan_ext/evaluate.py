@@ -21,7 +21,7 @@ from zscgan_ext.evaluation import (
     top5,
 )
 from zscgan_ext.export.runtime import latencies
-from zscgan_ext.images.datasets import Images, check_labels, open_images
+from zscgan_ext.images.datasets import Images, check_labels, few_labels_warnings, open_images
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.program import OneLineParser, program
@@ -208,7 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(f"batch_size: {options.batch_size}, needed is a number above 0")
     evaluated = open_evaluated(options.path, options.classifier)
     facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
-    evaluation = measure(evaluated, open_data(options.data, *facts), options.batch_size)
+    data = open_data(options.data, *facts)
+    for warning in few_labels_warnings(options.data, data, len(evaluated.class_names)):
+        print(f"warning: {warning}", flush=True)
+    evaluation = measure(evaluated, data, options.batch_size)
     print(layout(evaluation))
     if options.json is not None:
         write_whole(options.json, as_json(evaluation))

@@ -255,6 +255,17 @@ def names_in(folder: Path) -> list[str]:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
+def few_labels_warnings(name: str | None, data: Images | None, num_classes: int) -> list[str]:
+    """Return a line where labels end before the classes do: then they may count other classes."""
+    largest = num_classes - 1 if data is None else int(data.labels.max())
+    if largest == num_classes - 1:
+        return []
+    return [
+        f"{name}: labels end at {largest}, the classifier has {num_classes} classes; folders of "
+        "images are numbered in the order of their names"
+    ]
+
+
 def check_labels(data: Images, num_classes: int) -> None:
     """Require labels that the classifier has.
 

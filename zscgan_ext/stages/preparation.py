@@ -13,7 +13,7 @@ from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.runtime import require_onnx
-from zscgan_ext.images.datasets import Images, check_labels, open_images
+from zscgan_ext.images.datasets import Images, check_labels, few_labels_warnings, open_images
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import RunFolder
 from zscgan_ext.run_folder.finished_run import load_float_classifier
@@ -59,7 +59,8 @@ def prepare(settings: Settings) -> Run:
     if settings.tensorboard:
         require_tensorboard()
     classifier = load_float_classifier(settings)
-    evaluation = open_data(settings.evaluation_data or bundled_data(settings), "test", classifier)
+    evaluation_data = settings.evaluation_data or bundled_data(settings)
+    evaluation = open_data(evaluation_data, "test", classifier)
     reference = open_data(settings.reference_data, "train", classifier)
     execution = choose_execution(settings, device)
     new_student(settings, classifier, execution)
@@ -87,6 +88,8 @@ def prepare(settings: Settings) -> Run:
         folder.write_text(LOG, "")
         print(f"resume: {run.checkpoints.position()}", flush=True)
     run.checkpoints.hold("measured", run, gives_copies=True)
+    for name, data in ((evaluation_data, evaluation), (settings.reference_data, reference)):
+        run.warn(few_labels_warnings(name, data, classifier.num_classes))
     return run
 
 

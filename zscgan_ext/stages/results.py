@@ -20,6 +20,8 @@ ROWS = {
     "real_calibrated": "quantized, ranges from real images",
     "real_fine_tuned": "fine-tuned on real images",
 }
+# What is printed while a student of a row learns; the last is that of the Python API.
+LEARNING_ROWS = {**ROWS, "given_fine_tuned": "fine-tuned on given images"}
 
 
 def metrics(run: Run, total_seconds: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from zscgan_ext.quantization.rounding import round_weights
 from zscgan_ext.quantization.student_state import StudentState
 from zscgan_ext.stages.generator_stage import generator_goes_on
 from zscgan_ext.stages.progress import Progress
-from zscgan_ext.stages.results import ROWS
+from zscgan_ext.stages.results import LEARNING_ROWS
 from zscgan_ext.stages.run import Run, new_student
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import GeneratorTraining, learning_batches
@@ -119,7 +119,7 @@ def give_ranges(
     chosen = least(divergences)
     run.first_ranges[row] = {"chosen": chosen, "divergence": divergences}
     shown = ", ".join(f"{name} {value:.3g}" for name, value in divergences.items())
-    print(f"{ROWS[row]}: first ranges {chosen} (divergence: {shown})", flush=True)
+    print(f"{LEARNING_ROWS[row]}: first ranges {chosen} (divergence: {shown})", flush=True)
 
 
 def train_student(
@@ -145,7 +145,7 @@ def train_student(
         run.checkpoints.stage(row),
         run.timed("fine_tuning"),
         run.steps_of(row, settings.fine_tuning_steps, feeding) as around,
-        Progress(ROWS[row], settings.fine_tuning_steps, settings.log_interval) as progress,
+        Progress(LEARNING_ROWS[row], settings.fine_tuning_steps, settings.log_interval) as progress,
     ):
 
         def report(step: FineTuningStep) -> None:
