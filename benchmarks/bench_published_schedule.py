@@ -28,9 +28,9 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import fine_tune
-from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.quantization.scheme import scheme_of
 from zscgan_ext.settings.config import Settings
-from zscgan_ext.settings.values import parse_bits, resolve_device
+from zscgan_ext.settings.values import resolve_device
 from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import synthetic_batches, train_generator
@@ -87,8 +87,7 @@ def stages(
         ),
     )
     teacher.remove_hooks()
-    scheme = Scheme(settings.scheme, *parse_bits(settings.bits))
-    student = convert(model, scheme, classifier.preprocessing.shape)
+    student = convert(model, scheme_of(settings), classifier.preprocessing.shape)
     student.to(memory_format=torch.channels_last)
     batches = synthetic_batches(generator, settings.batch_size, random(device))
     calibrate(student, batches, settings.calibration_batches)

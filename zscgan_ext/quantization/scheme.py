@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.settings.values import parse_bits
+
 BITS_OF_FIRST_AND_LAST = 8
 
 
@@ -84,3 +87,12 @@ class Scheme:
         """Return the integers of an activation tensor."""
         bits = self.bits_at_ends(self.activation_bits) if at_an_end else self.activation_bits
         return unsigned_range(bits)
+
+
+def scheme_of(settings: Settings) -> Scheme:
+    """Return the scheme that settings ask for, with its widths.
+
+    Raises:
+        InputError: if the widths are none.
+    """
+    return Scheme(settings.scheme, *parse_bits(settings.bits))

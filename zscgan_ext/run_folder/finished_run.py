@@ -13,10 +13,9 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.quantizers import ActivationMode
-from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.quantization.scheme import scheme_of
 from zscgan_ext.settings.command_line import CONFIG, parse_settings
 from zscgan_ext.settings.config import Settings
-from zscgan_ext.settings.values import parse_bits
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 
 STUDENT, GENERATOR = "quantized.safetensors", "generator.safetensors"
@@ -88,8 +87,7 @@ def open_run(folder: Path) -> FinishedRun:
             raise InputError(f"{folder}: lacks {name}, needed is the folder of a finished run")
     settings = read_settings(folder)
     classifier = load_float_classifier(settings)
-    scheme = Scheme(settings.scheme, *parse_bits(settings.bits))
-    student = convert(classifier.model, scheme, classifier.preprocessing.shape)
+    student = convert(classifier.model, scheme_of(settings), classifier.preprocessing.shape)
     load_weights(student, folder / STUDENT)
     student.set_activation_mode(ActivationMode.QUANTIZE)
     student.requires_grad_(False).to(memory_format=torch.channels_last)

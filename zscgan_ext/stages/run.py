@@ -14,13 +14,13 @@ from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
-from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.quantization.scheme import scheme_of
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import RunFolder
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog
 from zscgan_ext.settings.config import Settings
-from zscgan_ext.settings.values import parse_bits, resolve_device
+from zscgan_ext.settings.values import resolve_device
 from zscgan_ext.stages.stage_steps import StageSteps
 from zscgan_ext.training.execution import Execution, choose_execution
 from zscgan_ext.training.steps import Training, nothing
@@ -212,6 +212,5 @@ def new_student(
     settings: Settings, classifier: Classifier, execution: Execution
 ) -> QuantizedClassifier:
     """Convert the classifier to the wanted scheme, on its own device."""
-    scheme = Scheme(settings.scheme, *parse_bits(settings.bits))
-    student = convert(classifier.model, scheme, classifier.preprocessing.shape)
+    student = convert(classifier.model, scheme_of(settings), classifier.preprocessing.shape)
     return student.to(memory_format=execution.memory_format)
