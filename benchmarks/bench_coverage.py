@@ -41,7 +41,7 @@ from zscgan_ext.quantization.conversion import QuantizedClassifier, convert, fol
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.settings.config import Settings
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import GeneratorTraining
 from zscgan_ext.training.steps import Training

@@ -31,7 +31,7 @@ from zscgan_ext.quantization.fine_tuning import fine_tune
 from zscgan_ext.quantization.scheme import scheme_of
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.settings.values import resolve_device
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import synthetic_batches, train_generator
 from zscgan_ext.training.execution import choose_execution

@@ -32,7 +32,7 @@ from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.run_folder.files import write_whole
 from zscgan_ext.stages.progress import Progress
 from zscgan_ext.stages.run import Run, new_student
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 
 LATENT_DIM = 100
 BATCH_NORM_WEIGHT = 0.1

@@ -1,4 +1,4 @@
-"""Writes the table of settings.md from `config.py`: `python docs/settings_table.py`."""
+"""Writes the table of settings.md from `settings/config.py`: `python docs/settings_table.py`."""
 
 from dataclasses import Field, fields
 from pathlib import Path

@@ -21,7 +21,7 @@ from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import RunFolder, one_line_errors
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis import generator as generator_module
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import GeneratorTraining
 from zscgan_ext.train import main

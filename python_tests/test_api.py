@@ -225,6 +225,19 @@ def test_missing_images_and_labels_are_named(classifier, student, tmp_path):
         zscgan_ext.export(classifier, student, batches, tmp_path, ("onxn",))
     with pytest.raises(InputError, match="data: give labelled images"):
         zscgan_ext.evaluate(student, classifier)
+    data = LabelledImages(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 5]))
+    with pytest.raises(InputError, match="labels up to 5 were found, the classifier has 5"):
+        zscgan_ext.evaluate(student, classifier, data)
+    with pytest.raises(InputError, match="batch_size: 0, needed is a number above 0"):
+        zscgan_ext.evaluate(student, classifier, data.subset(torch.tensor([0])), batch_size=0)
+
+
+def test_packages_that_are_missing_are_named(classifier, student, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)  # makes the import fail
+    batches = [images for images, _ in normal_batches(2, 8, 3, 8, 8)]
+    with pytest.raises(InputError, match="need the package onnx, which is not installed"):
+        zscgan_ext.export(classifier, student, batches, tmp_path, ("safetensors", "onnx"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 
 SHAPE = (4, 8, 8)
 

@@ -12,6 +12,7 @@ from networks import RGB8, normal_batches, small_gray, small_residual
 from runs import TINY
 from test_training import SMALL, SeenOps, new_training
 
+from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers
@@ -20,7 +21,7 @@ from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpo
 from zscgan_ext.stages import generator_stage
 from zscgan_ext.train import main
 from zscgan_ext.training.execution import choose_execution
-from zscgan_ext.training.finite_numbers import FiniteNumbers, NonFiniteError, zero_variance_warnings
+from zscgan_ext.training.finite_numbers import FiniteNumbers, NonFiniteError
 
 
 def holders(training):

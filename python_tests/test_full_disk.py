@@ -299,11 +299,12 @@ def test_no_room_for_temporary_files(tmp_path, finished, monkeypatch, capfd, pro
     assert line.endswith("cannot be written (No space left on device)")
 
 
+@pytest.mark.parametrize("program", [("evaluate", "m.onnx", "--data", "tree"), ("info",)])
 @pytest.mark.parametrize("output", ["/dev/full", "closed pipe"])
-def test_an_output_that_takes_nothing(tmp_path, output):
+def test_an_output_that_takes_nothing(tmp_path, output, program):
     make.onnx_model()(tmp_path / "m.onnx")
     make.tree_with(make.data(make.picture()))(tmp_path / "tree")
-    command = [sys.executable, "-m", "zscgan_ext.evaluate", "m.onnx", "--data", "tree"]
+    command = [sys.executable, "-m", f"zscgan_ext.{program[0]}", *program[1:]]
     if output == "closed pipe":
         reader, writer = os.pipe()
         os.close(reader)

@@ -13,7 +13,7 @@ from tensors import DEVICES, dtype_name, same_bits
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 
 SHAPE = (4, 16, 48, 48)  # large enough that blocks share every reduction
 RUNS = {"cpu": 3, "cuda": 100}

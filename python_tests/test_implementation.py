@@ -57,15 +57,19 @@ def test_one_warning_says_why_the_native_core_is_missing(load, choice):
 
 
 def test_missing_native_core_is_an_error_on_request(load):
-    with pytest.raises(ImportError, match=r"ZSCGAN_EXT_IMPL=native, but .*_native"):
-        load("native", core=None)
+    module = load("native", core=None)
+    for use in (module.require_implementation, lambda: module.uses_native(torch.empty(1))):
+        with pytest.raises(InputError, match=r"ZSCGAN_EXT_IMPL is 'native', but .*_native"):
+            use()
 
 
 @pytest.mark.parametrize("choice", ["", "Native", "fast"])
 def test_unknown_choice(load, choice):
     message = f"^ZSCGAN_EXT_IMPL is {choice!r}, accepted are auto, native, reference$"
-    with pytest.raises(InputError, match=message):
-        load(choice)
+    module = load(choice)
+    for use in (module.require_implementation, lambda: module.uses_native(torch.empty(1))):
+        with pytest.raises(InputError, match=message):
+            use()
 
 
 @pytest.mark.parametrize("reason", [None, "no GPU driver"])
@@ -106,3 +110,14 @@ def test_no_warning_with_the_native_core(load):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load("auto").NATIVE is implementation.NATIVE
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "export", "report", "info"])
+def test_every_program_tells_of_an_unknown_choice_in_one_line(program, tmp_path):
+    environment = {**os.environ, "ZSCGAN_EXT_IMPL": "fast"}
+    command = [sys.executable, "-m", f"zscgan_ext.{program}"]
+    run = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path}
+    done = subprocess.run(command, **run, check=False)
+    message = "error: ZSCGAN_EXT_IMPL is 'fast', accepted are auto, native, reference\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    assert not list(tmp_path.iterdir())

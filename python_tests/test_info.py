@@ -65,7 +65,7 @@ def test_native_core_with_cuda(monkeypatch, capsys):
     )
     monkeypatch.setattr(implementation, "NATIVE", native)
     monkeypatch.setattr(implementation, "REQUESTED", "auto")
-    assert info.main() == 0
+    assert info.main([]) == 0
     facts = facts_of(capsys.readouterr().out)
     assert facts["native core"] == "built, in use"
     assert facts["instruction sets built"] == "avx512 avx2 baseline"
@@ -80,7 +80,7 @@ def test_native_core_without_cuda_says_why(monkeypatch, capsys):
     native = fake_native("no CUDA compiler was found", compiler="g++ 14")
     monkeypatch.setattr(implementation, "NATIVE", native)
     monkeypatch.setattr(implementation, "REQUESTED", "reference")
-    assert info.main() == 0
+    assert info.main([]) == 0
     facts = facts_of(capsys.readouterr().out)
     assert facts["native core"] == "built, not in use"
     assert facts["ZSCGAN_EXT_IMPL"] == "reference"
@@ -91,7 +91,7 @@ def test_native_core_without_cuda_says_why(monkeypatch, capsys):
 def test_missing_native_core_says_why(monkeypatch, capsys):
     monkeypatch.setattr(implementation, "NATIVE", None)
     monkeypatch.setattr(implementation, "MISSING_REASON", "No module named '_native'")
-    assert info.main() == 0
+    assert info.main([]) == 0
     facts = facts_of(capsys.readouterr().out)
     assert facts["native core"] == "missing (No module named '_native')"
     assert facts["CUDA"] == "not usable (No module named '_native')"

@@ -10,7 +10,7 @@ from networks import as_trained
 from tensors import channels_last, sample
 from torch import nn
 
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.matched_batch_norm import MatchedBatchNorm, matched_graph
 
 

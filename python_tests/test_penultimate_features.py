@@ -5,7 +5,7 @@ import torch
 from networks import RGB8, small_residual
 from torch import nn
 
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.penultimate_features import PenultimateFeatures, penultimate_features
 
 

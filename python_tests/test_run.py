@@ -13,7 +13,7 @@ from zscgan_ext.stages import student_stages
 from zscgan_ext.stages.generator_stage import generated_batches, generator_goes_on
 from zscgan_ext.stages.run import new_run, run_with
 from zscgan_ext.stages.student_stages import fine_tuned_student, quantize
-from zscgan_ext.synthesis import batch_norm_matching
+from zscgan_ext.synthesis import frozen_teacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.train import main
 
@@ -75,7 +75,7 @@ def test_a_generator_goes_on_at_a_tenth_of_its_rate_and_barely_moves(run):
 
 
 def test_a_generator_that_went_on_leaves_the_classifier_without_hooks(run, monkeypatch):
-    monkeypatch.setattr(batch_norm_matching, "uses_native", lambda _: False)  # then hooks measure
+    monkeypatch.setattr(frozen_teacher, "uses_native", lambda _: False)  # then hooks measure
     run = run_with(run, batch_size=4, fine_tuning_batch_size=4, fine_tuning_steps=2)
     generator = ConditionalGenerator(10, 64, run.classifier.preprocessing).eval()
     batches = partial(generated_batches, run, generator, torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ import torch
 from networks import RGB8, small_residual
 
 from zscgan_ext.settings.config import Settings
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import (
     GeneratorTraining,

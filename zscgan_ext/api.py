@@ -46,7 +46,7 @@ def train_generator(classifier: Classifier, **settings: Any) -> ConditionalGener
         The generator in evaluation mode, on the device.
 
     Raises:
-        InputError: if a setting is unknown or out of range.
+        InputError: if a setting is unknown or out of range, or numbers cease to be finite.
     """
     with seeded_run(classifier, settings) as run:
         return generator_stage.learn_generator(run)
@@ -64,7 +64,8 @@ def quantize(classifier: Classifier, images: ImageSource, **settings: Any) -> Qu
         The student, which maps images [N, C, H, W] to logits [N, num_classes].
 
     Raises:
-        InputError: if a setting is unknown or out of range, or the classifier cannot be converted.
+        InputError: if a setting is unknown or out of range, the classifier cannot be converted,
+            there are too few batches, or images lack labels that are needed.
     """
     with seeded_run(classifier, settings) as run:
         batches = batches_of(run, images, run.settings.batch_size)
@@ -87,8 +88,9 @@ def fine_tune(
         The student.
 
     Raises:
-        InputError: if a setting is unknown or out of range, images lack labels that are needed, or
-            the generator is to go on learning, which `python -m zscgan_ext.train` alone does.
+        InputError: if a setting is unknown or out of range, there are too few batches, images lack
+            labels that are needed, numbers cease to be finite, or the generator is to go on
+            learning, which `python -m zscgan_ext.train` alone does.
     """
     if settings.get("training", "staged") != "staged":
         raise InputError("training: the generator goes on learning in python -m zscgan_ext.train")
@@ -119,7 +121,7 @@ def evaluate(
         Top-1, top-5, agreement, calibration error, latency, and results of each class.
 
     Raises:
-        InputError: if there are no such images, or they do not fit.
+        InputError: if there are no such images, they do not fit, or the batch size is below 1.
     """
     float_model, preprocessing = classifier.model, classifier.preprocessing
     facts = (classifier.name, preprocessing, classifier.class_names)
@@ -150,7 +152,8 @@ def export(
         What `export.json` holds: bytes, agreement, differences, latencies, versions.
 
     Raises:
-        InputError: if a node cannot be exported, or a file differs from the student.
+        InputError: if a format is unknown or its packages are missing, a node cannot be exported,
+            or a file differs from the student.
     """
     unknown = sorted(set(formats) - set(exporter.FILES))
     if unknown:

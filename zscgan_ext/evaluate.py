@@ -85,7 +85,13 @@ def measure(
         data: the images.
         batch_size: images in a batch.
         device: where the models are.
+
+    Raises:
+        InputError: if the batch size is below 1, or there are labels or logits of other classes.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size: {batch_size}, needed is a number above 0")
+    check_labels(data, len(evaluated.class_names))
     preprocessing, labels = evaluated.preprocessing, data.labels
     logits = predict(evaluated.model, data, preprocessing, batch_size, device)
     check_logits(logits, evaluated)
@@ -204,8 +210,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
     options = parser.parse_args(arguments)
-    if options.batch_size < 1:
-        raise InputError(f"batch_size: {options.batch_size}, needed is a number above 0")
     evaluated = open_evaluated(options.path, options.classifier)
     facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
     data = open_data(options.data, *facts)

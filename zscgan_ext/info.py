@@ -1,12 +1,14 @@
 """What is installed, built and in use: `python -m zscgan_ext.info`."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from zscgan_ext.environment import environment
-from zscgan_ext.errors import InputError
+from zscgan_ext.ops import implementation
+from zscgan_ext.program import OneLineParser, program
 
 
 def versions() -> dict[str, str]:
@@ -24,8 +26,6 @@ def build_info(native: Any) -> dict[str, Any]:
 
 def native_core() -> dict[str, str]:
     """Return whether the native core is built and in use, and its instruction sets."""
-    from zscgan_ext.ops import implementation
-
     native, requested = implementation.NATIVE, implementation.REQUESTED
     facts = {"ZSCGAN_EXT_IMPL": requested}
     if native is None:
@@ -43,8 +43,6 @@ def native_core() -> dict[str, str]:
 
 def cuda() -> dict[str, str]:
     """Return whether the CUDA kernels are built, for what, and whether they can run."""
-    from zscgan_ext.ops import implementation
-
     build = build_info(implementation.NATIVE)
     facts = {"CUDA kernels": "not built"}
     if build.get("cuda"):
@@ -57,13 +55,12 @@ def cuda() -> dict[str, str]:
     return facts
 
 
-def main() -> int:
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print one fact on a line; return the exit code."""
-    try:
-        facts = versions() | native_core() | cuda()
-    except (InputError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    description = "Tell what is installed, built and in use."
+    OneLineParser(prog="python -m zscgan_ext.info", description=description).parse_args(arguments)
+    facts = versions() | native_core() | cuda()
     facts["threads"] = str(torch.get_num_threads())
     width = max(map(len, facts))
     for name, value in facts.items():

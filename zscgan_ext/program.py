@@ -13,6 +13,7 @@ import torch
 
 from zscgan_ext import processes
 from zscgan_ext.errors import InputError, first_line, one_line
+from zscgan_ext.ops.implementation import require_implementation
 
 Main = Callable[..., int]  # takes the command line, or None for that of the process
 # How torch tells that memory is used up, where it does not raise `torch.OutOfMemoryError`.
@@ -37,6 +38,7 @@ def program(main: Main) -> Main:
     @functools.wraps(main)
     def ending(arguments: Sequence[str] | None = None) -> int:
         try:
+            require_implementation()
             with any_characters():
                 code = main(arguments)
                 sys.stdout.flush()

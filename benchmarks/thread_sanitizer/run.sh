@@ -9,7 +9,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 compile() { "${CXX:-g++}" -std=c++17 -O1 -g1 -fsanitize=thread -ffp-contract=off "-I$csrc" "$@"; }
 
-kernels=(kernel_set fake_quantize batch_norm_matching frozen_batch_norm ranges)
+kernels=(kernel_set fixed_scale learned_scale ranges batch_norm_statistics frozen_batch_norm)
 sets=("portable")
 definitions=()
 if [[ $(uname -m) == x86_64 ]]; then

@@ -1,4 +1,4 @@
-"""The `torch.fx` graph of a classifier: telling what its nodes call."""
+"""The `torch.fx` graph of a classifier: what its nodes call, and finding its parts."""
 
 import operator
 from typing import Any

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from zscgan_ext.classifiers.batch_norm import check_batch_norm
 from zscgan_ext.classifiers.sources import timm_models, torchvision_models
 from zscgan_ext.classifiers.sources.bundled import BundledSource
 from zscgan_ext.classifiers.sources.function import FunctionSource
@@ -149,25 +149,6 @@ def compute_parametrizations(model: nn.Module) -> None:
             del module.parametrizations
             for name, value in values.items():
                 setattr(module, name, nn.Parameter(value))
-
-
-def check_batch_norm(source: str, model: nn.Module) -> None:
-    """Require batch norm, all of it with running statistics, and no variance below zero."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
-    variances = {n: m.running_var for n, m in layers.items() if m.running_var is not None}
-    if not variances:
-        raise InputError(
-            "classifier: needs at least one BatchNorm layer with running statistics, found none"
-        )
-    without = [name for name in layers if name not in variances]
-    if without:
-        raise InputError(
-            f"classifier: {without[0]} is a BatchNorm layer without running statistics: its logits "
-            "depend on the other images of a batch, which cannot be quantized"
-        )
-    for name, variance in variances.items():
-        if bool((variance < 0).any()):
-            raise InputError(f"weights: {source} has variances below 0 in {name}.running_var")
 
 
 @torch.no_grad()

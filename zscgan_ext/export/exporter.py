@@ -24,6 +24,16 @@ REPORT_FILE = "export.json"
 BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
 
 
+def require_packages(formats: Sequence[str]) -> None:
+    """Require what the files of these formats are written with.
+
+    Raises:
+        InputError: telling how to install it.
+    """
+    if "onnx" in formats:
+        require_onnx()
+
+
 def export_run(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
     """Export the student of a finished run into the folder of the run.
 
@@ -37,8 +47,7 @@ def export_run(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: if the run cannot be read or exported, or a file differs from the student.
     """
-    if "onnx" in formats:
-        require_onnx()
+    require_packages(formats)
     run = open_run(folder)
     images = run.generated_images(BATCH, BATCHES)
     return export(run.classifier, run.student, images, folder, formats)
@@ -64,9 +73,10 @@ def export(
         what `export.json` holds: bytes, agreement, differences, latencies, versions.
 
     Raises:
-        InputError: if a node cannot be exported, or a file differs from the student; that file,
-            and those after it, are not written then.
+        InputError: if packages are missing, a node cannot be exported, or a file differs from the
+            student; that file, and those after it, are not written then.
     """
+    require_packages(formats)
     images = list(images)
     report: dict[str, Any] = {"bytes": {}, "threads": torch.get_num_threads(), **environment()}
     for name in formats:

@@ -204,7 +204,8 @@ def batch_norm_distance(
         The mean over layers, a scalar; differentiable by `means` and `variances`.
 
     Raises:
-        ValueError: if lengths, shapes, dtypes or devices do not fit, or there is no layer.
+        ValueError: if lengths, shapes, dtypes or devices do not fit, there is no layer, or the
+            distance is unknown.
     """
     check_statistics_of_layers(means, variances, running_means, running_vars, eps, distance)
     statistics = (list(means), list(variances), list(running_means), list(running_vars))

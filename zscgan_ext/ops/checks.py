@@ -161,6 +161,8 @@ def check_layers(*columns: Sequence[Tensor]) -> None:
                 shapes = [tuple(values.shape) for values in layer]
                 raise ValueError(f"statistics: shapes {shapes}, needed is the same [C] for all")
             if values.dtype not in (torch.float32, torch.float64) or values.dtype != first.dtype:
-                raise ValueError(f"statistics: dtype {values.dtype}, needed is float32 for all")
+                raise ValueError(
+                    f"statistics: dtype {values.dtype}, needed is float32 or float64, one for all"
+                )
             if values.device != first.device:
                 raise ValueError(f"statistics: on {values.device} and on {first.device}")

@@ -26,22 +26,8 @@ def load_native() -> tuple[ModuleType | None, str | None]:
         return None, str(error)
 
 
-def requested_implementation() -> str:
-    """Read `ZSCGAN_EXT_IMPL`.
-
-    Raises:
-        InputError: if it holds anything but auto, native or reference.
-    """
-    choice = os.environ.get("ZSCGAN_EXT_IMPL", "auto")
-    if choice not in CHOICES:
-        raise InputError(f"ZSCGAN_EXT_IMPL is {choice!r}, accepted are {', '.join(CHOICES)}")
-    return choice
-
-
 NATIVE, MISSING_REASON = load_native()
-REQUESTED = requested_implementation()
-if NATIVE is None and REQUESTED == "native":
-    raise ImportError(f"ZSCGAN_EXT_IMPL=native, but the native core is missing: {MISSING_REASON}")
+REQUESTED = os.environ.get("ZSCGAN_EXT_IMPL", "auto")
 if NATIVE is None and REQUESTED == "auto":
     warnings.warn(
         f"zscgan_ext runs on plain torch, slower: its native core is missing ({MISSING_REASON})",
@@ -50,9 +36,28 @@ if NATIVE is None and REQUESTED == "auto":
     )
 
 
+def require_implementation() -> None:
+    """Require a choice that can be had. Every op and every program does.
+
+    Raises:
+        InputError: if `ZSCGAN_EXT_IMPL` is unknown, or asks for a native core that is missing.
+    """
+    if REQUESTED not in CHOICES:
+        raise InputError(f"ZSCGAN_EXT_IMPL is {REQUESTED!r}, accepted are {', '.join(CHOICES)}")
+    if NATIVE is None and REQUESTED == "native":
+        raise InputError(
+            f"ZSCGAN_EXT_IMPL is 'native', but the native core is missing: {MISSING_REASON}"
+        )
+
+
 def uses_native(x: torch.Tensor) -> bool:
-    """Tell whether the native core has a kernel for this tensor's device and dtype."""
-    if NATIVE is None or REQUESTED == "reference":
+    """Tell whether the native core has a kernel for this tensor's device and dtype.
+
+    Raises:
+        InputError: as `require_implementation`.
+    """
+    if NATIVE is None or REQUESTED not in ("auto", "native"):
+        require_implementation()
         return False
     if x.is_cpu:
         return x.dtype in CPU_DATA_TYPES

@@ -156,7 +156,7 @@ def fake_quantize_learned_many(
         gradient_scales: factor of the gradients of each `scale` and `zero_point`.
 
     Returns:
-        One tensor for each of `xs`.
+        One tensor for each of `xs`, with its shape, dtype and memory format.
 
     Raises:
         ValueError: if lengths, shapes, dtypes, devices or bounds do not fit.

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zscgan_ext.classifiers.batch_norm import affine, stores_statistics
 from zscgan_ext.classifiers.graph import module_of, only_user
 
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear
-Affine: TypeAlias = tuple[Tensor, Tensor]  # multiplier [C] and offset [C], float64
 
 
 def fold_batch_norm(graph: fx.GraphModule) -> None:
@@ -26,7 +26,7 @@ def fold_batch_norm(graph: fx.GraphModule) -> None:
     for fold in (fold_into_layer_before, fold_into_layer_behind):
         for node in list(graph.graph.nodes):
             norm = module_of(graph, node)
-            if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
+            if stores_statistics(norm):
                 fold(graph, node, norm)
     graph.delete_all_unused_submodules()
     graph.recompile()
@@ -108,17 +108,6 @@ def pads(layer: Layer) -> bool:
     if layer.padding == "same":
         return any(size != 1 for size in layer.kernel_size)
     return any(size != 0 for size in layer.padding)
-
-
-def affine(norm: _BatchNorm) -> Affine:
-    """Return what batch norm with stored statistics multiplies with and adds."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    multiplier = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        multiplier = multiplier * norm.weight.detach().double()
-    offset = -norm.running_mean.double() * multiplier
-    return multiplier, offset if norm.bias is None else offset + norm.bias.detach().double()
 
 
 @torch.no_grad()

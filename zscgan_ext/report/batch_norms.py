@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext import ops
-from zscgan_ext.synthesis.matched_batch_norm import stored
+from zscgan_ext.classifiers.batch_norm import stored, stores_statistics
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,7 @@ def layer_statistics(model: nn.Module, images: Tensor) -> list[LayerStatistics]:
         return layer.register_forward_pre_hook(measure)
 
     hooks = [
-        watch(name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
+        watch(name, module) for name, module in model.named_modules() if stores_statistics(module)
     ]
     try:
         model(images)

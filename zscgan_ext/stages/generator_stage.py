@@ -8,16 +8,17 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.stages.progress import Progress
 from zscgan_ext.stages.run import Run
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
 from zscgan_ext.synthesis.diversity import (
     chosen_classes,
     compare_diversity,
     generated_classes,
     real_classes,
 )
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import (
     GeneratorTraining,
@@ -25,7 +26,6 @@ from zscgan_ext.synthesis.generator_training import (
     synthetic_batches,
     train_generator,
 )
-from zscgan_ext.training.finite_numbers import zero_variance_warnings
 
 SAMPLES_PER_CLASS = 10
 PROBES_PER_CLASS = 8

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zscgan_ext import processes
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.settings.config import Settings
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator, stride_of_classes
 from zscgan_ext.training.execution import choose_execution
 from zscgan_ext.training.steps import Training, as_it_is, every_step, nothing

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext import ops
+from zscgan_ext.classifiers.batch_norm import affine, stored, stores_statistics
 from zscgan_ext.classifiers.graph import (
     ADDITIONS,
     IN_PLACE_ADDITIONS,
@@ -28,21 +29,6 @@ from zscgan_ext.ops.layout import compute_dtype
 from zscgan_ext.synthesis.frozen_convolution import FrozenConvolution
 
 Measured = Callable[[_BatchNorm, Tensor, Tensor], None]  # takes a layer's mean and variance
-
-
-def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
-    """Return the batch-norm layers that store statistics, in the order of the modules."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
-
-
-def stored(values: Tensor | None) -> Tensor:
-    """Return a layer's stored statistics, which it is known to have."""
-    assert values is not None
-    return values
 
 
 class MatchedBatchNorm(nn.Module):
@@ -63,14 +49,9 @@ class MatchedBatchNorm(nn.Module):
         self.layer = layer
         self.activation = activation
         self.measured = measured
-        mean, variance = (stored(v).double() for v in (layer.running_mean, layer.running_var))
-        multiplier = (variance + layer.eps).rsqrt()
-        if layer.weight is not None:
-            multiplier = multiplier * layer.weight.detach().double()
-        offset = -mean * multiplier
-        if layer.bias is not None:
-            offset = offset + layer.bias.detach().double()
-        dtype = compute_dtype(stored(layer.running_mean))
+        mean = stored(layer.running_mean)
+        multiplier, offset = affine(layer)
+        dtype = compute_dtype(mean)
         for name, values in (("multiplier", multiplier), ("offset", offset), ("shift", mean)):
             self.register_buffer(name, values.to(dtype), persistent=False)
 
@@ -109,7 +90,7 @@ def matched_graph(model: nn.Module, measured: Measured) -> fx.GraphModule | None
         return None
     for node in list(graph.graph.nodes):
         layer = module_of(graph, node)
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+        if stores_statistics(layer):
             fuse_batch_norm(graph, node, layer, measured)
         elif isinstance(layer, nn.Conv2d) and FrozenConvolution.can_be_frozen(layer):
             graph.set_submodule(str(node.target), FrozenConvolution(layer))

@@ -1,11 +1,11 @@
 """Watching that the numbers of a training stay finite, and finding where they ceased to be."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zscgan_ext import processes
 from zscgan_ext.errors import InputError
@@ -164,24 +164,3 @@ def layer_name(name: str) -> str:
     for wrapper in ("model.", "graph."):
         name = name.removeprefix(wrapper)
     return name.replace("matched_", "").replace(".layer.", ".")
-
-
-def zero_variance_warnings(model: nn.Module) -> list[str]:
-    """Return a line for each batch norm that stores a variance of zero, or of a denormal."""
-    lines = []
-    smallest = torch.finfo(torch.float32).tiny
-    for name, variances in running_variances(model).items():
-        count = int((variances < smallest).sum())
-        if count:
-            lines.append(
-                f"batch norm {name} of the classifier has no variance in {count} of "
-                f"{len(variances)} channels, which were constant in its training"
-            )
-    return lines
-
-
-def running_variances(model: nn.Module) -> Mapping[str, Tensor]:
-    """Return the stored variances [C] of a model's batch norms by the names of the layers."""
-    suffix = ".running_var"
-    buffers = model.named_buffers()
-    return {n.removesuffix(suffix): v for n, v in buffers if n.endswith(suffix)}

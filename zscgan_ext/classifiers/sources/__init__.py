@@ -1,1 +1,1 @@
-"""Where classifiers come from: bundled, torchvision, timm, a function."""
+"""Where classifiers come from: bundled, torchvision, timm, a function, a model, a program."""

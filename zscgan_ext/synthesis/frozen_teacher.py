@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext import ops, processes
+from zscgan_ext.classifiers.batch_norm import batch_norm_layers, stored
 from zscgan_ext.errors import InputError
 from zscgan_ext.ops.implementation import uses_native
-from zscgan_ext.synthesis.matched_batch_norm import batch_norm_layers, matched_graph, stored
+from zscgan_ext.synthesis.matched_batch_norm import matched_graph
 from zscgan_ext.synthesis.penultimate_features import PenultimateFeatures
 
 

@@ -7,9 +7,10 @@ from tensors import sample
 from test_batch_norm_distance import closed_form
 from torch import nn
 
+from zscgan_ext.classifiers.batch_norm import batch_norm_layers
 from zscgan_ext.errors import InputError
 from zscgan_ext.ops import DISTANCES
-from zscgan_ext.synthesis.batch_norm_matching import FrozenTeacher, batch_norm_layers
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
