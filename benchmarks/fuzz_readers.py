@@ -49,8 +49,7 @@ with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextl
     from zscgan_ext.quantization.student_state import StudentState
     from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, checksum
     from zscgan_ext.run_folder.checkpoints import Checkpoints
-    from zscgan_ext.run_folder.files import NoFolder
-    from zscgan_ext.run_folder.newest_checkpoint import FOLDER as CHECKPOINTS
+    from zscgan_ext.run_folder.files import CHECKPOINTS, NoFolder
     from zscgan_ext.run_folder.newest_checkpoint import newest_checkpoint
     from zscgan_ext.settings.command_line import parse_settings, settings_to_yaml
     from zscgan_ext.settings.config import Settings

@@ -16,8 +16,8 @@ from zscgan_ext.evaluate import main as evaluate
 from zscgan_ext.evaluation import predict, top1
 from zscgan_ext.export import exporter, onnx_layers
 from zscgan_ext.export.__main__ import main as export
-from zscgan_ext.export.exporter import FILES, REPORT_FILE
 from zscgan_ext.images.datasets import open_images
+from zscgan_ext.run_folder.files import EXPORT, EXPORTED
 from zscgan_ext.run_folder.finished_run import open_run
 from zscgan_ext.train import main as train
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
@@ -41,20 +41,20 @@ def run(data, tmp_path_factory):
 
 
 def report_of(folder):
-    return json.loads((folder / REPORT_FILE).read_text())
+    return json.loads((folder / EXPORT).read_text())
 
 
 def copy_of(run, folder):
     """A copy of a run without what export wrote."""
     shutil.copytree(run, folder / "run")
-    for name in (*FILES.values(), REPORT_FILE):
+    for name in (*EXPORTED.values(), EXPORT):
         (folder / "run" / name).unlink()
     return folder / "run"
 
 
 def test_training_exports_what_was_asked_for(run):
     report = report_of(run)
-    for name, file in FILES.items():
+    for name, file in EXPORTED.items():
         assert report["bytes"][name] == (run / file).stat().st_size
     assert report["bytes"]["onnx"] < 0.3 * report["bytes"]["float_onnx"]
     assert report["onnx"]["agreement"] >= 99.5
@@ -67,7 +67,7 @@ def test_training_exports_what_was_asked_for(run):
 def test_the_program_writes_the_same_files(run, tmp_path, capsys):
     copy = copy_of(run, tmp_path)
     assert export([str(copy)]) == 0
-    for file in FILES.values():
+    for file in EXPORTED.values():
         assert (copy / file).read_bytes() == (run / file).read_bytes()
     output = capsys.readouterr().out
     assert "of 512 generated images" in output
@@ -77,12 +77,12 @@ def test_the_program_writes_the_same_files(run, tmp_path, capsys):
 def test_one_format_alone(run, tmp_path):
     copy = copy_of(run, tmp_path)
     assert export([str(copy), "--formats", "safetensors"]) == 0
-    assert not (copy / FILES["onnx"]).exists()
+    assert not (copy / EXPORTED["onnx"]).exists()
     assert "onnx" not in report_of(copy)
 
 
 def test_the_student_of_the_run_is_what_was_exported(run, data):
-    loaded = zscgan_ext.load_quantized(run / FILES["safetensors"])
+    loaded = zscgan_ext.load_quantized(run / EXPORTED["safetensors"])
     images = open_images(str(data), "test", FASHION_MNIST_PREPROCESSING)
     logits = predict(loaded, images, FASHION_MNIST_PREPROCESSING, 60, CPU)
     student = predict(open_run(run).student, images, FASHION_MNIST_PREPROCESSING, 60, CPU)
@@ -91,7 +91,7 @@ def test_the_student_of_the_run_is_what_was_exported(run, data):
     assert top1(logits, images.labels) == metrics["top1"]["fine_tuned"]
 
 
-@pytest.mark.parametrize("name", ["", *FILES.values()])
+@pytest.mark.parametrize("name", ["", *EXPORTED.values()])
 def test_evaluation_of_a_run_and_of_its_files(run, data, name, capsys):
     assert evaluate([str(run / name), "--data", str(data)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -126,7 +126,7 @@ def test_too_few_class_folders_are_warned_of(run, tmp_path, capsys):
 def test_results_are_written_as_json_too(run, data, tmp_path, capsys):
     file = tmp_path / "measured" / "results.json"
     arguments = ["--data", str(data), "--batch-size", "16", "--json", str(file)]
-    assert evaluate([str(run / FILES["onnx"]), *arguments]) == 0
+    assert evaluate([str(run / EXPORTED["onnx"]), *arguments]) == 0
     lines, results = capsys.readouterr().out.splitlines(), json.loads(file.read_text())
     values = {line[:34].strip(): float(line[34:]) for line in lines[: lines.index("")]}
     assert values["top-1 %"] == pytest.approx(results["top1"], abs=0.005)
@@ -140,8 +140,8 @@ def test_results_are_written_as_json_too(run, data, tmp_path, capsys):
 
 
 def test_a_file_far_from_its_run_has_no_float_classifier(run, data, tmp_path, capsys):
-    shutil.copy(run / FILES["onnx"], tmp_path)
-    assert evaluate([str(tmp_path / FILES["onnx"]), "--data", str(data)]) == 0
+    shutil.copy(run / EXPORTED["onnx"], tmp_path)
+    assert evaluate([str(tmp_path / EXPORTED["onnx"]), "--data", str(data)]) == 0
     output = capsys.readouterr().out
     assert "top-1 %" in output
     assert "float" not in output
@@ -159,8 +159,8 @@ def test_a_fault_writes_nothing(run, tmp_path, monkeypatch, capsys):
     assert export([str(copy), "--formats=onnx"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: export: the first node that differs is activation_quantizers.")
-    assert not (copy / FILES["onnx"]).exists()
-    assert not (copy / REPORT_FILE).exists()
+    assert not (copy / EXPORTED["onnx"]).exists()
+    assert not (copy / EXPORT).exists()
 
 
 def test_other_logits_of_the_safetensors_file_are_an_error(run, tmp_path, monkeypatch, capsys):
@@ -175,7 +175,7 @@ def test_other_logits_of_the_safetensors_file_are_an_error(run, tmp_path, monkey
     monkeypatch.setattr(exporter, "load_quantized", load_with_fault)
     assert export([str(copy), "--formats=safetensors"]) == 2
     assert "the safetensors file gives other logits" in capsys.readouterr().err
-    assert not (copy / FILES["safetensors"]).exists()
+    assert not (copy / EXPORTED["safetensors"]).exists()
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
@@ -184,7 +184,7 @@ def test_without_onnx_the_way_to_install_it_is_told(run, monkeypatch, capsys, tm
     message = f"error: export: ONNX files need the package {package}, which is not installed"
     assert export([str(run)]) == 2
     assert capsys.readouterr().err.startswith(message)
-    assert evaluate([str(run / FILES["onnx"])]) == 2
+    assert evaluate([str(run / EXPORTED["onnx"])]) == 2
     assert capsys.readouterr().err.startswith(message)
     assert train([*SHORT, "--export=onnx", "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith(message)

@@ -18,7 +18,7 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.export import onnx_layers, onnx_model, verification
 from zscgan_ext.export.onnx_graph import OnnxGraph, Rectified
 from zscgan_ext.export.onnx_model import quantized_model
-from zscgan_ext.export.runtime import OnnxClassifier
+from zscgan_ext.export.onnx_runtime import OnnxClassifier
 from zscgan_ext.export.verification import verify
 
 WIDTHS = [(2, 2), (3, 8), (4, 4), (5, 3), (8, 8)]

@@ -10,7 +10,7 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.onnx_model import float_model
-from zscgan_ext.export.runtime import OnnxClassifier
+from zscgan_ext.export.onnx_runtime import OnnxClassifier
 
 
 class Between(nn.Module):

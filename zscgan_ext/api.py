@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext.classifiers.graph import device_of
 from zscgan_ext.classifiers.loading import Classifier, load_classifier
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.evaluate import BATCH, Evaluation, measure, open_data
@@ -21,12 +22,12 @@ from zscgan_ext.evaluated_classifier import Evaluated
 from zscgan_ext.export import exporter
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_memory_format
-from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of
-from zscgan_ext.run_folder.files import NoFolder
+from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.run_folder.files import EXPORTED, NoFolder
 from zscgan_ext.settings.config import PRESETS, Settings, check_settings
 from zscgan_ext.settings.values import resolve_device
 from zscgan_ext.stages import generator_stage, student_stages
-from zscgan_ext.stages.run import Run, new_run
+from zscgan_ext.stages.run import RandomStream, Run, new_run
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 
 __all__ = ["evaluate", "export", "fine_tune", "load_classifier", "quantize", "train_generator"]
@@ -155,9 +156,9 @@ def export(
         InputError: if a format is unknown or its packages are missing, a node cannot be exported,
             or a file differs from the student.
     """
-    unknown = sorted(set(formats) - set(exporter.FILES))
+    unknown = sorted(set(formats) - set(EXPORTED))
     if unknown:
-        accepted = " and ".join(exporter.FILES)
+        accepted = " and ".join(EXPORTED)
         raise InputError(f"formats: unknown {unknown[0]!r}, accepted are {accepted}")
     classifier, student = copy.deepcopy((classifier, student))
     student.to("cpu").requires_grad_(False).to(memory_format=torch.channels_last)
@@ -206,7 +207,8 @@ def batches_of(run: Run, images: ImageSource, batch_size: int) -> Iterator[tuple
     """
     if isinstance(images, ConditionalGenerator):
         generator = images.to(run.device).eval()
-        return generator_stage.generated_batches(run, generator, run.random(4), batch_size)
+        random = run.random(RandomStream.GENERATED_IMAGES)
+        return generator_stage.generated_batches(run, generator, random, batch_size)
     return given_batches(run, images)
 
 

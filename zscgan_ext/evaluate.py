@@ -1,6 +1,5 @@
 """Evaluate a run or an exported file: `python -m zscgan_ext.evaluate RUN|FILE --data DATA`."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,18 +14,18 @@ from zscgan_ext.evaluation import (
     ClassResult,
     agreement,
     expected_calibration_error,
+    latencies,
     per_class,
     predict,
     top1,
     top5,
 )
-from zscgan_ext.export.runtime import latencies
-from zscgan_ext.images.datasets import Images, check_labels, few_labels_warnings, open_images
+from zscgan_ext.images.datasets import Images, check_labels, few_labels_warnings, open_labelled
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.program import OneLineParser, program
-from zscgan_ext.run_folder.files import write_whole
-from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
+from zscgan_ext.run_folder.files import json_bytes, write_whole
+from zscgan_ext.zoo import bundled_images
 
 BATCH = 250  # images
 CPU = torch.device("cpu")
@@ -65,11 +64,10 @@ def open_data(
     Raises:
         InputError: if there are no such images, or they do not fit.
     """
-    if name is None and classifier not in BUNDLED_CLASSIFIERS:
+    name = name or bundled_images(classifier)
+    if name is None:
         raise InputError("data: give labelled images, only bundled classifiers have their own")
-    data = open_images(name or "fashion-mnist", "test", preprocessing)
-    check_labels(data, len(class_names))
-    return data
+    return open_labelled(name, "test", preprocessing, len(class_names))
 
 
 def measure(
@@ -152,7 +150,7 @@ def as_json(evaluation: Evaluation) -> bytes:
     names = entries.pop("class_names")
     for entry in entries["classes"]:
         entry["name"] = names[entry["label"]]
-    return (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode()
+    return json_bytes(entries)
 
 
 def check_logits(logits: Tensor, evaluated: Evaluated) -> None:

@@ -1,7 +1,10 @@
 """Measuring a classifier: logits on labelled images, and what is counted on them."""
 
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,3 +108,27 @@ def per_class(logits: Tensor, labels: Tensor) -> list[ClassResult]:
         )
         for label in images.nonzero().flatten().tolist()
     ]
+
+
+def latencies(
+    models: Sequence[Callable[[Tensor], Any]], images: Tensor, seconds: float = 0.5
+) -> list[float]:
+    """Return the median time of one call of each model on images [N, C, H, W], milliseconds.
+
+    The models take turns, so that whatever else the machine does slows them alike.
+
+    Args:
+        models: what to call.
+        images: normalized.
+        seconds: to spend on each model, about; at least 5 calls are made.
+    """
+    measured: list[list[float]] = [[] for _ in models]
+    for model in models:
+        model(images)
+    end = time.perf_counter() + seconds * len(models)
+    while len(measured[0]) < 5 or time.perf_counter() < end:
+        for model, times in zip(models, measured, strict=True):
+            start = time.perf_counter()
+            model(images)
+            times.append(time.perf_counter() - start)
+    return [1000 * statistics.median(times) for times in measured]

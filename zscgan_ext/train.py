@@ -13,10 +13,11 @@ from zscgan_ext import processes
 from zscgan_ext.errors import first_line
 from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.program import is_out_of_memory, program, told
+from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
 from zscgan_ext.settings.command_line import parse_settings
 from zscgan_ext.settings.values import parse_formats
 from zscgan_ext.stages.preparation import prepare
-from zscgan_ext.stages.results import PREDICTIONS, metrics, predictions, table
+from zscgan_ext.stages.results import metrics, predictions, table
 from zscgan_ext.stages.run import Run
 from zscgan_ext.stages.sequence import run_stages
 from zscgan_ext.training.stop_signals import StoppedError
@@ -43,7 +44,7 @@ def run_to_end(run: Run) -> None:
     if run.profiler is not None:
         run.profiler.write(run.folder)
     results = metrics(run, run.total_seconds())
-    run.folder.write_json("metrics.json", results)
+    run.folder.write_json(METRICS, results)
     if run.logits:
         run.folder.save_tensors(PREDICTIONS, predictions(run))
         print(table(results))

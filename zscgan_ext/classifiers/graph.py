@@ -86,3 +86,8 @@ def only_user(node: fx.Node) -> fx.Node | None:
 def writes_into(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """Return the node whose result another one overwrites; None for one that overwrites nothing."""
     return node.all_input_nodes[0] if is_in_place(graph, node) else None
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter."""
+    return next(model.parameters()).device

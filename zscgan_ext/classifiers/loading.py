@@ -12,12 +12,13 @@ from zscgan_ext.classifiers.sources import timm_models, torchvision_models
 from zscgan_ext.classifiers.sources.bundled import BundledSource
 from zscgan_ext.classifiers.sources.function import FunctionSource
 from zscgan_ext.classifiers.sources.model import ModelSource
-from zscgan_ext.classifiers.sources.program import SUFFIX, ProgramSource
+from zscgan_ext.classifiers.sources.pt2_file import SUFFIX, ProgramSource
 from zscgan_ext.classifiers.sources.source import ClassifierSource
 from zscgan_ext.classifiers.tracing import traceable
 from zscgan_ext.classifiers.weights import check_finite, load_weights
 from zscgan_ext.errors import InputError, did_you_mean, first_line
 from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.settings.config import Settings
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 
@@ -75,6 +76,22 @@ def load_classifier(
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
     model = traceable(model, preprocessing.shape)
     return Classifier(name, model, count, preprocessing, class_names(source, weights, count))
+
+
+def classifier_of(settings: Settings) -> Classifier:
+    """Load the classifier that settings name.
+
+    Raises:
+        InputError: as `load_classifier`.
+    """
+    return load_classifier(
+        settings.classifier,
+        settings.weights,
+        settings.num_classes,
+        settings.image_size,
+        settings.mean,
+        settings.std,
+    )
 
 
 def find_source(name: str | nn.Module) -> ClassifierSource:

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.export import Dim
 
 from zscgan_ext.classifiers.exported_program import graph_of
+from zscgan_ext.classifiers.graph import device_of
 from zscgan_ext.classifiers.graph_passes import normalize
 from zscgan_ext.errors import InputError, first_line
 
@@ -52,8 +53,7 @@ def traceable(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
         return model
     except InputError as error:
         reason_of_fx = str(error).removeprefix("classifier: ")
-    device = next(model.parameters()).device
-    images = torch.zeros(2, *image_shape, device=device)
+    images = torch.zeros(2, *image_shape, device=device_of(model))
     logging.disable(logging.WARNING)  # what matters of it is in the error
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # where it prints graphs

@@ -1,6 +1,5 @@
 """Exporting: files to deploy, compared with the student before they are written, and measured."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +12,13 @@ from torch import Tensor
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
+from zscgan_ext.evaluation import latencies
+from zscgan_ext.export.onnx_runtime import OnnxClassifier, require_onnx
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
-from zscgan_ext.export.runtime import OnnxClassifier, latencies, require_onnx
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
-from zscgan_ext.run_folder.files import one_line_errors, write_whole
+from zscgan_ext.run_folder.files import EXPORT, EXPORTED, json_bytes, one_line_errors, write_whole
 from zscgan_ext.run_folder.finished_run import open_run
 
-FILES = {"onnx": "model.onnx", "safetensors": "model.safetensors"}
-REPORT_FILE = "export.json"
 BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
 
 
@@ -85,10 +83,9 @@ def export(
             report["bytes"]["float_onnx"] = report["onnx"].pop("float_bytes")
         else:
             data = safetensors_file(classifier, student, images[0])
-        write_whole(folder / FILES[name], data)
+        write_whole(folder / EXPORTED[name], data)
         report["bytes"][name] = len(data)
-    text = json.dumps(report, indent=2, sort_keys=True) + "\n"
-    write_whole(folder / REPORT_FILE, text.encode())
+    write_whole(folder / EXPORT, json_bytes(report))
     return report
 
 
@@ -96,7 +93,7 @@ def export(
 def safetensors_file(classifier: Classifier, student: QuantizedClassifier, images: Tensor) -> bytes:
     """Pack a student, and require that what is read back gives the very same logits."""
     data = quantized_file(student, classifier)
-    with one_line_errors(Path(FILES["safetensors"])), TemporaryDirectory() as folder:
+    with one_line_errors(Path(EXPORTED["safetensors"])), TemporaryDirectory() as folder:
         file = Path(folder, "exported.safetensors")
         write_whole(file, data)
         loaded = load_quantized(file, classifier.model)
@@ -134,7 +131,7 @@ def onnx_file(
 def summary(report: dict[str, Any]) -> str:
     """Lay out a report as lines."""
     sizes = report["bytes"]
-    lines = [f"{FILES[name]}: {sizes[name]:,} bytes" for name in FILES if name in sizes]
+    lines = [f"{EXPORTED[name]}: {sizes[name]:,} bytes" for name in EXPORTED if name in sizes]
     if "onnx" in report:
         facts, of_float = report["onnx"], sizes["onnx"] / sizes["float_onnx"]
         milliseconds = facts["latency_ms"]

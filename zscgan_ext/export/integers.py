@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zscgan_ext.ops.layout import spread
 from zscgan_ext.quantization.quantizers import QuantizedLayer
 from zscgan_ext.quantization.scheme import IntegerRange
 
@@ -21,9 +22,8 @@ class IntegerWeight:
 
     def dequantize(self) -> Tensor:
         """Return the weight that the student computes with, float32 [O, ...], bit for bit."""
-        shape = (-1, *[1] * (self.integers.dim() - 1))
-        offset = (self.integers - self.zero_point.view(shape)).float()
-        return offset * self.scale.view(shape)
+        offset = (self.integers - spread(self.zero_point, self.integers, 0)).float()
+        return offset * spread(self.scale, self.integers, 0)
 
 
 @torch.no_grad()
@@ -33,8 +33,7 @@ def integer_weight(layer: QuantizedLayer) -> IntegerWeight:
     low, high = layer.integers.quant_min, layer.integers.quant_max
     zero_point = layer.zero_point.float()
     weight = layer.layer.weight.float()
-    shape = (-1, *[1] * (weight.dim() - 1))
-    rounded = torch.round(weight * (1 / scale).view(shape)) + zero_point.view(shape)
+    rounded = torch.round(weight * spread(1 / scale, weight, 0)) + spread(zero_point, weight, 0)
     integers = rounded.clamp(low, high).to("cpu", torch.int16).contiguous()
     return IntegerWeight(integers, scale.cpu(), zero_point.to("cpu", torch.int16), layer.integers)
 

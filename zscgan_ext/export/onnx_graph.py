@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zscgan_ext.export.integers import IntegerWeight, pack
 
+PADDING_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # torch to ONNX
 # The widest integers that are stored as a 4-bit type.
 BITS_OF_HALF_BYTE = 4
 

@@ -9,13 +9,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.integers import IntegerWeight, integer_weight
-from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
+from zscgan_ext.export.onnx_graph import PADDING_MODES, Grid, OnnxGraph, Value
+from zscgan_ext.ops.layout import spread
 from zscgan_ext.quantization.quantizers import QuantizedLayer, WeightedLayer
 from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
 
 # Sums of products stay inside int32 with a bias of at most half its range.
 LARGEST_BIAS = 2**30
-PADDING_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # torch to ONNX
 
 
 def add_layer(graph: OnnxGraph, name: str, layer: WeightedLayer, value: Value) -> str:
@@ -63,10 +63,10 @@ def make_room_for_bias(weight: IntegerWeight, bias: Tensor, input_scale: float) 
     scale = torch.maximum(weight.scale, least)
     if torch.equal(scale, weight.scale):
         return weight
-    shape = (-1, *[1] * (weight.integers.dim() - 1))
-    exact = weight.dequantize() / scale.view(shape)
-    integers = torch.round(exact).to(torch.int16) + weight.zero_point.view(shape)
-    integers = torch.where((scale > weight.scale).view(shape), integers, weight.integers)
+    exact = weight.dequantize() / spread(scale, weight.integers, 0)
+    integers = torch.round(exact).to(torch.int16) + spread(weight.zero_point, exact, 0)
+    is_larger = spread(scale > weight.scale, exact, 0)
+    integers = torch.where(is_larger, integers, weight.integers)
     return replace(weight, integers=integers, scale=scale)
 
 

@@ -10,13 +10,13 @@ from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext.classifiers.graph import module_of
+from zscgan_ext.classifiers.graph import device_of, module_of
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.export.onnx_call import Call, TensorShape, on_grid, reshaped
 from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
 from zscgan_ext.export.onnx_layers import add_batch_norm, add_layer, add_quantized_layer
 from zscgan_ext.export.onnx_operators import OPERATORS, constant
-from zscgan_ext.export.runtime import INPUT, OUTPUT
+from zscgan_ext.export.onnx_runtime import INPUT, OUTPUT
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import (
     ActivationQuantizer,
@@ -68,8 +68,7 @@ def try_out(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> dict[fx
     trials = []
     for batch_size in (2, 3):
         trial = Trial(graph)
-        device = next(graph.parameters()).device
-        trial.run(torch.zeros(batch_size, *image_shape, device=device))
+        trial.run(torch.zeros(batch_size, *image_shape, device=device_of(graph)))
         trials.append(trial.results)
     return {node: without_batch(trials[0][node], trials[1][node]) for node in trials[0]}
 
@@ -90,7 +89,9 @@ def quantized_model(
     facts = {"scheme": student.scheme.name}
     bits = {"weights": student.scheme.weight_bits, "activations": student.scheme.activation_bits}
     facts["bits"] = json.dumps(bits)
-    return write(student.graph, classifier, facts)
+    written = write(student.graph, classifier, facts)
+    student.release_weights()
+    return written
 
 
 def float_model(graph: fx.GraphModule, classifier: Classifier) -> ModelProto:
@@ -171,9 +172,8 @@ def as_vectors(call: Call, layer: nn.Module, add: Callable[[Value], str]) -> Val
 def add_activation_quantizer(call: Call, quantizer: ActivationQuantizer) -> Value:
     """Quantize a value as the student does."""
     top = quantizer.integers.quant_max
-    zero_point = int(quantizer.zero_point.round().clamp(0, top).item())
-    scale = quantizer.log_scale.exp()
-    return call.graph.quantize(call.input(), call.name, scale, zero_point, top)
+    zero_point = int(quantizer.integer_zero_point().item())
+    return call.graph.quantize(call.input(), call.name, quantizer.scale(), zero_point, top)
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:

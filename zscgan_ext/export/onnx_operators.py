@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import stochastic_depth
 
-from zscgan_ext.classifiers.graph import ADDITIONS, RELU, RELU6
+from zscgan_ext.classifiers.graph import ADDITIONS, RELU, RELU6, attribute_of
 from zscgan_ext.export.onnx_call import Call, Operator, on_grid, reshaped
 from zscgan_ext.export.onnx_graph import Grid, Rectified, Value
 from zscgan_ext.export.onnx_pooling import (
@@ -188,10 +188,7 @@ def same(call: Call) -> Value:
 
 def constant(call: Call, owner: fx.GraphModule) -> Value:
     """Store a tensor of the classifier."""
-    target: Any = owner
-    for part in str(call.node.target).split("."):
-        target = getattr(target, part)
-    return call.graph.initializer(call.name, target.detach().float())
+    return call.graph.initializer(call.name, attribute_of(owner, call.node).detach().float())
 
 
 BY_OPERATOR: tuple[tuple[Operator, tuple[Any, ...]], ...] = (

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from zscgan_ext.export.onnx_call import Call, on_grid, reshaped
-from zscgan_ext.export.onnx_graph import Grid, Value
+from zscgan_ext.export.onnx_graph import PADDING_MODES, Grid, Value
 
-PADDING_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # torch to ONNX
 END = np.iinfo(np.int64).max
 
 

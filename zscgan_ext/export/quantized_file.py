@@ -78,9 +78,8 @@ def quantized_file(student: QuantizedClassifier, classifier: Classifier) -> byte
             if module.layer.bias is not None:
                 tensors[f"{name}.bias"] = module.layer.bias
         elif isinstance(module, ActivationQuantizer):
-            top = module.integers.quant_max
-            tensors[f"{name}.scale"] = module.log_scale.exp()
-            tensors[f"{name}.zero_point"] = module.zero_point.round().clamp(0, top).byte()
+            tensors[f"{name}.scale"] = module.scale()
+            tensors[f"{name}.zero_point"] = module.integer_zero_point().byte()
     tensors |= other_tensors(student)
     plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     metadata = {METADATA: json.dumps(description(student, classifier, shapes))}

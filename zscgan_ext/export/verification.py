@@ -21,7 +21,7 @@ from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import agreement
 from zscgan_ext.export.onnx_graph import Grid
-from zscgan_ext.export.runtime import OUTPUT, OnnxClassifier
+from zscgan_ext.export.onnx_runtime import OUTPUT, OnnxClassifier
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
@@ -111,7 +111,7 @@ def product_step(student: QuantizedClassifier) -> float:
     for node in student.graph.graph.nodes:
         module = module_of(student.graph, node)
         if isinstance(module, ActivationQuantizer):
-            input_scale = float(module.log_scale.exp())
+            input_scale = float(module.scale())
         elif isinstance(module, QuantizedLayer):
             step = input_scale * float(module.weight_scale().max())
     return step
@@ -136,9 +136,8 @@ class Follower(fx.Interpreter):
         if not isinstance(quantizer, ActivationQuantizer):
             return super().run_node(n)
         (x, *others), _ = self.fetch_args_kwargs_from_env(n)
-        scale = quantizer.log_scale.exp()
-        zero_point = quantizer.zero_point.round().clamp(0, quantizer.integers.quant_max)
-        found = (self.integers[str(n.target)].float() - zero_point) * scale
+        scale = quantizer.scale()
+        found = (self.integers[str(n.target)].float() - quantizer.integer_zero_point()) * scale
         margin = TIE * scale
         below, own, above = (quantizer(x + shift, *others) for shift in (-margin, 0, margin))
         tolerance = scale / 2  # between one integer and the next
@@ -175,6 +174,5 @@ def compare_nodes(
         expected = follower.run(images)
         ties += follower.ties
         differences.append((expected - logits).abs().max())
-    for layer in student.layers:
-        layer.quantized_weight = None
+    student.release_weights()
     return ties, float(torch.stack(differences).max())  # NaN if one is

@@ -243,6 +243,19 @@ def open_images(name: str, split: Split, preprocessing: Preprocessing) -> Images
     return data
 
 
+def open_labelled(
+    name: str, split: Split, preprocessing: Preprocessing, num_classes: int
+) -> Images:
+    """Open labelled images whose labels a classifier has.
+
+    Raises:
+        InputError: as `open_images` and `check_labels`.
+    """
+    data = open_images(name, split, preprocessing)
+    check_labels(data, num_classes)
+    return data
+
+
 def names_in(folder: Path) -> list[str]:
     """List a folder.
 

@@ -6,16 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.layout import compute_dtype
+from zscgan_ext.ops.layout import FLOATING, compute_dtype
 
 ACTIVATIONS = ("none", "relu", "relu6")
-FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_dtype(x: Tensor) -> None:
+    """Require a floating-point tensor."""
+    if x.dtype not in FLOATING:
+        raise ValueError(f"x: dtype {x.dtype}, accepted are float32, float16, bfloat16, float64")
 
 
 def check_axis(x: Tensor, axis: int | None) -> int | None:
     """Return a non-negative axis, or None for one scale in all."""
-    if x.dtype not in FLOATING:
-        raise ValueError(f"x: dtype {x.dtype}, accepted are float32, float16, bfloat16, float64")
+    check_dtype(x)
     if axis is None:
         return None
     if not -x.dim() <= axis < x.dim():
@@ -93,8 +97,7 @@ def check_observer(
 
 def check_channels(x: Tensor) -> None:
     """Require floating-point [N, C, ...]."""
-    if x.dtype not in FLOATING:
-        raise ValueError(f"x: dtype {x.dtype}, accepted are float32, float16, bfloat16, float64")
+    check_dtype(x)
     if x.dim() < 2:
         raise ValueError(f"x: shape {tuple(x.shape)}, needed is [N, C, ...]")
 

@@ -13,9 +13,9 @@ from types import ModuleType
 import torch
 
 from zscgan_ext.errors import InputError
+from zscgan_ext.ops.layout import FLOATING
 
 CHOICES = ("auto", "native", "reference")
-CPU_DATA_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def load_native() -> tuple[ModuleType | None, str | None]:
@@ -60,7 +60,7 @@ def uses_native(x: torch.Tensor) -> bool:
         require_implementation()
         return False
     if x.is_cpu:
-        return x.dtype in CPU_DATA_TYPES
+        return x.dtype in FLOATING
     return x.is_cuda and x.dtype != torch.float64 and cuda_missing_reason() is None
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 
 class Extent(NamedTuple):
     """Sizes of a dense tensor seen as [outer, channels, inner] in memory order."""

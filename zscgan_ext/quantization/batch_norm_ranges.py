@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext.classifiers.graph import module_of
+from zscgan_ext.classifiers.graph import device_of, module_of
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import (
     QUANTIZED_LAYERS,
     QuantizedClassifier,
-    device_of,
 )
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer
 
@@ -119,12 +118,6 @@ def choose_if_narrower(quantizer: ActivationQuantizer, values: Tensor) -> None:
         quantizer.load_state_dict(own)
 
 
-def named_quantizers(student: QuantizedClassifier) -> dict[str, ActivationQuantizer]:
-    """Return a student's activation quantizers by the name of the node that each quantizes."""
-    modules = student.graph.get_submodule("activation_quantizers").named_children()
-    return {name: q for name, q in modules if isinstance(q, ActivationQuantizer)}
-
-
 @torch.no_grad()
 def follow_batch_norm(
     student: QuantizedClassifier, model: nn.Module, images: Tensor, only_narrower: bool
@@ -145,7 +138,7 @@ def follow_batch_norm(
     random = torch.Generator(images.device).manual_seed(0)
     choose = choose_if_narrower if only_narrower else choose_range
     repeated = images[torch.arange(DRAWS, device=images.device) % len(images)]
-    quantizers = named_quantizers(student)
+    quantizers = student.named_activation_quantizers()
     DrawnActivations(trace(model), quantizers, random, choose, only_drawn=True).run(repeated)
 
 
@@ -171,7 +164,7 @@ def calibrate_from_batch_norm(
     Raises:
         InputError: if the classifier cannot be traced.
     """
-    quantizers = named_quantizers(student)
+    quantizers = student.named_activation_quantizers()
     graph = trace(model)
     device = device_of(graph)
     pixels = torch.tensor([0, 255], dtype=torch.uint8, device=device).view(2, 1, 1, 1)

@@ -27,7 +27,7 @@ def round_biases(student: QuantizedClassifier) -> None:
         bias = layer.layer.bias
         if quantizer is None or bias is None:
             continue
-        step = layer.weight_scale().double() * quantizer.log_scale.exp().double()  # [O]
+        step = layer.weight_scale().double() * quantizer.scale().double()  # [O]
         bias.copy_(torch.round(bias / step) * step)
 
 

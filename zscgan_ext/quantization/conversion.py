@@ -11,14 +11,16 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from zscgan_ext import ops
-from zscgan_ext.classifiers.graph import RELU, RELU6, is_one_of, module_of
+from zscgan_ext.classifiers.graph import RELU, RELU6, device_of, is_one_of, module_of
+from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
 from zscgan_ext.quantization.fusion import fuse
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
-from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.quantization.scheme import Scheme, scheme_of
 from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
+from zscgan_ext.settings.config import Settings
 
 ACTIVATIONS: tuple[Any, ...] = (
     *(*RELU, *RELU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish),
@@ -42,6 +44,7 @@ GRID_KEEPING: tuple[Any, ...] = (
     *("expand_as", "flip", "narrow", "unflatten", "movedim", "amax"),
 )
 RESIZING: tuple[Any, ...] = (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)
+ACTIVATION_QUANTIZERS = "activation_quantizers"  # the submodule that holds them
 QUANTIZED_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
@@ -72,6 +75,11 @@ class QuantizedClassifier(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.fused_graph = (fuse(self.graph),)
         return self
+
+    def named_activation_quantizers(self) -> dict[str, ActivationQuantizer]:
+        """Return the activation quantizers by the names of the nodes whose results they take."""
+        named = self.graph.get_submodule(ACTIVATION_QUANTIZERS).named_children()
+        return {name: module for name, module in named if isinstance(module, ActivationQuantizer)}
 
     def set_activation_mode(self, mode: ActivationMode) -> None:
         """Tell all activation quantizers to observe, to quantize or to pass tensors on."""
@@ -144,6 +152,15 @@ def convert(
     return QuantizedClassifier(graph.requires_grad_(True), scheme, image_shape).eval()
 
 
+def student_of(settings: Settings, classifier: Classifier) -> QuantizedClassifier:
+    """Convert a classifier to the scheme that settings ask for, on its own device.
+
+    Raises:
+        InputError: if the classifier cannot be converted.
+    """
+    return convert(classifier.model, scheme_of(settings), classifier.preprocessing.shape)
+
+
 def shaped_graph(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModule:
     """Trace a copy of a classifier, and note the shape of every result for two images.
 
@@ -153,11 +170,6 @@ def shaped_graph(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.Grap
     graph = trace(copy.deepcopy(model))
     ShapeProp(graph).propagate(torch.zeros(2, *image_shape, device=device_of(graph)))
     return graph
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter."""
-    return next(model.parameters()).device
 
 
 def folded(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModule:
@@ -201,7 +213,7 @@ def insert_activation_quantizers(
 ) -> None:
     """Put a quantizer behind every node whose result the scheme quantizes."""
     quantizers = nn.ModuleDict()
-    graph.add_submodule("activation_quantizers", quantizers)
+    graph.add_submodule(ACTIVATION_QUANTIZERS, quantizers)
     first, last = ends
     read_by_ends = {*computed_before(first), source_of_values(graph, last.args[0])}
     layers = [n for n in graph.graph.nodes if isinstance(module_of(graph, n), QuantizedLayer)]
@@ -213,7 +225,7 @@ def insert_activation_quantizers(
         integers = scheme.activation_range(at_an_end=node in read_by_ends)
         quantizers[node.name] = ActivationQuantizer(integers)
         with graph.graph.inserting_after(node):
-            inserted = graph.graph.call_module(f"activation_quantizers.{node.name}", (node,))
+            inserted = graph.graph.call_module(f"{ACTIVATION_QUANTIZERS}.{node.name}", (node,))
         node.replace_all_uses_with(inserted, lambda user, new=inserted: user is not new)
     quantizers.to(device_of(graph))
 

@@ -16,27 +16,29 @@ def dead_quantizers(student: QuantizedClassifier, images: Tensor) -> list[str]:
         images: [N, C, H, W], on which activations are looked at.
     """
     lines: list[str] = []
-    names = {module: name for name, module in student.graph.named_modules()}
+    named = student.named_activation_quantizers()
+    names: dict[nn.Module, str] = {quantizer: name for name, quantizer in named.items()}
 
     def look(quantizer: nn.Module, _: object, y: Tensor) -> None:
         assert isinstance(quantizer, ActivationQuantizer)
         fault = activation_fault(quantizer, y)
         if fault:
-            name = names[quantizer].removeprefix("activation_quantizers.")
-            lines.append(f"activation quantizer {name}: {fault}")
+            lines.append(f"activation quantizer {names[quantizer]}: {fault}")
 
-    handles = [q.register_forward_hook(look) for q in student.activation_quantizers]
+    handles = [q.register_forward_hook(look) for q in named.values()]
     try:
         student(images)
     finally:
         for handle in handles:
             handle.remove()
-    for layer in student.layers:
+    for name, layer in student.graph.named_modules():
+        if not isinstance(layer, QuantizedLayer):
+            continue
         dead = int(dead_channels(layer).sum())
         if dead:
             count = layer.layer.weight.shape[0]
             lines.append(
-                f"weight quantizer {names[layer]}: {dead} of {count} output channels "
+                f"weight quantizer {name}: {dead} of {count} output channels "
                 "are clipped or rounded to zero altogether"
             )
     return lines
@@ -44,7 +46,7 @@ def dead_quantizers(student: QuantizedClassifier, images: Tensor) -> list[str]:
 
 def activation_fault(quantizer: ActivationQuantizer, y: Tensor) -> str:
     """Say what is wrong with what a quantizer gives, nothing for a sound one."""
-    scale, low, high = quantizer.log_scale.exp().item(), *ends(quantizer)
+    scale, low, high = quantizer.scale().item(), *ends(quantizer)
     if not 0 < scale < float("inf"):
         return f"its scale is {scale}"
     others = y.float()[y != 0]
@@ -57,7 +59,7 @@ def activation_fault(quantizer: ActivationQuantizer, y: Tensor) -> str:
 
 def ends(quantizer: ActivationQuantizer) -> tuple[float, float]:
     """Return the smallest and the largest number on a quantizer's grid."""
-    scale, zero_point = quantizer.log_scale.exp().item(), quantizer.zero_point.round().item()
+    scale, zero_point = quantizer.scale().item(), quantizer.integer_zero_point().item()
     integers = quantizer.integers
     return (integers.quant_min - zero_point) * scale, (integers.quant_max - zero_point) * scale
 

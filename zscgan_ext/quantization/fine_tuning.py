@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zscgan_ext.classifiers.graph import device_of
 from zscgan_ext.quantization.biases import round_biases
-from zscgan_ext.quantization.conversion import QuantizedClassifier, device_of, folded
+from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
 from zscgan_ext.quantization.features import feature_distance, pair_features
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.training.execution import choose_execution

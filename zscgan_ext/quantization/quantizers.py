@@ -59,6 +59,14 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("running_min", torch.full((1,), torch.inf))
         self.register_buffer("running_max", torch.full((1,), -torch.inf))
 
+    def scale(self) -> Tensor:
+        """Return the scale [1]."""
+        return self.log_scale.exp()
+
+    def integer_zero_point(self) -> Tensor:
+        """Return the zero point [1] that quantization uses, rounded and within the integers."""
+        return self.zero_point.round().clamp(self.integers.quant_min, self.integers.quant_max)
+
     def reset(self) -> None:
         """Forget what was observed."""
         self.observed_batches = 0
@@ -90,7 +98,7 @@ class ActivationQuantizer(nn.Module):
         """Add the error, to the `error_power`, that each part of the scale makes on some of `x`."""
         sample = x[: max(1, SEARCHED_VALUES * len(x) // max(1, x.numel()))]
         low, high = self.integers.quant_min, self.integers.quant_max
-        scales = [self.log_scale.exp() * fraction for fraction in SCALE_FRACTIONS]
+        scales = [self.scale() * fraction for fraction in SCALE_FRACTIONS]
         sums = []
         for scale in scales:
             error = ops.fake_quantize(sample, scale, self.zero_point, low, high) - sample
@@ -125,9 +133,7 @@ class ActivationQuantizer(nn.Module):
             low, high = self.integers.quant_min, self.integers.quant_max
             values = x.numel() * processes.count()
             settings = (low, high, None, (values * high) ** -0.5, activation)
-            return ops.fake_quantize_learned(
-                x, self.log_scale.exp(), self.zero_point, *settings, bias
-            )
+            return ops.fake_quantize_learned(x, self.scale(), self.zero_point, *settings, bias)
         if bias is not None:
             x = x + bias.to(x.dtype).view(-1, 1, 1)
         x = activate(x, activation)

@@ -12,6 +12,7 @@ these sums as rounding does, which was worth 14 points of top-1 to resnet20 at 3
 import torch
 from torch import Tensor
 
+from zscgan_ext.ops.layout import spread
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import QuantizedLayer
 
@@ -105,7 +106,6 @@ def round_weights(student: QuantizedClassifier) -> None:
     for layer in student.layers:
         weight = layer.layer.weight
         integers = integers_with_small_sums(layer)
-        shape = (-1, *[1] * (weight.dim() - 1))
-        zero_point = layer.zero_point.double().view(shape)
-        scale = layer.weight_scale().double().view(shape)
+        zero_point = spread(layer.zero_point.double(), weight, 0)
+        scale = spread(layer.weight_scale().double(), weight, 0)
         weight.copy_((integers - zero_point) * scale)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.images.datasets import Images, check_labels, open_images
+from zscgan_ext.images.datasets import Images, open_labelled
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.report import charts
 from zscgan_ext.report.batch_norms import LayerStatistics, layer_statistics
@@ -24,11 +24,13 @@ from zscgan_ext.report.quantization_errors import (
     weight_errors,
     worst,
 )
+from zscgan_ext.run_folder.files import EXPORT, LOG, METRICS, PREDICTIONS
 from zscgan_ext.run_folder.finished_run import FinishedRun, open_run
 from zscgan_ext.settings.command_line import CONFIG, read_config
-from zscgan_ext.stages.results import PREDICTIONS, ROWS
+from zscgan_ext.stages.results import ROWS
 from zscgan_ext.stages.run import STAGES
-from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
+from zscgan_ext.synthesis.generator import default_random_seeded
+from zscgan_ext.zoo import bundled_images
 
 MEASURED_PIXELS = 128 * 64**2  # for batch-norm statistics and activations
 MOST_IMAGES, FEWEST_IMAGES = 128, 32  # that these may be
@@ -36,8 +38,8 @@ COMPARED_BATCHES = 8  # of as many, where no labelled images were predicted
 WORST = 6
 MOST_CHANGES = 8
 LARGEST_MATRIX = 12  # classes
-EXPORT = "export.json"
 COMMIT_DIGITS = 12
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def collect(folder: Path) -> Content:
         InputError: if a file is missing or cannot be read.
     """
     run = open_run(folder)
-    metrics, log = read_json(folder / "metrics.json"), read_log(folder / "metrics.jsonl")
+    metrics, log = read_json(folder / METRICS), read_log(folder / LOG)
     has_export = (folder / EXPORT).is_file()
     data, notes = evaluation_images(run)
     (images,) = run.generated_images(measured_images(run), 1)
@@ -191,13 +193,12 @@ def shown(value: Any) -> str:
 
 def evaluation_images(run: FinishedRun) -> tuple[Images | None, list[str]]:
     """Open the images that the run was evaluated on; else tell why there are none."""
-    bundled = "fashion-mnist" if run.settings.classifier in BUNDLED_CLASSIFIERS else None
-    name = run.settings.evaluation_data or bundled
+    name = run.settings.evaluation_data or bundled_images(run.settings.classifier)
     if name is None:
         return None, ["No real images were given: nothing here is compared with them."]
     try:
-        data = open_images(name, "test", run.classifier.preprocessing)
-        check_labels(data, run.classifier.num_classes)
+        facts = run.classifier.preprocessing, run.classifier.num_classes
+        data = open_labelled(name, "test", *facts)
     except InputError as error:
         return None, [f"The evaluation images are gone: {error}."]
     return data, []
@@ -224,8 +225,7 @@ def batch_norm_charts(run: FinishedRun, images: Tensor, data: Images | None) -> 
     """Draw how well batch-norm statistics match before and after learning, and real images'."""
     random = torch.Generator().manual_seed(run.settings.seed)
     untrained = run.new_generator().train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.settings.seed)  # of the noise in the generator
+    with default_random_seeded(CPU, run.settings.seed):
         before = to_channels_last(untrained(*untrained.random_inputs(len(images), random)))
     sources = {"untrained generator": before, "trained generator": images}
     if data is not None:

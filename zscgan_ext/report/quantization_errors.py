@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext.ops.layout import spread
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
@@ -47,7 +48,7 @@ def clipped_percent(x: Tensor, quantized: Tensor, scale: Tensor) -> float:
         quantized: of the same shape.
         scale: one, or one for each index of the first dimension.
     """
-    half = scale.reshape(-1, *[1] * (x.dim() - 1)) / 2
+    half = spread(scale, x, 0) / 2
     return 100 * int(((x - quantized).abs() > 1.001 * half).sum()) / x.numel()
 
 
@@ -77,15 +78,13 @@ def activation_errors(student: QuantizedClassifier, images: Tensor) -> list[Quan
 
     def watch(name: str, quantizer: ActivationQuantizer) -> Any:
         def measure(_: nn.Module, inputs: tuple[Any, ...], quantized: Tensor) -> None:
-            scale, bits = quantizer.log_scale.exp(), quantizer.integers.bits
+            scale, bits = quantizer.scale(), quantizer.integers.bits
             errors.append(measured(name, "activation", bits, inputs[0], quantized, scale))
 
         return quantizer.register_forward_hook(measure)
 
     hooks = [
-        watch(name.removeprefix("activation_quantizers."), module)
-        for name, module in student.graph.named_modules()
-        if isinstance(module, ActivationQuantizer)
+        watch(name, quantizer) for name, quantizer in student.named_activation_quantizers().items()
     ]
     student.quantize_weights()
     try:
@@ -94,8 +93,7 @@ def activation_errors(student: QuantizedClassifier, images: Tensor) -> list[Quan
     finally:
         for hook in hooks:
             hook.remove()
-        for layer in student.layers:
-            layer.quantized_weight = None
+        student.release_weights()
     return errors
 
 

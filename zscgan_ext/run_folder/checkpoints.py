@@ -23,8 +23,7 @@ from zscgan_ext.run_folder.checkpoint_file import (
     number_of,
     write_checkpoint,
 )
-from zscgan_ext.run_folder.files import one_line_errors
-from zscgan_ext.run_folder.newest_checkpoint import FOLDER
+from zscgan_ext.run_folder.files import CHECKPOINTS, one_line_errors
 from zscgan_ext.run_folder.random_state import DefaultRandom, OwnRandom
 from zscgan_ext.settings.values import Interval
 from zscgan_ext.training.steps import nothing
@@ -75,7 +74,7 @@ class Checkpoints:
         facts: Mapping[str, Any],
         loaded: State | None = None,
     ) -> None:
-        self.folder = None if run is None else run / FOLDER
+        self.folder = None if run is None else run / CHECKPOINTS
         self.every = every
         self.keep = keep
         self.facts = facts

@@ -16,29 +16,26 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from zscgan_ext.errors import InputError
+from zscgan_ext.settings.command_line import CONFIG
 
 PARTIAL = ".partial"
-REPORT = "report.html"
+METRICS = "metrics.json"
+LOG = "metrics.jsonl"
 SAMPLES = "samples"
+GENERATOR = "generator.safetensors"
+STUDENT = "quantized.safetensors"
+PREDICTIONS = "predictions.safetensors"
+EXPORTED = {"onnx": "model.onnx", "safetensors": "model.safetensors"}  # by format
+EXPORT = "export.json"
+REPORT = "report.html"
+TRACE, PROFILE = "trace.json", "profile.txt"
+CHECKPOINTS = "checkpoints"
 # All that a run writes, and all that `overwrite` deletes.
 RUN_FILES = (
-    "config.yaml",
-    "metrics.json",
-    "metrics.jsonl",
-    f"{SAMPLES}/*.png",
-    "generator.safetensors",
-    "quantized.safetensors",
-    "predictions.safetensors",
-    "model.onnx",
-    "model.safetensors",
-    "export.json",
-    REPORT,
-    "events.out.tfevents.*",
-    "trace.json",
-    "profile.txt",
-    "checkpoints/*.safetensors",
+    *(CONFIG, METRICS, LOG, GENERATOR, STUDENT, PREDICTIONS, *EXPORTED.values(), EXPORT, REPORT),
+    *(TRACE, PROFILE, f"{SAMPLES}/*.png", f"{CHECKPOINTS}/*.safetensors", "events.out.tfevents.*"),
 )
-PARTIAL_FILES = (f".*{PARTIAL}", f"{SAMPLES}/.*{PARTIAL}", f"checkpoints/.*{PARTIAL}")
+PARTIAL_FILES = (f".*{PARTIAL}", f"{SAMPLES}/.*{PARTIAL}", f"{CHECKPOINTS}/.*{PARTIAL}")
 ALL_FILES = (*RUN_FILES, *PARTIAL_FILES)
 SMALLEST_SAMPLE = 56  # pixels, so that 28x28 images can be made out
 FONT_SIZE = 14  # pixels
@@ -77,6 +74,11 @@ def write_whole(file: Path, data: bytes) -> None:
             sync_folder(file.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Return the JSON file of this content, its keys sorted."""
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
 def sync_folder(folder: Path) -> None:
@@ -139,7 +141,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, its keys sorted."""
-        self.write_text(name, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        self._write(name, json_bytes(content))
 
     def append_jsonl(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add one line of JSON to a file."""
@@ -196,7 +198,7 @@ class RunFolder:
             names = [file.name for file in self._files_of_a_run()]
         kept = [name for name in names if not name.endswith(PARTIAL)]
         if kept:
-            held = "a run" if {"config.yaml", "metrics.json"} & set(kept) else kept[0]
+            held = "a run" if {CONFIG, METRICS} & set(kept) else kept[0]
             raise InputError(
                 f"output: {self.path} already holds {held}; give --overwrite to replace it, "
                 "or another --output"

@@ -7,18 +7,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zscgan_ext.classifiers.loading import Classifier, load_classifier
+from zscgan_ext.classifiers.loading import Classifier, classifier_of
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import to_channels_last
-from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
+from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
 from zscgan_ext.quantization.quantizers import ActivationMode
-from zscgan_ext.quantization.scheme import scheme_of
+from zscgan_ext.run_folder.files import GENERATOR, STUDENT
 from zscgan_ext.settings.command_line import CONFIG, parse_settings
 from zscgan_ext.settings.config import Settings
-from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator import (
+    ConditionalGenerator,
+    default_random_seeded,
+    generator_of,
+)
 
-STUDENT, GENERATOR = "quantized.safetensors", "generator.safetensors"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,8 @@ class FinishedRun:
 
     def new_generator(self) -> ConditionalGenerator:
         """Return a generator of the run's shape that has learned nothing, always the same."""
-        classifier = self.classifier
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
-            return ConditionalGenerator(
-                classifier.num_classes, self.settings.latent_dim, classifier.preprocessing
-            )
+        with default_random_seeded(CPU, self.settings.seed):
+            return generator_of(self.settings, self.classifier)
 
     def generator(self) -> ConditionalGenerator:
         """Return the generator that the run learned."""
@@ -50,24 +50,11 @@ class FinishedRun:
         """Return batches of the generator's images, [batch_size, C, H, W], always the same."""
         generator, seed = self.generator(), self.settings.seed
         random = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # of the noise in the generator
+        with default_random_seeded(CPU, seed):
             return [
                 to_channels_last(generator(*generator.random_inputs(batch_size, random)))
                 for _ in range(batches)
             ]
-
-
-def load_float_classifier(settings: Settings) -> Classifier:
-    """Load the classifier that a run quantized."""
-    return load_classifier(
-        settings.classifier,
-        settings.weights,
-        settings.num_classes,
-        settings.image_size,
-        settings.mean,
-        settings.std,
-    )
 
 
 def read_settings(folder: Path) -> Settings:
@@ -86,8 +73,8 @@ def open_run(folder: Path) -> FinishedRun:
         if not os.path.isfile(folder / name):  # Path raises where a name is too long
             raise InputError(f"{folder}: lacks {name}, needed is the folder of a finished run")
     settings = read_settings(folder)
-    classifier = load_float_classifier(settings)
-    student = convert(classifier.model, scheme_of(settings), classifier.preprocessing.shape)
+    classifier = classifier_of(settings)
+    student = student_of(settings, classifier)
     load_weights(student, folder / STUDENT)
     student.set_activation_mode(ActivationMode.QUANTIZE)
     student.requires_grad_(False).to(memory_format=torch.channels_last)

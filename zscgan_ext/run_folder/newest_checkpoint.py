@@ -12,8 +12,8 @@ from zscgan_ext.run_folder.checkpoint_file import (
     checkpoint_files,
     read_checkpoint,
 )
+from zscgan_ext.run_folder.files import CHECKPOINTS
 
-FOLDER = "checkpoints"
 RANDOM = ("default_random", "random")
 KINDS = {"facts": dict, "finished": list, "steps": int, "held": dict, "random_of_all": list}
 
@@ -27,7 +27,7 @@ def newest_checkpoint(run: Path) -> State | None:
     Raises:
         InputError: if there are checkpoints, and all are damaged.
     """
-    files = checkpoint_files(run / FOLDER)
+    files = checkpoint_files(run / CHECKPOINTS)
     for file in reversed(files):
         try:
             return state_of_a_run(read_checkpoint(file))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from zscgan_ext.run_folder.files import RunFolder, one_line_errors
+from zscgan_ext.run_folder.files import PROFILE, TRACE, RunFolder, one_line_errors
 
 SKIPPED_STEPS = 5  # libraries choose algorithms, CUDA graphs are captured
 PROFILED_STEPS = 3
@@ -72,8 +72,8 @@ class StepProfiler:
         sort_by = f"self_{self.device.type}_time_total"
         table = profiler.key_averages().table(sort_by=sort_by, row_limit=ROWS_OF_TABLE)
         self.tables.append(f"{title}\n{table}")
-        with one_line_errors(Path("trace.json")), tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "trace.json")
+        with one_line_errors(Path(TRACE)), tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, TRACE)
             profiler.export_chrome_trace(str(file))
             trace = json.loads(file.read_text())
         trace.pop("traceName", None)  # where it was written
@@ -82,5 +82,5 @@ class StepProfiler:
 
     def write(self, folder: RunFolder) -> None:
         """Write `trace.json`, which chrome://tracing and Perfetto show, and `profile.txt`."""
-        folder.write_text("trace.json", json.dumps(self.trace))
-        folder.write_text("profile.txt", "\n\n".join(self.tables) + "\n")
+        folder.write_text(TRACE, json.dumps(self.trace))
+        folder.write_text(PROFILE, "\n\n".join(self.tables) + "\n")

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
 from zscgan_ext.images.memory_format import to_memory_format
+from zscgan_ext.run_folder.files import GENERATOR
 from zscgan_ext.stages.progress import Progress
-from zscgan_ext.stages.run import Run
+from zscgan_ext.stages.run import RandomStream, Run
 from zscgan_ext.synthesis.diversity import (
     chosen_classes,
     compare_diversity,
@@ -19,7 +20,11 @@ from zscgan_ext.synthesis.diversity import (
     real_classes,
 )
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
-from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator import (
+    ConditionalGenerator,
+    default_random_seeded,
+    generator_of,
+)
 from zscgan_ext.synthesis.generator_training import (
     GeneratorTraining,
     SynthesisStep,
@@ -38,15 +43,14 @@ SAMPLED_FRACTIONS = (0.1, 0.3, 1.0)  # of the synthesis steps, beside the first
 def learn_generator(run: Run) -> ConditionalGenerator:
     """Learn the generator, with samples and a log on the way."""
     settings, classifier = run.settings, run.classifier
-    generator = ConditionalGenerator(
-        classifier.num_classes, settings.latent_dim, classifier.preprocessing
-    )
+    generator = generator_of(settings, classifier)
     generator.to(run.device).to(memory_format=run.execution.memory_format)
     run.separate_processes()
     run.checkpoints.hold("generator", generator)
     if run.checkpoints.is_finished("synthesis"):
         return generator.eval()
-    random = run.checkpoints.hold_random("synthesis/random", run.random(1))
+    random = run.random(RandomStream.GENERATOR_LEARNING)
+    run.checkpoints.hold_random("synthesis/random", random)
     run.warn(zero_variance_warnings(classifier.model))
     teacher = FrozenTeacher(classifier.model, settings.distance)
     steps = settings.synthesis_steps
@@ -75,7 +79,7 @@ def learn_generator(run: Run) -> ConditionalGenerator:
             *(around.after_step, around.before_steps),
         )
         run.warn([*not_learned(run, generator), *never_generated(run, generator)])
-        run.folder.save_tensors("generator.safetensors", generator.state_dict())
+        run.folder.save_tensors(GENERATOR, generator.state_dict())
     teacher.remove_hooks()
     return generator
 
@@ -87,7 +91,7 @@ def generator_goes_on(run: Run, generator: ConditionalGenerator) -> GeneratorTra
         synthesis_steps=run.settings.fine_tuning_steps,
         synthesis_learning_rate=GOING_ON_RATE * run.settings.synthesis_learning_rate,
     )
-    random = run.checkpoints.hold_random("alternating/random", run.random(8))
+    random = run.checkpoints.hold_random("alternating/random", run.random(RandomStream.ALTERNATING))
     teacher = FrozenTeacher(run.classifier.model, settings.distance)
     training = GeneratorTraining(generator, teacher, settings, random)
     generator.eval()
@@ -99,7 +103,7 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
     """Write a grid of generated images, one row per class; the same latent vectors each time."""
     classes = chosen_classes(generator.learned_classes())
     labels = torch.tensor(classes, device=run.device).repeat_interleave(SAMPLES_PER_CLASS)
-    latent, _ = generator.random_inputs(len(labels), run.shared_random(2))
+    latent, _ = generator.random_inputs(len(labels), run.shared_random(RandomStream.SAMPLES))
     was_training = generator.training
     generator.eval()
     images = generator(latent, labels)
@@ -118,15 +122,13 @@ def probe_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[T
     They take no random numbers from any stage.
     """
     classes = torch.tensor(generator.learned_classes(), device=run.device)
-    size, random, next_index = run.settings.batch_size, run.shared_random(7), 0
+    size, random, next_index = run.settings.batch_size, run.shared_random(RandomStream.PROBES), 0
     while True:
         index = torch.arange(next_index, next_index + size, device=run.device)
         labels = classes[index % len(classes)]
         next_index += size
         latent, _ = generator.random_inputs(size, random)
-        devices = [run.device] if run.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.manual_seed(next_index)
+        with default_random_seeded(run.device, next_index), torch.no_grad():
             images = generator(latent, labels)
         yield to_memory_format(images, run.execution.memory_format), labels
 
@@ -167,7 +169,7 @@ def measure_diversity(run: Run, generator: ConditionalGenerator) -> None:
     if checkpoints.is_finished("diversity"):
         return
     with checkpoints.stage("diversity"), checkpoints.interruptible(), run.timed("evaluation"):
-        generated = generated_classes(generator, run.shared_random(6))
+        generated = generated_classes(generator, run.shared_random(RandomStream.DIVERSITY))
         real = None
         if data is not None:
             labels = chosen_classes(generator.learned_classes())

@@ -10,22 +10,21 @@ import torch
 from torch import nn
 
 from zscgan_ext import processes
-from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.classifiers.loading import Classifier, classifier_of
 from zscgan_ext.errors import InputError
-from zscgan_ext.export.runtime import require_onnx
-from zscgan_ext.images.datasets import Images, check_labels, few_labels_warnings, open_images
+from zscgan_ext.export.onnx_runtime import require_onnx
+from zscgan_ext.images.datasets import Images, few_labels_warnings, open_labelled
 from zscgan_ext.run_folder.checkpoints import Checkpoints
-from zscgan_ext.run_folder.files import RunFolder
-from zscgan_ext.run_folder.finished_run import load_float_classifier
+from zscgan_ext.run_folder.files import LOG, RunFolder
 from zscgan_ext.run_folder.newest_checkpoint import newest_checkpoint
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog, require_tensorboard
 from zscgan_ext.settings.command_line import CONFIG, settings_to_yaml
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.settings.values import parse_formats, parse_interval, resolve_device
-from zscgan_ext.stages.run import LOG, Run, new_run, new_student
+from zscgan_ext.stages.run import Run, new_run, new_student
 from zscgan_ext.training.execution import choose_execution
-from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
+from zscgan_ext.zoo import bundled_images
 
 BATCH_SIZES = ("batch_size", "fine_tuning_batch_size")
 # Settings that change nothing of what is learned and measured.
@@ -58,8 +57,8 @@ def prepare(settings: Settings) -> Run:
         require_onnx()
     if settings.tensorboard:
         require_tensorboard()
-    classifier = load_float_classifier(settings)
-    evaluation_data = settings.evaluation_data or bundled_data(settings)
+    classifier = classifier_of(settings)
+    evaluation_data = settings.evaluation_data or bundled_images(settings.classifier)
     evaluation = open_data(evaluation_data, "test", classifier)
     reference = open_data(settings.reference_data, "train", classifier)
     execution = choose_execution(settings, device)
@@ -109,18 +108,11 @@ def shares_of_batches(settings: Settings) -> dict[str, Any]:
     return {name: size // processes.count() for name, size in sizes.items()}
 
 
-def bundled_data(settings: Settings) -> str | None:
-    """Return the name of the test images that come with a bundled classifier."""
-    return "fashion-mnist" if settings.classifier in BUNDLED_CLASSIFIERS else None
-
-
 def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | None:
     """Open labelled images that fit the classifier, if any were named."""
     if name is None:
         return None
-    images = open_images(name, split, classifier.preprocessing)
-    check_labels(images, classifier.num_classes)
-    return images
+    return open_labelled(name, split, classifier.preprocessing, classifier.num_classes)
 
 
 def facts_of(settings: Settings, device: torch.device, model: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from zscgan_ext.evaluation import agreement, top1
 from zscgan_ext.settings.values import parse_bits
 from zscgan_ext.stages.run import Run
 
-PREDICTIONS = "predictions.safetensors"
 ROWS = {
     "float": "float",
     "noise_calibrated": "quantized, ranges from random noise",

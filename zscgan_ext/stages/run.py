@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -13,10 +14,9 @@ from torch import Tensor
 from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.images.datasets import Images
-from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
-from zscgan_ext.quantization.scheme import scheme_of
+from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
 from zscgan_ext.run_folder.checkpoints import Checkpoints
-from zscgan_ext.run_folder.files import RunFolder
+from zscgan_ext.run_folder.files import LOG, RunFolder
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog
 from zscgan_ext.settings.config import Settings
@@ -25,8 +25,20 @@ from zscgan_ext.stages.stage_steps import StageSteps
 from zscgan_ext.training.execution import Execution, choose_execution
 from zscgan_ext.training.steps import Training, nothing
 
+
+class RandomStream(IntEnum):
+    """What random numbers are for: each has its own, which no other disturbs."""
+
+    GENERATOR_LEARNING = 1
+    SAMPLES = 2
+    NOISE_IMAGES = 3
+    GENERATED_IMAGES = 4
+    DIVERSITY = 6
+    PROBES = 7
+    ALTERNATING = 8
+
+
 STAGES = ("synthesis", "calibration", "fine_tuning", "evaluation")
-LOG = "metrics.jsonl"
 
 
 @dataclass
@@ -51,14 +63,14 @@ class Run:
     start: float  # of time.perf_counter, less what the run took before it went on
     timing: tuple[str, float] | None = None  # what `timed` encloses, and since when
 
-    def shared_random(self, stage: int) -> torch.Generator:
-        """Return the random numbers of a stage, which no other stage disturbs."""
-        return torch.Generator(self.device).manual_seed(1000 * self.settings.seed + stage)
+    def shared_random(self, stream: int) -> torch.Generator:
+        """Return a stream of random numbers, one of `RandomStream` or a number of one's own."""
+        return torch.Generator(self.device).manual_seed(1000 * self.settings.seed + stream)
 
-    def random(self, stage: int) -> torch.Generator:
-        """Return random numbers of a stage that differ from process to process."""
+    def random(self, stream: int) -> torch.Generator:
+        """Return a stream of random numbers that differs from process to process."""
         return torch.Generator(self.device).manual_seed(
-            self.own_seed(1000 * self.settings.seed + stage)
+            self.own_seed(1000 * self.settings.seed + stream)
         )
 
     def own_seed(self, seed: int) -> int:
@@ -212,5 +224,5 @@ def new_student(
     settings: Settings, classifier: Classifier, execution: Execution
 ) -> QuantizedClassifier:
     """Convert the classifier to the wanted scheme, on its own device."""
-    student = convert(classifier.model, scheme_of(settings), classifier.preprocessing.shape)
+    student = student_of(settings, classifier)
     return student.to(memory_format=execution.memory_format)

@@ -6,13 +6,14 @@ import torch
 
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers
+from zscgan_ext.run_folder.files import GENERATOR, STUDENT
 from zscgan_ext.stages.generator_stage import (
     generated_batches,
     learn_generator,
     measure_diversity,
     probe_batches,
 )
-from zscgan_ext.stages.run import Run
+from zscgan_ext.stages.run import RandomStream, Run
 from zscgan_ext.stages.student_stages import (
     BatchesOfSize,
     evaluate,
@@ -33,8 +34,9 @@ def run_stages(run: Run) -> None:
         return
     evaluate(run, run.classifier.model, "float")
     shape = run.classifier.preprocessing.shape
-    quantize(run, noise_batches(settings.batch_size, shape, run.random(3)), "noise_calibrated")
-    random = run.checkpoints.hold_random("image random", run.random(4))
+    noise = noise_batches(settings.batch_size, shape, run.random(RandomStream.NOISE_IMAGES))
+    quantize(run, noise, "noise_calibrated")
+    random = run.checkpoints.hold_random("image random", run.random(RandomStream.GENERATED_IMAGES))
     batches: BatchesOfSize = partial(generated_batches, run, generator, random)
     quantize(run, batches(settings.batch_size), "generated_calibrated")
     learning = generator if settings.training == "alternating" else None
@@ -54,6 +56,6 @@ def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalG
         with run.checkpoints.stage("saving"):
             images, _ = next(probe_batches(run, generator))
             run.warn(dead_quantizers(student, images))
-            run.folder.save_tensors("quantized.safetensors", student.state_dict())
-            run.folder.save_tensors("generator.safetensors", generator.state_dict())
+            run.folder.save_tensors(STUDENT, student.state_dict())
+            run.folder.save_tensors(GENERATOR, generator.state_dict())
             run.checkpoints.release("fine_tuned start student")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.images.preprocessing import Preprocessing
-from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator import ConditionalGenerator, default_random_seeded
 from zscgan_ext.synthesis.penultimate_features import penultimate_features
 
 IMAGES = 500  # over all classes
@@ -143,9 +143,7 @@ def images_of_class(
 ) -> Tensor:
     """Generate images [count, C, H, W] of one class, the same ones for the same random numbers."""
     latent, labels = generator.random_inputs(count, random)
-    devices = [latent.device] if latent.is_cuda else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(random.initial_seed() + label)  # of the noise in the generator
+    with default_random_seeded(latent.device, random.initial_seed() + label):
         return to_channels_last(generator(latent, torch.full_like(labels, label)))
 
 

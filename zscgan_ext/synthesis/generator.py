@@ -1,13 +1,17 @@
 """The conditional generator: from a latent vector and a class to an image."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.images.memory_format import normal_like
 from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis.synchronized_batch_norm import SynchronizedBatchNorm
 
 SMALLEST_MAP = 7  # pixels of the first feature map, about
@@ -138,3 +142,21 @@ class ConditionalGenerator(nn.Module):
     def learned_classes(self) -> list[int]:
         """Return the labels that are drawn; waits for the device."""
         return list(range(0, self.num_classes, int(self.get_buffer("class_stride"))))
+
+
+def generator_of(settings: Settings, classifier: Classifier) -> ConditionalGenerator:
+    """Return a generator for a classifier that has learned nothing."""
+    return ConditionalGenerator(
+        classifier.num_classes, settings.latent_dim, classifier.preprocessing
+    )
+
+
+@contextmanager
+def default_random_seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's default random numbers, which the noise in a generator is, for a while.
+
+    Afterwards they are as they were.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

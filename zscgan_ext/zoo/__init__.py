@@ -34,3 +34,8 @@ BUNDLED_CLASSIFIERS = {
     "resnet20": _bundled("resnet20", ResNet20),
     "mobilenet_v2_small": _bundled("mobilenet_v2_small", MobileNetV2Small),
 }
+
+
+def bundled_images(classifier: str) -> str | None:
+    """Return the name of the test images that come with a bundled classifier, None for others."""
+    return "fashion-mnist" if classifier in BUNDLED_CLASSIFIERS else None

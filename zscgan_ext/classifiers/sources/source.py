@@ -12,6 +12,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_SIZE = 224  # pixels
 
 
+def usual_preprocessing(channels: int, image_size: int) -> Preprocessing:
+    """Return ImageNet's normalization for three channels; for others, to -1 to 1."""
+    if channels == len(IMAGENET_MEAN):
+        return Preprocessing(channels, image_size, IMAGENET_MEAN, IMAGENET_STD)
+    return Preprocessing(channels, image_size, (0.5,) * channels, (0.5,) * channels)
+
+
 class ClassifierSource(ABC):
     """Builds one classifier, and knows what it expects of images.
 
@@ -48,7 +55,4 @@ class ClassifierSource(ABC):
             raise InputError(
                 f"classifier: {self.name} has no Conv2d layer, needed is an image classifier"
             )
-        channels = convolution.in_channels
-        if channels == len(IMAGENET_MEAN):
-            return Preprocessing(channels, IMAGENET_SIZE, IMAGENET_MEAN, IMAGENET_STD)
-        return Preprocessing(channels, IMAGENET_SIZE, (0.5,) * channels, (0.5,) * channels)
+        return usual_preprocessing(convolution.in_channels, IMAGENET_SIZE)

@@ -1,9 +1,7 @@
-"""ONNX Runtime, which is an optional dependency: sessions, logits, latency."""
+"""ONNX Runtime, which is an optional dependency: sessions and logits."""
 
 import importlib
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,27 +133,3 @@ def has_external_data(message: Any) -> bool:
             if any(map(has_external_data, parts)):
                 return True
     return False
-
-
-def latencies(
-    models: Sequence[Callable[[Tensor], Any]], image: Tensor, seconds: float = 0.5
-) -> list[float]:
-    """Return the median time of one call of each model on an image [1, C, H, W], milliseconds.
-
-    The models take turns, so that whatever else the machine does slows them alike.
-
-    Args:
-        models: what to call.
-        image: normalized.
-        seconds: to spend on each model, about; at least 5 calls are made.
-    """
-    measured: list[list[float]] = [[] for _ in models]
-    for model in models:
-        model(image)
-    end = time.perf_counter() + seconds * len(models)
-    while len(measured[0]) < 5 or time.perf_counter() < end:
-        for model, times in zip(models, measured, strict=True):
-            start = time.perf_counter()
-            model(image)
-            times.append(time.perf_counter() - start)
-    return [1000 * statistics.median(times) for times in measured]

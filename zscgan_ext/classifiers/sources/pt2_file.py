@@ -10,11 +10,7 @@ from torch import nn
 
 from zscgan_ext.classifiers.exported_program import graph_of, images_of
 from zscgan_ext.classifiers.graph_passes import normalize
-from zscgan_ext.classifiers.sources.source import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ClassifierSource,
-)
+from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.regular_file import regular_file_size
@@ -77,6 +73,4 @@ class ProgramSource(ClassifierSource):
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """Return the program's image shape, and ImageNet's normalization for three channels."""
         channels, size, _ = self.image_shape
-        if channels == len(IMAGENET_MEAN):
-            return Preprocessing(channels, size, IMAGENET_MEAN, IMAGENET_STD)
-        return Preprocessing(channels, size, (0.5,) * channels, (0.5,) * channels)
+        return usual_preprocessing(channels, size)
