@@ -5,6 +5,7 @@ rows that had the data (`--reference-data`).
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,12 +68,14 @@ class Images(Protocol):
         """Return the images at these positions, int64 [M], in this order."""
 
 
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images in memory with their labels."""
+class IndexedImages(ABC):
+    """Labelled images that are read by their positions."""
 
-    images: Tensor  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N]
+
+    @abstractmethod
+    def read(self, index: Tensor, preprocessing: Preprocessing) -> Tensor:
+        """Read the images at these positions [B], normalized [B, C, H, W] float32."""
 
     def __len__(self) -> int:
         return self.labels.numel()
@@ -82,8 +85,8 @@ class LabelledImages:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, in order: normalized [B, C, H, W] float32 and labels [B]."""
         for start in range(0, len(self), batch_size):
-            stop = start + batch_size
-            yield preprocessing.normalize(self.images[start:stop]), self.labels[start:stop]
+            index = torch.arange(start, min(start + batch_size, len(self)))
+            yield self.read(index, preprocessing), self.labels[index]
 
     def random_batches(
         self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
@@ -91,7 +94,19 @@ class LabelledImages:
         """Yield batches drawn uniformly with replacement, forever."""
         while True:
             index = torch.randint(len(self), (batch_size,), generator=random)
-            yield preprocessing.normalize(self.images[index]), self.labels[index]
+            yield self.read(index, preprocessing), self.labels[index]
+
+
+@dataclass(frozen=True)
+class LabelledImages(IndexedImages):
+    """Images in memory with their labels."""
+
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N]
+
+    def read(self, index: Tensor, preprocessing: Preprocessing) -> Tensor:
+        """Normalize the images at these positions [B] to [B, C, H, W] float32."""
+        return preprocessing.normalize(self.images[index])
 
     def subset(self, index: Tensor) -> "LabelledImages":
         """Return the images at these positions, int64 [M], in this order."""
@@ -99,7 +114,7 @@ class LabelledImages:
 
 
 @dataclass(frozen=True)
-class ImageTree:
+class ImageTree(IndexedImages):
     """Image files of an ImageFolder tree, read when their batch is due.
 
     The shorter side is resized to 256/224 of the classifier's image size and the centre cropped,
@@ -109,33 +124,15 @@ class ImageTree:
     files: tuple[Path, ...]
     labels: Tensor  # int64 [N]
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def batches(
-        self, batch_size: int, preprocessing: Preprocessing
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every image once, in order: normalized [B, C, H, W] float32 and labels [B]."""
-        for start in range(0, len(self), batch_size):
-            index = torch.arange(start, min(start + batch_size, len(self)))
-            yield self._read(index, preprocessing), self.labels[index]
-
-    def random_batches(
-        self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches drawn uniformly with replacement, forever."""
-        while True:
-            index = torch.randint(len(self), (batch_size,), generator=random)
-            yield self._read(index, preprocessing), self.labels[index]
+    def read(self, index: Tensor, preprocessing: Preprocessing) -> Tensor:
+        """Read the files at these positions [B], normalized [B, C, H, W] float32."""
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool, silent_decoders():
+            pixels = pool.map(lambda i: read_image(self.files[i], preprocessing), index.tolist())
+            return preprocessing.normalize(torch.stack(list(pixels)))
 
     def subset(self, index: Tensor) -> "ImageTree":
         """Return the images at these positions, int64 [M], in this order."""
         return ImageTree(tuple(self.files[i] for i in index.tolist()), self.labels[index])
-
-    def _read(self, index: Tensor, preprocessing: Preprocessing) -> Tensor:
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool, silent_decoders():
-            pixels = pool.map(lambda i: read_image(self.files[i], preprocessing), index.tolist())
-            return preprocessing.normalize(torch.stack(list(pixels)))
 
 
 def read_idx_folder(folder: Path, split: Split) -> LabelledImages:

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from zscgan_ext.report.batch_norms import LayerStatistics
-from zscgan_ext.report.quantization_errors import QuantizationError
+from zscgan_ext.report.quantization_errors import MeasuredTensor
 
 INK = "#010203"  # stands for the text colour of the page
 COLOURS = ("#3b82c4", "#e07b39", "#3a9d6e", "#b05cc6", "#c44e52", "#8c8c8c")
@@ -163,7 +163,7 @@ def statistics_by_channel(measured: Mapping[str, Sequence[LayerStatistics]]) -> 
     return chart("channels", draw)
 
 
-def errors_by_layer(errors: Mapping[str, Sequence[QuantizationError]]) -> str:
+def errors_by_layer(errors: Mapping[str, Sequence[MeasuredTensor]]) -> str:
     """Draw the SQNR of weights and activations in their order, the worst one named."""
 
     def draw(figure: Figure) -> None:

@@ -19,7 +19,7 @@ from zscgan_ext.report.batch_norms import LayerStatistics, layer_statistics
 from zscgan_ext.report.pictures import ClassPictures, pictures_by_class
 from zscgan_ext.report.predictions import confusion, most_frequent_changes
 from zscgan_ext.report.quantization_errors import (
-    QuantizationError,
+    MeasuredTensor,
     activation_errors,
     weight_errors,
     worst,
@@ -63,9 +63,9 @@ class Content:
     first_ranges: str  # empty where they were set
     charts: Mapping[str, str]  # svg elements
     classes: list[ClassPictures]
-    weights: list[QuantizationError]
-    activations: list[QuantizationError]
-    worst: list[QuantizationError]
+    weights: list[MeasuredTensor]
+    activations: list[MeasuredTensor]
+    worst: list[MeasuredTensor]
     compared_on: str
     changes: list[tuple[str, str, int]]
     changed_percent: float

@@ -13,7 +13,7 @@ from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLay
 
 
 @dataclass(frozen=True)
-class QuantizationError:
+class MeasuredTensor:
     """One tensor, before and after its quantizer.
 
     `sqnr` is the ratio of the tensor's power to the power of its error, in decibels.
@@ -53,7 +53,7 @@ def clipped_percent(x: Tensor, quantized: Tensor, scale: Tensor) -> float:
 
 
 @torch.no_grad()
-def weight_errors(student: QuantizedClassifier) -> list[QuantizationError]:
+def weight_errors(student: QuantizedClassifier) -> list[MeasuredTensor]:
     """Measure the weight of every quantized layer, in the order of the modules."""
     student.quantize_weights()
     errors = []
@@ -67,14 +67,14 @@ def weight_errors(student: QuantizedClassifier) -> list[QuantizationError]:
 
 
 @torch.no_grad()
-def activation_errors(student: QuantizedClassifier, images: Tensor) -> list[QuantizationError]:
+def activation_errors(student: QuantizedClassifier, images: Tensor) -> list[MeasuredTensor]:
     """Measure every quantized activation, in the order of the forward pass.
 
     Args:
         student: its activation quantizers on.
         images: normalized [N, C, H, W].
     """
-    errors: list[QuantizationError] = []
+    errors: list[MeasuredTensor] = []
 
     def watch(name: str, quantizer: ActivationQuantizer) -> Any:
         def measure(_: nn.Module, inputs: tuple[Any, ...], quantized: Tensor) -> None:
@@ -99,9 +99,9 @@ def activation_errors(student: QuantizedClassifier, images: Tensor) -> list[Quan
 
 def measured(
     name: str, kind: str, bits: int, x: Tensor, quantized: Tensor, scale: Tensor
-) -> QuantizationError:
+) -> MeasuredTensor:
     """Compare a tensor with its quantized values."""
-    return QuantizationError(
+    return MeasuredTensor(
         name,
         kind,
         bits,
@@ -112,6 +112,6 @@ def measured(
     )
 
 
-def worst(errors: list[QuantizationError], count: int) -> list[QuantizationError]:
+def worst(errors: list[MeasuredTensor], count: int) -> list[MeasuredTensor]:
     """Return the tensors with the lowest SQNR, worst first."""
     return sorted(errors, key=lambda error: error.sqnr)[:count]
