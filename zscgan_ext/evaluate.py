@@ -211,9 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluated = open_evaluated(options.path, options.classifier)
     facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
     data = open_data(options.data, *facts)
-    for warning in few_labels_warnings(options.data, data, len(evaluated.class_names)):
-        print(f"warning: {warning}", flush=True)
     evaluation = measure(evaluated, data, options.batch_size)
+    for warning in few_labels_warnings(options.data, data, len(evaluated.class_names)):
+        print(f"warning: {warning}")
     print(layout(evaluation))
     if options.json is not None:
         write_whole(options.json, as_json(evaluation))
