@@ -14,13 +14,13 @@ from zscgan_ext.images.datasets import Images, LabelledImages
 from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.rounding import round_weights
-from zscgan_ext.run_folder.files import write_whole
+from zscgan_ext.run_folder.files import GENERATOR, write_whole
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.stages.generator_stage import generated_batches, learn_generator
 from zscgan_ext.stages.preparation import prepare
-from zscgan_ext.stages.run import Run, new_student
+from zscgan_ext.stages.run import RandomStream, Run, new_student
 from zscgan_ext.stages.student_stages import evaluate, fine_tuned_student, quantize, real_batches
-from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator import ConditionalGenerator, generator_of
 from zscgan_ext.synthesis.generator_training import noise_batches
 
 HELD_OUT_PART = 12  # the last of twelve equal parts: images 55,000 to 60,000 of Fashion-MNIST
@@ -38,9 +38,10 @@ def nearest_rows(run: Run, generator: GeneratorSource) -> Iterator[str]:
     assert run.reference is not None
     nearest = replace(run, settings=replace(run.settings, rounding="nearest"))
     size, shape = run.settings.batch_size, run.classifier.preprocessing.shape
+    images = run.random(RandomStream.GENERATED_IMAGES)
     sources = {
-        "noise_nearest": noise_batches(size, shape, run.random(3)),
-        "generated_nearest": generated_batches(run, generator(), run.random(4), size),
+        "noise_nearest": noise_batches(size, shape, run.random(RandomStream.NOISE_IMAGES)),
+        "generated_nearest": generated_batches(run, generator(), images, size),
         "real_nearest": real_batches(run, run.reference, real_random(run), size),
     }
     for row, batches in sources.items():
@@ -50,7 +51,8 @@ def nearest_rows(run: Run, generator: GeneratorSource) -> Iterator[str]:
 
 def generated_rows(run: Run, generator: GeneratorSource) -> Iterator[str]:
     """Round so that errors cancel, then calibrate and fine-tune, all on generated images."""
-    batches = partial(generated_batches, run, generator(), run.random(4))
+    random = run.random(RandomStream.GENERATED_IMAGES)
+    batches = partial(generated_batches, run, generator(), random)
     quantize(run, batches(run.settings.batch_size), "generated_calibrated")
     yield "generated_calibrated"
     fine_tuned_student(run, batches, "fine_tuned")
@@ -162,14 +164,11 @@ def cached_generator(run: Run, file: Path) -> ConditionalGenerator:
 
     Torch's random numbers go on as if it had not been asked.
     """
-    classifier = run.classifier
     with torch.random.fork_rng():
         if not file.is_file():
             seeded_generator(run)
-            write_whole(file, (run.folder.path / "generator.safetensors").read_bytes())
-        generator = ConditionalGenerator(
-            classifier.num_classes, run.settings.latent_dim, classifier.preprocessing
-        )
+            write_whole(file, (run.folder.path / GENERATOR).read_bytes())
+        generator = generator_of(run.settings, run.classifier)
     load_weights(generator, file)
     generator.to(run.device).to(memory_format=run.execution.memory_format)
     return generator.eval()

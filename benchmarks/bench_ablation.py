@@ -31,7 +31,7 @@ from zscgan_ext.run_folder.files import write_whole
 from zscgan_ext.settings.config import PRESETS, Settings
 from zscgan_ext.stages.generator_stage import generated_batches
 from zscgan_ext.stages.preparation import WITHOUT_EFFECT
-from zscgan_ext.stages.run import Run, run_with
+from zscgan_ext.stages.run import RandomStream, Run, run_with
 from zscgan_ext.stages.student_stages import fine_tuned_student
 
 STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
@@ -138,7 +138,8 @@ class Ablation:
             torch.manual_seed(seed)
             changed = run_with(run, bits=bits, **changes)
             changed = run_with(changed, fine_tuning_steps=steps_of_as_many_images(run, changed))
-            batches = partial(generated_batches, changed, learned, changed.random(4))
+            random = changed.random(RandomStream.GENERATED_IMAGES)
+            batches = partial(generated_batches, changed, learned, random)
             fine_tuned_student(changed, batches, "fine_tuned")
             assert run.evaluation is not None
             accuracy = {

@@ -42,7 +42,7 @@ from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
-from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator import generator_of
 from zscgan_ext.synthesis.generator_training import GeneratorTraining
 from zscgan_ext.training.steps import Training
 
@@ -109,9 +109,7 @@ class Coverage:
 
     def generator_step(self) -> str:
         """Take one step of generator learning."""
-        generator = ConditionalGenerator(
-            self.classifier.num_classes, SETTINGS.latent_dim, self.classifier.preprocessing
-        )
+        generator = generator_of(SETTINGS, self.classifier)
         teacher = FrozenTeacher(self.classifier.model, SETTINGS.distance)
         loss = step(GeneratorTraining(generator, teacher, SETTINGS, self.random))
         teacher.remove_hooks()

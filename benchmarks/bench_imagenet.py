@@ -37,7 +37,7 @@ from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.stages.generator_stage import generated_batches, learn_generator
 from zscgan_ext.stages.preparation import prepare
-from zscgan_ext.stages.run import Run, run_with
+from zscgan_ext.stages.run import RandomStream, Run, run_with
 from zscgan_ext.stages.student_stages import (
     fine_tune_student,
     quantize,
@@ -173,14 +173,15 @@ def run_job(
         return figures
 
     yield "squant", measured(squant(run))
-    noise = noise_batches(settings.batch_size, run.classifier.preprocessing.shape, run.random(3))
+    random = run.random(RandomStream.NOISE_IMAGES)
+    noise = noise_batches(settings.batch_size, run.classifier.preprocessing.shape, random)
     yield "noise_calibrated", measured(quantize(run, noise, "noise_calibrated"))
     # The pictures that are measured on: as good as ranges can be with these ways to choose them.
     real = real_batches(run, pictures.images, real_random(run), settings.batch_size)
     yield "real_calibrated", measured(quantize(run, real, "real_calibrated"))
     student = starting_student(run, real, "real_fine_tuned")
     yield "real_fine_tuning_start", measured(student)
-    batches = partial(generated_batches, run, generator, run.random(4))
+    batches = partial(generated_batches, run, generator, run.random(RandomStream.GENERATED_IMAGES))
     calibrated = quantize(run, batches(settings.batch_size), "generated_calibrated")
     yield "generated_calibrated", measured(calibrated)
     student = starting_student(run, batches(settings.batch_size), "fine_tuned")

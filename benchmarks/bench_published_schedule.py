@@ -26,13 +26,12 @@ from zscgan_ext.classifiers.loading import Classifier, load_classifier
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.quantization.fine_tuning import fine_tune
-from zscgan_ext.quantization.scheme import scheme_of
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.settings.values import resolve_device
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
-from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator import generator_of
 from zscgan_ext.synthesis.generator_training import synthetic_batches, train_generator
 from zscgan_ext.training.execution import choose_execution
 from zscgan_ext.training.precision import PRECISIONS
@@ -75,9 +74,7 @@ def stages(
     """Yield the stages of the main program by name, each ready to run with its reports."""
     choose_execution(settings, device).apply()
     model = classifier.model.to(device).to(memory_format=torch.channels_last)
-    generator = ConditionalGenerator(
-        classifier.num_classes, settings.latent_dim, classifier.preprocessing
-    )
+    generator = generator_of(settings, classifier)
     generator.to(device).to(memory_format=torch.channels_last)
     teacher = FrozenTeacher(model, settings.distance)
     yield (
@@ -87,7 +84,7 @@ def stages(
         ),
     )
     teacher.remove_hooks()
-    student = convert(model, scheme_of(settings), classifier.preprocessing.shape)
+    student = student_of(settings, classifier)
     student.to(memory_format=torch.channels_last)
     batches = synthetic_batches(generator, settings.batch_size, random(device))
     calibrate(student, batches, settings.calibration_batches)

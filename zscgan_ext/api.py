@@ -126,7 +126,7 @@ def evaluate(
     """
     float_model, preprocessing = classifier.model, classifier.preprocessing
     facts = (classifier.name, preprocessing, classifier.class_names)
-    opened = open_data(data, *facts) if data is None or isinstance(data, str) else data
+    opened = open_data(data, *facts)
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     if device_of(float_model) != device:
         float_model = copy.deepcopy(float_model).to(device)

@@ -51,12 +51,15 @@ class Evaluation:
 
 
 def open_data(
-    name: str | None, classifier: str, preprocessing: Preprocessing, class_names: Sequence[str]
+    data: str | Images | None,
+    classifier: str,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
 ) -> Images:
     """Open labelled images that fit a classifier.
 
     Args:
-        name: of the images; None for the test images that come with a bundled classifier.
+        data: their name, or opened ones; None for those that come with a bundled classifier.
         classifier: its name.
         preprocessing: of the classifier.
         class_names: of the classifier.
@@ -64,7 +67,10 @@ def open_data(
     Raises:
         InputError: if there are no such images, or they do not fit.
     """
-    name = name or bundled_images(classifier)
+    if data is not None and not isinstance(data, str):
+        check_labels(data, len(class_names))
+        return data
+    name = data or bundled_images(classifier)
     if name is None:
         raise InputError("data: give labelled images, only bundled classifiers have their own")
     return open_labelled(name, "test", preprocessing, len(class_names))
@@ -85,11 +91,10 @@ def measure(
         device: where the models are.
 
     Raises:
-        InputError: if the batch size is below 1, or there are labels or logits of other classes.
+        InputError: if the batch size is below 1, or there are logits of other classes.
     """
     if batch_size < 1:
         raise InputError(f"batch_size: {batch_size}, needed is a number above 0")
-    check_labels(data, len(evaluated.class_names))
     preprocessing, labels = evaluated.preprocessing, data.labels
     logits = predict(evaluated.model, data, preprocessing, batch_size, device)
     check_logits(logits, evaluated)

@@ -13,23 +13,13 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluation import latencies
-from zscgan_ext.export.onnx_runtime import OnnxClassifier, require_onnx
+from zscgan_ext.export.onnx_runtime import OnnxClassifier, require_packages
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
 from zscgan_ext.run_folder.files import EXPORT, EXPORTED, json_bytes, one_line_errors, write_whole
 from zscgan_ext.run_folder.finished_run import open_run
 
 BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
-
-
-def require_packages(formats: Sequence[str]) -> None:
-    """Require what the files of these formats are written with.
-
-    Raises:
-        InputError: telling how to install it.
-    """
-    if "onnx" in formats:
-        require_onnx()
 
 
 def export_run(folder: Path, formats: Sequence[str]) -> dict[str, Any]:

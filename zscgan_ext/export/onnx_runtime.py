@@ -32,6 +32,16 @@ def require_onnx() -> None:
             ) from None
 
 
+def require_packages(formats: Sequence[str]) -> None:
+    """Require what the files of these formats are written with.
+
+    Raises:
+        InputError: telling how to install it.
+    """
+    if "onnx" in formats:
+        require_onnx()
+
+
 class OnnxClassifier:
     """An ONNX model in ONNX Runtime on the CPU, with as many threads as torch has."""
 

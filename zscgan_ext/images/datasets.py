@@ -267,7 +267,9 @@ def names_in(folder: Path) -> list[str]:
 
 def few_labels_warnings(name: str | None, data: Images | None, num_classes: int) -> list[str]:
     """Return a line where labels end before the classes do: then they may count other classes."""
-    largest = num_classes - 1 if data is None else int(data.labels.max())
+    if data is None:
+        return []
+    largest = int(data.labels.max())
     if largest == num_classes - 1:
         return []
     return [

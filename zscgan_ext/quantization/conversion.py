@@ -81,6 +81,11 @@ class QuantizedClassifier(nn.Module):
         named = self.graph.get_submodule(ACTIVATION_QUANTIZERS).named_children()
         return {name: module for name, module in named if isinstance(module, ActivationQuantizer)}
 
+    def named_layers(self) -> dict[str, QuantizedLayer]:
+        """Return the quantized layers by their names, in the order of the modules."""
+        named = self.graph.named_modules()
+        return {name: module for name, module in named if isinstance(module, QuantizedLayer)}
+
     def set_activation_mode(self, mode: ActivationMode) -> None:
         """Tell all activation quantizers to observe, to quantize or to pass tensors on."""
         for quantizer in self.activation_quantizers:

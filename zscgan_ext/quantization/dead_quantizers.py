@@ -31,9 +31,7 @@ def dead_quantizers(student: QuantizedClassifier, images: Tensor) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    for name, layer in student.graph.named_modules():
-        if not isinstance(layer, QuantizedLayer):
-            continue
+    for name, layer in student.named_layers().items():
         dead = int(dead_channels(layer).sum())
         if dead:
             count = layer.layer.weight.shape[0]

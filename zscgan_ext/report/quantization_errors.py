@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zscgan_ext.ops.layout import spread
 from zscgan_ext.quantization.conversion import QuantizedClassifier
-from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
+from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,11 @@ def weight_errors(student: QuantizedClassifier) -> list[MeasuredTensor]:
     """Measure the weight of every quantized layer, in the order of the modules."""
     student.quantize_weights()
     errors = []
-    for name, layer in student.graph.named_modules():
-        if isinstance(layer, QuantizedLayer):
-            quantized, layer.quantized_weight = layer.quantized_weight, None
-            assert quantized is not None
-            weight, scale = layer.layer.weight, layer.weight_scale()
-            errors.append(measured(name, "weight", layer.integers.bits, weight, quantized, scale))
+    for name, layer in student.named_layers().items():
+        assert layer.quantized_weight is not None
+        tensors = layer.layer.weight, layer.quantized_weight, layer.weight_scale()
+        errors.append(measured(name, "weight", layer.integers.bits, *tensors))
+    student.release_weights()
     return errors
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
 from zscgan_ext.errors import InputError
-from zscgan_ext.export.onnx_runtime import require_onnx
+from zscgan_ext.export.onnx_runtime import require_packages
 from zscgan_ext.images.datasets import Images, few_labels_warnings, open_labelled
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import LOG, RunFolder
@@ -53,8 +53,7 @@ def prepare(settings: Settings) -> Run:
         settings = replace(settings, resume=settings.output_folder())
     torch.manual_seed(settings.seed)
     loaded = None if settings.resume is None else newest_checkpoint(settings.resume)
-    if "onnx" in parse_formats(settings.export):
-        require_onnx()
+    require_packages(parse_formats(settings.export))
     if settings.tensorboard:
         require_tensorboard()
     classifier = classifier_of(settings)
