@@ -245,7 +245,7 @@ def bars_by_class(
         axes.invert_yaxis()
         axes.set_xlim(0, 1.05 * max(max(each.values()) for each in values.values()) or 1)
         axes.set_title(title, loc="left")
-        axes.legend()
+        figure.legend(loc="outside lower center", ncols=len(values))  # bars reach everywhere
 
     return chart(name, draw, max(HEIGHT, 0.9 + 0.17 * len(next(iter(values.values()), ()))))
 
