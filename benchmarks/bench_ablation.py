@@ -26,7 +26,7 @@ from accuracy_rows import GeneratorSource, cached_generator, prepare_run, seeded
 
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
-from zscgan_ext.evaluation import top1
+from zscgan_ext.measures import top1
 from zscgan_ext.run_folder.files import write_whole
 from zscgan_ext.settings.config import PRESETS, Settings
 from zscgan_ext.stages.generator_stage import generated_batches
@@ -53,6 +53,7 @@ GENERATOR_VARIATIONS: dict[str, dict[str, Any]] = {
     "batch-norm weight 100": {"batch_norm_weight": 100.0},
     "batch-norm distance of GDFQ (mse)": {"distance": "mse"},
     "no cross entropy": {"cross_entropy_weight": 0.0},
+    "a tenth of cross entropy's weight": {"cross_entropy_weight": 0.1},
     "no distance between images of a class": {"diversity_weight": 0.0},
     "ten times that distance's weight": {"diversity_weight": 1.0},
     "a tenth of the generator's learning rate": {"synthesis_learning_rate": 1e-3},

@@ -38,7 +38,7 @@ from accuracy_rows import GeneratorSource, cached_generator, measure_rows, prepa
 
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
-from zscgan_ext.evaluation import agreement, top1
+from zscgan_ext.measures import agreement, top1
 from zscgan_ext.settings.config import PRESETS, Settings, check_settings
 from zscgan_ext.stages.preparation import WITHOUT_EFFECT
 from zscgan_ext.stages.run import Run, run_with

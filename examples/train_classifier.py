@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zscgan_ext.evaluation import predict, top1
 from zscgan_ext.images.datasets import DEBIAN_FASHION_MNIST, LabelledImages, read_idx_folder
 from zscgan_ext.images.memory_format import to_channels_last
+from zscgan_ext.measures import predict, top1
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS, FASHION_MNIST_PREPROCESSING
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import zscgan_ext
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError
-from zscgan_ext.evaluation import agreement, predict, top1
 from zscgan_ext.images.datasets import LabelledImages
+from zscgan_ext.measures import agreement, predict, top1
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.stages import generator_stage
 from zscgan_ext.synthesis.generator import ConditionalGenerator
@@ -55,7 +55,7 @@ def test_functions_are_no_programs_whatever_was_imported_before():
     program = """
 import zscgan_ext
 import zscgan_ext.evaluate, zscgan_ext.export.exporter
-from zscgan_ext.evaluate import main
+from zscgan_ext.evaluate.__main__ import main
 from zscgan_ext.export import exporter
 functions = [getattr(zscgan_ext, name) for name in zscgan_ext.__all__]
 assert all(callable(function) for function in functions), functions

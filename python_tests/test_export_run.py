@@ -12,11 +12,11 @@ from PIL import Image
 from runs import SHORT, write_fashion_mnist
 
 import zscgan_ext
-from zscgan_ext.evaluate import main as evaluate
-from zscgan_ext.evaluation import predict, top1
+from zscgan_ext.evaluate.__main__ import main as evaluate
 from zscgan_ext.export import exporter, onnx_layers
 from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.images.datasets import open_images
+from zscgan_ext.measures import predict, top1
 from zscgan_ext.run_folder.files import EXPORT, EXPORTED
 from zscgan_ext.run_folder.finished_run import open_run
 from zscgan_ext.train import main as train

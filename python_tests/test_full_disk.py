@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.evaluate import main as evaluate
+from zscgan_ext.evaluate.__main__ import main as evaluate
 from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.run_folder.files import PARTIAL, RunFolder, write_whole
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog

@@ -18,7 +18,7 @@ from runs import SHORT
 
 from zscgan_ext import train
 from zscgan_ext.classifiers.weights import read_state_dict
-from zscgan_ext.evaluate import main as evaluate
+from zscgan_ext.evaluate.__main__ import main as evaluate
 from zscgan_ext.export import __main__ as export
 from zscgan_ext.images.datasets import open_images
 from zscgan_ext.images.preprocessing import Preprocessing

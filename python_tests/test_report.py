@@ -17,7 +17,7 @@ from PIL import Image
 from runs import SHORT, write_fashion_mnist
 from safetensors.torch import load_file
 
-from zscgan_ext.evaluation import agreement
+from zscgan_ext.measures import agreement
 from zscgan_ext.report.__main__ import main as report
 from zscgan_ext.report.batch_norms import layer_statistics
 from zscgan_ext.report.charts import confusion_matrix, set_scale_of_losses

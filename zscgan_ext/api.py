@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from zscgan_ext.classifiers.graph import device_of
 from zscgan_ext.classifiers.loading import Classifier, load_classifier
 from zscgan_ext.errors import InputError, did_you_mean
-from zscgan_ext.evaluate import BATCH, Evaluation, measure, open_data
-from zscgan_ext.evaluated_classifier import Evaluated
+from zscgan_ext.evaluate.evaluated_classifier import Evaluated
+from zscgan_ext.evaluate.evaluation import Evaluation
+from zscgan_ext.evaluate.measurement import BATCH, measure, open_data
 from zscgan_ext.export import exporter
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_memory_format

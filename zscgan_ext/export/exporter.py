@@ -12,9 +12,9 @@ from torch import Tensor
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
-from zscgan_ext.evaluation import latencies
 from zscgan_ext.export.onnx_runtime import OnnxClassifier, require_packages
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
+from zscgan_ext.measures import latencies
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
 from zscgan_ext.run_folder.files import EXPORT, EXPORTED, json_bytes, one_line_errors, write_whole
 from zscgan_ext.run_folder.finished_run import open_run

@@ -19,9 +19,9 @@ from torch import Tensor, fx
 
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.errors import InputError
-from zscgan_ext.evaluation import agreement
 from zscgan_ext.export.onnx_graph import Grid
 from zscgan_ext.export.onnx_runtime import OUTPUT, OnnxClassifier
+from zscgan_ext.measures import agreement
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.environment import environment
-from zscgan_ext.evaluation import agreement, top1
+from zscgan_ext.measures import agreement, top1
 from zscgan_ext.settings.values import parse_bits
 from zscgan_ext.stages.run import Run
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from zscgan_ext import processes
-from zscgan_ext.evaluation import predict
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_memory_format
+from zscgan_ext.measures import predict
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune

@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 from zscgan_ext.classifiers.loading import load_classifier
-from zscgan_ext.evaluation import (
+from zscgan_ext.images.datasets import LabelledImages, open_images
+from zscgan_ext.images.memory_format import to_channels_last
+from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.measures import (
     ClassResult,
     agreement,
     expected_calibration_error,
@@ -14,9 +17,6 @@ from zscgan_ext.evaluation import (
     top1,
     top5,
 )
-from zscgan_ext.images.datasets import LabelledImages, open_images
-from zscgan_ext.images.memory_format import to_channels_last
-from zscgan_ext.images.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,1 @@
+"""Measuring a quantized classifier on labelled images, beside the float one."""

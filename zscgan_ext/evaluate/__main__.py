@@ -1,0 +1,59 @@
+"""Evaluate a run or an exported file: `python -m zscgan_ext.evaluate RUN|FILE --data DATA`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from zscgan_ext.evaluate.evaluated_classifier import open_evaluated
+from zscgan_ext.evaluate.evaluation import as_json
+from zscgan_ext.evaluate.measurement import BATCH, measure, open_data
+from zscgan_ext.images.datasets import few_labels_warnings
+from zscgan_ext.program import OneLineParser, program
+from zscgan_ext.run_folder.files import write_whole
+
+
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    parser = OneLineParser(
+        prog="python -m zscgan_ext.evaluate",
+        description="Measure a quantized classifier on labelled images, on the CPU.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "path", metavar="RUN|FILE", type=Path, help="folder of a run, .onnx or .safetensors file"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="fashion-mnist, a folder of idx files or an ImageFolder tree (default: the bundled "
+        "test images for a bundled classifier)",
+    )
+    parser.add_argument(
+        "--classifier",
+        metavar="MODULE:FUNCTION",
+        help="for a file of a classifier of your own: what builds it",
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=int,
+        default=BATCH,
+        help=f"images in a batch, which the second latency is of (default: {BATCH})",
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
+    options = parser.parse_args(arguments)
+    evaluated = open_evaluated(options.path, options.classifier)
+    facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
+    data = open_data(options.data, *facts)
+    evaluation = measure(evaluated, data, options.batch_size)
+    for warning in few_labels_warnings(options.data, data, len(evaluated.class_names)):
+        print(f"warning: {warning}")
+    print(evaluation)
+    if options.json is not None:
+        write_whole(options.json, as_json(evaluation))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
