@@ -27,8 +27,9 @@ def layers(device="cpu", dtype=torch.float32, channels=CHANNELS):
 
 def gaussian_kl(mean, variance, running_mean, running_var, eps):
     """The divergence of the batch's normal distribution from the stored one."""
-    batch = Normal(mean, (variance + eps).sqrt())
-    return kl_divergence(batch, Normal(running_mean, (running_var + eps).sqrt())).mean()
+    batch = Normal(mean, (variance + eps).sqrt(), validate_args=False)  # NaN too
+    stored = Normal(running_mean, (running_var + eps).sqrt())
+    return kl_divergence(batch, stored).mean()
 
 
 def mse(mean, variance, running_mean, running_var, eps):
@@ -130,6 +131,37 @@ def test_vanishing_batch_variance_has_finite_gradients(device, distance):
     total = batch_norm_distance([mean], [variance], *stored, (1e-5,), distance)
     gradients = torch.autograd.grad(total, inputs)
     assert all(grad.isfinite().all() and (grad < 0).all() for grad in gradients)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("statistic", [0, 1], ids=["mean", "variance"])
+def test_nan_reaches_distance_and_gradient(device, distance, statistic):
+    columns = layers(device, channels=(4, 3))
+    columns[statistic][0][1] = torch.nan
+    inputs = [v.requires_grad_() for v in columns[statistic]]
+    total = batch_norm_distance(*columns, EPS[:2], distance)
+    exact = closed_form(columns, EPS[:2], distance)
+    assert total.isnan()
+    gradients = torch.autograd.grad(total, inputs)
+    assert gradients[0][1].isnan()
+    for actual, expected in zip(gradients, torch.autograd.grad(exact, inputs), strict=True):
+        torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_more_layers_than_one_launch_takes(device, distance):
+    channels = [1 + 7 * i % 40 for i in range(150)]
+    columns = layers(device, channels=channels)
+    inputs = [v.requires_grad_() for v in columns[0] + columns[1]]
+    eps = [1e-3 * (i + 1) for i in range(150)]
+    total = batch_norm_distance(*columns, eps, distance)
+    exact = closed_form(columns, eps, distance)
+    assert relative_error(total, exact) < 1e-6
+    gradients = torch.autograd.grad(total, inputs)
+    for actual, expected in zip(gradients, torch.autograd.grad(exact, inputs), strict=True):
+        assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -228,6 +228,22 @@ def test_many_is_each_alone(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_more_tensors_than_one_launch_takes(device):
+    xs = [sample(1 + i % 5, 10 * i + 1, device=device, seed=i).requires_grad_() for i in range(80)]
+    quantizers = [learned_quantizer(len(x), device) for x in xs]
+    scales, zero_points = ([pair[k] for pair in quantizers] for k in (0, 1))
+    ys = fake_quantize_learned_many(xs, scales, zero_points, [0] * 80, [15] * 80, [0.1] * 80)
+    gradients = torch.autograd.grad([y.sum() for y in ys], [*xs, *scales, *zero_points])
+    for i, (x, scale, zero_point) in enumerate(zip(xs, scales, zero_points, strict=True)):
+        axis = 0 if len(x) > 1 else None
+        y = fake_quantize_learned(x, scale, zero_point, 0, 15, axis, 0.1)
+        assert same_bits(ys[i], y)
+        alone = torch.autograd.grad(y.sum(), (x, scale, zero_point))
+        for actual, expected in zip(gradients[i::80], alone, strict=True):
+            assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_weights_keep_their_memory_format(device):
     x = channels_last(sample(6, 5, 3, 3, device=device)).requires_grad_()
     quantizer = learned_quantizer(6, device)

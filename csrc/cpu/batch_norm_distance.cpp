@@ -8,7 +8,7 @@ namespace zscgan::cpu {
 namespace {
 
 // The derivative of sqrt(square) times that of the square; zero at the root's corner.
-double root_factor(double square) { return square > 0 ? 1 / (2 * std::sqrt(square)) : 0; }
+double root_factor(double square) { return square == 0 ? 0 : 1 / (2 * std::sqrt(square)); }
 
 template <class Real>
 double layer_distance(Distance distance, const DistanceLayerOf<Real>& layer, int64_t layers) {

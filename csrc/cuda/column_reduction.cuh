@@ -58,8 +58,10 @@ inline ColumnPartition plan_column_reduction(const Extent& extent) {
     const int64_t most_splits =
         std::max(bounded(most_column_blocks / partition.tiles, 1, usual_splits),
                  divide_up(partition.rows, lanes * most_rows_of_thread));
+    const bool is_countable = partition.folds > 1 || partition.tiles <= all_counters;
     const int64_t splits =
-        bounded(partition.rows / (lanes * fewest_octets_per_thread), 1, most_splits);
+        is_countable ? bounded(partition.rows / (lanes * fewest_octets_per_thread), 1, most_splits)
+                     : 1;
     partition.rows_per_block = bounded(divide_up(partition.rows, splits), 1, INT64_MAX);
     partition.splits =
         static_cast<int>(bounded(divide_up(partition.rows, partition.rows_per_block), 1, splits));

@@ -205,8 +205,9 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks
     return last;
 }
 
-// The bytes of a workspace that are counters; partials follow.
-constexpr int64_t counter_bytes = 32768;
+// A workspace begins with its counters; partials follow.
+constexpr int64_t all_counters = 8192;
+constexpr int64_t counter_bytes = all_counters * static_cast<int64_t>(sizeof(unsigned));
 
 // Nothing where there is nothing to merge.
 inline int64_t workspace_bytes(int64_t partial_bytes) {
@@ -241,7 +242,6 @@ public:
     void reset_counters() { used_counters_ = 0; }
 
 private:
-    static constexpr int64_t all_counters = counter_bytes / sizeof(unsigned);
     cudaStream_t stream_;
     unsigned* counters_;
     char* partials_;

@@ -1,5 +1,6 @@
 """How passes are executed: memory format, dtype, allocator, CUDA graphs, compiler."""
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,7 +43,10 @@ class Execution:
             keep_freed_memory()
         if self.device.startswith("cuda"):
             torch.backends.cudnn.benchmark = True  # shapes are the same at each step
-            torch.set_float32_matmul_precision("high")  # TF32, as in cuDNN's convolutions
+            with warnings.catch_warnings():
+                # Some versions of torch recommend a newer setting, which others lack.
+                warnings.filterwarnings("ignore", "Please use the new API settings", UserWarning)
+                torch.set_float32_matmul_precision("high")  # TF32, as in cuDNN's convolutions
 
     def facts(self) -> dict[str, Any]:
         """Return the choices for `metrics.json`."""

@@ -112,7 +112,7 @@ def layer_distance(
     wide = offset.double(), excess.double()
     norms = [torch.linalg.vector_norm(values) for values in wide]
     directions = (
-        torch.where(norm > 0, values / norm, 0).to(mean.dtype)
+        torch.where(norm == 0, 0, values / norm).to(mean.dtype)
         for values, norm in zip(wide, norms, strict=True)
     )
     return (norms[0] + norms[1]).to(mean.dtype), *directions
