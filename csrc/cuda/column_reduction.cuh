@@ -58,6 +58,7 @@ inline ColumnPartition plan_column_reduction(const Extent& extent) {
     const int64_t most_splits =
         std::max(bounded(most_column_blocks / partition.tiles, 1, usual_splits),
                  divide_up(partition.rows, lanes * most_rows_of_thread));
+    // Blocks of a tile count themselves, in a counter of the tile's own.
     const bool is_countable = partition.folds > 1 || partition.tiles <= all_counters;
     const int64_t splits =
         is_countable ? bounded(partition.rows / (lanes * fewest_octets_per_thread), 1, most_splits)
