@@ -65,22 +65,26 @@ def test_every_distance_is_tested():
     assert set(CLOSED_FORMS) == set(DISTANCES)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_closed_form_and_its_gradient(device, distance, dtype):
-    means, variances, running_means, running_vars = layers(device, dtype)
+def assert_closed_form(statistics, eps, distance):
+    """Compare the distance and its gradients with the closed form's."""
+    means, variances, *_ = statistics
     inputs = [v.requires_grad_() for v in means + variances]
-    statistics = (means, variances, running_means, running_vars)
-    total = batch_norm_distance(*statistics, EPS, distance)
-    exact = closed_form(statistics, EPS, distance)
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
-    assert total.dtype == dtype
+    total = batch_norm_distance(*statistics, eps, distance)
+    exact = closed_form(statistics, eps, distance)
+    tolerance = 1e-12 if total.dtype == torch.float64 else 1e-6
+    assert total.dtype == means[0].dtype
     assert total.shape == ()
     assert relative_error(total, exact) < tolerance
     gradients = torch.autograd.grad(3 * total, inputs)
     for actual, expected in zip(gradients, torch.autograd.grad(3 * exact, inputs), strict=True):
         assert (actual - expected).abs().max() <= 10 * tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_closed_form_and_its_gradient(device, distance, dtype):
+    assert_closed_form(layers(device, dtype), EPS, distance)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -153,15 +157,8 @@ def test_nan_reaches_distance_and_gradient(device, distance, statistic):
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_more_layers_than_one_launch_takes(device, distance):
     channels = [1 + 7 * i % 40 for i in range(150)]
-    columns = layers(device, channels=channels)
-    inputs = [v.requires_grad_() for v in columns[0] + columns[1]]
     eps = [1e-3 * (i + 1) for i in range(150)]
-    total = batch_norm_distance(*columns, eps, distance)
-    exact = closed_form(columns, eps, distance)
-    assert relative_error(total, exact) < 1e-6
-    gradients = torch.autograd.grad(total, inputs)
-    for actual, expected in zip(gradients, torch.autograd.grad(exact, inputs), strict=True):
-        assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert_closed_form(layers(device, channels=channels), eps, distance)
 
 
 @pytest.mark.parametrize("device", DEVICES)

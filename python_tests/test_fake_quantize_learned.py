@@ -204,6 +204,22 @@ def test_memory_format_is_kept_both_ways(device, layout, axis):
     assert y.stride() == x.stride() == grad.stride()
 
 
+def assert_each_as_alone(xs, scales, zero_points, lows, highs, factors):
+    """Quantize all in one call, and compare values and gradients with those of a call for each."""
+    for x in xs:
+        x.requires_grad_()
+    columns = (xs, scales, zero_points, lows, highs, factors)
+    ys = fake_quantize_learned_many(*columns)
+    gradients = torch.autograd.grad([y.sum() for y in ys], [*xs, *scales, *zero_points])
+    for i, (x, scale, zero_point, low, high, factor) in enumerate(zip(*columns, strict=True)):
+        axis = None if len(scale) == 1 else 0
+        y = fake_quantize_learned(x, scale, zero_point, low, high, axis, factor)
+        assert same_bits(ys[i], y)
+        alone = torch.autograd.grad(y.sum(), (x, scale, zero_point))
+        for actual, expected in zip(gradients[i :: len(xs)], alone, strict=True):
+            assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_many_is_each_alone(device):
     shapes = [(4, 3, 3, 3), (7, 50), (1, 9), (0, 5), (2, 200000), (33, 1), (5, 1000)]
@@ -213,34 +229,15 @@ def test_many_is_each_alone(device):
     quantizers = [learned_quantizer(count, device) for count in counts]
     scales, zero_points = ([pair[k] for pair in quantizers] for k in (0, 1))
     lows, highs, factors = [0] * 7, [15, 7, 3, 255, 15, 15, 7], [0.1 * i for i in range(7)]
-    for x in xs:
-        x.requires_grad_()
-    ys = fake_quantize_learned_many(xs, scales, zero_points, lows, highs, factors)
-    gradients = torch.autograd.grad([y.sum() for y in ys], [*xs, *scales, *zero_points])
-    rows = zip(xs, scales, zero_points, lows, highs, counts, factors, strict=True)
-    for i, (x, scale, zero_point, low, high, count, factor) in enumerate(rows):
-        axis = None if count == 1 else 0
-        y = fake_quantize_learned(x, scale, zero_point, low, high, axis, factor)
-        assert same_bits(ys[i], y)
-        alone = torch.autograd.grad(y.sum(), (x, scale, zero_point))
-        for actual, expected in zip(gradients[i::7], alone, strict=True):
-            assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    assert_each_as_alone(xs, scales, zero_points, lows, highs, factors)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_more_tensors_than_one_launch_takes(device):
-    xs = [sample(1 + i % 5, 10 * i + 1, device=device, seed=i).requires_grad_() for i in range(80)]
+    xs = [sample(1 + i % 5, 10 * i + 1, device=device, seed=i) for i in range(80)]
     quantizers = [learned_quantizer(len(x), device) for x in xs]
     scales, zero_points = ([pair[k] for pair in quantizers] for k in (0, 1))
-    ys = fake_quantize_learned_many(xs, scales, zero_points, [0] * 80, [15] * 80, [0.1] * 80)
-    gradients = torch.autograd.grad([y.sum() for y in ys], [*xs, *scales, *zero_points])
-    for i, (x, scale, zero_point) in enumerate(zip(xs, scales, zero_points, strict=True)):
-        axis = 0 if len(x) > 1 else None
-        y = fake_quantize_learned(x, scale, zero_point, 0, 15, axis, 0.1)
-        assert same_bits(ys[i], y)
-        alone = torch.autograd.grad(y.sum(), (x, scale, zero_point))
-        for actual, expected in zip(gradients[i::80], alone, strict=True):
-            assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    assert_each_as_alone(xs, scales, zero_points, [0] * 80, [15] * 80, [0.1] * 80)
 
 
 @pytest.mark.parametrize("device", DEVICES)

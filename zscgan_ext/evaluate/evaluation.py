@@ -24,27 +24,22 @@ class Evaluation:
 
     def __str__(self) -> str:
         """Lay out everything as lines."""
-        return layout(self)
-
-
-def layout(evaluation: Evaluation) -> str:
-    """Lay out what was measured as text."""
-    lines = [
-        f"{'images':34} {evaluation.images:10,}",
-        f"{'top-1 %':34} {evaluation.top1:10.2f}",
-        f"{'top-5 %':34} {evaluation.top5:10.2f}",
-        f"{'expected calibration error %':34} {evaluation.calibration_error:10.2f}",
-    ]
-    if evaluation.float_top1 is not None:
-        lines += [
-            f"{'top-1 % of the float classifier':34} {evaluation.float_top1:10.2f}",
-            f"{'agreement with float %':34} {evaluation.agreement:10.2f}",
+        lines = [
+            f"{'images':34} {self.images:10,}",
+            f"{'top-1 %':34} {self.top1:10.2f}",
+            f"{'top-5 %':34} {self.top5:10.2f}",
+            f"{'expected calibration error %':34} {self.calibration_error:10.2f}",
         ]
-    for size, milliseconds in evaluation.latency_ms.items():
-        name = "latency of one image, ms" if size == 1 else f"latency of {size} images, ms"
-        lines.append(f"{name:34} {milliseconds:10.3f}")
-    table = class_table(evaluation.classes, evaluation.class_names)
-    return "\n".join([*lines, "", table])
+        if self.float_top1 is not None:
+            lines += [
+                f"{'top-1 % of the float classifier':34} {self.float_top1:10.2f}",
+                f"{'agreement with float %':34} {self.agreement:10.2f}",
+            ]
+        for size, milliseconds in self.latency_ms.items():
+            name = "latency of one image, ms" if size == 1 else f"latency of {size} images, ms"
+            lines.append(f"{name:34} {milliseconds:10.3f}")
+        table = class_table(self.classes, self.class_names)
+        return "\n".join([*lines, "", table])
 
 
 def class_table(rows: Sequence[ClassResult], class_names: Sequence[str]) -> str:
