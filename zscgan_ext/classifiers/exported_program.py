@@ -1,24 +1,54 @@
-"""From a `torch.export` program to a graph of torch functions, as `torch.fx` would trace it.
+"""Tracing with `torch.export`, and from its programs to graphs.
 
-A program calls ATen's operators and takes its weights as inputs. Here operators become the
-functions that they came from (`aten_operators.py`), and weights attributes of the graph.
+A program takes its weights as inputs; here they become attributes of the graph. Its ATen operators
+stay for the normal form to rename, but for those whose arguments are others (`aten_operators.py`).
 """
 
+import contextlib
+import io
+import logging
 import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from zscgan_ext.classifiers.aten_operators import CALLS
+from zscgan_ext.classifiers.graph import device_of
+from zscgan_ext.classifiers.symbolic_tracing import PREFIX, TakesImages
 from zscgan_ext.errors import InputError
 
 TENSORS = "tensors"  # submodule of the program's weights and constants
-aten = torch.ops.aten
-CONVERSIONS = (aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default)
+
+
+def export_program(model: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProgram:
+    """Let `torch.export` capture a model for any number of images.
+
+    Raises:
+        Exception: of torch.export or of the model's code, if it cannot be captured.
+    """
+    dtype = next(model.parameters()).dtype
+    images = torch.zeros(2, *image_shape, device=device_of(model), dtype=dtype)
+    logging.disable(logging.WARNING)  # what matters of it is in the error
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # where it prints graphs
+            return torch.export.export(
+                TakesImages(model), (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
+            )
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def functional(program: ExportedProgram) -> ExportedProgram:
+    """Return a program in which no operator overwrites a tensor, nor sees another one overwritten.
+
+    Raises:
+        Exception: of torch.export, if it cannot be turned into one.
+    """
+    return program.run_decompositions({})
 
 
 def graph_of(program: ExportedProgram) -> fx.GraphModule:
@@ -65,17 +95,9 @@ def translate(module: fx.GraphModule, graph: fx.Graph, inputs: list[Any]) -> Any
         elif any(isinstance(value, Part) for value in args):
             index = next(i for i, value in enumerate(args) if isinstance(value, Part))
             nodes[node] = translate(args[index].module, graph, list(args[index + 1 :]))
-        elif node.target in CONVERSIONS and not changes_dtype(node):
-            nodes[node] = args[0]
         else:
-            nodes[node] = translated(graph, node.target, args, kwargs)
+            nodes[node] = translated(graph, node, args, kwargs)
     raise AssertionError("a graph without an output")
-
-
-def changes_dtype(node: fx.Node) -> bool:
-    """Tell whether a conversion gives another dtype than it takes."""
-    (source,) = node.all_input_nodes
-    return bool(node.meta["val"].dtype != source.meta["val"].dtype)
 
 
 @dataclass(frozen=True)
@@ -85,24 +107,34 @@ class Part:
     module: Any
 
 
-def translated(graph: fx.Graph, target: Any, args: Any, kwargs: Any) -> Any:
+def translated(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Add what a node of the program calls; return the new node, or several."""
+    target: Any = node.target
+    name = name_of_module(node)
 
     def call(function: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        create = graph.call_method if isinstance(function, str) else graph.call_function
-        made: fx.Node = create(function, args, kwargs)
-        return made
+        return graph.create_node("call_function", function, args, kwargs, name)
 
     if not isinstance(target, torch._ops.OpOverload):
         if target is operator.getitem and isinstance(args[0], list | tuple):
             return args[0][args[1]]
         return call(target, *args, **kwargs)
-    name = target._schema.name.removeprefix("aten::").removesuffix("_")
-    if target.namespace == "aten" and name in CALLS:
-        return CALLS[name](call, *args, **kwargs)
-    if name.startswith(("_assert", "sym_constrain_range")):
-        return None
+    operator_name = target._schema.name.removeprefix("aten::")
+    if target.namespace == "aten" and operator_name in CALLS:
+        return CALLS[operator_name](call, *args, **kwargs)
     return call(target, *args, **kwargs)
+
+
+def name_of_module(node: fx.Node) -> str | None:
+    """Return the name of the module of `torch.nn` that a node of a program is in, if in one."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if not stack:
+        return None
+    path, kind = stack[-1]
+    kind_name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    if not kind_name.startswith("torch.nn.") or ".container." in kind_name:
+        return None
+    return str(path).removeprefix(PREFIX).replace(".", "_") or None
 
 
 def inputs_of(program: ExportedProgram) -> dict[str, Tensor]:
@@ -117,7 +149,7 @@ def inputs_of(program: ExportedProgram) -> dict[str, Tensor]:
         else:
             tensors[spec.arg.name] = program.constants[str(spec.target)]
     if images != 1:
-        raise InputError(f"classifier: its program takes {images} inputs, needed are images alone")
+        raise InputError(f"classifier: its program takes {images} inputs, expected images only")
     return tensors
 
 
@@ -137,7 +169,7 @@ def check_output(program: ExportedProgram) -> None:
     if len(specs) != 1 or specs[0].kind is not OutputKind.USER_OUTPUT:
         kinds = ", ".join(spec.kind.name.lower() for spec in specs)
         raise InputError(
-            f"classifier: its program gives {kinds}, needed are logits alone; call .eval() on the "
+            f"classifier: its program gives {kinds}, expected logits only; call .eval() on the "
             "model and let it return one tensor before torch.export.export"
         )
 

@@ -1,6 +1,6 @@
 """Layers in the place of functions that a classifier calls with constant weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,20 +8,26 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from zscgan_ext.classifiers.graph import attribute_of, submodule
+from zscgan_ext.classifiers.trials import TensorFacts
 from zscgan_ext.errors import InputError
 
 LAYERS = "functional_layers"  # submodule of the layers that the classifier called as functions
 
 
-def turn_functions_into_layers(graph: fx.GraphModule) -> None:
-    """Put a module in the place of each function that takes constant weights."""
+def turn_functions_into_layers(graph: fx.GraphModule, results: Mapping[fx.Node, Any]) -> None:
+    """Put a module in the place of each function that takes constant weights.
+
+    Args:
+        graph: whose nodes call the operators of the normal form.
+        results: of a trial run, in which the nodes gave what they give now.
+    """
     submodule(graph, LAYERS)
     made: dict[Any, str] = {}
     for node in list(graph.graph.nodes):
         make = LAYER_OF_FUNCTION.get(node.target) if node.op == "call_function" else None
         if make is None:
             continue
-        values = Arguments(graph, node)
+        values = Arguments(graph, node, results)
         layer = make(values)
         key = (type(layer), str(layer), *(id(value) for value in values.tensors))
         if key not in made:
@@ -40,11 +46,15 @@ class Arguments:
     Args:
         graph: holds the weights.
         node: calls the function.
+        results: of a trial run.
     """
 
-    def __init__(self, graph: fx.GraphModule, node: fx.Node) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, node: fx.Node, results: Mapping[fx.Node, Any]
+    ) -> None:
         self.graph = graph
         self.node = node
+        self.results = results
         self.input = self.value(0, "input")
         self.tensors: list[Tensor] = []
 
@@ -72,6 +82,13 @@ class Arguments:
         found: Tensor = attribute_of(self.graph, value)
         self.tensors.append(found)
         return found
+
+    def channels(self) -> int:
+        """Return the number of channels of the input."""
+        facts = self.results[self.node]
+        assert isinstance(facts, TensorFacts)
+        assert isinstance(facts.sizes[1], int)
+        return facts.sizes[1]
 
     def weight(self) -> Tensor:
         """Return the weight, which has to be there."""
@@ -122,21 +139,25 @@ def sizes(value: Any, dimensions: int) -> tuple[int, ...]:
     return tuple(value) * (dimensions // len(value))
 
 
-def transposed_convolution(call: Arguments) -> nn.Module:
-    """Return the layer of a call of `conv_transpose2d`."""
-    weight, bias = call.weight(), call.tensor(2, "bias")
-    groups = call.value(6, "groups", 1)
-    layer = on_meta(
-        nn.ConvTranspose2d,
-        *(weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:])),
-        stride=sizes(call.value(3, "stride", 1), 2),
-        padding=sizes(call.value(4, "padding", 0), 2),
-        output_padding=sizes(call.value(5, "output_padding", 0), 2),
-        groups=groups,
-        dilation=sizes(call.value(7, "dilation", 1), 2),
-        bias=bias is not None,
-    )
-    return with_parameters(layer, weight, bias)
+def transposed_convolution(make: Any, dimensions: int) -> Callable[[Arguments], nn.Module]:
+    """Return what turns a call of a transposed convolution into its layer."""
+
+    def layer_of(call: Arguments) -> nn.Module:
+        weight, bias = call.weight(), call.tensor(2, "bias")
+        groups = call.value(6, "groups", 1)
+        layer = on_meta(
+            make,
+            *(weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:])),
+            stride=sizes(call.value(3, "stride", 1), dimensions),
+            padding=sizes(call.value(4, "padding", 0), dimensions),
+            output_padding=sizes(call.value(5, "output_padding", 0), dimensions),
+            groups=groups,
+            dilation=sizes(call.value(7, "dilation", 1), dimensions),
+            bias=bias is not None,
+        )
+        return with_parameters(layer, weight, bias)
+
+    return layer_of
 
 
 def linear(call: Arguments) -> nn.Module:
@@ -163,7 +184,7 @@ def batch_norm(call: Arguments) -> nn.Module:
     weight, bias = call.tensor(3, "weight"), call.tensor(4, "bias")
     if call.value(5, "training", False) or mean is None or variance is None:
         raise InputError(
-            f"classifier: {call.node.name} normalizes with the statistics of the batch, needed are "
+            f"classifier: {call.node.name} normalizes with the statistics of the batch, expected "
             "stored ones; call .eval() before the model is traced or exported"
         )
     layer = on_meta(BatchNorm, len(mean), eps=call.value(7, "eps", 1e-5), affine=weight is not None)
@@ -188,24 +209,65 @@ def layer_norm(call: Arguments) -> nn.Module:
 
 
 def group_norm(call: Arguments) -> nn.Module:
-    """Return the layer of a call of `group_norm` with a weight and a bias."""
-    groups = call.value(1, "num_groups")
+    """Return the layer of a call of `group_norm`."""
     weight, bias = call.tensor(2, "weight"), call.tensor(3, "bias")
-    if weight is None or bias is None:
-        raise InputError(
-            f"classifier: {call.node.name} normalizes groups without weight and bias, whose number "
-            "of channels is not known; give it both, or use nn.GroupNorm"
-        )
-    layer = on_meta(nn.GroupNorm, groups, len(weight), eps=call.value(4, "eps", 1e-5))
+    channels = call.channels()
+    if weight is None and bias is not None:
+        weight = torch.ones_like(bias)
+    elif bias is None and weight is not None:
+        bias = torch.zeros_like(weight)
+    groups, eps = call.value(1, "num_groups"), call.value(4, "eps", 1e-5)
+    layer = on_meta(nn.GroupNorm, groups, channels, eps=eps, affine=weight is not None)
     return with_parameters(layer, weight, bias)
+
+
+class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
+    """Instance norm of any number of dimensions, called as a function."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Accept all."""
+
+    def _get_no_batch_dim(self) -> int:
+        """Take every tensor as a batch."""
+        return -1
+
+
+def instance_norm(call: Arguments) -> nn.Module:
+    """Return the layer of a call of `instance_norm`.
+
+    Raises:
+        InputError: if it normalizes with stored statistics.
+    """
+    if call.value(5, "use_input_stats", True) is False:
+        raise InputError(
+            f"classifier: {call.node.name} is an instance norm with stored statistics, which is "
+            "batch norm; write it as that"
+        )
+    weight, bias = call.tensor(3, "weight"), call.tensor(4, "bias")
+    eps = call.value(7, "eps", 1e-5)
+    layer = on_meta(InstanceNorm, call.channels(), eps=eps, affine=weight is not None)
+    return with_parameters(layer, weight, bias)
+
+
+def prelu(call: Arguments) -> nn.Module:
+    """Return the layer of a call of `prelu`."""
+    weight = call.weight()
+    layer = on_meta(nn.PReLU, weight.numel())
+    layer.weight = nn.Parameter(weight.flatten(), requires_grad=False)
+    return layer
 
 
 LAYER_OF_FUNCTION: dict[Any, Callable[[Arguments], nn.Module]] = {
     F.conv1d: convolution(nn.Conv1d, 1),
     F.conv2d: convolution(nn.Conv2d, 2),
-    F.conv_transpose2d: transposed_convolution,
+    F.conv3d: convolution(nn.Conv3d, 3),
+    F.conv_transpose1d: transposed_convolution(nn.ConvTranspose1d, 1),
+    F.conv_transpose2d: transposed_convolution(nn.ConvTranspose2d, 2),
+    F.conv_transpose3d: transposed_convolution(nn.ConvTranspose3d, 3),
     F.linear: linear,
     F.batch_norm: batch_norm,
     F.layer_norm: layer_norm,
     F.group_norm: group_norm,
+    F.instance_norm: instance_norm,
+    F.prelu: prelu,
 }

@@ -14,7 +14,7 @@ from zscgan_ext.classifiers.sources.function import FunctionSource
 from zscgan_ext.classifiers.sources.model import ModelSource
 from zscgan_ext.classifiers.sources.pt2_file import SUFFIX, ProgramSource
 from zscgan_ext.classifiers.sources.source import ClassifierSource
-from zscgan_ext.classifiers.tracing import traceable
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.classifiers.weights import check_finite, load_weights
 from zscgan_ext.errors import InputError, did_you_mean, first_line
 from zscgan_ext.images.preprocessing import Preprocessing
@@ -27,7 +27,7 @@ class Classifier:
     """A trained float classifier: in eval mode, float32, on the CPU, without gradients."""
 
     name: str
-    model: nn.Module  # [N, C, H, W] to logits [N, num_classes]; `tracing.trace` can trace it
+    model: nn.Module  # [N, C, H, W] to logits [N, num_classes]; the graph that `trace` gives
     num_classes: int
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
@@ -74,8 +74,8 @@ def load_classifier(
     count = count_logits(name, model, preprocessing)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
-    model = traceable(model, preprocessing.shape)
-    return Classifier(name, model, count, preprocessing, class_names(source, weights, count))
+    graph = trace(model, preprocessing.shape)
+    return Classifier(name, graph, count, preprocessing, class_names(source, weights, count))
 
 
 def classifier_of(settings: Settings) -> Classifier:

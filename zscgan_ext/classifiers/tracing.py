@@ -1,70 +1,110 @@
-"""From a model to its graph in normal form: `torch.fx`, or `torch.export` where that cannot."""
+"""From a model to its graph in normal form, which is proven to compute what the model does.
 
-import contextlib
+`torch.fx` is tried first. It is fast and keeps the names of modules, but it cannot see everything:
+another name of an overwritten tensor, say. `torch.export` runs the code and sees more.
+"""
+
 import copy
-import io
-import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import Dim
+from torch.export import ExportedProgram
 
-from zscgan_ext.classifiers.exported_program import graph_of
-from zscgan_ext.classifiers.graph import device_of
-from zscgan_ext.classifiers.graph_passes import normalize
+from zscgan_ext.classifiers.exported_program import export_program, functional, graph_of
+from zscgan_ext.classifiers.normal_form import normalize
+from zscgan_ext.classifiers.proof import Truth, check_repeats, require_same
+from zscgan_ext.classifiers.symbolic_tracing import symbolic_graph
 from zscgan_ext.errors import InputError, first_line
 
-
-def trace(model: nn.Module) -> fx.GraphModule:
-    """Trace a model's graph with `torch.fx`; it shares the model's tensors.
-
-    Raises:
-        InputError: if torch.fx cannot; the message gives its reason in one line.
-    """
-    if isinstance(model, fx.GraphModule):  # tracing anew would only lose names
-        return normalize(fx.GraphModule(model, copy.deepcopy(model.graph)))
-    try:
-        graph = fx.symbolic_trace(with_shared_tensors(model))
-    except Exception as error:
-        reason = first_line(error)
-        raise InputError(f"classifier: torch.fx cannot trace its graph ({reason})") from None
-    return normalize(graph)
-
-
-def with_shared_tensors(model: nn.Module) -> nn.Module:
-    """Copy a model without its tensors, so that tracing may leave something in its modules."""
-    tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+ImageShape = tuple[int, int, int]  # (C, H, W)
+# The name of a way of tracing, and what gives its graph, which is not yet in normal form.
+Way = tuple[str, Callable[[], fx.GraphModule]]
+NORMAL_FORM = "zscgan_ext normal form"  # a key of `GraphModule.meta`
 
 
 @torch.no_grad()
-def traceable(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
-    """Return a model that `trace` can trace: the model itself, or what `torch.export` makes of it.
+def trace(model: nn.Module, image_shape: ImageShape) -> fx.GraphModule:
+    """Return the graph of a model in normal form; it shares the model's tensors.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, or a graph that this function returned, which is copied.
         image_shape: (C, H, W) of its input.
 
     Raises:
-        InputError: if neither can capture it.
+        InputError: if no way of tracing gives a graph that computes what the model does, or the
+            model answers differently each time.
     """
-    try:
-        trace(model)
-        return model
-    except InputError as error:
-        reason_of_fx = str(error).removeprefix("classifier: ")
-    images = torch.zeros(2, *image_shape, device=device_of(model))
-    logging.disable(logging.WARNING)  # what matters of it is in the error
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # where it prints graphs
-            program = torch.export.export(
-                model, (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
-            )
-    except Exception as error:
-        raise InputError(
-            f"classifier: {reason_of_fx}, nor can torch.export ({first_line(error)}); "
-            "write its forward without branches on values"
-        ) from None
-    finally:
-        logging.disable(logging.NOTSET)
-    return normalize(graph_of(program))
+    if is_normal(model):
+        return copied(model)
+    truth = Truth(model, image_shape)
+    check_repeats(truth)
+    ways: list[Way] = [
+        ("torch.fx", lambda: symbolic_graph(model)),
+        ("torch.export", lambda: graph_of(export_program(model, image_shape))),
+        ("torch.export", lambda: graph_of(functional(export_program(model, image_shape)))),
+    ]
+    return first_proven(truth, ways, image_shape)
+
+
+@torch.no_grad()
+def trace_program(program: ExportedProgram, image_shape: ImageShape) -> fx.GraphModule:
+    """Return the graph of a program in normal form.
+
+    Args:
+        program: of `torch.export`, for any number of images.
+        image_shape: (C, H, W) of its input.
+
+    Raises:
+        InputError: if it takes anything but images, or gives anything but logits, or as `trace`.
+    """
+    plain = graph_of(program)  # tells what is wrong with its inputs and outputs
+    truth = Truth(program.module(), image_shape)
+    check_repeats(truth)
+    ways: list[Way] = [
+        ("torch.export", lambda: plain),
+        ("torch.export", lambda: graph_of(functional(program))),
+    ]
+    return first_proven(truth, ways, image_shape)
+
+
+def first_proven(truth: Truth, ways: list[Way], image_shape: ImageShape) -> fx.GraphModule:
+    """Return the graph of the first way of tracing whose graph is proven to be right."""
+    reasons: list[str] = []
+    for name, capture in ways:
+        try:
+            graph = normalize(capture(), image_shape)
+            require_same(truth, graph)
+        except Exception as error:  # a model's own code may raise anything
+            reasons.append(reason_of(name, error))
+            continue
+        graph.meta[NORMAL_FORM] = True
+        return graph
+    raise InputError(f"classifier: {'; '.join(dict.fromkeys(reasons))}{advice(reasons)}")
+
+
+def is_normal(model: nn.Module) -> bool:
+    """Return True if a model is a graph that `trace` returned."""
+    return isinstance(model, fx.GraphModule) and NORMAL_FORM in model.meta
+
+
+def copied(graph: Any) -> fx.GraphModule:
+    """Copy a graph, but not its modules and tensors."""
+    copy_of_graph = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    copy_of_graph.meta[NORMAL_FORM] = True
+    return copy_of_graph
+
+
+def reason_of(way: str, error: Exception) -> str:
+    """Return in one line why a way of tracing gave no graph."""
+    if isinstance(error, InputError):
+        return str(error).removeprefix("classifier: ")
+    return f"{way} cannot trace it ({first_line(error)})"
+
+
+def advice(reasons: list[str]) -> str:
+    """Return what to do, where a way of tracing failed."""
+    if any("cannot trace" in reason for reason in reasons):
+        return "; write its forward without branches on values"
+    return ""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zscgan_ext.classifiers.loading import Classifier, count_logits, find_source
 from zscgan_ext.classifiers.sources import timm_models, torchvision_models
-from zscgan_ext.classifiers.tracing import traceable
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
@@ -155,7 +155,7 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     if count != content.num_classes:
         classes = content.num_classes
         raise InputError(f"{file}: is of {classes} classes, but {source.name} gives {count} logits")
-    model = traceable(model, content.preprocessing.shape)
+    model = trace(model, content.preprocessing.shape)
     student = convert(model, content.scheme, content.preprocessing.shape)
     fill(student, content, Path(file))
     student.set_activation_mode(ActivationMode.QUANTIZE)

@@ -139,7 +139,8 @@ def follow_batch_norm(
     choose = choose_if_narrower if only_narrower else choose_range
     repeated = images[torch.arange(DRAWS, device=images.device) % len(images)]
     quantizers = student.named_activation_quantizers()
-    DrawnActivations(trace(model), quantizers, random, choose, only_drawn=True).run(repeated)
+    graph = trace(model, student.image_shape)
+    DrawnActivations(graph, quantizers, random, choose, only_drawn=True).run(repeated)
 
 
 @torch.no_grad()
@@ -166,7 +167,7 @@ def calibrate_from_batch_norm(
         InputError: if the classifier cannot be traced.
     """
     quantizers = student.named_activation_quantizers()
-    graph = trace(model)
+    graph = trace(model, preprocessing.shape)
     device = device_of(graph)
     pixels = torch.tensor([0, 255], dtype=torch.uint8, device=device).view(2, 1, 1, 1)
     ends = preprocessing.normalize(pixels.expand(2, preprocessing.channels, 1, 1))

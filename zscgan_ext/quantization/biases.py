@@ -33,5 +33,5 @@ def round_biases(student: QuantizedClassifier) -> None:
 
 def input_quantizer(graph: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | None:
     """Return the quantizer on whose grid the input of a node lies, if it lies on one."""
-    module = module_of(graph, source_of_values(graph, node.args[0]))
+    module = module_of(graph, source_of_values(node.args[0]))
     return module if isinstance(module, ActivationQuantizer) else None

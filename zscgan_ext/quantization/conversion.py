@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from zscgan_ext import ops
-from zscgan_ext.classifiers.graph import RELU, RELU6, device_of, is_one_of, module_of
+from zscgan_ext.classifiers.graph import calls, device_of, module_of
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
@@ -22,28 +22,21 @@ from zscgan_ext.quantization.scheme import Scheme, scheme_of
 from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
 from zscgan_ext.settings.config import Settings
 
+# Part of the operation before them, whose result is not quantized then.
 ACTIVATIONS: tuple[Any, ...] = (
-    *(*RELU, *RELU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish),
-    *(nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.PReLU),
-    *(F.hardtanh, F.hardswish, F.silu, F.gelu, F.leaky_relu, F.elu, F.mish, F.prelu),
-    *(torch.sigmoid, F.sigmoid, F.hardsigmoid, torch.tanh, F.tanh),
-    *("sigmoid", "sigmoid_", "tanh", "tanh_"),
+    *(F.relu, F.relu6, F.hardtanh, F.hardswish, F.hardsigmoid, F.silu, F.gelu, F.mish),
+    *(F.leaky_relu, F.elu, F.celu, F.selu, F.softplus, F.softsign, F.logsigmoid),
+    *(torch.sigmoid, torch.tanh, torch.clamp),
 )
-RECTIFIERS: tuple[Any, ...] = (*RELU, *RELU6)
+RECTIFIERS: tuple[Any, ...] = (F.relu, F.relu6)
 # Nodes whose results lie on the grid of their input.
 GRID_KEEPING: tuple[Any, ...] = (
-    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.MaxPool2d, nn.Unflatten),
-    *(nn.AdaptiveMaxPool2d, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle),
-    *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
-    *(F.dropout, F.max_pool2d, F.adaptive_max_pool2d, F.pixel_shuffle, F.pixel_unshuffle),
-    *(torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.squeeze),
-    *(torch.unsqueeze, torch.chunk, torch.split, torch.unbind, torch.swapaxes, torch.movedim),
-    *(torch.roll, torch.flip, torch.narrow, torch.amax, operator.getitem),
-    *("flatten", "view", "reshape", "transpose", "permute", "squeeze", "unsqueeze", "swapaxes"),
-    *("contiguous", "chunk", "split", "unbind", "detach", "clone", "expand", "repeat", "roll"),
-    *("expand_as", "flip", "narrow", "unflatten", "movedim", "amax"),
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.amax, torch.amin, operator.getitem),
+    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+    *(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, torch.reshape, torch.permute),
+    *(torch.split, torch.unbind, torch.broadcast_to, torch.tile, torch.repeat_interleave),
+    *(torch.roll, torch.flip),
 )
-RESIZING: tuple[Any, ...] = (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)
 ACTIVATION_QUANTIZERS = "activation_quantizers"  # the submodule that holds them
 QUANTIZED_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -172,7 +165,7 @@ def shaped_graph(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.Grap
     Raises:
         InputError: if the classifier cannot be traced.
     """
-    graph = trace(copy.deepcopy(model))
+    graph = trace(copy.deepcopy(model), image_shape)
     ShapeProp(graph).propagate(torch.zeros(2, *image_shape, device=device_of(graph)))
     return graph
 
@@ -220,7 +213,7 @@ def insert_activation_quantizers(
     quantizers = nn.ModuleDict()
     graph.add_submodule(ACTIVATION_QUANTIZERS, quantizers)
     first, last = ends
-    read_by_ends = {*computed_before(first), source_of_values(graph, last.args[0])}
+    read_by_ends = {*computed_before(first), source_of_values(last.args[0])}
     layers = [n for n in graph.graph.nodes if isinstance(module_of(graph, n), QuantizedLayer)]
     before_layers = set().union(*map(computed_before, layers))
     for node in list(graph.graph.nodes):
@@ -247,36 +240,36 @@ def computed_before(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def source_of_values(graph: fx.GraphModule, node: Any) -> Any:
+def source_of_values(node: Any) -> Any:
     """Follow a node back to the one that computed its values."""
-    while keeps_grid(graph, node):
+    while keeps_grid(node):
         node = node.args[0]
     return node
 
 
-def keeps_grid(graph: fx.GraphModule, node: Any) -> bool:
-    """Tell whether the values of a node's result are some of its input's, or zero."""
-    if is_one_of(graph, node, RESIZING):
-        module = module_of(graph, node)
-        default = node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
-        mode = default if module is None else getattr(module, "mode", "nearest")
-        return bool(mode == "nearest")
-    if is_one_of(graph, node, (F.pad,)):
-        value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+def keeps_grid(node: Any) -> bool:
+    """Return True if the values of a node's result are some of its input's, or zero."""
+    if calls(node, F.interpolate):
+        return bool(node.kwargs.get("mode", "nearest") == "nearest")
+    if calls(node, F.pad):
         # Minus infinity is padded before maxima, which it never is.
-        return value in (None, 0, -math.inf)
-    return is_one_of(graph, node, GRID_KEEPING)
+        return node.kwargs.get("value") in (None, 0, -math.inf)
+    return calls(node, *GRID_KEEPING)
 
 
 def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
-    """Tell whether the scheme quantizes a node's result."""
+    """Return True if the scheme quantizes a node's result."""
     meta = node.meta.get("tensor_meta")
     is_tensor = isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
     if node.op == "output" or not is_tensor:
         return False
     if not scheme.quantizes_every_activation:
-        return is_one_of(graph, node, RECTIFIERS)
-    if keeps_grid(graph, node) or node.op == "get_attr":
+        return calls(node, *RECTIFIERS)
+    if keeps_grid(node) or node.op == "get_attr":
         return False
-    # An activation function is part of the operation before it.
-    return not all(is_one_of(graph, user, ACTIVATIONS) for user in node.users)
+    return not all(is_activation(graph, user) for user in node.users)
+
+
+def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Return True if a node is an activation function, part of the operation before it."""
+    return calls(node, *ACTIVATIONS) or isinstance(module_of(graph, node), nn.PReLU)

@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, fx
 
 from zscgan_ext import ops, processes
-from zscgan_ext.classifiers.graph import module_of, writes_into
+from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
 
 def quantized_names(student: fx.GraphModule, teacher: fx.GraphModule) -> list[str]:
     """Name the float nodes whose results a student quantizes and its teacher has as well.
 
-    Without images, and without results whose memory is overwritten later.
+    Without images.
     """
-    sources = {node.name for node in teacher.graph.nodes if node.op != "placeholder"}
-    kept = set(quantizers_by_name(student)) & sources - overwritten(teacher)
-    return [name for name in quantizers_by_name(student) if name in kept]
+    shared = {node.name for node in teacher.graph.nodes if node.op != "placeholder"}
+    return [name for name in quantizers_by_name(student) if name in shared]
 
 
 def quantizers_by_name(student: fx.GraphModule) -> dict[str, str]:
@@ -30,14 +29,7 @@ def quantizers_by_name(student: fx.GraphModule) -> dict[str, str]:
     nodes = [
         n for n in student.graph.nodes if isinstance(module_of(student, n), ActivationQuantizer)
     ]
-    kept = [node for node in nodes if node.name not in overwritten(student)]
-    return {str(node.target).rpartition(".")[2]: node.name for node in kept}
-
-
-def overwritten(graph: fx.GraphModule) -> set[str]:
-    """Return the names of nodes whose results another node overwrites."""
-    victims = (writes_into(graph, node) for node in graph.graph.nodes)
-    return {victim.name for victim in victims if victim is not None}
+    return {str(node.target).rpartition(".")[2]: node.name for node in nodes}
 
 
 def with_outputs(graph: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:

@@ -3,17 +3,8 @@
 import copy
 
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext.classifiers.graph import (
-    ADDITIONS,
-    IN_PLACE_ADDITIONS,
-    activation_of,
-    is_in_place,
-    is_one_of,
-    module_of,
-    only_user,
-)
+from zscgan_ext.classifiers.graph import activation_of, module_of, only_user
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
 
@@ -38,11 +29,11 @@ def fuse(graph: fx.GraphModule) -> fx.GraphModule:
 def fuse_activation(graph: fx.GraphModule, quantizer: fx.Node) -> None:
     """Take out the activation before a quantizer if nobody else sees it or its input."""
     node = quantizer.all_input_nodes[0]
-    activation = activation_of(graph, node)
+    activation = activation_of(node)
     if activation == "none" or only_user(node) is None:
         return
     source = node.all_input_nodes[0]
-    if only_user(source) is None or (is_in_place(graph, node) and not owns_memory(graph, source)):
+    if only_user(source) is None:
         return
     quantizer.replace_input_with(node, source)
     quantizer.kwargs = {"activation": activation}
@@ -61,14 +52,3 @@ def fuse_bias(graph: fx.GraphModule, source: fx.Node, quantizer: fx.Node) -> Non
         bias = graph.graph.get_attr(f"{source.target}.layer.bias")
     source.kwargs = {"bias_follows": True}
     quantizer.kwargs = {**quantizer.kwargs, "bias": bias}
-
-
-def owns_memory(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Tell whether nobody but a node's users sees the memory of its result.
-
-    Overwriting such memory, or not, makes no difference to anybody else.
-    """
-    if is_one_of(graph, node, IN_PLACE_ADDITIONS):
-        target = node.all_input_nodes[0]
-        return only_user(target) is not None and owns_memory(graph, target)
-    return is_one_of(graph, node, (*ADDITIONS, QuantizedLayer, _BatchNorm))

@@ -29,8 +29,8 @@ class Match(NamedTuple):
 class FrozenTeacher(nn.Module):
     """A classifier in evaluation mode whose batch-norm inputs are measured on the way.
 
-    Where the classifier's graph can be traced, batch norm, activation and measuring are one op
-    each; elsewhere hooks measure, with the same results.
+    In the graph of a traced classifier, batch norm, activation and measuring are one op each; in
+    any other, hooks measure, with the same results.
 
     Args:
         model: the classifier; its parameters are frozen here.

@@ -5,6 +5,7 @@ ReLU or ReLU6 after that, and mean and variance of its input become one op, and 
 their inputs.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,20 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext import ops
 from zscgan_ext.classifiers.batch_norm import affine, stored, stores_statistics
-from zscgan_ext.classifiers.graph import (
-    ADDITIONS,
-    IN_PLACE_ADDITIONS,
-    activate,
-    activation_of,
-    is_one_of,
-    module_of,
-    only_user,
-)
-from zscgan_ext.classifiers.tracing import trace
-from zscgan_ext.errors import InputError
+from zscgan_ext.classifiers.graph import activate, activation_of, calls, module_of, only_user
+from zscgan_ext.classifiers.tracing import copied, is_normal
 from zscgan_ext.ops.layout import compute_dtype
 from zscgan_ext.synthesis.frozen_convolution import FrozenConvolution
 
+MATCHED = "matched_batch_norms"  # submodule of them
 Measured = Callable[[_BatchNorm, Tensor, Tensor], None]  # takes a layer's mean and variance
 
 
@@ -78,16 +71,15 @@ def matched_graph(model: nn.Module, measured: Measured) -> fx.GraphModule | None
     """Rewrite a frozen classifier's graph so that its batch norms measure their inputs.
 
     Args:
-        model: in evaluation mode; stays as it is.
+        model: what `trace` returned; stays as it is.
         measured: called by each batch norm, in the order of the forward pass.
 
     Returns:
-        The new graph, or None where the classifier cannot be traced.
+        The new graph, or None for a model that was not traced.
     """
-    try:
-        graph = trace(model)
-    except InputError:
+    if not is_normal(model):
         return None
+    graph = copied(model)
     for node in list(graph.graph.nodes):
         layer = module_of(graph, node)
         if stores_statistics(layer):
@@ -104,15 +96,15 @@ def fuse_batch_norm(
 ) -> None:
     """Put a `MatchedBatchNorm` in the place of a batch norm and of what follows it."""
     arguments, replaced = [node.args[0]], [node]
-    residual = residual_of(graph, node)
+    residual = residual_of(node)
     if residual is not None:
         arguments.append(residual)
         replaced.append(next(iter(node.users)))
     user = only_user(replaced[-1])
-    activation = activation_of(graph, user) if user is not None else "none"
+    activation = activation_of(user) if user is not None else "none"
     if user is not None and activation != "none":
         replaced.append(user)
-    name = f"matched_{node.name}"
+    name = f"{MATCHED}.{node.name}"
     graph.add_submodule(name, MatchedBatchNorm(layer, activation, measured))
     with graph.graph.inserting_before(replaced[-1]):
         fused = graph.graph.call_module(name, tuple(arguments))
@@ -121,14 +113,12 @@ def fuse_batch_norm(
         graph.graph.erase_node(old)
 
 
-def residual_of(graph: fx.GraphModule, node: fx.Node) -> Any:
+def residual_of(node: fx.Node) -> Any:
     """Return the node that is added to a node's result and to nothing else, if one is."""
     addition = only_user(node)
-    if addition is None or not is_one_of(graph, addition, ADDITIONS):
+    if addition is None or not calls(addition, operator.add):
         return None
-    if len(addition.args) != 2 or addition.kwargs or addition.args[0] is addition.args[1]:
+    if addition.args[0] is addition.args[1]:
         return None
-    if addition.target in IN_PLACE_ADDITIONS and addition.args[0] is not node:
-        return None  # changes the other tensor, which others may see
     other = addition.args[1] if addition.args[0] is node else addition.args[0]
     return other if isinstance(other, fx.Node) else None

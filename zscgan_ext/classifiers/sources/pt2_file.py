@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zscgan_ext.classifiers.exported_program import graph_of, images_of
-from zscgan_ext.classifiers.graph_passes import normalize
+from zscgan_ext.classifiers.exported_program import check_output, images_of
 from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
+from zscgan_ext.classifiers.tracing import trace_program
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.regular_file import regular_file_size
@@ -55,6 +55,7 @@ class ProgramSource(ClassifierSource):
             raise InputError(
                 f"classifier: {file} cannot be read as a torch.export program ({first_line(error)})"
             ) from None
+        check_output(program)
         batch, *shape = images_of(program)
         channels, height, width = shape if len(shape) == 3 else (None, None, None)
         if batch is not None:
@@ -68,7 +69,7 @@ class ProgramSource(ClassifierSource):
                 "size"
             )
         self.image_shape = (channels, height, height)
-        return normalize(graph_of(program))
+        return trace_program(program, self.image_shape)
 
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """Return the program's image shape, and ImageNet's normalization for three channels."""

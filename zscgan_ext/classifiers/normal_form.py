@@ -1,40 +1,45 @@
 """The normal form of a classifier's graph, on which everything else relies.
 
-Layers are modules, whatever function or subclass the classifier called; what depends on no image is
-a constant; what does nothing is gone; and no node sees a tensor that another overwrote.
+Layers with weights are modules, whatever function or subclass the classifier called. Everything
+else is one function for each operator (`operators.py`). What depends on no image is a constant, no
+node overwrites a tensor, what does nothing is gone, and the number of images stands nowhere.
 """
 
 import inspect
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torchvision.ops import stochastic_depth
 
 from zscgan_ext.classifiers.functional_layers import turn_functions_into_layers
-from zscgan_ext.classifiers.graph import attribute_of, is_in_place, is_one_of, submodule
+from zscgan_ext.classifiers.graph import attribute_of, submodule
+from zscgan_ext.classifiers.in_place import use_results_of_in_place_nodes
+from zscgan_ext.classifiers.rewriting import Rewriter
+from zscgan_ext.classifiers.trials import try_out
 
-ASSERTIONS: tuple[Any, ...] = (torch._assert, torch._check, torch._assert_async)
-DROPOUTS: tuple[Any, ...] = (F.dropout, F.dropout2d, stochastic_depth)
-NOTHING: tuple[Any, ...] = (
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout),
-    *("detach", "requires_grad_"),
-)
 CONSTANTS = "constants"  # submodule of the tensors that were computed in advance
 
 
-def normalize(graph: fx.GraphModule) -> fx.GraphModule:
+def normalize(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> fx.GraphModule:
     """Bring a graph, in place, into its normal form.
+
+    Args:
+        graph: in evaluation mode; takes images.
+        image_shape: (C, H, W) of one.
 
     Raises:
         InputError: naming a node that cannot be converted.
     """
     pass_inputs_by_position(graph)
+    results = try_out(graph, image_shape)
     use_results_of_in_place_nodes(graph)
-    remove_what_does_nothing(graph)
+    rewriter = Rewriter(graph, results)
+    for node in list(graph.graph.nodes):
+        rewriter.rewrite(node)
+    graph.graph.eliminate_dead_code()
+    rename_nodes(graph)
     compute_constants(graph)
-    turn_functions_into_layers(graph)
+    turn_functions_into_layers(graph, results)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()
@@ -49,40 +54,6 @@ def pass_inputs_by_position(graph: fx.GraphModule) -> None:
             forward = inspect.signature(graph.get_submodule(str(node.target)).forward)
             bound = forward.bind(*node.args, **node.kwargs)
             node.args, node.kwargs = bound.args, bound.kwargs
-
-
-def use_results_of_in_place_nodes(graph: fx.GraphModule) -> None:
-    """Let what comes after an overwriting node take its result instead of the overwritten tensor.
-
-    Most programs do so anyway; `nn.ReLU(inplace=True)(x)` followed by another use of x does not.
-    """
-    order = {node: index for index, node in enumerate(graph.graph.nodes)}
-    for node in graph.graph.nodes:
-        target = node.args[0] if node.args else None
-        if isinstance(target, fx.Node) and is_in_place(graph, node):
-            for user in list(target.users):
-                if order[user] > order[node]:
-                    user.replace_input_with(target, node)
-
-
-def remove_what_does_nothing(graph: fx.GraphModule) -> None:
-    """Remove assertions, and what passes its input on in evaluation mode."""
-    for node in reversed(graph.graph.nodes):
-        if is_one_of(graph, node, ASSERTIONS):
-            graph.graph.erase_node(node)
-        elif is_one_of(graph, node, NOTHING) or is_idle_dropout(graph, node):
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-
-
-def is_idle_dropout(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Tell whether a node calls a dropout function that is not training."""
-    if not is_one_of(graph, node, DROPOUTS):
-        return False
-    index = 3 if node.target is stochastic_depth else 2
-    training = node.args[index] if len(node.args) > index else node.kwargs.get("training", True)
-    return training is False
 
 
 @torch.no_grad()
@@ -131,7 +102,14 @@ def computed(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) ->
 
 
 def contains_tensors(value: Any) -> bool:
-    """Tell whether a value is, or a sequence holds, a tensor."""
+    """Return True if a value is, or a sequence holds, a tensor."""
     if isinstance(value, tuple | list):
         return any(map(contains_tensors, value))
     return isinstance(value, Tensor)
+
+
+def rename_nodes(graph: fx.GraphModule) -> None:
+    """Let no node have the name of an attribute of modules, as a submodule is called after it."""
+    for node in graph.graph.nodes:
+        if node.op not in ("placeholder", "output") and hasattr(nn.ModuleDict, node.name):
+            node.name = f"{node.name}_"

@@ -1,0 +1,185 @@
+"""Proof that a graph computes what a model does.
+
+Both run on the same random images, in batches of two sizes, the graph twice. Where the bits are
+equal, that is the proof. Elsewhere the order of sums may differ, and both run in float64: rounding
+errors are then some 1e-16, and equal functions agree to more than half of the digits, even where a
+network amplifies errors a millionfold, while functions that differ do not.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from zscgan_ext.classifiers.graph import device_of
+from zscgan_ext.classifiers.trials import random_images
+from zscgan_ext.errors import InputError
+
+BATCH_SIZES = (2, 5)
+
+
+class Truth:
+    """What a model answers to random images.
+
+    Args:
+        model: in evaluation mode; may overwrite the images that it is given.
+        image_shape: (C, H, W).
+
+    Attributes:
+        images: batches [N, C, H, W], of `BATCH_SIZES`.
+        logits: [N, num_classes] of each.
+    """
+
+    def __init__(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        self.model = model
+        parameter = next(model.parameters())
+        like = torch.zeros((), device=device_of(model), dtype=parameter.dtype)
+        self.images = [random_images(count, image_shape, like) for count in BATCH_SIZES]
+        self.logits = [model(images.clone()) for images in self.images]
+
+
+def check_repeats(truth: Truth) -> None:
+    """Require that a model answers the same to the same images.
+
+    Raises:
+        InputError: if it does not.
+    """
+    again = truth.model(truth.images[0].clone())
+    if not same(again, truth.logits[0], torch.float32):
+        raise InputError(
+            "classifier: answers differently each time it is called with the same images, as with "
+            "dropout that is always on; make it random in training only (training=self.training)"
+        )
+
+
+def require_same(truth: Truth, graph: fx.GraphModule) -> None:
+    """Require that a graph computes what a model does, and leaves its images as they are.
+
+    Raises:
+        InputError: naming the first layer whose result differs, or the way in which it differs.
+    """
+    copies = [images.clone() for images in truth.images]
+    found = [graph(images) for images in copies]
+    if not all(map(torch.equal, copies, truth.images)):
+        raise InputError("classifier: its graph overwrites the images that it is given")
+    if all(map(torch.equal, found, truth.logits)):
+        if not torch.equal(graph(copies[0]), found[0]):
+            raise InputError("classifier: its graph answers differently when it is called again")
+        return
+    if not agree_in_double(truth, graph):
+        raise InputError(f"classifier: {difference(truth, graph, found)}")
+
+
+def agree_in_double(truth: Truth, graph: fx.GraphModule) -> bool:
+    """Return True if a model and its graph agree in float64, or in float32 where that cannot be.
+
+    It cannot where a model converts tensors to float32 itself.
+    """
+    try:
+        exact, exact_graph = copy.deepcopy(truth.model).double(), copy.deepcopy(graph).double()
+        batches = [images.double() for images in truth.images]
+        wanted = [exact(images.clone()) for images in batches]
+        found = [exact_graph(images) for images in batches]
+        again = exact_graph(batches[0])
+        dtype = torch.float64
+    except Exception:
+        wanted, dtype = truth.logits, truth.logits[0].dtype
+        found = [graph(images) for images in truth.images]
+        again = graph(truth.images[0])
+    if wanted[0].dtype != dtype:
+        dtype = wanted[0].dtype
+    pairs = zip([*found, again], [*wanted, wanted[0]], strict=True)
+    return all(same(ours, theirs, dtype) for ours, theirs in pairs)
+
+
+def same(found: Any, wanted: Any, dtype: torch.dtype) -> bool:
+    """Return True if two results of one function agree as far as rounding lets them.
+
+    That is to half of the digits of how much logits vary over images, and to a thousand rounding
+    errors of what they have in common, which cancels in a comparison of images.
+
+    Args:
+        found: [N, num_classes].
+        wanted: like it.
+        dtype: that both were computed in.
+    """
+    if not isinstance(found, Tensor) or found.shape != wanted.shape:
+        return False
+    if not torch.equal(found.isfinite(), wanted.isfinite()):
+        return False
+    finite = wanted.isfinite()
+    error = (found - wanted).double()[finite].abs()
+    if error.numel() == 0:
+        return True
+    variation = (wanted - wanted.mean(0)).double()[finite].abs().max()
+    rounding = torch.finfo(dtype).eps
+    allowed = rounding**0.5 * variation + 1000 * rounding * wanted.double()[finite].abs().max()
+    return bool(error.max() <= allowed)
+
+
+# ---- naming what differs ------------------------------------------------------------------------
+
+
+def difference(truth: Truth, graph: fx.GraphModule, found: list[Any]) -> str:
+    """Say in one line where a graph first differs from a model."""
+    wanted = truth.logits[0]
+    if not isinstance(found[0], Tensor) or found[0].shape != wanted.shape:
+        return f"its graph gives {describe(found[0])} in place of {describe(wanted)}"
+    layer = first_difference(truth, graph)
+    place = "behind its last layer" if layer is None else f"before or in the layer {layer}"
+    scale = float((wanted - wanted.mean(0)).abs().max()) or 1.0
+    error = float((found[0] - wanted).abs().max()) / scale
+    return (
+        f"its graph computes something else, {place} (logits differ by {100 * error:.3g} % of "
+        "their range); a tensor may be overwritten under another name, or a value of Python "
+        "changed by the call"
+    )
+
+
+def describe(result: Any) -> str:
+    """Return the shape of a tensor, or the type of anything else."""
+    return str(list(result.shape)) if isinstance(result, Tensor) else type(result).__name__
+
+
+def first_difference(truth: Truth, graph: fx.GraphModule) -> str | None:
+    """Return the first layer that gives another result in a graph than in its model, if any."""
+    wanted: list[tuple[str, Tensor]] = []
+    named = dict(truth.model.named_modules())
+    with recorded(named, wanted):
+        truth.model(truth.images[0].clone())
+    of_graph: list[tuple[str, Tensor]] = []
+    targets = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
+    with recorded({target: graph.get_submodule(target) for target in targets}, of_graph):
+        graph(truth.images[0])
+    shared = targets & {name for name, _ in wanted}
+    pairs = zip(
+        [pair for pair in of_graph if pair[0] in shared],
+        [pair for pair in wanted if pair[0] in shared],
+        strict=False,
+    )
+    for (name, ours), (other, theirs) in pairs:
+        if name != other or not same(ours, theirs, ours.dtype):
+            return name
+    return None
+
+
+@contextmanager
+def recorded(modules: dict[str, nn.Module], into: list[tuple[str, Tensor]]) -> Iterator[None]:
+    """Keep copies of what modules give, with their names, in the order of the calls."""
+
+    def keeper(name: str) -> Any:
+        def keep(module: nn.Module, inputs: Any, result: Any) -> None:
+            if isinstance(result, Tensor):
+                into.append((name, result.clone()))
+
+        return keep
+
+    hooks = [module.register_forward_hook(keeper(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

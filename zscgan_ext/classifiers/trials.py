@@ -1,0 +1,85 @@
+"""Trial runs of a graph: what every node gives, and what of it depends on the number of images."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from zscgan_ext.classifiers.graph import device_of
+
+BATCH_SIZES = (2, 3)
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """A tensor that a node gives.
+
+    Args:
+        sizes: its shape; None for a size that depends on the number of images.
+        dtype: of its elements.
+    """
+
+    sizes: tuple[int | None, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Varying:
+    """A value that is no tensor and depends on the number of images."""
+
+
+class Trial(fx.Interpreter):
+    """Runs a graph and keeps what is known of the result of every node."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.extra_traceback = False  # which would make several lines of an error
+        self.results: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        result = super().run_node(n)
+        self.results[n] = facts_of(result)
+        return result
+
+
+def facts_of(result: Any) -> Any:
+    """Replace tensors by their facts, also in lists and named tuples."""
+    if isinstance(result, Tensor):
+        return TensorFacts(tuple(result.shape), result.dtype)
+    if isinstance(result, tuple | list) and not isinstance(result, torch.Size):
+        return [facts_of(part) for part in result]
+    return result
+
+
+def merged(first: Any, second: Any) -> Any:
+    """Merge the results of trials with two numbers of images."""
+    if isinstance(first, TensorFacts):
+        pairs = zip(first.sizes, second.sizes, strict=True)
+        return TensorFacts(tuple(a if a == b else None for a, b in pairs), first.dtype)
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        return [merged(a, b) for a, b in zip(first, second, strict=True)]
+    return first if first == second else Varying()
+
+
+def random_images(count: int, image_shape: tuple[int, int, int], like: Tensor) -> Tensor:
+    """Return standard normal images [count, C, H, W], the same ones at each call."""
+    random = torch.Generator().manual_seed(count)
+    return torch.randn(count, *image_shape, generator=random).to(like.device, like.dtype)
+
+
+@torch.no_grad()
+def try_out(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> dict[fx.Node, Any]:
+    """Run a graph on two numbers of images; return what is known of the result of every node.
+
+    That is `TensorFacts` for a tensor, a list of them, or the value itself; `Varying` for a value
+    that depends on the number of images.
+    """
+    trials = []
+    like = torch.zeros((), device=device_of(graph), dtype=next(graph.parameters()).dtype)
+    for count in BATCH_SIZES:
+        trial = Trial(graph)
+        trial.run(random_images(count, image_shape, like))
+        trials.append(trial.results)
+    return {node: merged(trials[0][node], trials[1][node]) for node in trials[0]}
