@@ -89,7 +89,7 @@ class Coverage:
         rounded, rounded_folded = model(images), folded(model, self.shape)(images)
         exact = copy.deepcopy(model).double()
         expected = exact(images.double())
-        graph = trace(exact)
+        graph = trace(exact, self.shape)
         ShapeProp(graph).propagate(images.double())
         fold_batch_norm(graph)
         found = graph(images.double())

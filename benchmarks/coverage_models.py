@@ -8,7 +8,7 @@ from torchvision import models
 
 from zscgan_ext.classifiers.loading import Classifier, find_source
 from zscgan_ext.classifiers.sources.source import IMAGENET_MEAN, IMAGENET_STD
-from zscgan_ext.classifiers.tracing import traceable
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.images.preprocessing import Preprocessing
 
 CLASSES = 10
@@ -80,7 +80,7 @@ def plausible_classifier(name: str) -> Classifier:
     set_statistics(model, plausible_images(STATISTICS_BATCH, size, torch.Generator()))
     model(plausible_images(1, size, torch.Generator()))  # in evaluation mode; some models cache
     names = tuple(str(index) for index in range(CLASSES))
-    return Classifier(name, traceable(model, preprocessing.shape), CLASSES, preprocessing, names)
+    return Classifier(name, trace(model, preprocessing.shape), CLASSES, preprocessing, names)
 
 
 def plausible_images(count: int, size: int, random: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from zscgan_ext.classifiers.loading import load_classifier
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.calibration import calibrate
@@ -97,7 +98,8 @@ def build_classifier(name: str) -> tuple[nn.Module, Preprocessing]:
         layer.momentum = None  # the mean over all batches
     for _ in range(2):
         model(torch.randn(STATISTICS_BATCH, *IMAGENET.shape))
-    return model.eval().requires_grad_(False), IMAGENET
+    model.eval().requires_grad_(False)
+    return trace(model, IMAGENET.shape), IMAGENET
 
 
 def generator_step(parts: Parts) -> Callable[[], Tensor]:

@@ -13,6 +13,7 @@ from networks import RGB8, normal_batches, small_residual
 from runs import TINY
 
 from zscgan_ext import processes
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTraining
@@ -69,7 +70,7 @@ def generator_step(distance: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     generator = ConditionalGenerator(5, 8, RGB8)
     settings = replace(SMALL, distance=distance)
-    teacher = FrozenTeacher(small_residual(), distance)
+    teacher = FrozenTeacher(trace(small_residual(), RGB8.shape), distance)
     training = GeneratorTraining(generator, teacher, settings, torch.Generator())
     random = torch.Generator().manual_seed(1)
     latent, labels = generator.random_inputs(BATCH, random)

@@ -6,6 +6,7 @@ from networks import as_trained
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
 from zscgan_ext.quantization.conversion import convert
@@ -61,7 +62,7 @@ def test_a_batch_norm_may_lack_its_weight_or_bias(missing):
         layer.quantized_weight = layer.layer.weight.detach()
     images = torch.randn(3, *SHAPE)
     torch.testing.assert_close(student.graph(images), model(images), rtol=1e-4, atol=1e-5)
-    logits, distance, _ = FrozenTeacher(model, "mse").match(images.requires_grad_())
+    logits, distance, _ = FrozenTeacher(trace(model, SHAPE), "mse").match(images.requires_grad_())
     assert distance.isfinite()
     torch.testing.assert_close(logits, model(images))
     random = torch.Generator().manual_seed(0)

@@ -4,12 +4,10 @@ import pytest
 import torch
 from networks import RGB8, as_trained, small_residual
 from tensors import sample
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from zscgan_ext.classifiers.graph import writes_into
-from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.quantization.conversion import convert, folded
-from zscgan_ext.quantization.features import feature_distance, pair_features, quantized_names
+from zscgan_ext.quantization.features import feature_distance, pair_features
 from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.quantization.scheme import Scheme
 
@@ -95,36 +93,14 @@ class InPlace(nn.Module):
         return self.last(first.add_(second)).flatten(1)
 
 
-def test_results_that_are_overwritten_are_left_out():
+def test_a_tensor_that_the_classifier_overwrites_is_a_feature_too():
     model = InPlace().eval()
-    student = convert(model, Scheme("deploy", 4, 4), (1, 2, 2))
-    names = quantized_names(student.fused_graph[0], folded(model, (1, 2, 2)))
-    assert "first" not in names
-    assert "second" in names
-
-
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (lambda x: nn.functional.relu(x, True), "x"),
-        (lambda x: nn.functional.relu(x, False), None),
-        (lambda x: nn.functional.relu(x, inplace=True), "x"),
-        (lambda x: x.add_(1), "x"),
-        (lambda x: x.add(1), None),
-        (lambda x: torch.relu_(x), "x"),
-        (lambda x: torch.add(x, x), None),
-    ],
-)
-def test_nodes_that_overwrite(function, expected):
-    graph = fx.symbolic_trace(function)
-    node = list(graph.graph.nodes)[1]
-    victim = writes_into(graph, node)
-    assert (victim.name if victim is not None else None) == expected
-
-
-def test_modules_that_overwrite():
-    graph = trace(nn.Sequential(nn.ReLU(inplace=True), nn.ReLU()))
-    found = [writes_into(graph, node) for node in list(graph.graph.nodes)[1:3]]
-    assert [victim.name if victim is not None else None for victim in found][1] is None
-    assert found[0] is not None
-    assert found[0].op == "placeholder"
+    student = convert(model, Scheme("deploy", 8, 8), (1, 2, 2))
+    ours, theirs = pair_features(student.graph, folded(model, (1, 2, 2)), wanted=True)
+    images = sample(3, 1, 2, 2)
+    student.quantize_weights()
+    _, features = ours(images)
+    _, wanted = theirs(images)
+    first = model.first(images)
+    torch.testing.assert_close(wanted[0], first)  # as it was before it was overwritten
+    assert len(features) == len(wanted) == 3

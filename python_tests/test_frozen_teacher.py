@@ -8,6 +8,7 @@ from test_batch_norm_distance import closed_form
 from torch import nn
 
 from zscgan_ext.classifiers.batch_norm import batch_norm_layers
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
 from zscgan_ext.ops import DISTANCES
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
@@ -40,7 +41,7 @@ def test_distance_and_gradient_against_float64(distance, fuse):
     model = small_residual()
     images = sample(6, *RGB8.shape).requires_grad_()
     wide = images.detach().double().requires_grad_()
-    logits, value, _ = FrozenTeacher(model, distance, fuse).match(images)
+    logits, value, _ = FrozenTeacher(trace(model, RGB8.shape), distance, fuse).match(images)
     expected_logits, expected = independent_distance(model, wide, distance)
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(logits.double(), expected_logits, rtol=1e-4, atol=1e-5)
@@ -62,7 +63,9 @@ def test_statistics_that_fit_have_no_distance():
             count = 64 * 8 * 8
             layer.running_var.mul_((count - 1) / count)
     # In evaluation mode the same statistics normalize, so that every layer sees the same again.
-    _, distance, _ = FrozenTeacher(model, "gaussian_kl").match(images.requires_grad_())
+    _, distance, _ = FrozenTeacher(trace(model.eval(), RGB8.shape), "gaussian_kl").match(
+        images.requires_grad_()
+    )
     assert distance.item() == pytest.approx(0, abs=1e-6)
 
 

@@ -10,6 +10,7 @@ from kernel_results import all_results, make_inputs
 from networks import RGB8, normal_batches, small_residual
 from tensors import DEVICES, dtype_name, same_bits
 
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme
@@ -172,7 +173,7 @@ def test_a_device_that_is_not_the_current_one():
 
 def matching_step(device, images):
     """Return a step of generator learning: the teacher's loss and its gradient by the images."""
-    teacher = FrozenTeacher(small_residual().to(device), "gaussian_kl")
+    teacher = FrozenTeacher(trace(small_residual().to(device), RGB8.shape), "gaussian_kl")
     labels = torch.arange(len(images), device=device) % 5
 
     def step():

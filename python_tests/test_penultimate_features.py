@@ -5,6 +5,7 @@ import torch
 from networks import RGB8, small_residual
 from torch import nn
 
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.penultimate_features import PenultimateFeatures, penultimate_features
 
@@ -44,7 +45,7 @@ def test_features_are_those_of_the_last_run_and_taken_once():
 def test_the_teacher_gives_the_features_of_the_model(fuse):
     model, images = small_residual(), torch.randn(3, *RGB8.shape)
     expected = penultimate_features(model, images)[1]
-    teacher = FrozenTeacher(model, "gaussian_kl", fuse)
+    teacher = FrozenTeacher(trace(model, RGB8.shape), "gaussian_kl", fuse)
     match = teacher.match(images.clone().requires_grad_())
     torch.testing.assert_close(match.features, expected)
     assert match.features.requires_grad
@@ -56,5 +57,7 @@ def test_the_teacher_sees_a_last_convolution_that_it_froze():
     head = (nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), *head).eval()
     images = torch.randn(2, *RGB8.shape)
-    match = FrozenTeacher(model, "mse", fuse=True).match(images.clone().requires_grad_())
+    match = FrozenTeacher(trace(model, RGB8.shape), "mse", fuse=True).match(
+        images.clone().requires_grad_()
+    )
     torch.testing.assert_close(match.features, model[:3](images).mean((2, 3)))

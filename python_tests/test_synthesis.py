@@ -8,6 +8,7 @@ import pytest
 import torch
 from networks import RGB8, small_residual
 
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
@@ -32,7 +33,7 @@ def learned(settings=QUICK, seed=0):
     """A generator learned from the small classifier, and its steps."""
     torch.manual_seed(seed)
     generator = ConditionalGenerator(5, settings.latent_dim, RGB8)
-    teacher = FrozenTeacher(small_residual(), settings.distance)
+    teacher = FrozenTeacher(trace(small_residual(), RGB8.shape), settings.distance)
     steps = []
     train_generator(generator, teacher, settings, random(seed), steps.append)
     return generator, steps
@@ -164,7 +165,10 @@ def test_a_generator_learns_a_step_before_each_of_its_batches():
     torch.manual_seed(0)
     generator = ConditionalGenerator(5, 8, RGB8)
     training = GeneratorTraining(
-        generator, FrozenTeacher(small_residual(), "gaussian_kl"), QUICK, random()
+        generator,
+        FrozenTeacher(trace(small_residual(), RGB8.shape), "gaussian_kl"),
+        QUICK,
+        random(),
     )
     batches = learning_batches(training, synthetic_batches(generator, 4, random(1)))
     before = {name: value.clone() for name, value in generator.state_dict().items()}

@@ -11,6 +11,7 @@ from networks import RGB8, normal_batches, small_residual
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTraining
@@ -32,7 +33,7 @@ STAGES = ("generator", "student-deploy", "student-paper")
 def new_training(stage, settings=SMALL, device=CPU):
     """A training of the small classifier, always from the same numbers."""
     torch.manual_seed(0)
-    model = small_residual().to(device)
+    model = trace(small_residual().to(device), RGB8.shape)
     random = torch.Generator(device).manual_seed(0)
     generator = ConditionalGenerator(5, settings.latent_dim, RGB8).to(device)
     if stage == "generator":

@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from zscgan_ext.classifiers.aten_operators import CALLS
-from zscgan_ext.classifiers.graph import device_of
+from zscgan_ext.classifiers.graph import like_images
 from zscgan_ext.classifiers.symbolic_tracing import PREFIX, TakesImages
 from zscgan_ext.errors import InputError
 
@@ -30,8 +30,7 @@ def export_program(model: nn.Module, image_shape: tuple[int, int, int]) -> Expor
     Raises:
         Exception: of torch.export or of the model's code, if it cannot be captured.
     """
-    dtype = next(model.parameters()).dtype
-    images = torch.zeros(2, *image_shape, device=device_of(model), dtype=dtype)
+    images = like_images(model).expand(2, *image_shape).clone()
     logging.disable(logging.WARNING)  # what matters of it is in the error
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # where it prints graphs
@@ -111,6 +110,8 @@ def translated(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Add what a node of the program calls; return the new node, or several."""
     target: Any = node.target
     name = name_of_module(node)
+    if name is None and isinstance(target, torch._ops.OpOverload):
+        name = target._schema.name.partition("::")[2].strip("_")
 
     def call(function: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return graph.create_node("call_function", function, args, kwargs, name)

@@ -58,4 +58,12 @@ def only_user(node: fx.Node) -> fx.Node | None:
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first parameter."""
-    return next(model.parameters()).device
+    return like_images(model).device
+
+
+def like_images(model: nn.Module) -> Tensor:
+    """Return a scalar of the device and dtype that a model computes with."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return torch.zeros((), device=tensor.device, dtype=tensor.dtype)
+    return torch.zeros(())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.nn.utils import parametrize
 
 from zscgan_ext.classifiers.batch_norm import check_batch_norm
@@ -61,13 +62,11 @@ def load_classifier(
     """
     source = find_source(name)
     name = source.name
-    model = source.build(num_classes, trained=weights is None)
+    model = unwrapped(source.build(num_classes, trained=weights is None))
     preprocessing = override(source.preprocessing(model), image_size, mean, std)
     if weights is not None:
         load_weights(model, weights)
-    model.to("cpu", torch.float32).eval()
-    compute_parametrizations(model)
-    model.requires_grad_(False)
+    freeze(model)
     origin = name if weights is None else str(weights)
     check_finite(origin, model)
     check_batch_norm(origin, model)
@@ -153,6 +152,37 @@ def override(
     )
 
 
+def freeze(model: nn.Module) -> None:
+    """Put a model in evaluation mode, in float32, on the CPU, without gradients."""
+    model.to("cpu", torch.float32).eval()
+    compute_parametrizations(model)
+    model.requires_grad_(False)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Take off, also within a model, what runs a module on several devices or compiles it."""
+    while True:
+        inner = wrapped_module(model)
+        if inner is None:
+            break
+        model = inner
+    for module in list(model.modules()):
+        module._compiled_call_impl = None  # `module.compile()` sets it
+        for name, child in list(module.named_children()):
+            if wrapped_module(child) is not None:
+                setattr(module, name, unwrapped(child))
+    return model
+
+
+def wrapped_module(model: nn.Module) -> nn.Module | None:
+    """Return the module that a wrapper of torch runs; None for any other module."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+        inner: nn.Module = model.module
+        return inner
+    compiled = getattr(model, "_orig_mod", None)  # `torch.compile` keeps it there
+    return compiled if isinstance(compiled, nn.Module) else None
+
+
 def compute_parametrizations(model: nn.Module) -> None:
     """Put the weights that parametrizations compute, such as weight norm, in their place.
 
@@ -175,6 +205,11 @@ def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> i
     try:
         logits = model(torch.zeros(2, preprocessing.channels, size, size))
     except Exception as error:
+        if isinstance(error, TypeError) and "required positional argument" in str(error):
+            raise InputError(
+                f"classifier: {name} takes more than images ({first_line(error)}); give the "
+                "others defaults, or wrap it in a module whose forward takes images only"
+            ) from error
         raise InputError(
             f"image_size: {name} cannot take {size}x{size} images with "
             f"{preprocessing.channels} channel(s) ({first_line(error)})"

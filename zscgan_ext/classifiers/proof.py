@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zscgan_ext.classifiers.graph import device_of
+from zscgan_ext.classifiers.graph import like_images
 from zscgan_ext.classifiers.trials import random_images
 from zscgan_ext.errors import InputError
 
@@ -35,8 +35,7 @@ class Truth:
 
     def __init__(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
         self.model = model
-        parameter = next(model.parameters())
-        like = torch.zeros((), device=device_of(model), dtype=parameter.dtype)
+        like = like_images(model)
         self.images = [random_images(count, image_shape, like) for count in BATCH_SIZES]
         self.logits = [model(images.clone()) for images in self.images]
 

@@ -113,23 +113,23 @@ def symbolic_graph(model: nn.Module) -> fx.GraphModule:
 
 
 def with_free_names(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """Give a graph its modules, renamed where a graph has an attribute of their name."""
-    owned: dict[str, Any] = {}
+    """Give a graph its modules, renamed where a graph has an attribute of their name.
+
+    Args:
+        model: a copy, whose attributes are renamed in place.
+        graph: of its modules.
+    """
     for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            path = str(node.target)
-            first, dot, rest = path.partition(".")
-            if hasattr(fx.GraphModule, first) or first in ADDED_MODULES:
-                node.target = f"{first}_{dot}{rest}"
-            owned[str(node.target)] = found_at(model, path)
-    return fx.GraphModule(owned, graph, type(model).__name__).eval()
-
-
-def found_at(model: Any, path: str) -> Any:
-    """Return the module or tensor of a path."""
-    for part in path.split("."):
-        model = getattr(model, part)
-    return model
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        first, dot, rest = str(node.target).partition(".")
+        if hasattr(fx.GraphModule, first) or first in ADDED_MODULES:
+            node.target = f"{first}_{dot}{rest}"
+            if not hasattr(model, f"{first}_"):
+                setattr(
+                    model, f"{first}_", vars(model)["_modules"].get(first) or getattr(model, first)
+                )
+    return fx.GraphModule(model, graph, type(model).__name__).eval()
 
 
 def is_of_torch(module: nn.Module) -> bool:

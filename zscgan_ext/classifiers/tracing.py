@@ -4,9 +4,7 @@
 another name of an overwritten tensor, say. `torch.export` runs the code and sees more.
 """
 
-import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -15,7 +13,7 @@ from torch.export import ExportedProgram
 from zscgan_ext.classifiers.exported_program import export_program, functional, graph_of
 from zscgan_ext.classifiers.normal_form import normalize
 from zscgan_ext.classifiers.proof import Truth, check_repeats, require_same
-from zscgan_ext.classifiers.symbolic_tracing import symbolic_graph
+from zscgan_ext.classifiers.symbolic_tracing import symbolic_graph, with_shared_tensors
 from zscgan_ext.errors import InputError, first_line
 
 ImageShape = tuple[int, int, int]  # (C, H, W)
@@ -89,11 +87,11 @@ def is_normal(model: nn.Module) -> bool:
     return isinstance(model, fx.GraphModule) and NORMAL_FORM in model.meta
 
 
-def copied(graph: Any) -> fx.GraphModule:
-    """Copy a graph, but not its modules and tensors."""
-    copy_of_graph = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    copy_of_graph.meta[NORMAL_FORM] = True
-    return copy_of_graph
+def copied(graph: nn.Module) -> fx.GraphModule:
+    """Copy a graph and its modules, but not their tensors."""
+    result = with_shared_tensors(graph)
+    assert isinstance(result, fx.GraphModule)
+    return result
 
 
 def reason_of(way: str, error: Exception) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from zscgan_ext.classifiers.graph import device_of
+from zscgan_ext.classifiers.graph import like_images
 
 BATCH_SIZES = (2, 3)
 
@@ -77,7 +77,7 @@ def try_out(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> dict[fx
     that depends on the number of images.
     """
     trials = []
-    like = torch.zeros((), device=device_of(graph), dtype=next(graph.parameters()).dtype)
+    like = like_images(graph)
     for count in BATCH_SIZES:
         trial = Trial(graph)
         trial.run(random_images(count, image_shape, like))

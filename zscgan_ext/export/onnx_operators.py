@@ -9,7 +9,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import stochastic_depth
 
-from zscgan_ext.classifiers.graph import ADDITIONS, RELU, RELU6, attribute_of
+from zscgan_ext.classifiers.graph import attribute_of
+
+RELU = (F.relu,)
+RELU6 = (F.relu6,)
+ADDITIONS = (operator.add,)
 from zscgan_ext.export.onnx_call import Call, Operator, on_grid, reshaped
 from zscgan_ext.export.onnx_graph import Grid, Rectified, Value
 from zscgan_ext.export.onnx_pooling import (

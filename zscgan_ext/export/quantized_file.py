@@ -15,7 +15,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from zscgan_ext.classifiers.loading import Classifier, count_logits, find_source
+from zscgan_ext.classifiers.loading import (
+    Classifier,
+    count_logits,
+    find_source,
+    freeze,
+    unwrapped,
+)
 from zscgan_ext.classifiers.sources import timm_models, torchvision_models
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError, first_line
@@ -149,8 +155,8 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
             "give the name of the classifier yourself to have its code run"
         )
     source = find_source(name)
-    model = source.build(content.num_classes, trained=False)
-    model.to("cpu", torch.float32).eval()
+    model = unwrapped(source.build(content.num_classes, trained=False))
+    freeze(model)
     count = count_logits(source.name, model, content.preprocessing)
     if count != content.num_classes:
         classes = content.num_classes
