@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
 
 from zscgan_ext.classifiers.batch_norm import check_batch_norm
 from zscgan_ext.classifiers.sources import timm_models, torchvision_models

@@ -19,7 +19,8 @@ from zscgan_ext.errors import InputError, first_line
 ImageShape = tuple[int, int, int]  # (C, H, W)
 # The name of a way of tracing, and what gives its graph, which is not yet in normal form.
 Way = tuple[str, Callable[[], fx.GraphModule]]
-NORMAL_FORM = "zscgan_ext normal form"  # a key of `GraphModule.meta`
+# A key of `GraphModule.meta`: the image shape that a graph in normal form was made for.
+NORMAL_FORM = "zscgan_ext normal form"
 
 
 @torch.no_grad()
@@ -27,14 +28,15 @@ def trace(model: nn.Module, image_shape: ImageShape) -> fx.GraphModule:
     """Return the graph of a model in normal form; it shares the model's tensors.
 
     Args:
-        model: in evaluation mode, or a graph that this function returned, which is copied.
+        model: in evaluation mode, or a graph that this function returned for such images, which is
+            copied.
         image_shape: (C, H, W) of its input.
 
     Raises:
         InputError: if no way of tracing gives a graph that computes what the model does, or the
             model answers differently each time.
     """
-    if is_normal(model):
+    if image_shape_of(model) == tuple(image_shape):
         return copied(model)
     truth = Truth(model, image_shape)
     check_repeats(truth)
@@ -77,14 +79,14 @@ def first_proven(truth: Truth, ways: list[Way], image_shape: ImageShape) -> fx.G
         except Exception as error:  # a model's own code may raise anything
             reasons.append(reason_of(name, error))
             continue
-        graph.meta[NORMAL_FORM] = True
+        graph.meta[NORMAL_FORM] = tuple(image_shape)
         return graph
     raise InputError(f"classifier: {'; '.join(dict.fromkeys(reasons))}{advice(reasons)}")
 
 
-def is_normal(model: nn.Module) -> bool:
-    """Return True if a model is a graph that `trace` returned."""
-    return isinstance(model, fx.GraphModule) and NORMAL_FORM in model.meta
+def image_shape_of(model: nn.Module) -> ImageShape | None:
+    """Return the image shape that `trace` was given; None for a model that it did not return."""
+    return model.meta.get(NORMAL_FORM) if isinstance(model, fx.GraphModule) else None
 
 
 def copied(graph: nn.Module) -> fx.GraphModule:

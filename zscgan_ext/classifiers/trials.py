@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from zscgan_ext.classifiers.graph import like_images
 
-BATCH_SIZES = (2, 3)
+BATCH_SIZES = (2, 4)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import copy
 import math
 import operator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from zscgan_ext import ops
 from zscgan_ext.classifiers.graph import calls, device_of, module_of
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.classifiers.proof import Truth, require_near
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
@@ -119,6 +121,14 @@ class QuantizedClassifier(nn.Module):
         self.release_weights()
         return results
 
+    def in_floats(self, graph: fx.GraphModule, images: Tensor) -> Tensor:
+        """Run a graph on the modules of this classifier with its weights as they are."""
+        for layer in self.layers:
+            layer.quantized_weight = layer.layer.weight.detach()
+        logits: Tensor = graph(images)
+        self.release_weights()
+        return logits
+
     def release_weights(self) -> None:
         """Keep quantized weights, and the graph of their gradients, no longer."""
         for layer in self.layers:
@@ -142,12 +152,17 @@ def convert(
         InputError: if the classifier cannot be traced or has no layer to quantize.
     """
     graph = shaped_graph(model, image_shape)
+    truth = Truth(graph, image_shape)
     if scheme.folds_batch_norm:
         fold_batch_norm(graph)
+        require_near(truth, graph, "folding its batch norms")
     ends = quantize_layers(graph, scheme)
     insert_activation_quantizers(graph, scheme, ends)
     graph.recompile()
-    return QuantizedClassifier(graph.requires_grad_(True), scheme, image_shape).eval()
+    student = QuantizedClassifier(graph.requires_grad_(True), scheme, image_shape).eval()
+    for form in (student.graph, student.fused_graph[0]):
+        require_near(truth, partial(student.in_floats, form), "converting it")
+    return student
 
 
 def student_of(settings: Settings, classifier: Classifier) -> QuantizedClassifier:
@@ -179,7 +194,9 @@ def folded(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModul
         InputError: if the classifier cannot be traced.
     """
     graph = shaped_graph(model, image_shape)
+    truth = Truth(graph, image_shape)
     fold_batch_norm(graph)
+    require_near(truth, graph, "folding its batch norms")
     graph.eval().requires_grad_(False)
     return graph
 

@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zscgan_ext import ops
 from zscgan_ext.classifiers.batch_norm import affine, stored, stores_statistics
 from zscgan_ext.classifiers.graph import activate, activation_of, calls, module_of, only_user
-from zscgan_ext.classifiers.tracing import copied, is_normal
+from zscgan_ext.classifiers.proof import Truth, require_near
+from zscgan_ext.classifiers.tracing import copied, image_shape_of
 from zscgan_ext.ops.layout import compute_dtype
 from zscgan_ext.synthesis.frozen_convolution import FrozenConvolution
 
@@ -77,7 +78,8 @@ def matched_graph(model: nn.Module, measured: Measured) -> fx.GraphModule | None
     Returns:
         The new graph, or None for a model that was not traced.
     """
-    if not is_normal(model):
+    image_shape = image_shape_of(model)
+    if image_shape is None:
         return None
     graph = copied(model)
     for node in list(graph.graph.nodes):
@@ -88,6 +90,7 @@ def matched_graph(model: nn.Module, measured: Measured) -> fx.GraphModule | None
             graph.set_submodule(str(node.target), FrozenConvolution(layer))
     graph.delete_all_unused_submodules()
     graph.recompile()
+    require_near(Truth(model, image_shape), graph, "measuring its batch norms")
     return graph
 
 
