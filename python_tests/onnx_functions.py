@@ -49,7 +49,7 @@ class CoordinateAttention(nn.Module):
         self.conv = nn.Conv2d(4, 4, 1)
 
     def forward(self, x):
-        n, c, h, w = x.size()
+        _, _, h, w = x.size()
         rows, columns = self.rows(x), self.columns(x).permute(0, 1, 3, 2)
         y = self.conv(torch.cat([rows, columns], dim=2))
         rows, columns = torch.split(y, [h, w], dim=2)
@@ -227,7 +227,7 @@ ARITHMETIC = {
     "attention": lambda x: F.scaled_dot_product_attention(tokens(x), tokens(x), tokens(x)),
     "standardized": standardized,
     "standardized by itself": standardized_by_itself,
-    "to float": lambda x: x.to(torch.float32) * x.float(),
+    "as another's type": lambda x: (x > 0.1).type_as(x) * x,
 }
 REDUCTIONS = {
     "max over a dimension": lambda x: torch.max(x, 1)[0],

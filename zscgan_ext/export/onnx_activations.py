@@ -51,8 +51,8 @@ def option_node(op: str, attribute: str, name: str, default: float) -> Operator:
     """Return an operator that is one ONNX node with one option."""
 
     def add(call: Call) -> Value:
-        value = float(call.option(1, name, default))
-        return call.add(op, [call.floating()], **{attribute: value})
+        options: dict[str, Any] = {attribute: float(call.option(1, name, default))}
+        return call.add(op, [call.floating()], **options)
 
     return add
 

@@ -22,7 +22,7 @@ def add_layer(graph: OnnxGraph, name: str, layer: WeightedLayer | nn.Conv3d, val
     """Add a float convolution or linear layer; return its output."""
     weight = graph.initializer(f"{name}_weight", layer.weight)
     bias = None if layer.bias is None else graph.initializer(f"{name}_bias", layer.bias)
-    return add_product(graph, name, layer, value, weight, bias)
+    return add_product(graph, name, layer, graph.floating_apart(value), weight, bias)
 
 
 def add_quantized_layer(graph: OnnxGraph, name: str, layer: QuantizedLayer, value: Value) -> str:
@@ -128,10 +128,10 @@ def add_transposed_convolution(
 
 
 def add_transposed_layer(
-    graph: OnnxGraph, name: str, layer: nn.ConvTranspose1d | nn.ConvTranspose3d, x: str
+    graph: OnnxGraph, name: str, layer: nn.ConvTranspose1d | nn.ConvTranspose3d, value: Value
 ) -> str:
     """Add a float transposed convolution that is never quantized; return its output."""
-    inputs = [x, graph.initializer(f"{name}_weight", layer.weight)]
+    inputs = [graph.floating_apart(value), graph.initializer(f"{name}_weight", layer.weight)]
     if layer.bias is not None:
         inputs.append(graph.initializer(f"{name}_bias", layer.bias))
     return graph.node(

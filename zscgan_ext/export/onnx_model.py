@@ -127,7 +127,7 @@ def add_node(call: Call) -> Value:
     if isinstance(module, nn.ConvTranspose2d):
         module = TransposedConvolution(module)
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose3d):
-        return add_transposed_layer(call.graph, call.name, module, call.floating())
+        return add_transposed_layer(call.graph, call.name, module, call.input())
     if isinstance(module, WeightedLayer | nn.Conv3d):
         layer: WeightedLayer | nn.Conv3d = module
         return as_vectors(call, layer, lambda value: add_layer(call.graph, call.name, layer, value))

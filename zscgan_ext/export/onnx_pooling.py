@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from zscgan_ext.export.onnx_call import Call, Operator, as_list, known, on_grid, reshaped, values_alone
+from zscgan_ext.export.onnx_call import (
+    Call,
+    Operator,
+    as_list,
+    known,
+    on_grid,
+    reshaped,
+    values_alone,
+)
 from zscgan_ext.export.onnx_graph import Grid, Value
 
 

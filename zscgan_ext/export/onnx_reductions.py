@@ -3,7 +3,15 @@
 import math
 from typing import Any
 
-from zscgan_ext.export.onnx_call import Call, Operator, as_list, known, on_grid, reshaped, values_alone
+from zscgan_ext.export.onnx_call import (
+    Call,
+    Operator,
+    as_list,
+    known,
+    on_grid,
+    reshaped,
+    values_alone,
+)
 from zscgan_ext.export.onnx_graph import Value
 
 

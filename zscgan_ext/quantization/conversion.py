@@ -25,24 +25,38 @@ from zscgan_ext.settings.config import Settings
 ACTIVATIONS: tuple[Any, ...] = (
     *(*RELU, *RELU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish),
     *(nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.PReLU),
+    *(nn.SELU, nn.CELU, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.RReLU, nn.Threshold),
+    *(nn.Hardshrink, nn.Softshrink, nn.Tanhshrink),
     *(F.hardtanh, F.hardswish, F.silu, F.gelu, F.leaky_relu, F.elu, F.mish, F.prelu),
+    *(F.selu, F.celu, F.softplus, F.softsign, F.logsigmoid, F.rrelu, F.threshold),
+    *(F.hardshrink, F.softshrink, F.tanhshrink, torch.prelu, torch.selu, torch.celu),
+    *(torch.clamp, torch.clamp_min, torch.clamp_max, torch.clip, "clamp", "clamp_", "clip"),
+    *("clamp_min", "clamp_max", "clamp_min_", "clamp_max_", "clip_"),
     *(torch.sigmoid, F.sigmoid, F.hardsigmoid, torch.tanh, F.tanh),
     *("sigmoid", "sigmoid_", "tanh", "tanh_"),
 )
 RECTIFIERS: tuple[Any, ...] = (*RELU, *RELU6)
 # Nodes whose results lie on the grid of their input.
 GRID_KEEPING: tuple[Any, ...] = (
-    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.MaxPool2d, nn.Unflatten),
-    *(nn.AdaptiveMaxPool2d, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle),
-    *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
-    *(F.dropout, F.max_pool2d, F.adaptive_max_pool2d, F.pixel_shuffle, F.pixel_unshuffle),
+    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten, nn.Unfold),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+    *(nn.AdaptiveMaxPool3d, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.CircularPad1d),
+    *(nn.CircularPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d),
+    *(F.dropout, F.max_pool1d, F.max_pool2d, F.max_pool3d, F.max_pool2d_with_indices),
+    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool2d_with_indices),
+    *(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold),
     *(torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.squeeze),
     *(torch.unsqueeze, torch.chunk, torch.split, torch.unbind, torch.swapaxes, torch.movedim),
-    *(torch.roll, torch.flip, torch.narrow, torch.amax, operator.getitem),
+    *(torch.roll, torch.flip, torch.fliplr, torch.narrow, torch.select, torch.index_select),
+    *(torch.amax, torch.amin, torch.topk, torch.sort, torch.tile, torch.repeat_interleave),
+    *(torch.tensor_split, operator.getitem, getattr),
     *("flatten", "view", "reshape", "transpose", "permute", "squeeze", "unsqueeze", "swapaxes"),
     *("contiguous", "chunk", "split", "unbind", "detach", "clone", "expand", "repeat", "roll"),
-    *("expand_as", "flip", "narrow", "unflatten", "movedim", "amax"),
+    *("expand_as", "flip", "narrow", "unflatten", "movedim", "amax", "amin", "topk", "sort"),
+    *("tile", "repeat_interleave", "select", "index_select", "unfold", "tensor_split", "t"),
 )
+EXTREMES: tuple[Any, ...] = (torch.max, torch.min, "max", "min")
 RESIZING: tuple[Any, ...] = (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)
 ACTIVATION_QUANTIZERS = "activation_quantizers"  # the submodule that holds them
 QUANTIZED_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -256,6 +270,10 @@ def source_of_values(graph: fx.GraphModule, node: Any) -> Any:
 
 def keeps_grid(graph: fx.GraphModule, node: Any) -> bool:
     """Tell whether the values of a node's result are some of its input's, or zero."""
+    if is_one_of(graph, node, (operator.getitem, getattr)) and not gives_a_tensor(node.args[0]):
+        return keeps_grid(graph, node.args[0])
+    if is_one_of(graph, node, EXTREMES):  # of a dimension; or the larger of two tensors
+        return len(node.all_input_nodes) == 1
     if is_one_of(graph, node, RESIZING):
         module = module_of(graph, node)
         default = node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
@@ -268,11 +286,15 @@ def keeps_grid(graph: fx.GraphModule, node: Any) -> bool:
     return is_one_of(graph, node, GRID_KEEPING)
 
 
+def gives_a_tensor(node: Any) -> bool:
+    """Tell whether a node gives one tensor of real numbers."""
+    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    return isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
+
+
 def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
     """Tell whether the scheme quantizes a node's result."""
-    meta = node.meta.get("tensor_meta")
-    is_tensor = isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
-    if node.op == "output" or not is_tensor:
+    if node.op == "output" or not gives_a_tensor(node):
         return False
     if not scheme.quantizes_every_activation:
         return is_one_of(graph, node, RECTIFIERS)
