@@ -4,6 +4,7 @@ import torch
 from networks import RGB8, normal_batches, small_residual
 
 from zscgan_ext.classifiers.loading import Classifier, load_classifier
+from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme
@@ -19,7 +20,7 @@ def calibrated(classifier: Classifier, scheme: str, weight_bits: int, activation
     shape = classifier.preprocessing.shape
     student = convert(classifier.model, Scheme(scheme, weight_bits, activation_bits), shape)
     calibrate(student, normal_batches(4, 16, *shape), 4)
-    return student.requires_grad_(False).to(memory_format=torch.channels_last)
+    return lay_out(student.requires_grad_(False), torch.channels_last)
 
 
 def calibrated_resnet20(scheme: str, weight_bits: int, activation_bits: int):

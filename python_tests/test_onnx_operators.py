@@ -3,14 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from exported import calibrated, noise, small_classifier
 from networks import RGB8, as_trained
+from onnx_functions import IN_THE_WILD
 from torch import nn
 
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
-from zscgan_ext.export.onnx_model import float_model
+from zscgan_ext.export.onnx_model import float_model, quantized_model
 from zscgan_ext.export.onnx_runtime import OnnxClassifier
+from zscgan_ext.export.verification import compare_nodes, product_step
 
 
 class Between(nn.Module):
@@ -129,6 +132,7 @@ FUNCTIONS = {
     ),
     "Linear on the width": nn.Linear(8, 2),
     "Linear": nn.Sequential(nn.Flatten(), nn.Linear(256, 7), nn.ReLU(), nn.Linear(7, 3)),
+    **IN_THE_WILD,
 }
 
 
@@ -138,10 +142,11 @@ def exported(function):
     model = as_trained(Between(function))
     count = model(torch.zeros(1, *RGB8.shape)).shape[1]
     classifier = Classifier("between", model, count, RGB8, ())
-    onnx_model = float_model(trace(model), classifier)
+    onnx_model = float_model(trace(model, RGB8.shape), classifier)
     return model, OnnxClassifier(onnx_model.SerializeToString())
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_operator_computes_what_torch_does(name):
     model, session = exported(FUNCTIONS[name])
@@ -151,16 +156,34 @@ def test_an_operator_computes_what_torch_does(name):
 
 
 UNSUPPORTED = {
-    "cumsum": (lambda x: torch.cumsum(x, 1), r"cumsum \(cumsum\) has no ONNX form"),
-    "LPPool2d": (nn.LPPool2d(2, 2), r"function \(LPPool2d\) has no ONNX form"),
-    "by a tensor": (lambda x: x[:, torch.tensor([0, 2])], r"getitem \(getitem\) takes a part"),
-    "bicubic": (lambda x: F.interpolate(x, 5, mode="bicubic"), "resizes in the mode 'bicubic'"),
-    "unequal windows": (nn.AdaptiveMaxPool2d(3), "takes maxima of windows of unequal size"),
-    "beta": (nn.Softplus(beta=2.0), r"function \(Softplus\) has a beta or threshold"),
-    "threshold": (lambda x: F.softplus(x, threshold=1), "has a beta or threshold"),
-    "no dimension": (nn.Sequential(nn.Flatten(), nn.Softmax(None)), "has no dimension"),
+    "erfinv": (torch.erfinv, r"erfinv \(erfinv\) has no ONNX form"),
+    "module": (nn.FractionalMaxPool2d(2, 2), r"function \(FractionalMaxPool2d\) has no ONNX"),
+    "by truth values": (lambda x: x[:, torch.tensor([True, False] * 2)], "by truth values"),
+    "by two tensors": (
+        lambda x: x[:, torch.tensor([0, 2]), torch.tensor([0, 2])],
+        r"getitem \(getitem\) takes a part of a tensor by several kinds",
+    ),
+    "antialias": (
+        lambda x: F.interpolate(x, 5, mode="bilinear", antialias=True),
+        "resizes in the mode 'bilinear' with antialias=True",
+    ),
     "batch": (lambda x: torch.chunk(x, 1, 0)[0], "cuts the batch"),
-    "alpha": (lambda x: torch.add(x, x, alpha=2), r"add \(add\) has an option"),
+    "count of images": (lambda x: x / x.shape[0], "depends on the images or on their count"),
+    "numbers of the images": (lambda x: x / x.sum().item(), "depends on the images or on their"),
+    "index of images": (
+        lambda x: x + torch.arange(x.shape[0])[:, None, None, None],
+        "gives other numbers for two images than for three",
+    ),
+    "places of maxima": (
+        lambda x: F.max_pool2d(x, 2, return_indices=True)[1].float(),
+        "takes the places of maxima, which are not exported",
+    ),
+    "causal": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+        "has dropout, a causal mask or groups of queries",
+    ),
+    "double": (lambda x: x.double().mean(1).float(), "computes in float64"),
+    "variance of all": (lambda x: x - x.var(), "takes all images together"),
 }
 
 
@@ -170,3 +193,33 @@ def test_what_is_not_exported_is_named(function, message):
     with pytest.raises(InputError, match=message) as error:
         exported(function)
     assert "\n" not in str(error.value)
+
+
+class OnGrid(nn.Module):
+    """A function of four quantized channels, which another branch reads too, and a linear layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.function = function
+        count = self.features(torch.zeros(1, *RGB8.shape)).shape[1]
+        self.fc = nn.Linear(count, 5)
+
+    def features(self, images):
+        x = self.conv(images)
+        return torch.cat([self.function(x).flatten(1), x.flatten(1)], 1)
+
+    def forward(self, images):
+        return self.fc(self.features(images))
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_operator_between_quantizers_gives_the_integers_of_the_student(bits, name):
+    torch.manual_seed(0)
+    classifier = small_classifier(as_trained(OnGrid(FUNCTIONS[name]).eval()))
+    student = calibrated(classifier, "deploy", bits, bits)
+    model, grids = quantized_model(student, classifier)
+    _, difference = compare_nodes(student, model, grids, noise(classifier, 8, 2))
+    assert difference <= product_step(student)

@@ -22,7 +22,7 @@ from zscgan_ext.evaluate.evaluation import Evaluation
 from zscgan_ext.evaluate.measurement import BATCH, measure, open_data
 from zscgan_ext.export import exporter
 from zscgan_ext.images.datasets import Images
-from zscgan_ext.images.memory_format import to_memory_format
+from zscgan_ext.images.memory_format import lay_out, to_memory_format
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.run_folder.files import EXPORTED, NoFolder
 from zscgan_ext.settings.config import PRESETS, Settings, check_settings
@@ -97,7 +97,7 @@ def fine_tune(
     if settings.get("training", "staged") != "staged":
         raise InputError("training: the generator goes on learning in python -m zscgan_ext.train")
     with seeded_run(classifier, settings) as run:
-        student.to(run.device).to(memory_format=run.execution.memory_format)
+        lay_out(student.to(run.device), run.execution.memory_format)
         batches = batches_of(run, images, run.settings.fine_tuning_batch_size)
         student_stages.fine_tune_student(run, student, batches, row_of(images))
     return student
@@ -162,7 +162,7 @@ def export(
         accepted = " and ".join(EXPORTED)
         raise InputError(f"formats: unknown {unknown[0]!r}, accepted are {accepted}")
     classifier, student = copy.deepcopy((classifier, student))
-    student.to("cpu").requires_grad_(False).to(memory_format=torch.channels_last)
+    lay_out(student.to("cpu").requires_grad_(False), torch.channels_last)
     with seeded_run(classifier, {"device": "cpu"}) as run:
         if isinstance(images, ConditionalGenerator):
             source: ImageSource = copy.deepcopy(images)

@@ -50,7 +50,7 @@ class Operator:
 # What other libraries, or ATen, call an argument.
 SYNONYMS = {
     **{"self": "input", "x": "input", "axis": "dim", "axes": "dim", "keepdims": "keepdim"},
-    **{"x1": "input", "x2": "other", "mat2": "other", "tensor2": "other", "exponent": "other"},
+    **{"exponent": "other", "ord": "p", "batch1": "mat1", "batch2": "mat2"},
 }
 
 
@@ -128,6 +128,11 @@ OPERATORS: dict[str, Operator] = {
         "neg": (operator.neg, "input"),
         "matmul": (operator.matmul, "input other"),
         "einsum": (torch.einsum, "equation operands"),
+        "addmm": (torch.addmm, "input mat1 mat2; beta alpha"),
+        "baddbmm": (torch.baddbmm, "input mat1 mat2; beta alpha"),
+        "addcmul": (torch.addcmul, "input tensor1 tensor2; value"),
+        "addcdiv": (torch.addcdiv, "input tensor1 tensor2; value"),
+        "lerp": (torch.lerp, "input end weight"),
         "square": (torch.square, "input"),
         "sqrt": (torch.sqrt, "input"),
         "rsqrt": (torch.rsqrt, "input"),
@@ -135,6 +140,7 @@ OPERATORS: dict[str, Operator] = {
         "exp": (torch.exp, "input"),
         "log": (torch.log, "input"),
         "log2": (torch.log2, "input"),
+        "log10": (torch.log10, "input"),
         "log1p": (torch.log1p, "input"),
         "expm1": (torch.expm1, "input"),
         "erf": (torch.erf, "input"),
@@ -155,6 +161,10 @@ OPERATORS: dict[str, Operator] = {
         "le": (torch.le, "input other"),
         "eq": (torch.eq, "input other"),
         "ne": (torch.ne, "input other"),
+        "logical_and": (torch.logical_and, "input other"),
+        "logical_or": (torch.logical_or, "input other"),
+        "logical_not": (torch.logical_not, "input"),
+        "masked_fill": (torch.masked_fill, "input mask value"),
         # ---- pooling and reductions
         "max_pool1d": (F.max_pool1d, f"{WINDOW} dilation ceil_mode"),
         "max_pool2d": (F.max_pool2d, f"{WINDOW} dilation ceil_mode"),
@@ -183,7 +193,13 @@ OPERATORS: dict[str, Operator] = {
         "logsumexp": (torch.logsumexp, "input; dim keepdim"),
         "normalize": (F.normalize, "input; p dim eps"),
         "local_response_norm": (F.local_response_norm, "input; size alpha beta k"),
+        "var_mean": (torch.var_mean, "input; dim unbiased keepdim correction"),
+        "std_mean": (torch.std_mean, "input; dim unbiased keepdim correction"),
+        "rms_norm": (F.rms_norm, "input; normalized_shape weight eps"),
+        "cosine_similarity": (F.cosine_similarity, "x1 x2; dim eps"),
         "argmax": (torch.argmax, "input; dim keepdim"),
+        "argmin": (torch.argmin, "input; dim keepdim"),
+        "sort": (torch.sort, "input; dim descending stable"),
         "cumsum": (torch.cumsum, "input; dim dtype"),
         "topk": (torch.topk, "input; k dim largest sorted"),
         # ---- shapes
@@ -207,7 +223,10 @@ OPERATORS: dict[str, Operator] = {
         "pixel_shuffle": (F.pixel_shuffle, "input; upscale_factor"),
         "pixel_unshuffle": (F.pixel_unshuffle, "input; downscale_factor"),
         "channel_shuffle": (F.channel_shuffle, "input; groups"),
-        "unfold": (F.unfold, "input; kernel_size dilation padding stride"),
+        "im2col": (F.unfold, "input; kernel_size dilation padding stride"),
+        "unfold": (torch.Tensor.unfold, "input dimension size step"),
+        "index_select": (torch.index_select, "input dim index"),
+        "affine_grid": (F.affine_grid, "theta; size align_corners"),
         "grid_sample": (F.grid_sample, "input grid; mode padding_mode align_corners"),
         "scaled_dot_product_attention": (
             F.scaled_dot_product_attention,
@@ -226,7 +245,12 @@ ALIASES = {
     **{"split_with_sizes": "split", "special_softmax": "softmax"},
     **{"special_log_softmax": "log_softmax", "linalg_vector_norm": "norm", "expand_as": "expand"},
     **{"_softmax": "softmax", "_log_softmax": "log_softmax", "tile": "repeat"},
-    **{"convolution": "conv2d", "log_sigmoid": "logsigmoid"},
+    **{"log_sigmoid": "logsigmoid", "bitwise_and": "logical_and", "and": "logical_and"},
+    **{"bitwise_or": "logical_or", "or": "logical_or", "bitwise_not": "logical_not"},
+    **{"invert": "logical_not", "not": "logical_not", "greater_equal": "ge"},
+    **{"less_equal": "le", "not_equal": "ne", "sgn": "sign", "vector_norm": "norm"},
+    **{"grid_sampler": "grid_sample", "grid_sampler_2d": "grid_sample"},
+    **{"affine_grid_generator": "affine_grid", "conj_physical": "conj"},
 }
 # In these the normal form has another function, which takes the dimensions that a trial run gave.
 RESHAPING = {
@@ -239,7 +263,24 @@ PERMUTING = {
 }
 SPLITTING = {"split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"}
 CASTING = {
-    *("to", "float", "type", "type_as", "contiguous", "clone", "detach", "alias", "data", "cpu"),
+    *(
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "bool",
+        "int",
+        "long",
+        "type",
+        "type_as",
+        "contiguous",
+        "clone",
+        "detach",
+        "alias",
+        "data",
+        "cpu",
+    ),
     *("cuda", "requires_grad_", "lift_fresh_copy", "_to_copy", "positive", "conj", "resolve_conj"),
     *("lift_fresh", "view_of", "identity"),
 }
@@ -267,7 +308,7 @@ def name_of(target: Any) -> str | None:
     else:
         if not is_of_torch(target):
             return None
-        name = target.__name__
+        name = "im2col" if target is F.unfold else target.__name__
     if name.endswith("_") and not name.endswith("__") and name not in CASTING:
         name = name.removesuffix("_")
     return ALIASES.get(name, name)

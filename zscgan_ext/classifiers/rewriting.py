@@ -176,8 +176,12 @@ def cast(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     """Pass the input on where the dtype stays; copies and devices mean nothing here."""
     source = node.args[0] if node.args else node.kwargs.get("input")
     before, after = rewriter.facts(source), rewriter.facts(node)
-    if before is not None and after is not None and before == after:
+    if before is None or after is None:
+        return
+    if before == after:
         rewriter.replace(node, source)
+    elif before.sizes == after.sizes:
+        rewriter.set(node, torch.Tensor.to, source, dtype=after.dtype)
 
 
 def drop_out(rewriter: Rewriter, node: fx.Node, name: str) -> None:
@@ -416,6 +420,19 @@ def named(node: fx.Node, *names: str) -> dict[str, Any]:
     return dict(zip(names, node.args, strict=False)) | keywords
 
 
+def random_leaky_relu(rewriter: Rewriter, node: fx.Node, name: str) -> None:
+    """Multiply negative values with the mean of the slopes, as without training."""
+    bound = named(node, "input", "lower", "upper", "training")
+    if not bound.get("training"):
+        slope = (bound.get("lower", 1 / 8) + bound.get("upper", 1 / 3)) / 2
+        rewriter.set(node, F.leaky_relu, bound["input"], negative_slope=slope)
+
+
+def turned_round(rewriter: Rewriter, node: fx.Node, name: str) -> None:
+    """Turn one dimension round."""
+    rewriter.set(node, torch.flip, node.args[0], dims=[1 if name == "fliplr" else 0])
+
+
 def getitem(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     """Take one of several tensors, or a part of one."""
     rewriter.set(node, operator.getitem, *node.args)
@@ -453,5 +470,8 @@ RULES: dict[str, Rule] = {
     "fill": fill,
     "zero": zero,
     "getitem": getitem,
+    "rrelu": random_leaky_relu,
+    "fliplr": turned_round,
+    "flipud": turned_round,
     "einsum": einsum,
 }

@@ -1,21 +1,39 @@
 """One node of a classifier's graph, as the functions see it that turn nodes into ONNX."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from onnx import TensorProto
 from torch import fx, nn
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
 
+# Other names of arguments, NumPy's, that torch takes for its own.
+NUMPY_NAMES = {"dim": "axis", "keepdim": "keepdims", "input": "x", "other": "x2"}
+ONNX_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.bool: TensorProto.BOOL,
+    torch.int64: TensorProto.INT64,
+    torch.int32: TensorProto.INT32,
+    torch.uint8: TensorProto.UINT8,
+}
+
 
 @dataclass(frozen=True)
 class TensorShape:
-    """The shape of a tensor, None for the size of the batch."""
+    """The shape of a tensor, None for the size of the batch, and its type."""
 
     sizes: tuple[int | None, ...]
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Varying:
+    """In the place of a number that depends on the images or on their count."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +51,26 @@ class Call:
         """The name for the node's output."""
         return self.node.name
 
+    def raw(self, index: int, name: str = "", default: Any = None) -> Any:
+        """Return an argument as it stands in the graph."""
+        if index < len(self.node.args):
+            return self.node.args[index]
+        other = NUMPY_NAMES.get(name, name)
+        return self.node.kwargs.get(name, self.node.kwargs.get(other, default))
+
     def argument(self, index: int, name: str = "", default: Any = None) -> Any:
         """Return an argument: a `Value` for a tensor, otherwise what it was in a trial run."""
-        if index < len(self.node.args):
-            found: Any = self.node.args[index]
-        else:
-            found = self.node.kwargs.get(name, default)
-        resolve: Callable[[fx.Node], Any] = lambda node: (  # noqa: E731
-            self.values[node] if node in self.values else self.results[node]
-        )
-        resolved: Any = fx.node.map_arg(found, resolve)
+        resolved: Any = fx.node.map_arg(self.raw(index, name, default), self.resolved)
         return resolved
+
+    def resolved(self, node: fx.Node) -> Any:
+        """Return what another node gives."""
+        if node in self.values:
+            return self.values[node]
+        result = self.results[node]
+        if isinstance(result, Varying):
+            raise self.unsupported("takes a number that depends on the images or on their count")
+        return result
 
     def input(self) -> Value:
         """Return the first argument."""
@@ -52,10 +79,32 @@ class Call:
 
     def floating(self, index: int = 0) -> str:
         """Return a tensor argument in float32, or a number as a constant."""
-        value = self.argument(index, ("input", "other")[index])
+        return self.as_floating(self.raw(index, ("input", "other")[index]))
+
+    def as_floating(self, raw: Any) -> str:
+        """Return a node's tensor in float32, or a number as a constant."""
+        value = fx.node.map_arg(raw, self.resolved)
         if isinstance(value, int | float):
-            return self.graph.initializer(f"{self.name}_constant", np.float32(value))
-        return self.graph.floating(value)
+            return self.number("constant", value)
+        name = self.graph.floating(value)
+        if isinstance(raw, fx.Node) and not self.dtype(raw).is_floating_point:
+            return self.add("Cast", [name], "float", to=TensorProto.FLOAT)
+        return name
+
+    def several_floating(self, index: int, name: str) -> list[str]:
+        """Return an argument that is several tensors, in float32 each."""
+        raw = self.raw(index, name)
+        if isinstance(raw, fx.Node):
+            return [self.graph.floating(value) for value in self.resolved(raw)]
+        return [self.as_floating(part) for part in raw]
+
+    def tensor(self, index: int, name: str) -> str | None:
+        """Return a weight: a module's, or a function's argument; None where there is none."""
+        if self.module is None:
+            raw = self.raw(index, name)
+            return None if raw is None else self.as_floating(raw)
+        held = getattr(self.module, name)
+        return None if held is None else self.graph.initializer(f"{self.name}_{name}", held)
 
     def option(self, index: int, name: str, default: Any = None) -> Any:
         """Return an option: a module's attribute, or a function's argument."""
@@ -63,16 +112,42 @@ class Call:
             return getattr(self.module, name)
         return self.argument(index, name, default)
 
-    def shape(self, node: Any = None) -> tuple[int | None, ...]:
-        """Return the shape of the result, or of another node's."""
+    def result(self, node: Any = None) -> TensorShape:
+        """Return shape and type of the result, or of another node's; of the first of several."""
         result = self.results[self.node if node is None else node]
+        result = result[0] if isinstance(result, list) else result
         if not isinstance(result, TensorShape):
             raise self.unsupported("gives no tensor")
-        return result.sizes
+        return result
+
+    def shape(self, node: Any = None) -> tuple[int | None, ...]:
+        """Return the shape of the result, or of another node's."""
+        return self.result(node).sizes
+
+    def dtype(self, node: Any = None) -> torch.dtype:
+        """Return the type of the result, or of another node's."""
+        return self.result(node).dtype
 
     def input_shape(self) -> tuple[int | None, ...]:
         """Return the shape of the first argument."""
-        return self.shape(self.node.args[0])
+        return self.shape(self.raw(0, "input"))
+
+    def is_tensor(self, raw: Any) -> bool:
+        """Tell whether an argument is a tensor."""
+        return isinstance(raw, fx.Node) and isinstance(self.results[raw], TensorShape)
+
+    def add(self, op: str, inputs: Sequence[str], part: str = "", **attributes: Any) -> str:
+        """Add an ONNX node, for a part of what this node computes or for all of it."""
+        name = f"{self.name}_{part}" if part else self.name
+        return self.graph.node(op, inputs, name, **attributes)
+
+    def number(self, part: str, value: float) -> str:
+        """Add a constant number."""
+        return self.graph.initializer(f"{self.name}_{part}", np.float32(value))
+
+    def integers(self, part: str, values: Any) -> str:
+        """Add constant integers."""
+        return self.graph.initializer(f"{self.name}_{part}", np.array(values, np.int64))
 
     def unsupported(self, reason: str) -> InputError:
         """Return the error that names this node."""
@@ -104,11 +179,24 @@ def on_grid(call: Call, add: Callable[[str], str]) -> Value:
     return add(call.graph.floating(value))
 
 
-def reshaped(call: Call, x: str, shape: tuple[int | None, ...]) -> str:
+def reshaped(call: Call, x: str, shape: Sequence[int | None]) -> str:
     """Add a reshape to a shape in which at most the batch is unknown."""
-    if shape.count(None) > 1:
+    if list(shape).count(None) > 1:
         raise call.unsupported("makes a shape of which more than one size depends on the batch")
-    sizes = np.array([-1 if size is None else size for size in shape], np.int64)
-    return call.graph.node(
-        "Reshape", [x, call.graph.initializer(f"{call.name}_shape", sizes)], call.name
-    )
+    sizes = [-1 if size is None else size for size in shape]
+    return call.add("Reshape", [x, call.integers("shape", sizes)])
+
+
+def values_alone(call: Call, value: Value) -> Value:
+    """Return a value as the first of several where torch gives indices beside it."""
+    return [value] if isinstance(call.results[call.node], list) else value
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return one value, or the several of a tuple, as a list."""
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def known(size: int | None) -> int:
+    """Return a size that is not the batch's."""
+    return int(size or 0)

@@ -90,6 +90,19 @@ class OnnxGraph:
             raise TypeError("value: several tensors, needed is one")
         return value
 
+    def floating_apart(self, value: Value) -> str:
+        """Return the name of a value's float32 tensor, the input of a layer with float weights.
+
+        Behind a DequantizeLinear, ONNX Runtime would quantize the weights of that layer as well.
+        """
+        if not isinstance(value, Grid):
+            return self.floating(value)
+        name = value.integers
+        x = self.node("Cast", [name], f"{name}_float", to=TensorProto.FLOAT)
+        zero_point = self.initializer(f"{name}_float_zero", np.float32(value.zero_point))
+        centered = self.node("Sub", [x, zero_point], f"{name}_centered")
+        return self.node("Mul", [centered, value.scale_name], f"{name}_scaled")
+
     def quantize(self, value: Value, name: str, scale: Tensor, zero_point: int, top: int) -> Grid:
         """Quantize a value to 0 to `top`, between what the bounds of a rectifier become.
 

@@ -18,11 +18,11 @@ from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
 LARGEST_BIAS = 2**30
 
 
-def add_layer(graph: OnnxGraph, name: str, layer: WeightedLayer, value: Value) -> str:
+def add_layer(graph: OnnxGraph, name: str, layer: WeightedLayer | nn.Conv3d, value: Value) -> str:
     """Add a float convolution or linear layer; return its output."""
     weight = graph.initializer(f"{name}_weight", layer.weight)
     bias = None if layer.bias is None else graph.initializer(f"{name}_bias", layer.bias)
-    return add_product(graph, name, layer, value, weight, bias)
+    return add_product(graph, name, layer, graph.floating_apart(value), weight, bias)
 
 
 def add_quantized_layer(graph: OnnxGraph, name: str, layer: QuantizedLayer, value: Value) -> str:
@@ -73,7 +73,7 @@ def make_room_for_bias(weight: IntegerWeight, bias: Tensor, input_scale: float) 
 def add_product(
     graph: OnnxGraph,
     name: str,
-    layer: WeightedLayer,
+    layer: WeightedLayer | nn.Conv3d,
     x: Value,
     weight: str,
     bias: str | None,
@@ -127,6 +127,26 @@ def add_transposed_convolution(
     )
 
 
+def add_transposed_layer(
+    graph: OnnxGraph, name: str, layer: nn.ConvTranspose1d | nn.ConvTranspose3d, value: Value
+) -> str:
+    """Add a float transposed convolution that is never quantized; return its output."""
+    inputs = [graph.floating_apart(value), graph.initializer(f"{name}_weight", layer.weight)]
+    if layer.bias is not None:
+        inputs.append(graph.initializer(f"{name}_bias", layer.bias))
+    return graph.node(
+        "ConvTranspose",
+        inputs,
+        name,
+        kernel_shape=list(layer.kernel_size),
+        strides=list(layer.stride),
+        dilations=list(layer.dilation),
+        group=layer.groups,
+        pads=[int(p) for p in (*layer.padding, *layer.padding)],
+        output_padding=list(layer.output_padding),
+    )
+
+
 def add_padding(graph: OnnxGraph, name: str, value: Value, mode: str, pads: list[int]) -> Value:
     """Pad the last dimensions in one of ONNX's modes, on the grid of the input if it has one.
 
@@ -146,7 +166,7 @@ def add_padding(graph: OnnxGraph, name: str, value: Value, mode: str, pads: list
     return graph.node("Pad", [graph.floating(value), *inputs], f"{name}_padded", mode=mode)
 
 
-def convolution_pads(layer: nn.Conv1d | nn.Conv2d) -> list[int]:
+def convolution_pads(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
     """Return a convolution's padding as ONNX writes it: before each dimension, then behind."""
     if layer.padding == "valid":
         return [0] * (2 * len(layer.kernel_size))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import onnx
 import torch
@@ -10,13 +9,20 @@ from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext.classifiers.graph import device_of, module_of
+from zscgan_ext.classifiers.graph import attribute_of, module_of
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.export.onnx_call import Call, TensorShape, on_grid, reshaped
 from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
-from zscgan_ext.export.onnx_layers import add_batch_norm, add_layer, add_quantized_layer
-from zscgan_ext.export.onnx_operators import OPERATORS, constant
+from zscgan_ext.export.onnx_layers import (
+    add_batch_norm,
+    add_layer,
+    add_quantized_layer,
+    add_transposed_layer,
+)
+from zscgan_ext.export.onnx_operators import OPERATORS
 from zscgan_ext.export.onnx_runtime import INPUT, OUTPUT
+from zscgan_ext.export.onnx_shaping import expanded
+from zscgan_ext.export.onnx_trial import try_out
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import (
     ActivationQuantizer,
@@ -27,50 +33,6 @@ from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
 
 OPSET = 21  # the first with 4-bit integers
 IR_VERSION = 10  # that goes with it
-
-
-class Trial(fx.Interpreter):
-    """Runs a graph and keeps the shapes of all tensors, and all other results."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph)
-        self.results: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node."""
-        result = super().run_node(n)
-        self.results[n] = shapes_of(result)
-        return result
-
-
-def shapes_of(result: Any) -> Any:
-    """Replace tensors by their shapes."""
-    if isinstance(result, Tensor):
-        return TensorShape(tuple(result.shape))
-    if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
-        return [shapes_of(part) for part in result]
-    return result
-
-
-def without_batch(first: Any, second: Any) -> Any:
-    """Merge the results of trials with two sizes of batch: sizes that differ become None."""
-    if isinstance(first, TensorShape):
-        pairs = zip(first.sizes, second.sizes, strict=True)
-        return TensorShape(tuple(a if a == b else None for a, b in pairs))
-    if isinstance(first, list) and len(first) == len(second):
-        return [without_batch(a, b) for a, b in zip(first, second, strict=True)]
-    return first
-
-
-@torch.no_grad()
-def try_out(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> dict[fx.Node, Any]:
-    """Return what each node gives: `TensorShape` for tensors, lists of them, or other values."""
-    trials = []
-    for batch_size in (2, 3):
-        trial = Trial(graph)
-        trial.run(torch.zeros(batch_size, *image_shape, device=device_of(graph)))
-        trials.append(trial.results)
-    return {node: without_batch(trials[0][node], trials[1][node]) for node in trials[0]}
 
 
 @torch.no_grad()
@@ -104,7 +66,8 @@ def write(
 ) -> tuple[ModelProto, dict[str, Grid]]:
     """Write a graph as ONNX, with what the classifier expects of images as metadata."""
     shape = classifier.preprocessing.shape
-    results = try_out(graph, shape)
+    tried = try_out(graph, shape)
+    results = tried.results
     onnx_graph = OnnxGraph()
     onnx_graph.names.update((INPUT, OUTPUT))
     values: dict[fx.Node, Value] = {}
@@ -117,7 +80,13 @@ def write(
             onnx_graph.nodes.append(helper.make_node("Identity", [logits], [OUTPUT], OUTPUT))
         elif isinstance(results[node], TensorShape | list):
             call = Call(onnx_graph, node, module_of(graph, node), values, results)
-            value = values[node] = add_node(call, graph)
+            if node.op == "get_attr":
+                value = constant(call, attribute_of(graph, node))
+            elif node in tried.constants:
+                value = constant(call, tried.constants[node])
+            else:
+                value = add_node(call)
+            values[node] = value
             if isinstance(call.module, ActivationQuantizer) and isinstance(value, Grid):
                 grids[str(node.target)] = value
     images = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", *shape])
@@ -133,7 +102,17 @@ def write(
     return model, grids
 
 
-def add_node(call: Call, graph: fx.GraphModule) -> Value:
+def constant(call: Call, tensor: Tensor) -> Value:
+    """Store a tensor of the classifier, or one row of it for all images."""
+    tensor = tensor.detach()
+    stored = tensor.float() if tensor.is_floating_point() else tensor
+    name = call.graph.initializer(call.name, stored)
+    if tuple(tensor.shape) == call.shape():
+        return name
+    return expanded(call, name, tuple(tensor.shape), call.shape())
+
+
+def add_node(call: Call) -> Value:
     """Add one node of the classifier; return what it gives."""
     module = call.module
     if isinstance(module, ActivationQuantizer):
@@ -147,13 +126,13 @@ def add_node(call: Call, graph: fx.GraphModule) -> Value:
         )
     if isinstance(module, nn.ConvTranspose2d):
         module = TransposedConvolution(module)
-    if isinstance(module, WeightedLayer):
-        layer: WeightedLayer = module
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose3d):
+        return add_transposed_layer(call.graph, call.name, module, call.input())
+    if isinstance(module, WeightedLayer | nn.Conv3d):
+        layer: WeightedLayer | nn.Conv3d = module
         return as_vectors(call, layer, lambda value: add_layer(call.graph, call.name, layer, value))
     if isinstance(module, _BatchNorm):
         return add_batch_norm(call.graph, call.name, module, call.input())
-    if call.node.op == "get_attr":
-        return constant(call, graph)
     kind = call.node.target if module is None else type(module)
     if kind not in OPERATORS:
         raise call.unsupported("has no ONNX form here")

@@ -1,134 +1,248 @@
-"""Pooling and reductions over dimensions, as ONNX nodes."""
+"""Pooling as ONNX nodes."""
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from zscgan_ext.export.onnx_call import Call, Operator, on_grid, reshaped
-from zscgan_ext.export.onnx_graph import Value
+from zscgan_ext.export.onnx_call import (
+    Call,
+    Operator,
+    as_list,
+    known,
+    on_grid,
+    reshaped,
+    values_alone,
+)
+from zscgan_ext.export.onnx_graph import Grid, Value
 
 
-def average_pool(call: Call) -> Value:
-    """Average windows."""
-    if call.option(6, "divisor_override") is not None:
-        raise call.unsupported("has a divisor_override")
-    counts_padding = call.option(5, "count_include_pad", True)
-    return call.graph.node(
-        "AveragePool",
-        [call.floating()],
-        call.name,
-        **window(call, ceil_mode_index=4),
-        count_include_pad=int(counts_padding),
+@dataclass(frozen=True)
+class Windows:
+    """Windows that slide over images, with one number for each dimension."""
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]  # before each dimension, and behind it
+    dilation: list[int]
+    # How far the last window reaches beyond the padding, where `ceil_mode` adds one.
+    overhang: list[int]
+
+    def attributes(self) -> dict[str, Any]:
+        """Return what ONNX calls them; the overhang is padding there."""
+        behind = [p + o for p, o in zip(self.padding, self.overhang, strict=True)]
+        return {
+            "kernel_shape": self.kernel,
+            "strides": self.stride,
+            "pads": [*self.padding, *behind],
+        }
+
+
+def windows_of(call: Call, dimensions: int, options: tuple[Any, ...]) -> Windows:
+    """Return the windows of a kernel size, stride, padding and dilation as torch takes them."""
+    kernel, stride, padding, dilation = (
+        each(kernel_or_other, dimensions) for kernel_or_other in (options[0], *options[1:])
     )
+    before, after = call.input_shape()[-dimensions:], call.shape()[-dimensions:]
+    overhang = []
+    for i in range(dimensions):
+        covered = (known(after[i]) - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1
+        overhang.append(max(0, covered - known(before[i]) - 2 * padding[i]))
+    return Windows(kernel, stride, padding, dilation, overhang)
 
 
-def maximum_pool(call: Call) -> Value:
-    """Take the maxima of windows, of integers where the input is on a grid."""
-    attributes = window(call, ceil_mode_index=5)
-    dilation = pair(call.option(4, "dilation", 1))
-    if call.option(6, "return_indices", False):
-        raise call.unsupported("returns indices")
-    return on_grid(
-        call,
-        lambda x: call.graph.node("MaxPool", [x], call.name, **attributes, dilations=dilation),
-    )
+def each(value: Any, dimensions: int) -> list[int]:
+    """Return one number for each dimension."""
+    numbers = as_list(value)
+    return [int(v) for v in numbers * (dimensions // len(numbers))]
 
 
-def window(call: Call, ceil_mode_index: int) -> dict[str, Any]:
-    """Return the attributes of windows that slide over an image."""
-    kernel = pair(call.option(1, "kernel_size"))
-    stride = call.option(2, "stride") or kernel
-    return {
-        "kernel_shape": kernel,
-        "strides": pair(stride),
-        "pads": pair(call.option(3, "padding", 0)) * 2,
-        "ceil_mode": int(call.option(ceil_mode_index, "ceil_mode", False)),
-    }
+def with_batch(call: Call, dimensions: int, add: Callable[[str], str]) -> Callable[[str], str]:
+    """Return what pools tensors without a batch too, whose first dimension are channels then."""
+    if len(call.input_shape()) == dimensions + 2:
+        return add
+
+    def add_all(x: str) -> str:
+        x = call.add("Unsqueeze", [x, call.integers("batch", [0])], "batch")
+        return reshaped(call, add(x), call.shape())
+
+    return add_all
 
 
-def pair(value: Any) -> list[int]:
-    """Return one number twice, or both of two."""
-    return [int(v) for v in value] if isinstance(value, tuple | list) else [int(value)] * 2
+def average_pool(dimensions: int) -> Operator:
+    """Return an operator that averages windows."""
+
+    def add(call: Call) -> Value:
+        kernel = call.option(1, "kernel_size")
+        stride = call.option(2, "stride") or kernel
+        windows = windows_of(call, dimensions, (kernel, stride, call.option(3, "padding", 0), 1))
+        counts_padding = bool(call.option(5, "count_include_pad", True))
+        divisor = call.option(6, "divisor_override") if dimensions > 1 else None
+        average: Callable[[str], str] = lambda x: average_windows(  # noqa: E731
+            call, x, windows, counts_padding, divisor
+        )
+        return with_batch(call, dimensions, average)(call.floating())
+
+    return add
 
 
-def adaptive_average_pool(call: Call) -> Value:
-    """Average windows that cover the image."""
-    if call.shape()[-2:] == (1, 1):
-        return call.graph.node("GlobalAveragePool", [call.floating()], call.name)
-    kernel = covering_window(call)
-    if kernel is None:
-        return average_by_matrices(call)
-    return call.graph.node(
-        "AveragePool", [call.floating()], call.name, kernel_shape=kernel, strides=kernel
-    )
+def average_windows(
+    call: Call, x: str, windows: Windows, counts_padding: bool = True, divisor: int | None = None
+) -> str:
+    """Add averages of windows.
+
+    By products with constants where the last window reaches beyond the padding: there ONNX and
+    torch count otherwise, and the integer kernel of ONNX Runtime is wrong.
+    """
+    if divisor is None and not any(windows.overhang):
+        counts = int(counts_padding)
+        return call.add("AveragePool", [x], count_include_pad=counts, **windows.attributes())
+    dimensions = len(windows.kernel)
+    before, after = call.input_shape()[-dimensions:], call.shape()[-dimensions:]
+    for i in range(dimensions):
+        size, count = known(before[i]), known(after[i])
+        matrix = np.zeros((count, size), np.float32)
+        for index in range(count):
+            start = index * windows.stride[i] - windows.padding[i]
+            end = min(start + windows.kernel[i], size + windows.padding[i])
+            counted = end - start if counts_padding else min(end, size) - max(start, 0)
+            weight = 1 / counted if divisor is None else (1 if i else 1 / divisor)
+            matrix[index, max(start, 0) : min(end, size)] = weight
+        x = multiply_along(call, x, i - dimensions, matrix)
+    return x
 
 
-def average_by_matrices(call: Call) -> Value:
-    """Average windows of unequal size: rows and columns by a product with constants."""
-    before, after = call.input_shape()[-2:], call.shape()[-2:]
-    x = call.floating()
-    rows, columns = (
-        averages(int(old or 0), int(new or 0)) for old, new in zip(before, after, strict=True)
-    )
-    left = call.graph.initializer(f"{call.name}_rows", rows)
-    right = call.graph.initializer(f"{call.name}_columns", columns.T)
-    x = call.graph.node("MatMul", [left, x], f"{call.name}_of_rows")
-    return call.graph.node("MatMul", [x, right], call.name)
+def multiply_along(call: Call, x: str, axis: int, matrix: np.ndarray) -> str:
+    """Multiply every vector along one of the last three dimensions with a constant matrix."""
+    if axis == -2:
+        return call.add("MatMul", [call.graph.initializer(f"{call.name}_matrix", matrix), x])
+    right = call.graph.initializer(f"{call.name}_matrix", matrix.T)
+    if axis == -1:
+        return call.add("MatMul", [x, right])
+    order = [0, 1, 4, 3, 2]  # of three dimensions behind batch and channels
+    x = call.add("Transpose", [x], "swapped", perm=order)
+    x = call.add("MatMul", [x, right])
+    return call.add("Transpose", [x], perm=order)
 
 
-def averages(size: int, count: int) -> np.ndarray:
+def power_average_pool(dimensions: int) -> Operator:
+    """Return an operator that takes the norm of windows (`lp_pool2d`)."""
+
+    def add(call: Call) -> Value:
+        kernel = call.option(2, "kernel_size")
+        windows = windows_of(call, dimensions, (kernel, call.option(3, "stride") or kernel, 0, 1))
+        norm = float(call.option(1, "norm_type"))
+        count = math.prod(windows.kernel)
+
+        def norms(x: str) -> str:
+            x = call.add("Pow", [x, call.number("norm", norm)], "powers")
+            x = average_windows(call, x, windows)
+            x = call.add("Mul", [x, call.number("count", count)], "sums")
+            return call.add("Pow", [x, call.number("inverse", 1 / norm)])
+
+        return with_batch(call, dimensions, norms)(call.floating())
+
+    return add
+
+
+def maximum_pool(dimensions: int) -> Operator:
+    """Return an operator that takes the maxima of windows, of integers on a grid."""
+
+    def add(call: Call) -> Value:
+        kernel = call.option(1, "kernel_size")
+        stride, padding = call.option(2, "stride") or kernel, call.option(3, "padding", 0)
+        options = (kernel, stride, padding, call.option(4, "dilation", 1))
+        windows = windows_of(call, dimensions, options)
+        lowest = np.uint8(0) if isinstance(call.input(), Grid) else np.float32(-math.inf)
+
+        def maxima(x: str) -> str:
+            slid = windows
+            behind = map(sum, zip(windows.padding, windows.overhang, strict=True))
+            if any(p >= k for p, k in zip(behind, windows.kernel, strict=True)):
+                # More than ONNX Runtime pads by itself, with a dilation.
+                pads = call.integers("pads", [0] * (dimensions + 4) + windows.overhang)
+                value = call.graph.initializer(f"{call.name}_lowest", lowest)
+                x = call.add("Pad", [x, pads, value], "padded")
+                slid = replace(windows, overhang=[0] * dimensions)
+            return call.add("MaxPool", [x], dilations=slid.dilation, **slid.attributes())
+
+        return values_alone(call, on_grid(call, with_batch(call, dimensions, maxima)))
+
+    return add
+
+
+def adaptive_average_pool(dimensions: int) -> Operator:
+    """Return an operator that averages as many windows as asked for, which cover the image."""
+
+    def add(call: Call) -> Value:
+        after = call.shape()[-dimensions:]
+        kernel = covering_window(call, dimensions)
+
+        def averages(x: str) -> str:
+            if all(size == 1 for size in after):
+                return call.add("GlobalAveragePool", [x])
+            if kernel is not None:
+                return call.add("AveragePool", [x], kernel_shape=kernel, strides=kernel)
+            for axis in range(-dimensions, 0):
+                matrix = adaptive_averages(*sizes_along(call, axis))
+                x = multiply_along(call, x, axis, matrix)
+            return x
+
+        return with_batch(call, dimensions, averages)(call.floating())
+
+    return add
+
+
+def sizes_along(call: Call, axis: int) -> tuple[int, int]:
+    """Return the sizes of a dimension before and after the node."""
+    return known(call.input_shape()[axis]), known(call.shape()[axis])
+
+
+def adaptive_windows(size: int, count: int) -> list[tuple[int, int]]:
+    """Return start and end of each window of adaptive pooling."""
+    return [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+
+
+def adaptive_averages(size: int, count: int) -> np.ndarray:
     """Return the matrix [count, size] that averages the windows of adaptive pooling."""
     matrix = np.zeros((count, size), np.float32)
-    for index in range(count):
-        start, end = index * size // count, -(-(index + 1) * size // count)
+    for index, (start, end) in enumerate(adaptive_windows(size, count)):
         matrix[index, start:end] = 1 / (end - start)
     return matrix
 
 
-def adaptive_maximum_pool(call: Call) -> Value:
-    """Take the maxima of windows of equal size that cover the image."""
-    kernel = covering_window(call)
-    if kernel is None:
-        raise call.unsupported("takes maxima of windows of unequal size")
-    return on_grid(
-        call,
-        lambda x: call.graph.node("MaxPool", [x], call.name, kernel_shape=kernel, strides=kernel),
-    )
+def adaptive_maximum_pool(dimensions: int) -> Operator:
+    """Return an operator that takes the maxima of windows that cover the image."""
+
+    def add(call: Call) -> Value:
+        kernel = covering_window(call, dimensions)
+
+        def maxima(x: str) -> str:
+            if kernel is not None:
+                return call.add("MaxPool", [x], kernel_shape=kernel, strides=kernel)
+            for axis in range(2, dimensions + 2):
+                x = maxima_along(call, x, axis, *sizes_along(call, axis - dimensions - 2))
+            return x
+
+        return values_alone(call, on_grid(call, with_batch(call, dimensions, maxima)))
+
+    return add
 
 
-def covering_window(call: Call) -> list[int] | None:
+def maxima_along(call: Call, x: str, axis: int, size: int, count: int) -> str:
+    """Take maxima of windows of unequal size: a shorter one repeats its last element."""
+    windows = adaptive_windows(size, count)
+    longest = max(end - start for start, end in windows)
+    indices = [[min(s + i, e - 1) for i in range(longest)] for s, e in windows]
+    x = call.add("Gather", [x, call.integers("windows", indices)], "windows", axis=axis)
+    return call.add("ReduceMax", [x, call.integers("axes", [axis + 1])], keepdims=0)
+
+
+def covering_window(call: Call, dimensions: int) -> list[int] | None:
     """Return the size of windows that cover the image; None where they are not of one size."""
-    pairs = zip(call.input_shape()[-2:], call.shape()[-2:], strict=True)
-    sizes = [(int(old or 0), int(new or 0)) for old, new in pairs]  # only the batch has no size
+    sizes = [sizes_along(call, axis) for axis in range(-dimensions, 0)]
     if any(old % new for old, new in sizes):
         return None
     return [old // new for old, new in sizes]
-
-
-def mean(call: Call) -> Value:
-    """Average over dimensions; over the image by the node that has an integer kernel."""
-    axes, keeps = reduced(call)
-    if len(call.input_shape()) == 4 and axes == [2, 3]:
-        pooled = call.graph.node("GlobalAveragePool", [call.floating()], call.name)
-        return pooled if keeps else reshaped(call, pooled, call.shape())
-    return reduce("ReduceMean")(call)
-
-
-def reduced(call: Call) -> tuple[list[int], bool]:
-    """Return the dimensions that a reduction takes together, and whether they stay as one."""
-    dimensions = call.argument(1, "dim")
-    rank = len(call.input_shape())
-    dimensions = [dimensions] if isinstance(dimensions, int) else dimensions
-    axes = sorted(d % rank for d in (range(rank) if dimensions is None else dimensions))
-    return axes, bool(call.argument(2, "keepdim", False))
-
-
-def reduce(op: str) -> Operator:
-    """Return an operator that takes dimensions together."""
-
-    def add(call: Call) -> Value:
-        axes, keeps = reduced(call)
-        axes_name = call.graph.initializer(f"{call.name}_axes", np.array(axes, np.int64))
-        return call.graph.node(op, [call.floating(), axes_name], call.name, keepdims=int(keeps))
-
-    return add

@@ -1,44 +1,179 @@
-"""Cutting, padding, resizing and multiplying of tensors as ONNX nodes."""
+"""Cutting, ordering, repeating and padding of tensors as ONNX nodes."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx
 
-from zscgan_ext.export.onnx_call import Call, on_grid, reshaped
+from zscgan_ext.export.onnx_call import (
+    Call,
+    Operator,
+    Varying,
+    as_list,
+    known,
+    on_grid,
+    reshaped,
+)
 from zscgan_ext.export.onnx_graph import PADDING_MODES, Grid, Value
+from zscgan_ext.export.onnx_pooling import each
+from zscgan_ext.export.onnx_runtime import INPUT
 
 END = np.iinfo(np.int64).max
 
 
+def reshape(call: Call) -> Value:
+    """Give the shape that a trial run gave."""
+    return on_grid(call, lambda x: reshaped(call, x, call.shape()))
+
+
+def transpose(call: Call) -> Value:
+    """Swap two dimensions."""
+    order = list(range(len(call.input_shape())))
+    first, second = call.argument(1, "dim0"), call.argument(2, "dim1")
+    order[first], order[second] = order[second], order[first]
+    return in_order(call, order)
+
+
+def transpose_last(call: Call) -> Value:
+    """Swap the last two dimensions."""
+    order = list(range(len(call.input_shape())))
+    return in_order(call, [*order[:-2], *order[:-3:-1]])
+
+
+def permute(call: Call) -> Value:
+    """Order dimensions anew."""
+    return in_order(call, [d % len(call.input_shape()) for d in numbers(call, "dims")])
+
+
+def movedim(call: Call) -> Value:
+    """Move dimensions to other places."""
+    rank = len(call.input_shape())
+    source, target = (
+        [d % rank for d in as_list(call.argument(i, name))]
+        for i, name in ((1, "source"), (2, "destination"))
+    )
+    rest = iter(d for d in range(rank) if d not in source)
+    place = dict(zip(target, source, strict=True))
+    return in_order(call, [place[d] if d in place else next(rest) for d in range(rank)])
+
+
+def in_order(call: Call, order: list[int]) -> Value:
+    """Order dimensions anew, on the grid of the input if it has one."""
+    return on_grid(call, lambda x: call.add("Transpose", [x], perm=order))
+
+
+def numbers(call: Call, name: str) -> list[int]:
+    """Return integers that are one argument, or all behind the first."""
+    first = call.argument(1, name)
+    if isinstance(first, int):
+        return [first, *(call.argument(i) for i in range(2, len(call.node.args)))]
+    return list(first)
+
+
+def regrouped(
+    call: Call, shape: Sequence[int | None], order: list[int], result: Any = None
+) -> Value:
+    """Take dimensions apart, order them and put them together."""
+
+    def add(x: str) -> str:
+        x = call.add("Transpose", [reshaped(call, x, shape)], perm=order)
+        return reshaped(call, x, call.shape())
+
+    return on_grid(call, add)
+
+
+def channel_shuffle(call: Call) -> Value:
+    """Interleave groups of channels."""
+    batch, channels, *image = call.input_shape()
+    groups = call.option(1, "groups")
+    rest = range(3, len(image) + 3)
+    return regrouped(call, (batch, groups, known(channels) // groups, *image), [0, 2, 1, *rest])
+
+
+def pixel_shuffle(call: Call) -> Value:
+    """Spread channels over more pixels."""
+    factor = call.option(1, "upscale_factor")
+    batch, channels, height, width = call.input_shape()
+    shape = (batch, known(channels) // factor**2, factor, factor, height, width)
+    return regrouped(call, shape, [0, 1, 4, 2, 5, 3])
+
+
+def pixel_unshuffle(call: Call) -> Value:
+    """Turn blocks of pixels into channels."""
+    factor = call.option(1, "downscale_factor")
+    batch, channels, height, width = call.input_shape()
+    shape = (batch, channels, known(height) // factor, factor, known(width) // factor, factor)
+    return regrouped(call, shape, [0, 1, 3, 5, 2, 4])
+
+
 def pick(call: Call) -> Value:
     """Take one of several tensors, or a part of one."""
-    values, index = call.input(), call.argument(1)
+    values, index = call.input(), call.raw(1)
     if isinstance(values, list):
-        picked: Value = values[index]
-        return picked
+        return pick_value(call, values, fx.node.map_arg(index, call.resolved))
     parts = index if isinstance(index, tuple) else (index,)
+    gathered = [part for part in parts if call.is_tensor(part) or isinstance(part, list)]
+    parts = fx.node.map_arg(
+        tuple(slice(None) if part in gathered else part for part in parts), call.resolved
+    )
     if not all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts):
-        raise call.unsupported("takes a part of a tensor by tensors, which is not exported")
+        raise call.unsupported("takes a part of a tensor by what is not exported")
+    if gathered:
+        return pick_some(call, gathered, parts)
+    bounds = slices_of(parts, len(call.input_shape()))
+    return on_grid(call, lambda x: reshaped(call, cut(call, x, bounds), call.shape()))
+
+
+def pick_value(call: Call, values: list[Value], index: Any) -> Value:
+    """Take one of several tensors, or some of them."""
+    try:
+        picked: Value = values[index]
+    except IndexError:
+        raise call.unsupported("takes the places of maxima, which are not exported") from None
+    return picked
+
+
+def pick_some(call: Call, gathered: list[Any], parts: tuple[Any, ...]) -> Value:
+    """Take elements of one dimension by their indices, besides slices of others."""
+    raw = call.raw(1)
+    places = list(raw) if isinstance(raw, tuple) else [raw]
+    is_whole = all(part is Ellipsis or isinstance(part, slice) for part in parts)
+    if len(gathered) > 1 or not is_whole:
+        raise call.unsupported("takes a part of a tensor by several kinds of indices")
+    place = next(i for i, part in enumerate(places) if part in gathered)
+    before = places[:place]
+    axis = place if Ellipsis not in before else place - len(places)
+    indices = index_tensor(call, gathered[0])
     bounds = slices_of(parts, len(call.input_shape()))
 
     def add(x: str) -> str:
-        cut = x
-        if bounds:
-            starts, ends, axes, steps = zip(*bounds, strict=True)
-            inputs = [
-                call.graph.initializer(f"{call.name}_{name}", np.array(numbers, np.int64))
-                for name, numbers in (
-                    *(("starts", starts), ("ends", ends)),
-                    *(("axes", axes), ("steps", steps)),
-                )
-            ]
-            cut = call.graph.node("Slice", [x, *inputs], f"{call.name}_cut")
-        return reshaped(call, cut, call.shape())
+        return call.add("Gather", [cut(call, x, bounds), indices], axis=axis)
 
     return on_grid(call, add)
+
+
+def index_tensor(call: Call, raw: Any) -> str:
+    """Return indices, which are constant integers or computed ones."""
+    if not call.is_tensor(raw):
+        indices = fx.node.map_arg(raw, call.resolved)
+        if not all(type(index) is int for index in indices):
+            raise call.unsupported("takes a part of a tensor by what is not exported")
+        return call.integers("indices", indices)
+    if call.dtype(raw) not in (torch.int64, torch.int32):
+        raise call.unsupported("takes a part of a tensor by truth values")
+    return call.graph.floating(call.resolved(raw))
+
+
+def cut(call: Call, x: str, bounds: list[tuple[int, int, int, int]]) -> str:
+    """Add a slice of some dimensions: start, end, axis and step of each."""
+    if not bounds:
+        return x
+    names = ("starts", "ends", "axes", "steps")
+    columns = zip(names, zip(*bounds, strict=True), strict=True)
+    return call.add("Slice", [x, *(call.integers(name, c) for name, c in columns)], "cut")
 
 
 def slices_of(parts: tuple[Any, ...], rank: int) -> list[tuple[int, int, int, int]]:
@@ -59,20 +194,202 @@ def slices_of(parts: tuple[Any, ...], rank: int) -> list[tuple[int, int, int, in
     return bounds
 
 
+def attribute(call: Call) -> Value:
+    """Take one of several results by its name, or a transposed tensor."""
+    name = call.argument(1)
+    value = call.input()
+    if name == "mT" or (name == "T" and len(call.shape()) == 2):
+        return transpose_last(call)
+    if name == "data":
+        return value
+    if isinstance(value, list) and name == "values":
+        return value[0]
+    raise call.unsupported(f"takes {name}, which is not exported")
+
+
+def narrow(call: Call) -> Value:
+    """Take a part of one dimension."""
+    axis = call.argument(1, "dim") % len(call.input_shape())
+    start, length = call.argument(2, "start"), call.argument(3, "length")
+    size = call.input_shape()[axis]
+    start = start if start >= 0 or size is None else start + size
+    return on_grid(call, lambda x: cut(call, x, [(start, start + length, axis, 1)]))
+
+
+def select(call: Call) -> Value:
+    """Take one of a dimension."""
+    axis = call.argument(1, "dim") % len(call.input_shape())
+    index = call.integers("index", call.argument(2, "index"))
+    return on_grid(call, lambda x: call.add("Gather", [x, index], axis=axis))
+
+
+def index_select(call: Call) -> Value:
+    """Take elements of one dimension by their indices."""
+    indices = index_tensor(call, call.raw(2, "index"))
+    axis = call.argument(1, "dim")
+    return on_grid(call, lambda x: call.add("Gather", [x, indices], axis=axis))
+
+
+def split(call: Call) -> Value:
+    """Cut a tensor into several, as a trial run did."""
+    dimension = call.argument(2, "dim", 0)
+    parts = call.results[call.node]
+    if any(part.sizes[dimension] is None for part in parts):
+        raise call.unsupported("cuts the batch, whose size is not known")
+    sizes = call.integers("sizes", [part.sizes[dimension] for part in parts])
+    value = call.input()
+    x = value.integers if isinstance(value, Grid) else call.graph.floating(value)
+    names = [f"{call.name}_{index}" for index in range(len(parts))]
+    outputs = call.graph.nodes_of("Split", [x, sizes], names, axis=dimension)
+    if not isinstance(value, Grid):
+        return list(outputs)
+    grid = (value.scale_name, value.zero_point_name, value.scale, value.zero_point)
+    return [Grid(output, *grid) for output in outputs]
+
+
+def unbind(call: Call) -> Value:
+    """Take a dimension apart."""
+    dimension = call.argument(1, "dim", 0) % len(call.input_shape())
+    if call.input_shape()[dimension] is None:
+        raise call.unsupported("cuts the batch, whose size is not known")
+    parts = call.results[call.node]
+
+    def one(index: int) -> Value:
+        number = call.integers("index", index)
+        return on_grid(call, lambda x: call.add("Gather", [x, number], axis=dimension))
+
+    return [one(index) for index in range(len(parts))]
+
+
+def concatenate(call: Call) -> Value:
+    """Join tensors along a dimension."""
+    tensors = call.several_floating(0, "tensors")
+    return call.add("Concat", tensors, axis=call.argument(1, "dim", 0))
+
+
+def stack(call: Call) -> Value:
+    """Join tensors along a new dimension."""
+    dimension = call.argument(1, "dim", 0) % len(call.shape())
+    axes = call.integers("axes", [dimension])
+    tensors = [
+        call.add("Unsqueeze", [tensor, axes], "part")
+        for tensor in call.several_floating(0, "tensors")
+    ]
+    return call.add("Concat", tensors, axis=dimension)
+
+
+def flip(call: Call) -> Value:
+    """Turn dimensions round."""
+    return flipped(call, numbers(call, "dims"))
+
+
+def flip_dimension(dimension: int) -> Operator:
+    """Return an operator that turns one dimension round."""
+    return lambda call: flipped(call, [dimension])
+
+
+def flipped(call: Call, dimensions: list[int]) -> Value:
+    """Turn dimensions round, on the grid of the input if it has one."""
+    bounds = [(-1, -END, dimension, -1) for dimension in dimensions]
+    return on_grid(call, lambda x: cut(call, x, bounds))
+
+
+def roll(call: Call) -> Value:
+    """Shift along dimensions; what leaves at one end enters at the other."""
+    shifts, dimensions = call.argument(1, "shifts"), call.argument(2, "dims")
+    if dimensions is None:
+        raise call.unsupported("rolls all dimensions as one")
+    pairs = list(zip(as_list(shifts), as_list(dimensions), strict=True))
+
+    def add(x: str) -> str:
+        for shift, axis in pairs:
+            place = -shift % known(call.shape()[axis])
+            if place:
+                parts = [cut(call, x, [b]) for b in ((place, END, axis, 1), (0, place, axis, 1))]
+                x = call.add("Concat", parts, axis=axis)
+        return x
+
+    if any(call.shape()[axis] is None for _, axis in pairs):
+        raise call.unsupported("rolls images, whose count is not known")
+    return on_grid(call, add)
+
+
+def expand(call: Call) -> Value:
+    """Repeat along dimensions of size one."""
+    return on_grid(call, lambda x: expanded(call, x, call.input_shape(), call.shape()))
+
+
+def expanded(call: Call, x: str, before: Sequence[int | None], after: Sequence[int | None]) -> str:
+    """Repeat along dimensions of size one, that of the images among them."""
+    before = [*[1] * (len(after) - len(before)), *before]
+    pairs = list(zip(before, after, strict=True))
+    sizes = [1 if new is None else new for _, new in pairs]
+    along = [axis for axis, (old, new) in enumerate(pairs) if new is None and old is not None]
+    if any(pairs[axis][0] != 1 for axis in along) or len(along) > 1:
+        raise call.unsupported("repeats along the batch")
+    if not along:
+        return call.add("Expand", [x, call.integers("sizes", sizes)])
+    count = call.graph.node("Shape", [INPUT], f"{call.name}_images", start=0, end=1)
+    (axis,) = along
+    parts = [call.integers("sizes", part) for part in (sizes[:axis], sizes[axis + 1 :])]
+    whole = call.add("Concat", [parts[0], count, parts[1]], "shape", axis=0)
+    return call.add("Expand", [x, whole])
+
+
+def repeat(call: Call) -> Value:
+    """Put copies side by side (`repeat`, `tile`)."""
+    first = call.raw(1, "repeats", call.raw(1, "dims"))
+    raw = list(first) if isinstance(first, tuple | list) else list(call.node.args[1:])
+    raw = [1] * (len(call.shape()) - len(raw)) + raw
+    before = [*[1] * (len(raw) - len(call.input_shape())), *call.input_shape()]
+
+    def is_count(number: Any) -> bool:
+        return isinstance(number, fx.Node) and isinstance(call.results[number], Varying)
+
+    # As often as there are images: only one image, or what every image has, is repeated so.
+    along_batch = [is_count(number) for number in raw]
+    factors = [
+        1 if varies else fx.node.map_arg(number, call.resolved)
+        for number, varies in zip(raw, along_batch, strict=True)
+    ]
+    middle = [
+        None if size is None else size * factor
+        for size, factor in zip(before, factors, strict=True)
+    ]
+
+    def add(x: str) -> str:
+        if len(before) != len(call.input_shape()):
+            x = reshaped(call, x, before)
+        if any(factor != 1 for factor in factors):
+            x = call.add("Tile", [x, call.integers("repeats", factors)])
+        return expanded(call, x, middle, call.shape()) if any(along_batch) else x
+
+    return on_grid(call, add)
+
+
+def repeat_elements(call: Call) -> Value:
+    """Put copies of each element of a dimension beside it (`repeat_interleave`)."""
+    count, dimension = call.argument(1, "repeats"), call.argument(2, "dim")
+    shape = call.input_shape()
+    if not isinstance(count, int) or dimension is None:
+        raise call.unsupported("repeats elements of all dimensions, or each as often as it likes")
+    axis = dimension % len(shape)
+    factors = [count if i == axis + 1 else 1 for i in range(len(shape) + 1)]
+    tiled = [*shape[: axis + 1], 1, *shape[axis + 1 :]]
+
+    def add(x: str) -> str:
+        x = call.add("Tile", [reshaped(call, x, tiled), call.integers("repeats", factors)])
+        return reshaped(call, x, call.shape())
+
+    return on_grid(call, add)
+
+
 def pad(call: Call) -> Value:
     """Pad the last dimensions; on the grid of the input where what is padded lies on it."""
-    if call.module is None:
-        pads, mode = call.argument(1, "pad"), call.argument(2, "mode", "constant")
-        number = call.argument(3, "value")
-    else:
-        pads, mode, number = call.module.padding, "constant", getattr(call.module, "value", 0)
-        mode = next((m for m in PADDING_MODES if m in type(call.module).__name__.lower()), mode)
-        mode = "replicate" if isinstance(call.module, nn.ReplicationPad2d) else mode
-        mode = "reflect" if isinstance(call.module, nn.ReflectionPad2d) else mode
+    pads, mode, number = padding_of(call)
     pairs = [(0, 0)] * (len(call.input_shape()) - len(pads) // 2)
     pairs += list(zip(pads[0::2], pads[1::2], strict=True))[::-1]
-    sizes = np.array([*(a for a, _ in pairs), *(b for _, b in pairs)], np.int64)
-    inputs = [call.graph.initializer(f"{call.name}_pads", sizes)]
+    inputs = [call.integers("pads", [*(a for a, _ in pairs), *(b for _, b in pairs)])]
     mode_name = PADDING_MODES.get(mode, "constant")
     value = call.input()
     if mode_name == "constant":
@@ -80,121 +397,78 @@ def pad(call: Call) -> Value:
         if isinstance(value, Grid) and number in (0, -math.inf):
             constant: Any = np.uint8(value.zero_point if number == 0 else 0)
         else:
-            value, constant = call.graph.floating(value), np.float32(number)
+            value, constant = call.floating(), np.float32(number)
         inputs.append(call.graph.initializer(f"{call.name}_value", constant))
 
     def add(x: str) -> str:
-        return call.graph.node("Pad", [x, *inputs], call.name, mode=mode_name)
+        return call.add("Pad", [x, *inputs], mode=mode_name)
 
     return on_grid(call, add) if isinstance(value, Grid) else add(call.graph.floating(value))
 
 
-def resize(call: Call) -> Value:
-    """Resize images: nearest, on the grid of the input if it has one, or bilinear."""
-    mode = call.option(3, "mode", "nearest")
-    corners = call.option(4, "align_corners", None)
-    smooths = call.module is None and call.argument(6, "antialias", False)
-    if mode not in ("nearest", "bilinear") or smooths:
-        raise call.unsupported(f"resizes in the mode {mode!r}, which is not exported")
-    scales = np.array([1, 1, *resizing_factors(call)], np.float32)
-    inputs = ["", call.graph.initializer(f"{call.name}_scales", scales)]
-    if mode == "nearest":
-        options = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        return on_grid(
-            call,
-            lambda x: call.graph.node("Resize", [x, *inputs], call.name, mode=mode, **options),
-        )
-    transformation = "align_corners" if corners else "half_pixel"
-    return call.graph.node(
-        "Resize",
-        [call.floating(), *inputs],
-        call.name,
-        mode="linear",
-        coordinate_transformation_mode=transformation,
+# Modules that pad, by what their names begin with.
+PADDING_MODULES = {
+    "Zero": "constant",
+    "Constant": "constant",
+    "Reflection": "reflect",
+    "Replication": "replicate",
+    "Circular": "circular",
+}
+
+
+def padding_of(call: Call) -> tuple[list[int], str, float | None]:
+    """Return how much is padded, in which mode of torch, and with which number."""
+    if call.module is None:
+        mode = call.argument(2, "mode", "constant")
+        return list(call.argument(1, "pad")), mode, call.argument(3, "value")
+    name = type(call.module).__name__.split("Pad")[0]
+    value = getattr(call.module, "value", 0)
+    return list(call.option(1, "padding")), PADDING_MODULES[name], value
+
+
+def unfold(call: Call) -> Value:
+    """Put the pixels of each window of an image into one column (`F.unfold`)."""
+    names = (("kernel_size", 1), ("dilation", 1), ("padding", 0), ("stride", 1))
+    kernel, dilation, padding, stride = (
+        each(call.option(index + 1, name, default), 2)
+        for index, (name, default) in enumerate(names)
     )
+    sizes = call.input_shape()[-2:]
+    places = []
+    for i in range(2):
+        reach = known(sizes[i]) + 2 * padding[i] - dilation[i] * (kernel[i] - 1)
+        starts = range(0, reach, stride[i])
+        places.append([[s + k * dilation[i] for s in starts] for k in range(kernel[i])])
+    value = call.input()
+    zero = np.uint8(value.zero_point) if isinstance(value, Grid) else np.float32(0)
+
+    def add(x: str) -> str:
+        if any(padding):
+            pads = call.integers("pads", [0, 0, *padding] * 2)
+            x = call.add("Pad", [x, pads, call.graph.initializer(f"{call.name}_zero", zero)])
+        x = call.add("Gather", [x, call.integers("rows", places[0])], axis=2)
+        x = call.add("Gather", [x, call.integers("columns", places[1])], axis=4)
+        x = call.add("Transpose", [x], perm=[0, 1, 2, 4, 3, 5])
+        return reshaped(call, x, call.shape())
+
+    return on_grid(call, add)
 
 
-def resizing_factors(call: Call) -> list[float]:
-    """Return how much higher and wider images become: as given, else by the trial run's sizes."""
-    before, after = call.input_shape()[-2:], call.shape()[-2:]
-    given = call.option(2, "scale_factor", None)
-    if given is not None and not call.option(5, "recompute_scale_factor", None):
-        return [float(f) for f in (given if isinstance(given, tuple | list) else (given, given))]
-    return [int(b or 0) / int(a or 1) for a, b in zip(before, after, strict=True)]
-
-
-def expand(call: Call) -> Value:
-    """Repeat along dimensions of size one."""
-    sizes = [1 if size is None else size for size in call.shape()]
+def unfold_dimension(call: Call) -> Value:
+    """Put windows of one dimension into a new one (the method `unfold`)."""
     rank = len(call.input_shape())
-    if len(sizes) != rank or call.input_shape()[0] != call.shape()[0]:
-        raise call.unsupported("repeats along the batch")
-    name = call.graph.initializer(f"{call.name}_shape", np.array(sizes, np.int64))
-    return on_grid(call, lambda x: call.graph.node("Expand", [x, name], call.name))
+    axis = call.argument(1, "dimension") % rank
+    size, step = call.argument(2, "size"), call.argument(3, "step")
+    places = [[i * step + k for k in range(size)] for i in range(known(call.shape()[axis]))]
+    order = [d for d in range(rank + 1) if d != axis + 1] + [axis + 1]
+
+    def add(x: str) -> str:
+        x = call.add("Gather", [x, call.integers("windows", places)], axis=axis)
+        return call.add("Transpose", [x], perm=order)
+
+    return on_grid(call, add)
 
 
-def stack(call: Call) -> Value:
-    """Join tensors along a new dimension."""
-    dimension = call.argument(1, "dim", 0) % len(call.shape())
-    axes = call.graph.initializer(f"{call.name}_axes", np.array([dimension], np.int64))
-    tensors = [
-        call.graph.node("Unsqueeze", [call.graph.floating(value), axes], f"{call.name}_part")
-        for value in call.argument(0, "tensors")
-    ]
-    return call.graph.node("Concat", tensors, call.name, axis=dimension)
-
-
-def unbind(call: Call) -> Value:
-    """Take a dimension apart."""
-    dimension = call.argument(1, "dim", 0) % len(call.input_shape())
-    parts = call.results[call.node]
-
-    def one(index: int) -> Value:
-        number = call.graph.initializer(f"{call.name}_index", np.array(index, np.int64))
-        return on_grid(
-            call, lambda x: call.graph.node("Gather", [x, number], call.name, axis=dimension)
-        )
-
-    return [one(index) for index in range(len(parts))]
-
-
-def einsum(call: Call) -> Value:
-    """Sum products over the dimensions that an equation names."""
-    equation, *operands = (call.argument(index) for index in range(len(call.node.args)))
-    names = [call.graph.floating(operand) for operand in operands]
-    return call.graph.node("Einsum", names, call.name, equation=equation.replace(" ", ""))
-
-
-def layer_norm(call: Call) -> Value:
-    """Normalize the last dimensions of each vector."""
-    assert isinstance(call.module, nn.LayerNorm)
-    layer = call.module
-    weight = torch.ones(layer.normalized_shape) if layer.weight is None else layer.weight
-    inputs = [call.floating(), call.graph.initializer(f"{call.name}_weight", weight)]
-    if layer.bias is not None:
-        inputs.append(call.graph.initializer(f"{call.name}_bias", layer.bias))
-    axis = -len(layer.normalized_shape)
-    return call.graph.node("LayerNormalization", inputs, call.name, axis=axis, epsilon=layer.eps)
-
-
-def group_norm(call: Call) -> Value:
-    """Normalize groups of channels of each image."""
-    assert isinstance(call.module, nn.GroupNorm)
-    layer, shape = call.module, call.input_shape()
-    size = math.prod(int(s or 0) for s in shape[1:]) // layer.num_groups
-    grouped = reshaped(call, call.floating(), (None, layer.num_groups, size))
-    ones, zeros = torch.ones(layer.num_groups), torch.zeros(layer.num_groups)
-    inputs = [
-        grouped,
-        call.graph.initializer(f"{call.name}_ones", ones),
-        call.graph.initializer(f"{call.name}_zeros", zeros),
-    ]
-    x = call.graph.node("InstanceNormalization", inputs, f"{call.name}_whole", epsilon=layer.eps)
-    x = reshaped(call, x, shape)
-    if layer.weight is None:
-        return x
-    spread = (-1, *[1] * (len(shape) - 2))
-    scale = call.graph.initializer(f"{call.name}_weight", layer.weight.reshape(spread))
-    shift = call.graph.initializer(f"{call.name}_bias", layer.bias.reshape(spread))
-    x = call.graph.node("Mul", [x, scale], f"{call.name}_scaled")
-    return call.graph.node("Add", [x, shift], call.name)
+def same(call: Call) -> Value:
+    """Pass the input on."""
+    return call.input()

@@ -26,6 +26,7 @@ from zscgan_ext.classifiers.sources import timm_models, torchvision_models
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
+from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
@@ -165,7 +166,7 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     student = convert(model, content.scheme, content.preprocessing.shape)
     fill(student, content, Path(file))
     student.set_activation_mode(ActivationMode.QUANTIZE)
-    lay_out_weights(student.to(memory_format=torch.channels_last))
+    lay_out_weights(lay_out(student, torch.channels_last))
     return LoadedClassifier(student, content).eval().requires_grad_(False)
 
 

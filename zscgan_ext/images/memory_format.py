@@ -1,7 +1,11 @@
 """Memory formats that torch leaves ambiguous, and numbers drawn in them."""
 
+from typing import TypeVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
 
 def to_memory_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -20,6 +24,17 @@ def to_memory_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
 def to_channels_last(x: Tensor) -> Tensor:
     """Return [N, C, H, W] in channels_last strides, a copy where they differ."""
     return to_memory_format(x, torch.channels_last)
+
+
+def lay_out(module: SomeModule, memory_format: torch.memory_format) -> SomeModule:
+    """Bring the weights [O, I, H, W] of a module, in place, into a memory format.
+
+    `nn.Module.to` would refuse a module that has a weight of five dimensions as well.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=memory_format)
+    return module
 
 
 def normal_like(x: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ GRID_KEEPING: tuple[Any, ...] = (
     *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
     *(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, torch.reshape, torch.permute),
     *(torch.split, torch.unbind, torch.broadcast_to, torch.tile, torch.repeat_interleave),
-    *(torch.roll, torch.flip),
+    *(torch.roll, torch.flip, torch.index_select, torch.topk, torch.sort, F.unfold),
+    torch.Tensor.unfold,
 )
 ACTIVATION_QUANTIZERS = "activation_quantizers"  # the submodule that holds them
 QUANTIZED_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -271,14 +272,20 @@ def keeps_grid(node: Any) -> bool:
     if calls(node, F.pad):
         # Minus infinity is padded before maxima, which it never is.
         return node.kwargs.get("value") in (None, 0, -math.inf)
+    if calls(node, operator.getitem) and not gives_a_tensor(node.args[0]):
+        return keeps_grid(node.args[0])
     return calls(node, *GRID_KEEPING)
+
+
+def gives_a_tensor(node: Any) -> bool:
+    """Return True if a node gives one tensor of real numbers."""
+    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    return isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
 
 
 def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
     """Return True if the scheme quantizes a node's result."""
-    meta = node.meta.get("tensor_meta")
-    is_tensor = isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
-    if node.op == "output" or not is_tensor:
+    if node.op == "output" or not gives_a_tensor(node):
         return False
     if not scheme.quantizes_every_activation:
         return calls(node, *RECTIFIERS)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zscgan_ext.classifiers.graph import device_of
+from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
 from zscgan_ext.quantization.features import feature_distance, pair_features
@@ -78,7 +79,7 @@ class StudentTraining(Training):
     ) -> None:
         self.student = student.eval()
         execution = choose_execution(settings, device_of(student))
-        frozen = folded(teacher, student.image_shape).to(memory_format=execution.memory_format)
+        frozen = lay_out(folded(teacher, student.image_shape), execution.memory_format)
         graphs = (student.fused_graph[0], frozen)
         # In a tuple, because the modules of its first graph are those of the student.
         self.graphs = pair_features(*graphs, wanted=settings.feature_weight > 0)

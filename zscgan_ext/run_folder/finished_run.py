@@ -10,7 +10,7 @@ from torch import Tensor
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.errors import InputError
-from zscgan_ext.images.memory_format import to_channels_last
+from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
 from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.run_folder.files import GENERATOR, STUDENT
@@ -77,5 +77,5 @@ def open_run(folder: Path) -> FinishedRun:
     student = student_of(settings, classifier)
     load_weights(student, folder / STUDENT)
     student.set_activation_mode(ActivationMode.QUANTIZE)
-    student.requires_grad_(False).to(memory_format=torch.channels_last)
+    lay_out(student.requires_grad_(False), torch.channels_last)
     return FinishedRun(folder, settings, classifier, student)

@@ -14,6 +14,7 @@ from torch import Tensor
 from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.images.datasets import Images
+from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import LOG, RunFolder
@@ -176,7 +177,7 @@ def new_run(settings: Settings, classifier: Classifier, folder: RunFolder) -> Ru
     """
     device = resolve_device(settings.device)
     execution = choose_execution(settings, device)
-    classifier.model.to(device).to(memory_format=execution.memory_format)
+    lay_out(classifier.model.to(device), execution.memory_format)
     torch.manual_seed(settings.seed)
     seconds = dict.fromkeys(STAGES, 0.0)
     return Run(
@@ -225,4 +226,4 @@ def new_student(
 ) -> QuantizedClassifier:
     """Convert the classifier to the wanted scheme, on its own device."""
     student = student_of(settings, classifier)
-    return student.to(memory_format=execution.memory_format)
+    return lay_out(student, execution.memory_format)
