@@ -227,9 +227,10 @@ class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept all."""
 
-    def _get_no_batch_dim(self) -> int:
-        """Take every tensor as a batch."""
-        return -1
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [N, C, ...] to the same shape; the first dimension always is that of images."""
+        result: Tensor = self._apply_instance_norm(input)
+        return result
 
 
 def instance_norm(call: Arguments) -> nn.Module:

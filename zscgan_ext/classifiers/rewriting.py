@@ -27,6 +27,12 @@ from zscgan_ext.errors import InputError
 # Options that say how something is computed, not what.
 WITHOUT_MEANING = {"inplace", "_stacklevel", "memory_format", "copy", "non_blocking", "implicit"}
 BOUNDS = {"clamp": ("min", "max"), "clamp_min": ("min",), "clamp_max": ("max",)}
+WITH_INDICES = [
+    f"{kind}_pool{dimensions}d{ending}"
+    for kind in ("max", "adaptive_max")
+    for dimensions in (1, 2, 3)
+    for ending in ("", "_with_indices")
+]
 EXTREMA = {
     "max": (torch.amax, torch.maximum),
     "min": (torch.amin, torch.minimum),
@@ -120,6 +126,7 @@ class Rewriter:
         while inputs and inputs[-1] is None:
             inputs.pop()
         kept = {k: v for k, v in bound.items() if k not in WITHOUT_MEANING and v is not None}
+        kept.pop("return_indices", None)
         self.set(node, called.function, *inputs, **kept)
 
 
@@ -245,6 +252,17 @@ def extremum(rewriter: Rewriter, node: fx.Node, name: str) -> None:
             rewriter.graph.erase_node(node)
     else:
         rewriter.set(node, over_dimensions, bound["input"])
+
+
+def pool_maxima(rewriter: Rewriter, node: fx.Node, name: str) -> None:
+    """Pool without the indices of the maxima, where nobody takes them."""
+    plain = name.removesuffix("_with_indices")
+    if isinstance(rewriter.results[node], list):
+        if any(taken(user) != 0 for user in node.users):
+            return
+        for user in list(node.users):
+            rewriter.replace(user, node)
+    rewriter.call_operator(node, plain)
 
 
 def taken(user: fx.Node) -> Any:
@@ -455,6 +473,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(DROPOUTS, drop_out),
     **dict.fromkeys(BOUNDS, clamp),
     **dict.fromkeys(EXTREMA, extremum),
+    **dict.fromkeys(WITH_INDICES, pool_maxima),
     **dict.fromkeys(("add", "sub", "rsub", "div", "mul"), arithmetic),
     "hardtanh": hardtanh,
     "square": square,

@@ -109,7 +109,11 @@ def symbolic_graph(model: nn.Module) -> fx.GraphModule:
         return fx.GraphModule(model, copy.deepcopy(model.graph))
     traced = TakesImages(with_shared_tensors(model))
     graph = ClassifierTracer(name_of_images(model)).trace(traced)
-    return with_free_names(traced.classifier, graph)
+    classifier = traced.classifier
+    for name, value in vars(traced).items():
+        if name.startswith("_tensor_constant"):  # tensors that the code itself made
+            setattr(classifier, name, value)
+    return with_free_names(classifier, graph)
 
 
 def with_free_names(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.classifiers.trials import random_images
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.onnx_runtime import OnnxClassifier, require_packages
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
 from zscgan_ext.measures import latencies
+from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
 from zscgan_ext.run_folder.files import EXPORT, EXPORTED, json_bytes, one_line_errors, write_whole
 from zscgan_ext.run_folder.finished_run import open_run
 
 BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
+CHECKED_IMAGES = 4  # random ones, that a student is exported with before it learns
 
 
 def export_run(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
@@ -77,6 +80,41 @@ def export(
         report["bytes"][name] = len(data)
     write_whole(folder / EXPORT, json_bytes(report))
     return report
+
+
+@torch.no_grad()
+def check_exports(
+    classifier: Classifier, student: QuantizedClassifier, formats: Sequence[str]
+) -> None:
+    """Require, before anything is learned, that a student can be exported.
+
+    It is written and run with ranges from random images.
+
+    Args:
+        classifier: the float classifier that the student was made from, on the CPU.
+        student: just converted, on the CPU; its ranges are changed.
+        formats: `onnx`, `safetensors`.
+
+    Raises:
+        InputError: if packages are missing, a node cannot be exported, or computes something else
+            in a file.
+    """
+    require_packages(formats)
+    if not formats:
+        return
+    like = torch.zeros(())
+    batch = random_images(CHECKED_IMAGES, classifier.preprocessing.shape, like)
+    calibrate(student, iter([(batch, None)]), 1)
+    if "safetensors" in formats:
+        safetensors_file(classifier, student, batch)
+    if "onnx" in formats:
+        from zscgan_ext.export.onnx_model import float_model, quantized_model
+        from zscgan_ext.export.verification import compare_nodes
+
+        model, grids = quantized_model(student, classifier)
+        compare_nodes(student, model, grids, [batch])
+        float_graph = folded(classifier.model, classifier.preprocessing.shape)
+        OnnxClassifier(float_model(float_graph, classifier).SerializeToString())(batch)
 
 
 @torch.no_grad()

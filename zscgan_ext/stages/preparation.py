@@ -12,6 +12,7 @@ from torch import nn
 from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
 from zscgan_ext.errors import InputError
+from zscgan_ext.export.exporter import check_exports
 from zscgan_ext.export.onnx_runtime import require_packages
 from zscgan_ext.images.datasets import Images, few_labels_warnings, open_labelled
 from zscgan_ext.run_folder.checkpoints import Checkpoints
@@ -61,7 +62,9 @@ def prepare(settings: Settings) -> Run:
     evaluation = open_data(evaluation_data, "test", classifier)
     reference = open_data(settings.reference_data, "train", classifier)
     execution = choose_execution(settings, device)
-    new_student(settings, classifier, execution)
+    student = new_student(settings, classifier, execution)
+    if settings.stop_after is None:
+        check_exports(classifier, student, parse_formats(settings.export))
     facts = facts_of(settings, device, classifier.model)
     if loaded is not None:
         check_facts(facts, loaded["facts"])
