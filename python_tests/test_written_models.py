@@ -28,6 +28,7 @@ def answers(model, batch):
     return inner(batch.clone())
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", WRITTEN)
 @torch.no_grad()
 def test_the_files_compute_what_the_model_does(name):

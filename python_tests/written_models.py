@@ -169,7 +169,7 @@ class AsksForTypes(Body):
 @written
 class AsksForSizes(Body):
     def forward(self, x):
-        n, c, h, w = x.shape
+        _, _, h, w = x.shape
         if h % 2 == 0 and w > 8:
             x = F.pad(x, (0, 1, 0, 1))
         x = self.first(x)
@@ -342,7 +342,9 @@ function_between("uneven_average", lambda self, x: F.avg_pool2d(x, 3, 2, 1, True
 function_between("numbers_first", lambda self, x: 1 - x / 4 + 2 * x)
 function_between("normalized", lambda self, x: 4 * F.normalize(x, dim=1))
 function_between("factor_of_a_sum", lambda self, x: torch.add(x, x.roll(1, 1), alpha=0.5))
-function_between("standardized", lambda self, x: (x - x.mean()) / 2 + x.mean(1, keepdim=True))
+function_between(
+    "standardized", lambda self, x: (x - x.mean((1, 2, 3), True)) / x.std((1, 2, 3), keepdim=True)
+)
 function_between("repeated", lambda self, x: x[:, :4].repeat(1, 2, 1, 1))
 function_between("indexed_tensor", lambda self, x: x[:, torch.tensor([3, 1, 0, 2, 7, 5, 6, 4])])
 function_between("several_maxima", lambda self, x: x - 0.1 * x.max(dim=1, keepdim=True).values)

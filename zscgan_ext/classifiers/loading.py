@@ -14,7 +14,7 @@ from zscgan_ext.classifiers.sources.bundled import BundledSource
 from zscgan_ext.classifiers.sources.function import FunctionSource
 from zscgan_ext.classifiers.sources.model import ModelSource
 from zscgan_ext.classifiers.sources.pt2_file import SUFFIX, ProgramSource
-from zscgan_ext.classifiers.sources.source import ClassifierSource
+from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.classifiers.weights import check_finite, load_weights
 from zscgan_ext.errors import InputError, did_you_mean, first_line
@@ -63,10 +63,11 @@ def load_classifier(
     source = find_source(name)
     name = source.name
     model = unwrapped(source.build(num_classes, trained=weights is None))
-    preprocessing = override(source.preprocessing(model), image_size, mean, std)
     if weights is not None:
         load_weights(model, weights)
     freeze(model)
+    known = with_fitting_channels(source.preprocessing(model), model, image_size, mean)
+    preprocessing = override(known, image_size, mean, std)
     origin = name if weights is None else str(weights)
     check_finite(origin, model)
     check_batch_norm(origin, model)
@@ -129,6 +130,30 @@ def class_names(source: ClassifierSource, weights: Path | None, count: int) -> t
     if isinstance(source, BundledSource) and weights is not None:
         known = ()
     return known if len(known) == count else tuple(str(index) for index in range(count))
+
+
+@torch.no_grad()
+def with_fitting_channels(
+    preprocessing: Preprocessing,
+    model: nn.Module,
+    image_size: int | None,
+    mean: tuple[float, ...] | None,
+) -> Preprocessing:
+    """Correct the number of channels where the first convolution does not take the images.
+
+    Before it, a stem may turn blocks of pixels into channels. Tried are the number of means that
+    were given, three channels and one.
+    """
+    size = image_size or preprocessing.image_size
+    for channels in dict.fromkeys((preprocessing.channels, len(mean or (0, 0, 0)), 3, 1)):
+        try:
+            model(torch.zeros(2, channels, size, size))
+        except Exception:  # of the model's own code
+            continue
+        if channels == preprocessing.channels:
+            return preprocessing
+        return usual_preprocessing(channels, preprocessing.image_size)
+    return preprocessing
 
 
 def override(

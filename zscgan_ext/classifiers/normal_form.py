@@ -33,6 +33,7 @@ def normalize(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> fx.Gr
     pass_inputs_by_position(graph)
     results = try_out(graph, image_shape)
     use_results_of_in_place_nodes(graph)
+    graph.graph.eliminate_dead_code()
     rewriter = Rewriter(graph, results)
     for node in list(graph.graph.nodes):
         rewriter.rewrite(node)
@@ -42,6 +43,7 @@ def normalize(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> fx.Gr
     turn_functions_into_layers(graph, results)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
+    delete_unused_tensors(graph)
     graph.graph.lint()
     graph.recompile()
     return graph
@@ -106,6 +108,18 @@ def contains_tensors(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return any(map(contains_tensors, value))
     return isinstance(value, Tensor)
+
+
+def delete_unused_tensors(graph: fx.GraphModule) -> None:
+    """Delete tensors that no node takes, such as weights that a layer has by now."""
+    taken = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    called = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
+    for path, module in list(graph.named_modules()):
+        if any(path == target or path.startswith(f"{target}.") for target in called):
+            continue
+        for name in [*module._parameters, *module._buffers]:
+            if (f"{path}.{name}" if path else name) not in taken:
+                delattr(module, name)
 
 
 def rename_nodes(graph: fx.GraphModule) -> None:

@@ -25,7 +25,15 @@ from zscgan_ext.classifiers.trials import TensorFacts, Varying
 from zscgan_ext.errors import InputError
 
 # Options that say how something is computed, not what.
-WITHOUT_MEANING = {"inplace", "_stacklevel", "memory_format", "copy", "non_blocking", "implicit"}
+WITHOUT_MEANING = {
+    "out",
+    "inplace",
+    "_stacklevel",
+    "memory_format",
+    "copy",
+    "non_blocking",
+    "implicit",
+}
 BOUNDS = {"clamp": ("min", "max"), "clamp_min": ("min",), "clamp_max": ("max",)}
 WITH_INDICES = [
     f"{kind}_pool{dimensions}d{ending}"
@@ -61,7 +69,7 @@ class Rewriter:
         if name in ASSERTIONS:
             self.graph.erase_node(node)
             return
-        if "out" in node.kwargs:
+        if node.kwargs.get("out") is not None:
             raise InputError(f"classifier: {node.name} writes into a tensor that it is given")
         result = self.results[node]
         if is_fixed(result):

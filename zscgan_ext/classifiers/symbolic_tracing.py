@@ -67,6 +67,8 @@ class ClassifierTracer(fx.Tracer):
         try:
             return self.follow(m, forward, args, kwargs)
         except Exception:
+            if has_hooks(m):  # they would be lost where another module takes its place
+                raise
             self.module_name = None
             return self.create_proxy("call_module", path, args, kwargs)
         finally:

@@ -15,6 +15,7 @@ from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.onnx_runtime import OnnxClassifier, require_packages
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
+from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.measures import latencies
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
@@ -102,8 +103,9 @@ def check_exports(
     require_packages(formats)
     if not formats:
         return
-    like = torch.zeros(())
-    batch = random_images(CHECKED_IMAGES, classifier.preprocessing.shape, like)
+    batch = random_images(CHECKED_IMAGES, classifier.preprocessing.shape, torch.zeros(()))
+    batch = to_channels_last(batch)
+    lay_out(student, torch.channels_last)
     calibrate(student, iter([(batch, None)]), 1)
     if "safetensors" in formats:
         safetensors_file(classifier, student, batch)

@@ -96,6 +96,7 @@ class ActivationQuantizer(nn.Module):
 
     def search(self, x: Tensor) -> None:
         """Add the error, to the `error_power`, that each part of the scale makes on some of `x`."""
+        x = x.reshape(1) if x.dim() == 0 else x
         sample = x[: max(1, SEARCHED_VALUES * len(x) // max(1, x.numel()))]
         low, high = self.integers.quant_min, self.integers.quant_max
         scales = [self.scale() * fraction for fraction in SCALE_FRACTIONS]
