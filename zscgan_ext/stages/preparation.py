@@ -52,7 +52,6 @@ def prepare(settings: Settings) -> Run:
     shares = shares_of_batches(settings)
     if processes.restarts() and (settings.output_folder() / CONFIG).exists():
         settings = replace(settings, resume=settings.output_folder())
-    torch.manual_seed(settings.seed)
     loaded = None if settings.resume is None else newest_checkpoint(settings.resume)
     require_packages(parse_formats(settings.export))
     if settings.tensorboard:
