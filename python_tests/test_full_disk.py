@@ -22,8 +22,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.__main__ import main as evaluate
 from zscgan_ext.export.__main__ import main as export
-from zscgan_ext.run_folder.files import PARTIAL, RunFolder, write_whole
+from zscgan_ext.run_folder.files import RunFolder
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog
+from zscgan_ext.run_folder.whole_file import PARTIAL, write_whole
 from zscgan_ext.train import main as train
 
 FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)

@@ -50,6 +50,7 @@ def run_to_end(run: Run) -> None:
         print(table(results))
     if processes.rank() == 0:
         with run.checkpoints.interruptible():
+            run.folder.require_same_config()
             export_student(run)
             report(run)
     print(f"{results['seconds']['total']:.0f} s, results in {run.folder.path}")
@@ -59,7 +60,7 @@ def run_program(arguments: Sequence[str] | None) -> int:
     """Run the program in one process; return its exit code."""
     try:
         run = prepare(parse_settings(arguments))
-        with run.checkpoints.signals:
+        with contextlib.closing(run.folder), run.checkpoints.signals:
             run_to_end(run)
     except StoppedError as stopped:
         if processes.rank() == 0:

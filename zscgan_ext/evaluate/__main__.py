@@ -9,7 +9,7 @@ from zscgan_ext.evaluate.evaluation import as_json
 from zscgan_ext.evaluate.measurement import BATCH, measure, open_data
 from zscgan_ext.images.datasets import few_labels_warnings
 from zscgan_ext.program import OneLineParser, program
-from zscgan_ext.run_folder.files import write_whole
+from zscgan_ext.run_folder.whole_file import write_whole
 
 
 @program

@@ -20,7 +20,7 @@ from zscgan_ext.measures import (
     top1,
     top5,
 )
-from zscgan_ext.zoo import bundled_images
+from zscgan_ext.zoo import open_bundled
 
 BATCH = 250  # images
 CPU = torch.device("cpu")
@@ -46,10 +46,12 @@ def open_data(
     if data is not None and not isinstance(data, str):
         check_labels(data, len(class_names))
         return data
-    name = data or bundled_images(classifier)
-    if name is None:
+    if data is not None:
+        return open_labelled(data, "test", preprocessing, len(class_names))
+    bundled = open_bundled(classifier, preprocessing, len(class_names))
+    if bundled is None:
         raise InputError("data: give labelled images, only bundled classifiers have their own")
-    return open_labelled(name, "test", preprocessing, len(class_names))
+    return bundled
 
 
 def measure(

@@ -5,7 +5,7 @@ from pathlib import Path
 import jinja2
 
 from zscgan_ext.report.content import collect, decibels
-from zscgan_ext.run_folder.files import REPORT, write_whole
+from zscgan_ext.run_folder.files import REPORT, write_own
 
 TEMPLATES = Path(__file__).parent
 
@@ -25,6 +25,4 @@ def write_report(folder: Path) -> Path:
     )
     environment.filters["decibels"] = decibels
     page = environment.get_template("page.html.jinja").render(content=collect(folder))
-    file = folder / REPORT
-    write_whole(file, page.encode())
-    return file
+    return write_own(folder, REPORT, page.encode())

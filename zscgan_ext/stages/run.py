@@ -193,7 +193,7 @@ def new_run(settings: Settings, classifier: Classifier, folder: RunFolder) -> Ru
         logits={},
         diversity={},
         first_ranges={},
-        checkpoints=Checkpoints(folder.of_checkpoints(), None, settings.keep_checkpoints, {}),
+        checkpoints=checkpoints_of(folder, settings),
         warnings=[],
         start=time.perf_counter(),
     )
@@ -214,10 +214,13 @@ def run_with(run: Run, **changes: Any) -> Run:
         diversity={},
         first_ranges={},
         warnings=[],
-        checkpoints=Checkpoints(
-            run.folder.of_checkpoints(), None, run.settings.keep_checkpoints, {}
-        ),
+        checkpoints=checkpoints_of(run.folder, run.settings),
     )
+
+
+def checkpoints_of(folder: RunFolder, settings: Settings) -> Checkpoints:
+    """Return checkpoints that are written only where the run stops."""
+    return Checkpoints(folder.of_checkpoints(), None, settings.keep_checkpoints, {}, own=folder)
 
 
 def new_student(
