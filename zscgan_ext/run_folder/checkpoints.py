@@ -231,7 +231,12 @@ class Checkpoints:
             return False
         if self.every.steps is not None:
             return self.steps >= self.steps_at_last + self.every.steps
-        return time.monotonic() >= self.time_of_last + self.every.seconds
+        now = time.monotonic()
+        if now < self.time_of_last:
+            self.time_of_last = now  # or the next one would come when the clock is where it was
+            print("warning: the clock was set back; a checkpoint is written now", flush=True)
+            return True
+        return now >= self.time_of_last + self.every.seconds
 
     def snapshot(self) -> State:
         """Return a copy of the state of all that is held, between two steps."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.export.onnx_runtime import require_packages
 from zscgan_ext.images.datasets import Images, few_labels_warnings, open_labelled
 from zscgan_ext.run_folder.checkpoints import Checkpoints
@@ -129,7 +129,7 @@ def complete(run: Run, data: Sequence[NamedImages]) -> None:
     run.tensorboard = TensorboardLog(run.folder) if logs else None
     if settings.resume is not None:
         run.folder.write_text(LOG, "")
-        print(f"resume: {run.checkpoints.position()}", flush=True)
+        print(f"resume: {one_line(run.checkpoints.position())}", flush=True)
     run.checkpoints.hold("measured", run, gives_copies=True)
     for name, images in data:
         run.warn(few_labels_warnings(name, images, run.classifier.num_classes))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.errors import one_line
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
 from zscgan_ext.run_folder.checkpoints import Checkpoints
@@ -107,7 +108,7 @@ class Run:
         """Print new warnings, a line each, and keep them for `metrics.json`."""
         for warning in warnings:
             if warning not in self.warnings:
-                print(f"warning: {warning}", flush=True)
+                print(f"warning: {one_line(warning)}", flush=True)
                 self.warnings.append(warning)
 
     def total_seconds(self) -> float:
