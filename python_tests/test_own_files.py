@@ -93,7 +93,7 @@ def test_a_file_that_no_run_wrote_is_kept(tmp_path, name):
 def test_one_such_file_keeps_all_of_the_run(written):
     place(written / "model.onnx")
     before = content(written)
-    with pytest.raises(InputError, match="holds model.onnx, which"):
+    with pytest.raises(InputError, match=r"holds model\.onnx, which"):
         RunFolder(written, overwrite=True)
     assert content(written) == before
 
@@ -229,7 +229,7 @@ def test_a_half_written_line_of_the_list_names_nothing(written):
     place(written / "report.html")
     with (written / LIST).open("a") as stream:
         stream.write("report.html")
-    with pytest.raises(InputError, match="holds report.html, which"):
+    with pytest.raises(InputError, match=r"holds report\.html, which"):
         RunFolder(written, overwrite=True)
     (written / "report.html").unlink()
     run = RunFolder(written, resume=True)

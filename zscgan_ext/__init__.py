@@ -14,9 +14,11 @@ if TYPE_CHECKING:
         quantize,
         train_generator,
     )
+    from zscgan_ext.errors import InputError
     from zscgan_ext.export.quantized_file import load_quantized
 
 __all__ = [
+    "InputError",
     "evaluate",
     "export",
     "fine_tune",
@@ -25,7 +27,10 @@ __all__ = [
     "quantize",
     "train_generator",
 ]
-HOMES = {"load_quantized": "zscgan_ext.export.quantized_file"}  # all others are in the API
+HOMES = {  # all others are in the API
+    "InputError": "zscgan_ext.errors",
+    "load_quantized": "zscgan_ext.export.quantized_file",
+}
 
 
 class Package(ModuleType):

@@ -199,7 +199,10 @@ def tells_the_error() -> bool:
         while time.monotonic() < end and not store.check(["errors"]):
             time.sleep(0.05)
         return bool(store.add("errors", 1) == 1)
-    except (RuntimeError, InputError):  # it makes no sense, none can be made, or it is gone with its process
+    except (
+        RuntimeError,
+        InputError,
+    ):  # it makes no sense, none can be made, or it is gone with its process
         return True
 
 

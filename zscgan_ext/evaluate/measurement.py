@@ -71,8 +71,7 @@ def measure(
     Raises:
         InputError: if the batch size is below 1, or there are logits of other classes.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size: {batch_size}, needed is a number above 0")
+    check_batch_size(batch_size)
     preprocessing, labels = evaluated.preprocessing, data.labels
     logits = predict(evaluated.model, data, preprocessing, batch_size, device)
     check_logits(logits, evaluated)
@@ -90,6 +89,18 @@ def measure(
         classes=per_class(logits, labels),
         class_names=evaluated.class_names,
     )
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Require a number of images.
+
+    Raises:
+        InputError: if it is none, or below 1.
+    """
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+        raise InputError(f"batch_size: {batch_size!r}, needed is a whole number")
+    if batch_size < 1:
+        raise InputError(f"batch_size: {batch_size}, needed is a number above 0")
 
 
 @torch.no_grad()

@@ -43,9 +43,7 @@ def bundled_images(classifier: str) -> str | None:
     return "fashion-mnist" if classifier in BUNDLED_CLASSIFIERS else None
 
 
-def open_bundled(
-    classifier: str, preprocessing: Preprocessing, num_classes: int
-) -> Images | None:
+def open_bundled(classifier: str, preprocessing: Preprocessing, num_classes: int) -> Images | None:
     """Open the test images that come with a bundled classifier, None for others.
 
     Raises:
