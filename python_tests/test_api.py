@@ -334,13 +334,13 @@ def test_generators_and_students_of_other_classifiers_are_named(
     for other in of_another:
         with pytest.raises(InputError, match=r"^images: the generator makes \[3, 8, 8\] of 5"):
             zscgan_ext.quantize(other, generator, **FEW)
-    with pytest.raises(InputError, match="^images: the generator has NaN or infinite values"):
+    with pytest.raises(InputError, match=r"^images: the generator has NaN or infinite values"):
         zscgan_ext.quantize(classifier, broken, **FEW)
     for other in (gray, wider, larger):
         images = [torch.zeros(2, *other.preprocessing.shape)]
-        with pytest.raises(InputError, match="^student: is of another classifier than"):
+        with pytest.raises(InputError, match=r"^student: is of another classifier than"):
             zscgan_ext.fine_tune(student, other, images, fine_tuning_steps=1, **FEW)
-        with pytest.raises(InputError, match="^student: is of another classifier than"):
+        with pytest.raises(InputError, match=r"^student: is of another classifier than"):
             zscgan_ext.export(other, student, images, tmp_path)
 
 
@@ -427,7 +427,7 @@ FORMATS = {
 def test_formats_that_are_none_are_named(classifier, student, tmp_path, formats, message):
     with pytest.raises(InputError, match=f"^{message}"):
         zscgan_ext.export(classifier, student, [GOOD], tmp_path, formats)
-    with pytest.raises(InputError, match="^folder: 5, needed is a path"):
+    with pytest.raises(InputError, match=r"^folder: 5, needed is a path"):
         zscgan_ext.export(classifier, student, [GOOD], 5)
     assert not list(tmp_path.iterdir())
 

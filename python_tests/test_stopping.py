@@ -127,12 +127,12 @@ def test_what_a_program_measured_is_written_before_it_is_printed(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     images = tmp_path / "images"
+    program = [sys.executable, "-m", "zscgan_ext.evaluate", str(tmp_path / "m.onnx")]
     make_tree = "import hostile_files as m, sys, pathlib; f = pathlib.Path(sys.argv[1]); "
     make_tree += "m.onnx_model()(f / 'm.onnx'); m.tree_with(m.data(m.picture()))(f / 'images')"
     subprocess.run([sys.executable, "-c", make_tree, str(tmp_path)], env=ENVIRONMENT, check=True)
     done = subprocess.run(
-        [sys.executable, "-m", "zscgan_ext.evaluate", str(tmp_path / "m.onnx")]
-        + [f"--data={images}", f"--json={tmp_path / 'x.json'}"],
+        [*program, f"--data={images}", f"--json={tmp_path / 'x.json'}"],
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
