@@ -145,7 +145,7 @@ def test_what_a_program_measured_is_written_before_it_is_printed(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text())["images"] > 0
 
 
-def test_help_into_a_closed_pipe_ends_in_one_line():
+def test_help_into_a_closed_pipe_ends_quietly():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -157,9 +157,7 @@ def test_help_into_a_closed_pipe_ends_in_one_line():
         check=False,
     )
     os.close(writer)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: standard output: the program that reads it has ended")
-    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # ---- folders, clocks, settings -------------------------------------------------------------------
@@ -180,8 +178,9 @@ def at_step(monkeypatch, step: int, act) -> None:
 @pytest.mark.parametrize("change", ["deleted", "moved"])
 def test_a_run_whose_folder_goes_away_says_so(tmp_path, monkeypatch, capsys, undisturbed, change):
     run, away = tmp_path / "run", tmp_path / "away"
-    at_step(monkeypatch, 5, lambda: run.rename(away))
-    assert main([*TINY, "--checkpoint-every=2", f"--output={run}"]) == 2
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: run.rename(away))
+        assert main([*TINY, "--checkpoint-every=2", f"--output={run}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: output: {run} or its run-files.txt was deleted, moved or repl")
     assert not run.exists()
@@ -204,9 +203,7 @@ def test_a_deleted_current_folder_is_named(tmp_path):
     )
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
-    assert "the current folder was deleted" in line
-    assert "change to one that exists" in line
-    assert "standard output" not in line
+    assert line == "error: the current folder was deleted; change to one that exists"
 
 
 class Clock:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 
 LONGEST_MESSAGE = 2000  # characters
+CURRENT_FOLDER_IS_GONE = "the current folder was deleted; change to one that exists"
 
 
 class InputError(ValueError):

@@ -10,7 +10,13 @@ from typing import NoReturn
 import torch
 
 from zscgan_ext import processes
-from zscgan_ext.errors import InputError, current_folder_is_gone, first_line, one_line
+from zscgan_ext.errors import (
+    CURRENT_FOLDER_IS_GONE,
+    InputError,
+    current_folder_is_gone,
+    first_line,
+    one_line,
+)
 from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.output import OutputError, safe_outputs
 
@@ -45,6 +51,9 @@ def program(main: Main, goes_on: bool = False, if_memory_is_short: str = LESS_OF
 
     def ended(arguments: Sequence[str] | None) -> int:
         try:
+            # Libraries end a process that computes there.
+            if current_folder_is_gone():
+                return told(f"error: {CURRENT_FOLDER_IS_GONE}", 2)
             require_implementation()
             code = code_of(main, arguments)
             sys.stdout.flush()
@@ -90,8 +99,6 @@ def output_reason(error: OutputError) -> str:
 
 def told(text: str, code: int) -> int:
     """Print a line to the standard error output, one of many processes; return the exit code."""
-    if code == 2 and current_folder_is_gone():
-        text += "; the current folder was deleted, change to one that exists"
     if processes.tells_the_error():
         print(processes.name() + one_line(text), file=sys.stderr)
     return code

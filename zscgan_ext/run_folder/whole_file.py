@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from zscgan_ext.errors import InputError, current_folder_is_gone
+from zscgan_ext.errors import CURRENT_FOLDER_IS_GONE, InputError, current_folder_is_gone
 
 PARTIAL = ".partial"
 MOST_PARTIAL = 100  # of other programs, or left behind by killed ones
@@ -25,7 +25,7 @@ def one_line_errors(file: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         if getattr(error, "errno", None) == errno.ENOENT and current_folder_is_gone():
-            reason = "the current folder was deleted; change to one that exists"
+            reason = CURRENT_FOLDER_IS_GONE
         raise InputError(f"output: {file} cannot be written ({reason})") from error
 
 
