@@ -25,7 +25,8 @@ from zscgan_ext.training.stop_signals import StopSignals
 HERE = Path(__file__).parent
 TRAIN = [sys.executable, "-m", "zscgan_ext.train"]
 ENDLESS = [*TINY, "--synthesis-steps=1000000"]
-PATHS = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+# Without an empty part, which is the current folder.
+PATHS = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")]))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from zscgan_ext.errors import InputError, printable
-from zscgan_ext.run_folder.own_files import OwnFiles, not_ours, require_folder
+from zscgan_ext.run_folder.own_files import (
+    LIST,
+    OwnFiles,
+    check_place,
+    not_ours,
+    require_folder,
+)
 from zscgan_ext.run_folder.whole_file import json_bytes, one_line_errors
 from zscgan_ext.settings.command_line import CONFIG
 
@@ -112,6 +118,8 @@ class RunFolder:
             require_folder(path)
         if not (overwrite or resume):
             self._check_holds_no_run()
+        if not os.path.lexists(path / LIST):  # which is not made where something is in the way
+            self._check_found((), resume)
         self.own = own_files(path)
         try:
             self._prepare(overwrite, resume)
@@ -124,19 +132,30 @@ class RunFolder:
         assert self.own is not None
         if not (overwrite or resume):
             self._check_holds_no_run()  # again, now that no other program writes here
-        found = self._names_of_a_run()
-        for name in found:
-            self.own.check_place(name)
-        if resume and CONFIG not in self.own.names:  # a run of before there was a list
+        found = self._check_found(self.own.names, resume)
+        if resume and CONFIG not in self.own.names:
             self.own.adopt(found)
-        for name in found:
-            # A run goes on from any whole checkpoint, and deletes none that is not on its list.
-            if name not in self.own.names and not (resume and CHECKPOINT_NAMES.fullmatch(name)):
-                raise InputError(not_ours(self.path, name))
         if overwrite:
             self.own.delete_all()
         else:
             self.own.delete_partial()
+
+    def _check_found(self, own: Collection[str], resume: bool) -> list[str]:
+        """Return the names of a run's files that stand here; all can be replaced or deleted.
+
+        Raises:
+            InputError: if something else stands in the place of one, or no run wrote it.
+        """
+        found = self._names_of_a_run()
+        for name in found:
+            check_place(self.path, name)
+        if resume and CONFIG not in own:  # a run of before there was a list
+            return found
+        for name in found:
+            # A run goes on from any whole checkpoint, and deletes none that is not on its list.
+            if name not in own and not (resume and CHECKPOINT_NAMES.fullmatch(name)):
+                raise InputError(not_ours(self.path, name))
+        return found
 
     def close(self) -> None:
         """Let another run into the folder."""
@@ -174,8 +193,7 @@ class RunFolder:
     def read_text(self, name: str) -> str:
         """Return a text file's content, nothing for one that is not there."""
         file = self.path / name
-        if self.own is not None:
-            self.own.check_place(name)
+        check_place(self.path, name)
         with one_line_errors(file):
             return file.read_text() if file.exists() else ""
 

@@ -108,7 +108,7 @@ class OwnFiles:
         """
         file = self.folder / name
         self.require_folder()
-        self.check_place(name)
+        check_place(self.folder, name)
         if name in self.names:
             return file
         if os.path.lexists(file):
@@ -158,21 +158,6 @@ class OwnFiles:
                 "start the run again"
             )
 
-    def check_place(self, name: str) -> None:
-        """Require that a name leads to a file in this folder, or to none yet.
-
-        Raises:
-            InputError: if there is a link, or something else than a file.
-        """
-        file = self.folder / name
-        parent = file.parent
-        if parent != self.folder and os.path.lexists(parent):
-            require_folder(parent)
-        with one_line_errors(file):
-            kind = kind_of(file)
-        if kind not in (None, "file"):
-            raise InputError(f"output: {file} is a {kind}, needed is a file or nothing; move it")
-
     # ---- deleting --------------------------------------------------------------------------------
 
     def check_deletable(self, names: Iterable[str]) -> list[Path]:
@@ -184,7 +169,7 @@ class OwnFiles:
         self.require_folder()
         files = []
         for name in names:
-            self.check_place(name)
+            check_place(self.folder, name)
             file = self.folder / name
             if os.path.lexists(file):
                 if not os.access(file.parent, os.W_OK | os.X_OK):
@@ -228,6 +213,22 @@ def not_ours(folder: Path, name: str) -> str:
         f"output: {folder} holds {name}, which {LIST} does not list as written by a run and which "
         "is therefore kept; move it, or choose another folder"
     )
+
+
+def check_place(folder: Path, name: str) -> None:
+    """Require that a name leads to a file in this folder, or to none yet.
+
+    Raises:
+        InputError: if there is a link, or something else than a file.
+    """
+    file = folder / name
+    parent = file.parent
+    if parent != folder and os.path.lexists(parent):
+        require_folder(parent)
+    with one_line_errors(file):
+        kind = kind_of(file)
+    if kind not in (None, "file"):
+        raise InputError(f"output: {file} is a {kind}, needed is a file or nothing; move it")
 
 
 def require_folder(path: Path) -> None:
