@@ -5,6 +5,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from zscgan_ext.errors import CURRENT_FOLDER_IS_GONE, current_folder_is_gone
+
 if TYPE_CHECKING:
     from zscgan_ext.api import (
         evaluate,
@@ -55,3 +57,9 @@ def __getattr__(name: str) -> Any:
 
 
 sys.modules[__name__].__class__ = Package
+
+# A program of the package is about to start, which is when torch may end the process without a word
+# of the reason.
+if sys.argv[:1] == ["-m"] and current_folder_is_gone():
+    print(f"error: {CURRENT_FOLDER_IS_GONE}", file=sys.stderr)
+    sys.exit(2)
