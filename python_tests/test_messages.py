@@ -48,14 +48,16 @@ def test_whatever_a_program_prints_steers_no_terminal(capsys):
     @program
     def printing(_=None) -> int:
         print(f"a{STEERING}b")
+        print(f"x{STEERING}y", file=sys.stderr)
         raise InputError(f"c{STEERING}d")
 
     assert printing() == 2
     output = capsys.readouterr()
-    assert is_harmless(output.out + output.err)
+    assert is_harmless(output.out + output.err.replace("\r", ""))
     assert output.out.startswith("a\\x1b[2J")
     assert output.out.endswith("b\n")
-    assert output.err.startswith("error: c\\x1b[2J")
+    assert output.err.startswith("x\\x1b[2J")
+    assert "\nerror: c\\x1b[2J" in output.err
 
 
 def test_names_of_classes_add_no_lines(capsys):
@@ -98,6 +100,17 @@ def test_an_unreadable_folder_of_images_is_an_error(tree, monkeypatch, unreadabl
     monkeypatch.setattr(os, "listdir", refusing(listdir))
     with pytest.raises(InputError, match=f"{unreadable}: cannot be read .Permission denied"):
         open_labelled(str(tree), "test", RGB8, 3)
+
+
+@pytest.mark.parametrize("place", ["eel", "owl/more", "owl/inner/y.png"])
+def test_a_link_that_leads_nowhere_is_an_error(tree, place):
+    """A class that is passed over would give all after it other labels."""
+    (tree / place).symlink_to("gone")
+    (tree / "owl" / ".#lock").symlink_to("editor")
+    with pytest.raises(InputError, match=f"{place}: is a link that leads nowhere"):
+        open_labelled(str(tree), "test", RGB8, 3)
+    (tree / place).unlink()
+    assert len(open_labelled(str(tree), "test", RGB8, 3)) == 3
 
 
 def test_too_many_class_folders_are_counted(tree):

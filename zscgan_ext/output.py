@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
@@ -12,6 +13,9 @@ from zscgan_ext.errors import one_line, printable
 
 # How a reader of a pipe, or a terminal, ends.
 ENDED = (errno.EPIPE, errno.EIO, errno.ENXIO)
+
+LINE_ENDS = re.compile("(\n)")
+MOVES = re.compile("(\n|\r|\x1b\\[A)")  # of a bar: to the start of a line, and a line up
 
 
 class OutputError(OSError):
@@ -24,13 +28,13 @@ class Output:
     Args:
         stream: that takes the text.
         goes_on: whether to go on without an output that fails.
-        escapes: whether to escape all but line ends.
+        draws: whether a bar of progress is drawn there, which moves within the lines.
     """
 
-    def __init__(self, stream: Any, goes_on: bool, escapes: bool) -> None:
+    def __init__(self, stream: Any, goes_on: bool, draws: bool) -> None:
         self.stream = stream
         self.goes_on = goes_on
-        self.escapes = escapes
+        self.draws = draws
 
     def __getattr__(self, name: str) -> Any:
         """Be as the stream in all else."""
@@ -38,9 +42,10 @@ class Output:
 
     def write(self, text: str) -> int:
         """Write text."""
-        shown = "\n".join(map(printable, text.split("\n"))) if self.escapes else text
+        kept = MOVES if self.draws else LINE_ENDS
+        parts = [p if kept.fullmatch(p) else printable(p) for p in kept.split(text)]
         with self.failing():
-            self.stream.write(shown)
+            self.stream.write("".join(parts))
         return len(text)
 
     def flush(self) -> None:
@@ -59,7 +64,7 @@ class Output:
             if not self.goes_on:
                 raise OutputError(error.errno, reason) from error
             # Nobody is left to be told of a reader or a terminal that ended.
-            if self.escapes and error.errno not in ENDED:
+            if not self.draws and error.errno not in ENDED:
                 lost = f"warning: standard output: {reason}; the run goes on without it"
                 print(lost, file=sys.stderr)
 
@@ -83,8 +88,8 @@ def safe_outputs(goes_on: bool) -> Iterator[None]:
             for stream in before
         )
         try:
-            sys.stderr = cast(TextIO, Output(errors, goes_on=True, escapes=False))
-            sys.stdout = cast(TextIO, Output(output, goes_on, escapes=True))
+            sys.stderr = cast(TextIO, Output(errors, goes_on=True, draws=True))
+            sys.stdout = cast(TextIO, Output(output, goes_on, draws=False))
             yield
         finally:
             for stream in (sys.stdout, sys.stderr):

@@ -18,7 +18,13 @@ from torchvision.datasets.folder import find_classes
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.idx_file import read_idx
-from zscgan_ext.images.image_file import IMAGE_MODES, image_files, read_image, silent_decoders
+from zscgan_ext.images.image_file import (
+    IMAGE_MODES,
+    image_files,
+    read_image,
+    require_targets,
+    silent_decoders,
+)
 from zscgan_ext.images.preprocessing import Preprocessing
 
 FASHION_MNIST_CLASSES = (
@@ -177,6 +183,7 @@ def read_tree(folder: Path, split: Split) -> ImageTree:
     """
     inner = (folder / name for name in SPLIT_FOLDERS[split])
     root = next((path for path in inner if os.path.isdir(path)), folder)
+    require_targets(root, names_in(root))
     try:
         classes, _ = find_classes(root)
     except OSError as error:
