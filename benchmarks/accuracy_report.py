@@ -16,7 +16,7 @@ from accuracy_cells import BITS, FLOAT, QUANTIZED_ROWS, ROWS
 from accuracy_results import Row, merged
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.run_folder.files import write_whole
+from zscgan_ext.run_folder.whole_file import write_whole
 
 GENERATED, REAL = "fine_tuned", "real_fine_tuned"
 # Rows that the chart shows: color, marker, line. The table has all.

@@ -10,7 +10,7 @@ from typing import Any
 from accuracy_cells import FLOAT, Cell
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.run_folder.files import write_whole
+from zscgan_ext.run_folder.whole_file import write_whole
 from zscgan_ext.settings.config import Settings
 
 Row = dict[str, Any]

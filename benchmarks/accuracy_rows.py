@@ -14,7 +14,8 @@ from zscgan_ext.images.datasets import Images, LabelledImages
 from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.rounding import round_weights
-from zscgan_ext.run_folder.files import GENERATOR, write_whole
+from zscgan_ext.run_folder.files import GENERATOR
+from zscgan_ext.run_folder.whole_file import write_whole
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.stages.generator_stage import generated_batches, learn_generator
 from zscgan_ext.stages.preparation import prepare

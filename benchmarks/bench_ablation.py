@@ -27,7 +27,7 @@ from accuracy_rows import GeneratorSource, cached_generator, prepare_run, seeded
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.measures import top1
-from zscgan_ext.run_folder.files import write_whole
+from zscgan_ext.run_folder.whole_file import write_whole
 from zscgan_ext.settings.config import PRESETS, Settings
 from zscgan_ext.stages.generator_stage import generated_batches
 from zscgan_ext.stages.preparation import WITHOUT_EFFECT

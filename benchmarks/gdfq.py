@@ -29,7 +29,7 @@ from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationMode
-from zscgan_ext.run_folder.files import write_whole
+from zscgan_ext.run_folder.whole_file import write_whole
 from zscgan_ext.stages.progress import Progress
 from zscgan_ext.stages.run import Run, new_student
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher

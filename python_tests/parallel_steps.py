@@ -19,7 +19,8 @@ from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder.checkpoints import Checkpoints
-from zscgan_ext.run_folder.files import RunFolder, one_line_errors
+from zscgan_ext.run_folder.files import RunFolder
+from zscgan_ext.run_folder.whole_file import one_line_errors
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis import generator as generator_module
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher

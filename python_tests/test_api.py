@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from networks import RGB8, normal_batches, small_residual
+from networks import RGB8, normal_batches, small_gray, small_residual
 from runs import TINY, write_fashion_mnist
 from safetensors.torch import load_file
+from torch import nn
 
 import zscgan_ext
 from zscgan_ext.classifiers.loading import Classifier
@@ -186,6 +188,29 @@ ERRORS = {
     "unknown setting": ({"bit": "w4a4"}, "unknown setting bit, did you mean bits"),
     "out of range": ({"batch_size": 0}, "batch_size: 0, needed is a number above 0"),
     "widths": ({"bits": "w9a9"}, "bits: 'w9a9', accepted are w2a2 to w8a8"),
+    "scheme": ({"scheme": "x"}, "scheme: 'x', needed is one of deploy, paper"),
+    "nearly a scheme": ({"scheme": "papers"}, "scheme: 'papers', did you mean paper"),
+    "ranges": ({"ranges": "x"}, "ranges: 'x', needed is one of least_divergence, narrower"),
+    "rounding": ({"rounding": "x"}, "rounding: 'x', needed is one of balanced, nearest"),
+    "preset": ({"preset": "x"}, "preset: 'x', needed is one of quick, default, thorough"),
+    "preset that is none": ({"preset": ["quick"]}, r"preset: \('quick',\), needed is one of"),
+    "distance": ({"distance": "x"}, "distance: 'x', needed is one of gaussian_kl"),
+    "precision": ({"precision": "x"}, "precision: 'x', needed is one of auto, float32"),
+    "memory format": ({"memory_format": "x"}, "memory_format: 'x', needed is one of auto"),
+    "CUDA graphs": ({"cuda_graphs": True}, "cuda_graphs: True, needed is one of auto, on, off"),
+    "training": ({"training": "x"}, "training: 'x', needed is one of staged, alternating"),
+    "text for a number": ({"batch_size": "8"}, "batch_size: '8', needed is a whole number"),
+    "half an image": ({"batch_size": 8.5}, "batch_size: 8.5, needed is a whole number"),
+    "a boolean": ({"batch_size": True}, "batch_size: True, needed is a whole number"),
+    "none": ({"batch_size": None}, "batch_size: None, needed is a whole number"),
+    "text for a rate": ({"temperature": "4"}, "temperature: '4', needed is a number"),
+    "not a number": ({"temperature": float("nan")}, "temperature: nan, needed is a finite number"),
+    "number for a switch": ({"compile": 1}, "compile: 1, needed is True or False"),
+    "widths as a number": ({"bits": 4}, "bits: 4, needed is text"),
+    "device": ({"device": 0}, "device: 0, needed is text"),
+    "device that is none": ({"device": torch.device("meta")}, "device: 'meta', accepted are auto"),
+    "means": ({"mean": (0.5, "x")}, r"mean: \(0.5, 'x'\), needed is a number for each channel"),
+    "deviations": ({"std": (0, 0, 0)}, "std: 0, needed are numbers above 0"),
 }
 
 
@@ -193,6 +218,227 @@ ERRORS = {
 def test_wrong_settings_are_named(classifier, generator, settings, message):
     with pytest.raises(InputError, match=message):
         zscgan_ext.quantize(classifier, generator, **settings)
+
+
+def test_settings_of_other_types_that_say_the_same_are_taken(classifier, generator):
+    numbers = {"calibration_batches": np.int64(1), "temperature": np.float32(4), "seed": 0}
+    device = {"batch_size": 8, "device": torch.device("cpu")}
+    assert zscgan_ext.quantize(classifier, generator, **numbers, **device)
+
+
+def loading(**arguments):
+    return lambda _: zscgan_ext.load_classifier(small_residual(), **arguments)
+
+
+LOADING = {
+    "no classifier": (lambda _: zscgan_ext.load_classifier(5), "classifier: a int, needed is a na"),
+    "deviations of 0": (loading(std=(0, 0, 0)), "std: 0, needed are numbers above 0"),
+    "one deviation of 0": (loading(image_size=8, std=[0.1, 0.0, 1]), "std: 0.0, needed are numb"),
+    "negative deviations": (loading(std=(-1.0, 1, 1)), "std: -1.0, needed are numbers above 0"),
+    "mean that is none": (loading(mean=(0.1, float("nan"), 1)), "mean: nan, needed is a finite"),
+    "one mean for all": (loading(mean=0.5), "mean: 0.5, needed is a number for each channel"),
+    "no means": (loading(mean=()), "mean, std: no values"),
+    "too few means": (loading(mean=(0.5,)), r"mean: 1 value\(s\), the classifier has 3"),
+    "no pixels": (loading(image_size=0), "image_size: 0, needed is a number above 0"),
+    "negative size": (loading(image_size=-8), "image_size: -8, needed is a number above 0"),
+    "half a pixel": (loading(image_size=8.5), "image_size: 8.5, needed is a whole number"),
+    "no classes": (loading(num_classes=0), "num_classes: 0, needed is a number above 0"),
+    "text for classes": (loading(num_classes="5"), "num_classes: '5', needed is a whole number"),
+    "no path": (loading(weights=5), "weights: 5, needed is a path"),
+    "path with a zero": (loading(weights="a\0b"), "weights: .*, needed is a path"),
+    "missing weights": (loading(weights="gone.pt"), "weights: gone.pt cannot be read"),
+    "weights without value": (
+        lambda _: zscgan_ext.load_classifier(small_residual().to("meta")),
+        "classifier: some of its weights are on the meta device",
+    ),
+    "no quantized file": (lambda _: zscgan_ext.load_quantized(5), "file: a int, needed is a path"),
+    "quantized classifier that is none": (
+        lambda _: zscgan_ext.load_quantized("x", 5),
+        "classifier: a int, needed is a name or",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), LOADING.values(), ids=LOADING)
+def test_wrong_arguments_of_loading_are_named(call, message):
+    with pytest.raises(zscgan_ext.InputError, match=f"^{message}"):
+        call(None)
+
+
+GOOD = torch.zeros(4, 3, 8, 8)
+LABELS = torch.zeros(4, dtype=torch.int64)
+
+
+def with_value(value: float) -> torch.Tensor:
+    images = GOOD.clone()
+    images[1, 2, 3, 4] = value
+    return images
+
+
+IMAGES = {
+    "NaN": ([with_value(torch.nan)], "images: NaN or infinite values in a batch"),
+    "infinity": ([(with_value(-torch.inf), LABELS)], "images: NaN or infinite values"),
+    "NaN later": ([GOOD, with_value(torch.nan)], "images: NaN or infinite values"),
+    "bytes": ([GOOD.byte()], "images: torch.uint8, torch.strided, on cpu, needed are normal"),
+    "doubles": ([GOOD.double()], "images: torch.float64"),
+    "halves": ([GOOD.half()], "images: torch.float16"),
+    "complex": ([GOOD * 1j], "images: torch.complex64"),
+    "sparse": ([GOOD.to_sparse()], "images: torch.float32, torch.sparse_coo"),
+    "without values": ([GOOD.to("meta")], "images: torch.float32, torch.strided, on meta"),
+    "one image": ([GOOD[0]], r"images: shape \[3, 8, 8\] in a batch"),
+    "other channels": ([GOOD[:, :1]], r"images: shape \[4, 1, 8, 8\] in a batch"),
+    "other size": ([GOOD[..., :7]], r"images: shape \[4, 3, 8, 7\] in a batch"),
+    "channels last": ([GOOD.permute(0, 2, 3, 1)], r"images: shape \[4, 8, 8, 3\] in a batch"),
+    "no image": ([GOOD[:0]], r"images: shape \[0, 3, 8, 8\] in a batch"),
+    "an array": ([GOOD.numpy()], "images: a ndarray in a batch"),
+    "names": (["cat.png"], "images: a str in a batch"),
+    "nothing": ([None], "images: a NoneType in a batch"),
+    "three parts": ([(GOOD, LABELS, LABELS)], "images: a batch of 3 parts"),
+    "a dictionary": ([{"image": GOOD}], "images: a dict in a batch"),
+    "fewer labels": ([(GOOD, LABELS[:3])], r"images: labels: torch.int64 \[3\], needed is a ten"),
+    "float labels": ([(GOOD, LABELS.float())], "images: labels: torch.float32"),
+    "one-hot labels": ([(GOOD, torch.zeros(4, 5).long())], r"images: labels: torch.int64 \[4, 5"),
+    "labels beyond": ([(GOOD, LABELS + 5)], "images: labels: from 5 to 5, needed is .* to 4"),
+    "labels below": ([(GOOD, LABELS - 1)], "images: labels: from -1 to -1"),
+    "list of labels": ([(GOOD, [0, 1, 2, 3])], "images: labels: a list"),
+    "a tensor": (GOOD, "images: a Tensor, needed is a generator, or batches such as"),
+    "a name": ("fashion-mnist", "images: a str, needed is a generator"),
+    "a dictionary of batches": ({"a": GOOD}, "images: a dict, needed is a generator"),
+    "no images": (None, "images: a NoneType, needed is a generator"),
+    "a number": (5, "images: a int, needed is a generator"),
+}
+
+
+@pytest.mark.parametrize(("images", "message"), IMAGES.values(), ids=IMAGES)
+def test_images_that_do_not_fit_are_named(classifier, student, tmp_path, images, message):
+    calls = [
+        lambda: zscgan_ext.quantize(classifier, images, calibration_batches=2, **FEW),
+        lambda: zscgan_ext.fine_tune(student, classifier, images, fine_tuning_steps=2, **FEW),
+        lambda: zscgan_ext.export(classifier, student, images, tmp_path),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=f"^{message}"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_generators_and_students_of_other_classifiers_are_named(
+    classifier, generator, student, tmp_path
+):
+    larger = zscgan_ext.load_classifier(small_residual(), image_size=16)
+    gray = zscgan_ext.load_classifier(small_gray(), image_size=8)
+    wider = zscgan_ext.load_classifier(small_residual(7), image_size=8)
+    broken = copy.deepcopy(generator)
+    broken.linear.weight.data[0, 0] = torch.nan
+    of_another = [larger, gray]
+    for other in of_another:
+        with pytest.raises(InputError, match=r"^images: the generator makes \[3, 8, 8\] of 5"):
+            zscgan_ext.quantize(other, generator, **FEW)
+    with pytest.raises(InputError, match=r"^images: the generator has NaN or infinite values"):
+        zscgan_ext.quantize(classifier, broken, **FEW)
+    for other in (gray, wider, larger):
+        images = [torch.zeros(2, *other.preprocessing.shape)]
+        with pytest.raises(InputError, match=r"^student: is of another classifier than"):
+            zscgan_ext.fine_tune(student, other, images, fine_tuning_steps=1, **FEW)
+        with pytest.raises(InputError, match=r"^student: is of another classifier than"):
+            zscgan_ext.export(other, student, images, tmp_path)
+
+
+def test_students_that_are_none_are_named(classifier, generator, student, tmp_path):
+    zscgan_ext.export(classifier, student, generator, tmp_path)
+    loaded = zscgan_ext.load_quantized(tmp_path / "model.safetensors", small_residual())
+    half = copy.deepcopy(student).half()
+    broken = copy.deepcopy(student)
+    broken.layers[0].layer.weight.data[0] = torch.nan
+    wrong = {
+        "student: a SmallResidual, needed": classifier.model,
+        "student: a NoneType, needed is what quantize gave": None,
+        "student: was loaded from a file": loaded,
+        "student: .* is torch.float16, needed is torch.float32": half,
+        "student: has NaN or infinite values, or none, in ": broken,
+    }
+    for message, model in wrong.items():
+        with pytest.raises(InputError, match=message.replace("SmallResidual", r"\w+")):
+            zscgan_ext.fine_tune(model, classifier, generator, fine_tuning_steps=1, **FEW)
+    with pytest.raises(InputError, match="classifier: a SmallResidual, needed is what load_class"):
+        zscgan_ext.train_generator(small_residual(), **LEARN)
+    with pytest.raises(InputError, match="classifier: a str, needed is what load_classifier gave"):
+        zscgan_ext.evaluate(student, "resnet20")
+
+
+MODELS = {
+    "none": (None, "model: a NoneType, needed is what maps images to logits"),
+    "raises": (lambda _: 1 // 0, r"model: cannot take images \[2, 3, 8, 8\] \(ZeroDivisionError"),
+    "other channels": (nn.Conv2d(1, 1, 1), "model: cannot take images .*RuntimeError"),
+    "no tensor": (lambda _: "x", "model: gave a str, needed are logits"),
+    "no classes": (lambda x: x.mean((1, 2, 3)), r"model: gave \[2\], needed are logits \[2, 5\]"),
+    "other classes": (lambda x: torch.zeros(len(x), 7), r"model: gave \[2, 7\], needed are logits"),
+    "one answer": (lambda x: torch.zeros(1, 5), r"model: gave \[1, 5\], needed are logits"),
+    "integers": (lambda x: torch.zeros(len(x), 5).long(), "model: gave torch.int64"),
+    "NaN": (lambda x: torch.full((len(x), 5), torch.nan), "the classifier gives NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize(("model", "message"), MODELS.values(), ids=MODELS)
+def test_models_that_cannot_be_measured_are_named(classifier, model, message):
+    data = LabelledImages(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
+    with pytest.raises(InputError, match=f"^{message}"):
+        zscgan_ext.evaluate(model, classifier, data)
+
+
+PIXELS = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+DATA = {
+    "no data": (5, "data: a int, needed is the name of labelled images"),
+    "missing": (Path("gone"), "gone: no such folder"),
+    "batches": ([GOOD], "data: a list, needed is the name"),
+    "label below 0": (LabelledImages(PIXELS, torch.tensor([0, -1])), "data: labels: from -1 to 0"),
+    "label beyond": (LabelledImages(PIXELS, torch.tensor([0, 5])), "labels up to 5 were found"),
+    "float labels": (LabelledImages(PIXELS, torch.zeros(2)), "data: labels: torch.float32"),
+    "two columns": (LabelledImages(PIXELS, LABELS.view(2, 2)), "data: 4 images, needed are images"),
+    "empty": (LabelledImages(PIXELS[:0], LABELS[:0]), "data: 0 images, needed are images with a"),
+    "floats": (LabelledImages(GOOD[:2], LABELS[:2]), "data: images are torch.float32"),
+    "other size": (LabelledImages(PIXELS[..., :4], LABELS[:2]), "data: images are torch.uint8"),
+    "other channels": (LabelledImages(PIXELS[:, :1], LABELS[:2]), "data: images are torch.uint8"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), DATA.values(), ids=DATA)
+def test_data_that_does_not_fit_is_named(classifier, student, data, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        zscgan_ext.evaluate(student, classifier, data)
+
+
+@pytest.mark.parametrize("batch_size", ["8", 8.0, None, True])
+def test_batch_sizes_that_are_none_are_named(classifier, student, batch_size):
+    data = LabelledImages(PIXELS, LABELS[:2])
+    with pytest.raises(InputError, match=f"^batch_size: {batch_size!r}, needed is a whole number"):
+        zscgan_ext.evaluate(student, classifier, data, batch_size)
+
+
+FORMATS = {
+    "onnx": "formats: 'onnx' is one text, needed is a sequence of names, such as",
+    5: "formats: a int, needed is a sequence",
+    (5,): "formats: unknown 5, accepted are onnx and safetensors",
+    ((),): r"formats: unknown \(\), accepted are onnx and safetensors",
+}
+
+
+@pytest.mark.parametrize(("formats", "message"), FORMATS.items())
+def test_formats_that_are_none_are_named(classifier, student, tmp_path, formats, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        zscgan_ext.export(classifier, student, [GOOD], tmp_path, formats)
+    with pytest.raises(InputError, match=r"^folder: 5, needed is a path"):
+        zscgan_ext.export(classifier, student, [GOOD], 5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_replaces_its_own_files_alone(classifier, student, tmp_path):
+    zscgan_ext.export(classifier, student, [GOOD], tmp_path)
+    zscgan_ext.export(classifier, student, [GOOD], tmp_path)
+    (tmp_path / "model.onnx").write_text("mine")
+    with pytest.raises(InputError, match=r"holds model\.onnx, which run-files\.txt does not list"):
+        zscgan_ext.export(classifier, student, [GOOD], tmp_path, ["onnx"])
+    assert (tmp_path / "model.onnx").read_text() == "mine"
 
 
 def test_the_generator_goes_on_learning_in_the_program_alone(classifier, generator, student):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from runs import TINY, results_of, write_fashion_mnist
 
-from zscgan_ext.run_folder import files as run_folder
+from zscgan_ext.run_folder import whole_file
 from zscgan_ext.run_folder.checkpoint_file import (
     checkpoint_files,
     read_checkpoint,
@@ -325,7 +325,7 @@ def test_what_does_not_change_the_result_may_change(stopped, uninterrupted):
 def test_a_failed_write_ends_the_run_and_the_one_before_goes_on(
     monkeypatch, tmp_path, data, uninterrupted, capsys, reason
 ):
-    write_whole = run_folder.write_whole
+    write_whole = whole_file.write_whole
 
     def full(file: Path, content: bytes) -> None:
         with monkeypatch.context() as patch:

@@ -12,10 +12,13 @@ from safetensors.torch import load_file
 from zscgan_ext.errors import InputError
 from zscgan_ext.run_folder import files as run_folder
 from zscgan_ext.run_folder.files import RunFolder
+from zscgan_ext.run_folder.own_files import LIST
 
 
 def files_of(folder: Path) -> set[str]:
-    return {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
+    """Return the files of a folder, less the list of them."""
+    files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
+    return {name for name in files if not name.endswith(LIST)}
 
 
 def test_parents_are_created_and_nothing_is_left(tmp_path):
@@ -81,7 +84,7 @@ def test_overwrite_deletes_only_what_a_run_writes(tmp_path):
     first.write_json("metrics.json", {})
     first.append_jsonl("metrics.jsonl", {})
     first.save_tensors("generator.safetensors", {"w": torch.zeros(1)})
-    first.save_image_grid("samples/step.png", torch.zeros(1, 1, 1, 4, 4), ["a"])
+    first.save_image_grid("samples/step-000001.png", torch.zeros(1, 1, 1, 4, 4), ["a"])
     (tmp_path / ".config.yaml.partial").touch()
     mine = {"notes.txt", "teacher.safetensors", "samples/thoughts.txt", "other/metrics.json"}
     for name in mine:
@@ -108,10 +111,10 @@ def test_files_in_the_way_give_one_line(tmp_path):
 
 
 def test_unwritable_folder_gives_one_line(tmp_path, monkeypatch):
-    def refuse(path):
+    def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(InputError, match=r"cannot be written \(Permission denied\)"):
         RunFolder(tmp_path)
 

@@ -31,7 +31,7 @@ REAL_ROWS = {"real_calibrated", "real_fine_tuned"}
 STUDENT_FILES = {"quantized.safetensors", "model.safetensors", "export.json"}
 RUN_FILES = STUDENT_FILES | {
     *("config.yaml", "metrics.json", "metrics.jsonl", "generator.safetensors", "samples"),
-    "predictions.safetensors",
+    *("predictions.safetensors", "run-files.txt"),
 }
 PROFILE_FILES = {"trace.json", "profile.txt"}
 

@@ -197,7 +197,8 @@ def test_labels_that_the_classifier_lacks(folder, monkeypatch, capsys):
     before = snapshot(folder)
     assert main([*SHORT, *model, "--evaluation-data", "tree"]) == 2
     assert capsys.readouterr().err == (
-        "error: labels up to 6 were found, the classifier has 5 classes\n"
+        "error: tree: holds 7 class folders, the classifier has 5 classes; give the folder that "
+        "holds a folder for each of them and no other\n"
     )
     assert snapshot(folder) == before
 
@@ -212,7 +213,8 @@ def test_an_image_that_cannot_be_read_keeps_what_is_there(folder, monkeypatch, t
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path}/tree/0/1.png: cannot be read as an image")
     kept = {file.name for file in (tmp_path / "run").iterdir()}
-    assert kept == {"config.yaml", "metrics.jsonl", "generator.safetensors", "samples"}
+    files = {"config.yaml", "metrics.jsonl", "generator.safetensors"}
+    assert kept == files | {"samples", "run-files.txt"}
 
 
 def test_as_a_program_there_is_no_traceback(folder):
@@ -259,5 +261,5 @@ def test_an_interrupt_keeps_what_is_there_and_writes_a_checkpoint(tmp_path):
     assert errors == f"stopped by SIGINT; --resume {run} goes on from here\n"
     kept = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
     (checkpoint,) = (run / "checkpoints").iterdir()
-    expected = {"config.yaml", "metrics.jsonl", "samples/step-000001.png"}
+    expected = {"config.yaml", "metrics.jsonl", "samples/step-000001.png", "run-files.txt"}
     assert kept == expected | {f"checkpoints/{checkpoint.name}"}

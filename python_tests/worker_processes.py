@@ -66,6 +66,7 @@ def run_together(
             HOST, port, is_master=True, wait_for_workers=False, timeout=timedelta(0, 9)
         )
         place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        place["TORCHELASTIC_RUN_ID"] = "test"
     places = [{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
     started = [CONTEXT.Process(target=work, args=(p, folder, function, arguments)) for p in places]
     with pytest.MonkeyPatch.context() as patch:

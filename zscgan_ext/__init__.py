@@ -5,6 +5,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from zscgan_ext.errors import CURRENT_FOLDER_IS_GONE, current_folder_is_gone
+
 if TYPE_CHECKING:
     from zscgan_ext.api import (
         evaluate,
@@ -14,9 +16,11 @@ if TYPE_CHECKING:
         quantize,
         train_generator,
     )
+    from zscgan_ext.errors import InputError
     from zscgan_ext.export.quantized_file import load_quantized
 
 __all__ = [
+    "InputError",
     "evaluate",
     "export",
     "fine_tune",
@@ -25,7 +29,10 @@ __all__ = [
     "quantize",
     "train_generator",
 ]
-HOMES = {"load_quantized": "zscgan_ext.export.quantized_file"}  # all others are in the API
+HOMES = {  # all others are in the API
+    "InputError": "zscgan_ext.errors",
+    "load_quantized": "zscgan_ext.export.quantized_file",
+}
 
 
 class Package(ModuleType):
@@ -50,3 +57,9 @@ def __getattr__(name: str) -> Any:
 
 
 sys.modules[__name__].__class__ = Package
+
+# A program of the package is about to start, which is when torch may end the process without a word
+# of the reason.
+if sys.argv[:1] == ["-m"] and current_folder_is_gone():
+    print(f"error: {CURRENT_FOLDER_IS_GONE}", file=sys.stderr)
+    sys.exit(2)

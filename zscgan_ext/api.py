@@ -14,17 +14,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext.api_arguments import (
+    ImageSource,
+    check_classifier,
+    check_data,
+    check_formats,
+    check_images,
+    check_model,
+    check_student,
+    checked_answers,
+    checked_batch,
+    checked_path,
+    kind,
+)
+from zscgan_ext.classifiers import loading
 from zscgan_ext.classifiers.graph import device_of
-from zscgan_ext.classifiers.loading import Classifier, load_classifier
+from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.evaluate.evaluated_classifier import Evaluated
 from zscgan_ext.evaluate.evaluation import Evaluation
-from zscgan_ext.evaluate.measurement import BATCH, measure, open_data
+from zscgan_ext.evaluate.measurement import BATCH, check_batch_size, measure, open_data
 from zscgan_ext.export import exporter
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import lay_out, to_memory_format
 from zscgan_ext.quantization.conversion import QuantizedClassifier
-from zscgan_ext.run_folder.files import EXPORTED, NoFolder
+from zscgan_ext.run_folder.files import NoFolder
 from zscgan_ext.settings.config import PRESETS, Settings, check_settings
 from zscgan_ext.settings.values import resolve_device
 from zscgan_ext.stages import generator_stage, student_stages
@@ -33,8 +47,39 @@ from zscgan_ext.synthesis.generator import ConditionalGenerator
 
 __all__ = ["evaluate", "export", "fine_tune", "load_classifier", "quantize", "train_generator"]
 
-# A generator, or batches: images [N, C, H, W], alone or in a tuple with their labels [N].
-ImageSource = ConditionalGenerator | Iterable[Any]
+
+def load_classifier(
+    name: str | nn.Module,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Classifier:
+    """Load a trained classifier and try it on two blank images.
+
+    Args:
+        name: as `--classifier`, or a model object, which is copied.
+        weights: safetensors or state-dict file; None for the weights that come with the model,
+            which torchvision and timm download.
+        num_classes: what the model must give; None to take what it gives.
+        image_size: height and width in pixels; None for what the source knows, or 224.
+        mean: for each channel, pixels from 0 to 1; None for what the source knows, ImageNet's for
+            three channels, or 0.5.
+        std: like `mean`.
+
+    Raises:
+        InputError: if an argument is out of range, the model cannot be built, the weights do not
+            fit, there is no batch norm, or the model does not turn such images into logits.
+    """
+    if not isinstance(name, str | nn.Module):
+        raise InputError(f"classifier: {kind(name)}, needed is a name or a torch.nn.Module")
+    check_model(name)
+    given = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std}
+    settings = settings_from(given)
+    file = None if weights is None else checked_path("weights", weights)
+    sizes = settings.num_classes, settings.image_size
+    return loading.load_classifier(name, file, *sizes, settings.mean, settings.std)
 
 
 def train_generator(classifier: Classifier, **settings: Any) -> ConditionalGenerator:
@@ -50,6 +95,7 @@ def train_generator(classifier: Classifier, **settings: Any) -> ConditionalGener
     Raises:
         InputError: if a setting is unknown or out of range, or numbers cease to be finite.
     """
+    check_classifier(classifier)
     with seeded_run(classifier, settings) as run:
         return generator_stage.learn_generator(run)
 
@@ -67,8 +113,10 @@ def quantize(classifier: Classifier, images: ImageSource, **settings: Any) -> Qu
 
     Raises:
         InputError: if a setting is unknown or out of range, the classifier cannot be converted,
-            there are too few batches, or images lack labels that are needed.
+            images do not fit it, there are too few batches, or labels are needed and missing.
     """
+    check_classifier(classifier)
+    check_images(images, classifier)
     with seeded_run(classifier, settings) as run:
         batches = batches_of(run, images, run.settings.batch_size)
         return student_stages.starting_student(run, batches, row_of(images))
@@ -90,10 +138,14 @@ def fine_tune(
         The student.
 
     Raises:
-        InputError: if a setting is unknown or out of range, there are too few batches, images lack
-            labels that are needed, numbers cease to be finite, or the generator is to go on
-            learning, which `python -m zscgan_ext.train` alone does.
+        InputError: if a setting is unknown or out of range, the student is of another classifier,
+            images do not fit it, there are too few batches, labels are needed and missing, numbers
+            cease to be finite, or the generator is to go on learning, which
+            `python -m zscgan_ext.train` alone does.
     """
+    check_classifier(classifier)
+    check_student(student, classifier)
+    check_images(images, classifier)
     if settings.get("training", "staged") != "staged":
         raise InputError("training: the generator goes on learning in python -m zscgan_ext.train")
     with seeded_run(classifier, settings) as run:
@@ -106,7 +158,7 @@ def fine_tune(
 def evaluate(
     model: Callable[[Tensor], Tensor],
     classifier: Classifier,
-    data: str | Images | None = None,
+    data: str | Path | Images | None = None,
     batch_size: int = BATCH,
 ) -> Evaluation:
     """Measure a quantized classifier on labelled images, beside the float one.
@@ -123,15 +175,23 @@ def evaluate(
         Top-1, top-5, agreement, calibration error, latency, and results of each class.
 
     Raises:
-        InputError: if there are no such images, they do not fit, or the batch size is below 1.
+        InputError: if there are no such images, they or the model do not fit, or the batch size
+            is below 1.
     """
+    check_classifier(classifier)
+    answers = checked_answers(model, classifier)
+    check_batch_size(batch_size)
+    if isinstance(data, Path):
+        data = str(data)
+    if data is not None and not isinstance(data, str):
+        check_data(data, classifier)
     float_model, preprocessing = classifier.model, classifier.preprocessing
     facts = (classifier.name, preprocessing, classifier.class_names)
     opened = open_data(data, *facts)
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     if device_of(float_model) != device:
         float_model = copy.deepcopy(float_model).to(device)
-    return measure(Evaluated(model, float_model, *facts), opened, batch_size, device)
+    return measure(Evaluated(answers, float_model, *facts), opened, batch_size, device)
 
 
 def export(
@@ -154,13 +214,15 @@ def export(
         What `export.json` holds: bytes, agreement, differences, latencies, versions.
 
     Raises:
-        InputError: if a format is unknown or its packages are missing, a node cannot be exported,
-            or a file differs from the student.
+        InputError: if a format is unknown or its packages are missing, the student is of another
+            classifier, images do not fit it, a node cannot be exported, a file differs from the
+            student, or something stands in its place that no export wrote.
     """
-    unknown = sorted(set(formats) - set(EXPORTED))
-    if unknown:
-        accepted = " and ".join(EXPORTED)
-        raise InputError(f"formats: unknown {unknown[0]!r}, accepted are {accepted}")
+    formats = check_formats(formats)
+    folder = checked_path("folder", folder)
+    check_classifier(classifier)
+    check_student(student, classifier)
+    check_images(images, classifier)
     classifier, student = copy.deepcopy((classifier, student))
     lay_out(student.to("cpu").requires_grad_(False), torch.channels_last)
     with seeded_run(classifier, {"device": "cpu"}) as run:
@@ -170,7 +232,7 @@ def export(
             source = list(islice(images, exporter.BATCHES))
         batches = batches_of(run, source, exporter.BATCH)
         pictures = [batch for batch, _ in islice(batches, exporter.BATCHES)]
-    return exporter.export(classifier, student, pictures, Path(folder), formats)
+    return exporter.export(classifier, student, pictures, folder, formats)
 
 
 # ---- from objects to a run ----------------------------------------------------------------------
@@ -179,18 +241,34 @@ def export(
 @contextmanager
 def seeded_run(classifier: Classifier, changes: Mapping[str, Any]) -> Iterator[Run]:
     """Start a run that keeps no files; torch's default generators are left as they were."""
-    unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
-    if unknown:
-        hint = did_you_mean(unknown[0], Settings.__dataclass_fields__)
-        raise InputError(f"unknown setting {unknown[0]}{hint}")
-    preset = PRESETS.get(changes.get("preset", "default"), {})
-    settings = Settings(**{**preset, **changes})
-    check_settings(settings)
+    settings = settings_from(changes)
     device = resolve_device(settings.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         run = new_run(settings, classifier, NoFolder())
         run.execution.apply()
         yield run
+
+
+def settings_from(changes: Mapping[str, Any]) -> Settings:
+    """Return settings with changes.
+
+    Raises:
+        InputError: if one is unknown, of another type or out of range.
+    """
+    unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
+    if unknown:
+        hint = did_you_mean(unknown[0], Settings.__dataclass_fields__)
+        raise InputError(f"unknown setting {unknown[0]}{hint}")
+    changed: dict[str, Any] = {
+        n: tuple(v) if isinstance(v, list) else v for n, v in changes.items()
+    }
+    if isinstance(changed.get("device"), torch.device):
+        changed["device"] = str(changed["device"])
+    settings = Settings(**changed)
+    check_settings(settings)
+    settings = Settings(**{**PRESETS[settings.preset], **changed})
+    check_settings(settings)
+    return settings
 
 
 def row_of(images: ImageSource) -> str:
@@ -217,13 +295,14 @@ def given_batches(run: Run, images: Iterable[Any]) -> Iterator[tuple[Tensor, Ten
     """Yield the batches of a user, from the start again where that is possible.
 
     Raises:
-        InputError: when an iterator ends, there is no batch, or labels are needed and missing.
+        InputError: when an iterator ends, there is no batch, one does not fit the classifier, or
+            labels are needed and missing.
     """
     while True:
         count = 0
         for batch in images:
             count += 1
-            pixels, labels = batch if isinstance(batch, tuple | list) else (batch, None)
+            pixels, labels = checked_batch(batch, run.classifier)
             if labels is None and run.settings.label_weight > 0:
                 raise InputError("images: have no labels, which label_weight needs")
             if labels is None:

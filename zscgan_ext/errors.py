@@ -1,9 +1,11 @@
 """The one exception a user can cause, and what its messages share."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 LONGEST_MESSAGE = 2000  # characters
+CURRENT_FOLDER_IS_GONE = "the current folder was deleted; change to one that exists"
 
 
 class InputError(ValueError):
@@ -22,9 +24,23 @@ def one_line(text: str) -> str:
     if len(text) > LONGEST_MESSAGE:
         half = LONGEST_MESSAGE // 2
         text = f"{text[:half]} ... {text[-half:]}"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Escape what is not printable: control characters, line ends, marks that reorder a line."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
+
+
+def current_folder_is_gone() -> bool:
+    """Tell whether the current folder was deleted, so that no relative path leads anywhere."""
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from zscgan_ext.environment import environment
+from zscgan_ext.errors import one_line
 from zscgan_ext.ops import implementation
 from zscgan_ext.program import OneLineParser, program
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts["threads"] = str(torch.get_num_threads())
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {value}")
+        print(one_line(f"{name:<{width}}  {value}"))
     return 0
 
 

@@ -6,6 +6,8 @@ one process, for which everything here gives back what it is given.
 
 import hashlib
 import os
+import re
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -19,8 +21,10 @@ from torch.distributed.rendezvous import rendezvous
 from zscgan_ext.errors import InputError, first_line
 
 TIMEOUT = timedelta(minutes=30)  # after which a process that waits for others gives up
+MEETING = timedelta(seconds=15)  # that processes wait for others, which torchrun has not started
 PATIENCE = timedelta(seconds=2)  # that a process has for the first one to tell an error
 Value = TypeVar("Value")
+START = "start all of them by torchrun, or unset RANK and WORLD_SIZE for one process"
 
 
 class Control:
@@ -28,6 +32,7 @@ class Control:
 
     group: Any = None  # None for torch's default group
     store: Any = None  # None before they met
+    is_alone: bool = False  # whether the others did not come
 
 
 def rank() -> int:
@@ -40,29 +45,72 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_started_by_torchrun() -> bool:
-    """Tell whether torchrun started this process."""
+def is_one_of_many() -> bool:
+    """Tell whether the environment says that this process is one of many, as torchrun lets it."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_started_by_torchrun() -> bool:
+    """Tell whether torchrun itself started this process, which starts all others too."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def number(variable: str, default: int = 0) -> int:
+    """Return a number that torchrun sets in the environment.
+
+    Raises:
+        InputError: if it is none, or below 0.
+    """
+    text = os.environ.get(variable, str(default))
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise InputError(f"{variable}: {text!r} in the environment, needed is a number; {START}")
+    return int(text)
+
+
+def check_environment() -> None:
+    """Require that the environment gives this process a place among others, or none.
+
+    Raises:
+        InputError: naming what is wrong with it.
+    """
+    if not is_one_of_many():
+        return
+    place, size = number("RANK"), number("WORLD_SIZE")
+    number("LOCAL_RANK")
+    number("TORCHELASTIC_RESTART_COUNT")
+    if place >= size:
+        raise InputError(
+            f"RANK: {place} in the environment, where WORLD_SIZE is {size}; needed is a number "
+            f"below it; {START}"
+        )
+    for variable in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(variable):
+            raise InputError(f"RANK is set as by torchrun, but {variable} is not; {START}")
+    if not 0 < number("MASTER_PORT") < 1 << 16:
+        raise InputError(f"MASTER_PORT: {number('MASTER_PORT')} in the environment; {START}")
 
 
 def restarts() -> int:
     """Return how often torchrun started all processes again, after one of them had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if is_started_by_torchrun() else 0
+    return number("TORCHELASTIC_RESTART_COUNT") if is_one_of_many() else 0
 
 
 def is_first() -> bool:
     """Tell whether this process is the one that prints and writes, before it met the others."""
-    return not is_started_by_torchrun() or os.environ["RANK"] == "0"
+    return not is_one_of_many() or number("RANK") == 0
 
 
 def name() -> str:
     """Return what messages of this process begin with, nothing for those of the first."""
-    return "" if is_first() else f"process {os.environ['RANK']}: "
+    try:
+        return "" if is_first() else f"process {number('RANK')}: "
+    except InputError:  # which is what the message says
+        return ""
 
 
 def local_rank() -> int:
     """Return the place of this process among those of its machine, which chooses its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if is_started_by_torchrun() else 0
+    return number("LOCAL_RANK") if is_one_of_many() else 0
 
 
 def join(device: torch.device) -> None:
@@ -71,14 +119,16 @@ def join(device: torch.device) -> None:
     Args:
         device: where this one computes; NCCL connects GPUs, gloo CPUs.
     """
-    if not is_started_by_torchrun() or dist.is_initialized():
+    if not is_one_of_many() or dist.is_initialized():
         return
+    check_environment()
     is_gpu = device.type == "cuda"
     if is_gpu:
         torch.cuda.set_device(device)
     backend = "nccl" if is_gpu else "gloo"
-    store = common_store(TIMEOUT)
-    own_rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    own_rank, size = number("RANK"), number("WORLD_SIZE")
+    store = common_store(TIMEOUT if is_started_by_torchrun() else MEETING)
+    store.set_timeout(TIMEOUT)
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=TIMEOUT)
     Control.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
@@ -94,16 +144,44 @@ def common_store(timeout: timedelta) -> Any:
     """Return the store by which the processes that torchrun started find each other.
 
     Raises:
-        InputError: if its environment variables are not whole.
+        InputError: if its environment variables are not whole, or others do not come.
     """
     if Control.store is None:
         try:
+            if not is_started_by_torchrun():
+                find_first(timeout)
             store, _, _ = next(rendezvous("env://", timeout=timeout))
-        except ValueError as error:
-            raise InputError(f"RANK is set as by torchrun, but {first_line(error)}") from None
+        except (OSError, ValueError, RuntimeError) as error:
+            Control.is_alone = True
+            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise InputError(
+                f"RANK and WORLD_SIZE say that this is one of {number('WORLD_SIZE')} processes, "
+                f"which did not all meet at {place} within {timeout.total_seconds():.0f} seconds "
+                f"({reason}); {START}"
+            ) from None
         # After a restart the store still has what processes that are gone have left.
         Control.store = dist.PrefixStore(f"start {restarts()}", store)  # type: ignore[attr-defined]
     return Control.store
+
+
+def find_first(timeout: timedelta) -> None:
+    """Wait until the first process can be reached, in silence: torch would log each attempt.
+
+    Raises:
+        OSError: if it cannot be, in this time.
+    """
+    place = os.environ["MASTER_ADDR"], number("MASTER_PORT")
+    socket.getaddrinfo(*place)
+    end = time.monotonic() + timeout.total_seconds()
+    while number("RANK") > 0:
+        try:
+            socket.create_connection(place, timeout=timeout.total_seconds()).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
 
 
 def tells_the_error() -> bool:
@@ -112,15 +190,19 @@ def tells_the_error() -> bool:
     Of all that end so, because they met the same error or lost the one that did, one prints. The
     first process goes before the others, whose place says nothing then.
     """
-    if not is_started_by_torchrun():
-        return True
     try:
+        check_environment()
+        if not is_one_of_many() or Control.is_alone:
+            return True
         store = common_store(PATIENCE)
         end = time.monotonic() + (0 if is_first() else PATIENCE.total_seconds())
         while time.monotonic() < end and not store.check(["errors"]):
             time.sleep(0.05)
         return bool(store.add("errors", 1) == 1)
-    except (RuntimeError, InputError):  # none can be made, or it is gone with its process
+    except (
+        RuntimeError,
+        InputError,
+    ):  # it makes no sense, none can be made, or it is gone with its process
         return True
 
 

@@ -1,23 +1,32 @@
 """How every program of the package ends: with its exit code, or with one line and 2."""
 
 import argparse
-import contextlib
+import errno
 import functools
-import io
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
 
 from zscgan_ext import processes
-from zscgan_ext.errors import InputError, first_line, one_line
+from zscgan_ext.errors import (
+    CURRENT_FOLDER_IS_GONE,
+    InputError,
+    current_folder_is_gone,
+    first_line,
+    one_line,
+)
 from zscgan_ext.ops.implementation import require_implementation
+from zscgan_ext.output import OutputError, safe_outputs
 
 Main = Callable[..., int]  # takes the command line, or None for that of the process
 # How torch tells that memory is used up, where it does not raise `torch.OutOfMemoryError`.
 OUT_OF_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")
+# What helps where memory is short: for programs with sizes to set, and for all others.
+SMALLER_SIZES = "a smaller --batch-size or --image-size needs less"
+SMALLER_BATCHES = "a smaller --batch-size needs less"
+LESS_OF_ALL = "end other programs, or use a machine with more"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -28,37 +37,64 @@ class OneLineParser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def program(main: Main) -> Main:
+def program(main: Main, goes_on: bool = False, if_memory_is_short: str = LESS_OF_ALL) -> Main:
     """Let a program's main function end with one line and exit code 2 where a user can help it.
 
     That is an `InputError`, memory that is used up, and an output that cannot be written: a full
     disk, a closed pipe. Ctrl-C gives 130. All else is a defect and keeps its traceback.
+
+    Args:
+        main: the function.
+        goes_on: whether it goes on without a standard output that cannot be written.
+        if_memory_is_short: what helps then.
     """
 
-    @functools.wraps(main)
-    def ending(arguments: Sequence[str] | None = None) -> int:
+    def ended(arguments: Sequence[str] | None) -> int:
         try:
+            # Libraries end a process that computes there.
+            if current_folder_is_gone():
+                return told(f"error: {CURRENT_FOLDER_IS_GONE}", 2)
             require_implementation()
-            with any_characters():
-                code = main(arguments)
-                sys.stdout.flush()
-                return code
+            code = code_of(main, arguments)
+            sys.stdout.flush()
+            return code
         except KeyboardInterrupt:
             return told("interrupted", 130)
         except InputError as error:
             return told(f"error: {error}", 2)
+        except OutputError as error:
+            return told(f"error: standard output: {output_reason(error)}", 2)
         except OSError as error:
-            if error.filename is None:
-                discard_output()
-            place = error.filename or "standard output"
-            return told(f"error: {place}: {error.strerror or error}", 2)
+            place = "" if error.filename is None else f"{error.filename}: "
+            return told(f"error: {place}{error.strerror or error}", 2)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            hint = "a smaller --batch-size or --image-size needs less"
-            return told(f"error: memory is used up ({first_line(error)}); {hint}", 2)
+            reason = first_line(error)
+            return told(f"error: memory is used up ({reason}); {if_memory_is_short}", 2)
+
+    @functools.wraps(main)
+    def ending(arguments: Sequence[str] | None = None) -> int:
+        with safe_outputs(goes_on):
+            return ended(arguments)
 
     return ending
+
+
+def code_of(main: Main, arguments: Sequence[str] | None) -> int:
+    """Return the exit code of a main function; what `--help` prints is written before it exits."""
+    try:
+        return main(arguments)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+
+
+def output_reason(error: OutputError) -> str:
+    """Say why the standard output takes no more."""
+    if error.errno == errno.EPIPE:
+        return "the program that reads it has ended, what was left to print is lost"
+    return str(error.strerror)
 
 
 def told(text: str, code: int) -> int:
@@ -73,26 +109,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(text in str(error) for text in OUT_OF_MEMORY)
-
-
-@contextlib.contextmanager
-def any_characters() -> Iterator[None]:
-    """Let the standard output take names that its encoding lacks."""
-    output = sys.stdout
-    if not isinstance(output, io.TextIOWrapper):
-        yield
-        return
-    errors = output.errors
-    output.reconfigure(errors="backslashreplace")
-    try:
-        yield
-    finally:
-        output.reconfigure(errors=errors)
-
-
-def discard_output() -> None:
-    """Send what is left for an output that failed nowhere; Python flushes it once more at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)

@@ -8,11 +8,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from zscgan_ext import processes
-from zscgan_ext.errors import first_line
+from zscgan_ext.errors import first_line, one_line
 from zscgan_ext.export.exporter import export_run, summary
-from zscgan_ext.program import is_out_of_memory, program, told
+from zscgan_ext.program import SMALLER_SIZES, is_out_of_memory, program, told
 from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
 from zscgan_ext.settings.command_line import parse_settings
 from zscgan_ext.settings.values import parse_formats
@@ -35,7 +36,7 @@ def report(run: Run) -> None:
     if run.settings.report and run.settings.stop_after is None:
         from zscgan_ext.report.page import write_report  # takes long to import
 
-        print(f"report in {write_report(run.folder.path)}")
+        print(one_line(f"report in {write_report(run.folder.path)}"))
 
 
 def run_to_end(run: Run) -> None:
@@ -50,20 +51,22 @@ def run_to_end(run: Run) -> None:
         print(table(results))
     if processes.rank() == 0:
         with run.checkpoints.interruptible():
+            run.folder.require_same_config()
             export_student(run)
             report(run)
-    print(f"{results['seconds']['total']:.0f} s, results in {run.folder.path}")
+    print(one_line(f"{results['seconds']['total']:.0f} s, results in {run.folder.path}"))
 
 
 def run_program(arguments: Sequence[str] | None) -> int:
     """Run the program in one process; return its exit code."""
     try:
         run = prepare(parse_settings(arguments))
-        with run.checkpoints.signals:
+        with contextlib.closing(run.folder), run.checkpoints.signals:
             run_to_end(run)
     except StoppedError as stopped:
         if processes.rank() == 0:
-            print(f"{stopped}; --resume {run.folder.path} goes on from here", file=sys.stderr)
+            how = one_line(f"--resume {run.folder.path} goes on from here")
+            print(f"{stopped}; {how}", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
         return told("stopped before anything was written", 130)
@@ -76,9 +79,10 @@ def run_program(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-@program
+@partial(program, goes_on=True, if_memory_is_short=SMALLER_SIZES)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code. Of many processes the first one prints."""
+    processes.check_environment()
     if processes.is_first():
         return run_program(arguments)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

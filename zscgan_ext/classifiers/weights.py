@@ -130,13 +130,52 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return dict(safetensors.torch.load_file(file))
     except Exception as error:  # a damaged file raises nearly anything
+        if starts_with(file, ZIP_SIGNATURE):
+            raise InputError(
+                f"weights: {file} is a torch file by its content; rename it to "
+                f"{file.with_suffix('.pt').name}"
+            ) from None
         raise InputError(
             f"weights: {file} is truncated or not a safetensors file ({first_line(error)})"
         ) from None
 
 
+def starts_with(file: Path, signature: bytes) -> bool:
+    """Tell whether a file begins with some bytes."""
+    with file.open("rb") as stream:
+        return stream.read(len(signature)) == signature
+
+
+def looks_like_safetensors(file: Path) -> bool:
+    """Tell whether a file begins with the length of a JSON object, and with one."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
+
+
+def is_torchscript(file: Path) -> bool:
+    """Tell whether an archive holds a TorchScript program, code and all."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+    return "constants.pkl" in names and any(name.startswith("code/") for name in names)
+
+
 def read_checkpoint(file: Path) -> Any:
     """Read what `torch.save` wrote, tensors and plain containers only."""
+    if looks_like_safetensors(file):
+        raise InputError(
+            f"weights: {file} is a safetensors file by its content; rename it to "
+            f"{file.with_suffix('.safetensors').name}"
+        )
+    if is_torchscript(file):
+        raise InputError(
+            f"weights: {file} is a TorchScript program, which is never run; save the weights alone "
+            "by torch.save(torch.jit.load(FILE).state_dict(), OTHER_FILE)"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -2,17 +2,19 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from zscgan_ext.errors import one_line
 from zscgan_ext.evaluate.evaluated_classifier import open_evaluated
 from zscgan_ext.evaluate.evaluation import as_json
 from zscgan_ext.evaluate.measurement import BATCH, measure, open_data
 from zscgan_ext.images.datasets import few_labels_warnings
-from zscgan_ext.program import OneLineParser, program
-from zscgan_ext.run_folder.files import write_whole
+from zscgan_ext.program import SMALLER_BATCHES, OneLineParser, program
+from zscgan_ext.run_folder.whole_file import write_whole
 
 
-@program
+@partial(program, if_memory_is_short=SMALLER_BATCHES)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     parser = OneLineParser(
@@ -47,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
     data = open_data(options.data, *facts)
     evaluation = measure(evaluated, data, options.batch_size)
-    for warning in few_labels_warnings(options.data, data, len(evaluated.class_names)):
-        print(f"warning: {warning}")
-    print(evaluation)
-    if options.json is not None:
+    if options.json is not None:  # first, since printing can fail
         write_whole(options.json, as_json(evaluation))
+    for warning in few_labels_warnings(options.data, data, len(evaluated.class_names)):
+        print(f"warning: {one_line(warning)}")
+    print(evaluation)
     return 0
 
 

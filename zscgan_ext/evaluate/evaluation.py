@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from zscgan_ext.errors import one_line
 from zscgan_ext.measures import ClassResult
-from zscgan_ext.run_folder.files import json_bytes
+from zscgan_ext.run_folder.whole_file import json_bytes
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from zscgan_ext.measures import (
     top1,
     top5,
 )
-from zscgan_ext.zoo import bundled_images
+from zscgan_ext.zoo import open_bundled
 
 BATCH = 250  # images
 CPU = torch.device("cpu")
@@ -46,10 +46,12 @@ def open_data(
     if data is not None and not isinstance(data, str):
         check_labels(data, len(class_names))
         return data
-    name = data or bundled_images(classifier)
-    if name is None:
+    if data is not None:
+        return open_labelled(data, "test", preprocessing, len(class_names))
+    bundled = open_bundled(classifier, preprocessing, len(class_names))
+    if bundled is None:
         raise InputError("data: give labelled images, only bundled classifiers have their own")
-    return open_labelled(name, "test", preprocessing, len(class_names))
+    return bundled
 
 
 def measure(
@@ -69,8 +71,7 @@ def measure(
     Raises:
         InputError: if the batch size is below 1, or there are logits of other classes.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size: {batch_size}, needed is a number above 0")
+    check_batch_size(batch_size)
     preprocessing, labels = evaluated.preprocessing, data.labels
     logits = predict(evaluated.model, data, preprocessing, batch_size, device)
     check_logits(logits, evaluated)
@@ -88,6 +89,18 @@ def measure(
         classes=per_class(logits, labels),
         class_names=evaluated.class_names,
     )
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Require a number of images.
+
+    Raises:
+        InputError: if it is none, or below 1.
+    """
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+        raise InputError(f"batch_size: {batch_size!r}, needed is a whole number")
+    if batch_size < 1:
+        raise InputError(f"batch_size: {batch_size}, needed is a number above 0")
 
 
 @torch.no_grad()

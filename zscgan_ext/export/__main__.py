@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from zscgan_ext.errors import one_line
 from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.program import OneLineParser, program
 from zscgan_ext.settings.values import EXPORT_FORMATS, parse_formats
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     report = export_run(options.run, parse_formats(options.formats))
     print(summary(report))
-    print(f"results in {options.run}")
+    print(one_line(f"results in {options.run}"))
     return 0
 
 

@@ -19,8 +19,9 @@ from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.measures import latencies
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
-from zscgan_ext.run_folder.files import EXPORT, EXPORTED, json_bytes, one_line_errors, write_whole
+from zscgan_ext.run_folder.files import EXPORT, EXPORTED, write_own
 from zscgan_ext.run_folder.finished_run import open_run
+from zscgan_ext.run_folder.whole_file import json_bytes, one_line_errors, write_whole
 
 BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
 CHECKED_IMAGES = 4  # random ones, that a student is exported with before it learns
@@ -77,9 +78,9 @@ def export(
             report["bytes"]["float_onnx"] = report["onnx"].pop("float_bytes")
         else:
             data = safetensors_file(classifier, student, images[0])
-        write_whole(folder / EXPORTED[name], data)
+        write_own(folder, EXPORTED[name], data)
         report["bytes"][name] = len(data)
-    write_whole(folder / EXPORT, json_bytes(report))
+    write_own(folder, EXPORT, json_bytes(report))
     return report
 
 

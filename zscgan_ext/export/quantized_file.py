@@ -146,6 +146,12 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     Raises:
         InputError: if the file cannot be read, is damaged, or does not fit the classifier.
     """
+    if not isinstance(file, str | Path):
+        raise InputError(f"file: a {type(file).__name__}, needed is a path")
+    if not isinstance(classifier, str | nn.Module | None):
+        raise InputError(
+            f"classifier: a {type(classifier).__name__}, needed is a name or a torch.nn.Module"
+        )
     content = read_file(Path(file))
     name = content.classifier if classifier is None else classifier
     libraries = (torchvision_models.PREFIX, timm_models.PREFIX)

@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,7 +18,13 @@ from torchvision.datasets.folder import find_classes
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.idx_file import read_idx
-from zscgan_ext.images.image_file import IMAGE_MODES, image_files, read_image, silent_decoders
+from zscgan_ext.images.image_file import (
+    IMAGE_MODES,
+    image_files,
+    read_image,
+    require_targets,
+    silent_decoders,
+)
 from zscgan_ext.images.preprocessing import Preprocessing
 
 FASHION_MNIST_CLASSES = (
@@ -123,6 +129,7 @@ class ImageTree(IndexedImages):
 
     files: tuple[Path, ...]
     labels: Tensor  # int64 [N]
+    root: Path = Path()  # that holds the class folders
 
     def read(self, index: Tensor, preprocessing: Preprocessing) -> Tensor:
         """Read the files at these positions [B], normalized [B, C, H, W] float32."""
@@ -132,7 +139,9 @@ class ImageTree(IndexedImages):
 
     def subset(self, index: Tensor) -> "ImageTree":
         """Return the images at these positions, int64 [M], in this order."""
-        return ImageTree(tuple(self.files[i] for i in index.tolist()), self.labels[index])
+        return replace(
+            self, files=tuple(self.files[i] for i in index.tolist()), labels=self.labels[index]
+        )
 
 
 def read_idx_folder(folder: Path, split: Split) -> LabelledImages:
@@ -174,6 +183,7 @@ def read_tree(folder: Path, split: Split) -> ImageTree:
     """
     inner = (folder / name for name in SPLIT_FOLDERS[split])
     root = next((path for path in inner if os.path.isdir(path)), folder)
+    require_targets(root, names_in(root))
     try:
         classes, _ = find_classes(root)
     except OSError as error:
@@ -189,7 +199,7 @@ def read_tree(folder: Path, split: Split) -> ImageTree:
     if empty:
         raise InputError(f"{root}: not an ImageFolder tree (no image for the class {empty[0]})")
     labels = [label for label, found in enumerate(files) for _ in found]
-    return ImageTree(tuple(file for found in files for file in found), torch.tensor(labels))
+    return ImageTree(tuple(file for found in files for file in found), torch.tensor(labels), root)
 
 
 def fashion_mnist_folder(split: Split) -> Path:
@@ -285,6 +295,11 @@ def check_labels(data: Images, num_classes: int) -> None:
         InputError: naming the largest label.
     """
     largest = int(data.labels.max())
+    if largest >= num_classes and isinstance(data, ImageTree):
+        raise InputError(
+            f"{data.root}: holds {largest + 1} class folders, the classifier has {num_classes} "
+            "classes; give the folder that holds a folder for each of them and no other"
+        )
     if largest >= num_classes:
         raise InputError(
             f"labels up to {largest} were found, the classifier has {num_classes} classes"

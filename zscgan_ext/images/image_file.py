@@ -2,9 +2,10 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
@@ -26,14 +27,35 @@ def image_files(folder: Path) -> list[Path]:
     """List the image files below a folder in torchvision's order, no folder twice.
 
     Links to folders are followed, and may lead back to where they stand.
+
+    Raises:
+        InputError: if a folder below cannot be read, whose images would be missing.
     """
     seen: set[str] = set()
     found: list[tuple[str, list[str]]] = []
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         seen.add(os.path.realpath(root))
         folders[:] = [name for name in sorted(folders) if is_new(os.path.join(root, name), seen)]
+        require_targets(root, names)
         found.append((root, sorted(filter(is_image_file, names))))
     return [Path(root, name) for root, names in sorted(found) for name in names]
+
+
+def refuse(error: OSError) -> NoReturn:
+    """Raise what a folder cannot be read for as an `InputError`."""
+    raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def require_targets(folder: str | Path, names: Iterable[str]) -> None:
+    """Require that links lead somewhere: one to a folder of images would else not be missed.
+
+    Raises:
+        InputError: naming the first that does not, or whose target cannot be reached.
+    """
+    for name in names:
+        path = os.path.join(folder, name)
+        if os.path.islink(path) and not name.startswith(".") and not os.path.exists(path):
+            raise InputError(f"{path}: is a link that leads nowhere, or where nothing can be read")
 
 
 def is_new(folder: str, seen: set[str]) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zscgan_ext.errors import InputError
+
 LARGEST_IMAGE_SIZE = 4096  # pixels
 
 
@@ -18,6 +20,21 @@ class Preprocessing:
     image_size: int  # pixels, height and width
     mean: tuple[float, ...]  # in units of a pixel range of 0 to 1
     std: tuple[float, ...]  # in units of a pixel range of 0 to 1
+
+    def __post_init__(self) -> None:
+        """Require what can be computed with.
+
+        Raises:
+            InputError: naming what cannot.
+        """
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels or not all(map(math.isfinite, values)):
+                raise InputError(
+                    f"{name}: {values}, needed are {self.channels} finite numbers, one for each "
+                    "channel"
+                )
+        if min(self.std) <= 0:
+            raise InputError(f"std: {min(self.std)}, needed are numbers above 0")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from zscgan_ext.errors import one_line
 from zscgan_ext.program import OneLineParser, program
 from zscgan_ext.report.page import write_report
 
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
     options = parser.parse_args(arguments)
-    print(f"report in {write_report(options.run)}")
+    print(one_line(f"report in {write_report(options.run)}"))
     return 0
 
 

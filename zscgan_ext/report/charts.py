@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from zscgan_ext.errors import printable
 from zscgan_ext.report.batch_norms import LayerStatistics
 from zscgan_ext.report.quantization_errors import MeasuredTensor
 
@@ -71,7 +72,7 @@ def chart(name: str, draw: Callable[[Figure], Any], height: float = HEIGHT) -> s
 
 def tick_labels(names: Sequence[str]) -> list[str]:
     """Return names short enough for an axis, in which no formula is looked for."""
-    return [name[:LONGEST_LABEL].replace("$", r"\$") for name in names]
+    return [printable(name)[:LONGEST_LABEL].replace("$", r"\$") for name in names]
 
 
 def set_scale_of_losses(axes: Axes) -> None:

@@ -7,7 +7,7 @@ A file's name holds its number and the beginning of its SHA-256, such as
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.errors import first_line
-from zscgan_ext.run_folder.files import write_whole
+from zscgan_ext.run_folder.whole_file import write_whole
 
 State = dict[str, Any]  # nested: text keys; tensors, numbers, text, booleans, None, lists
 NAME = re.compile(r"(\d{6,})-([0-9a-f]{16})\.safetensors", re.ASCII)
@@ -78,14 +78,26 @@ def number_of(file: Path) -> int:
     return int(file.name.partition("-")[0])
 
 
-def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any]) -> Path:
+def write_checkpoint(
+    folder: Path,
+    number: int,
+    state: Mapping[str, Any],
+    claim: Callable[[Path], object] = lambda _: None,
+) -> Path:
     """Write a checkpoint, which is there whole or not at all.
+
+    Args:
+        folder: for it.
+        number: of the checkpoint.
+        state: that it holds.
+        claim: is told the file before it is written.
 
     Raises:
         InputError: if it cannot be written.
     """
     data = encode(state)
     file = folder / f"{number:06d}-{checksum(data)}.safetensors"
+    claim(file)
     write_whole(file, data)
     return file
 

@@ -23,7 +23,7 @@ from zscgan_ext.run_folder.checkpoint_file import (
     number_of,
     write_checkpoint,
 )
-from zscgan_ext.run_folder.files import CHECKPOINTS, one_line_errors
+from zscgan_ext.run_folder.files import CHECKPOINTS, RunFolder
 from zscgan_ext.run_folder.random_state import DefaultRandom, OwnRandom
 from zscgan_ext.settings.values import Interval
 from zscgan_ext.training.steps import nothing
@@ -41,6 +41,11 @@ class Stateful(Protocol):
 
 
 Held = TypeVar("Held", bound=Stateful)
+
+
+def name_in_run(file: Path) -> str:
+    """Return a checkpoint's path in the folder of its run."""
+    return f"{CHECKPOINTS}/{file.name}"
 
 
 @contextmanager
@@ -64,6 +69,7 @@ class Checkpoints:
         keep: checkpoints that are kept, the newest ones.
         facts: what a run that goes on must have in common, as JSON has it.
         loaded: the checkpoint to go on from.
+        own: the same folder, which knows what the run has written; without it nothing is deleted.
     """
 
     def __init__(
@@ -73,7 +79,9 @@ class Checkpoints:
         keep: int,
         facts: Mapping[str, Any],
         loaded: State | None = None,
+        own: RunFolder | None = None,
     ) -> None:
+        self.own = own
         self.folder = None if run is None else run / CHECKPOINTS
         self.every = every
         self.keep = keep
@@ -223,7 +231,12 @@ class Checkpoints:
             return False
         if self.every.steps is not None:
             return self.steps >= self.steps_at_last + self.every.steps
-        return time.monotonic() >= self.time_of_last + self.every.seconds
+        now = time.monotonic()
+        if now < self.time_of_last:
+            self.time_of_last = now  # or the next one would come when the clock is where it was
+            print("warning: the clock was set back; a checkpoint is written now", flush=True)
+            return True
+        return now >= self.time_of_last + self.every.seconds
 
     def snapshot(self) -> State:
         """Return a copy of the state of all that is held, between two steps."""
@@ -258,10 +271,14 @@ class Checkpoints:
         self.steps_at_last, self.time_of_last = self.steps, time.monotonic()
         if self.folder is None or processes.rank() > 0:
             return
-        file = write_checkpoint(self.folder, self.number, state)
-        with one_line_errors(file):
-            for old in checkpoint_files(self.folder)[: -self.keep]:
-                old.unlink()
+        write_checkpoint(self.folder, self.number, state, self._claim)
+        if self.own is not None:
+            old = checkpoint_files(self.folder)[: -self.keep]
+            self.own.delete(name_in_run(file) for file in old)
+
+    def _claim(self, file: Path) -> None:
+        if self.own is not None:
+            self.own.claim(name_in_run(file))
 
     def _random_of_all(self) -> list[State]:
         """Return the random numbers of all processes, which have to call this together."""

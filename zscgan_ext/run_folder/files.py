@@ -1,12 +1,12 @@
 """The folder of a run. No file in it is ever half written under its own name."""
 
-import contextlib
 import errno
 import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,17 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, printable
+from zscgan_ext.run_folder.own_files import (
+    LIST,
+    OwnFiles,
+    check_place,
+    not_ours,
+    require_folder,
+)
+from zscgan_ext.run_folder.whole_file import json_bytes, one_line_errors
 from zscgan_ext.settings.command_line import CONFIG
 
-PARTIAL = ".partial"
 METRICS = "metrics.json"
 LOG = "metrics.jsonl"
 SAMPLES = "samples"
@@ -30,68 +37,57 @@ EXPORT = "export.json"
 REPORT = "report.html"
 TRACE, PROFILE = "trace.json", "profile.txt"
 CHECKPOINTS = "checkpoints"
-# All that a run writes, and all that `overwrite` deletes.
-RUN_FILES = (
+# All names of files that runs write.
+NAMES = (
     *(CONFIG, METRICS, LOG, GENERATOR, STUDENT, PREDICTIONS, *EXPORTED.values(), EXPORT, REPORT),
-    *(TRACE, PROFILE, f"{SAMPLES}/*.png", f"{CHECKPOINTS}/*.safetensors", "events.out.tfevents.*"),
+    *(TRACE, PROFILE),
 )
-PARTIAL_FILES = (f".*{PARTIAL}", f"{SAMPLES}/.*{PARTIAL}", f"{CHECKPOINTS}/.*{PARTIAL}")
-ALL_FILES = (*RUN_FILES, *PARTIAL_FILES)
+CHECKPOINT_NAMES = re.compile(rf"{CHECKPOINTS}/\d{{6,}}-[0-9a-f]{{16}}\.safetensors", re.ASCII)
+EVENT_NAMES = re.compile(r"events\.out\.tfevents\.[\w.-]+", re.ASCII)
+SAMPLE_NAMES = re.compile(rf"{SAMPLES}/step-\d{{6,}}\.png", re.ASCII)
+NUMBERED = (CHECKPOINT_NAMES, EVENT_NAMES, SAMPLE_NAMES)
 SMALLEST_SAMPLE = 56  # pixels, so that 28x28 images can be made out
 FONT_SIZE = 14  # pixels
 GAP = 2  # pixels between images
 
 
-@contextlib.contextmanager
-def one_line_errors(file: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file into an `InputError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"output: {file} cannot be written ({reason})") from error
+def is_name_of_a_run(name: str) -> bool:
+    """Tell of a path in the folder of a run whether runs write files of this name."""
+    return name in NAMES or any(pattern.fullmatch(name) for pattern in NUMBERED)
 
 
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file, and its folder where that is missing, so that it is there whole or not at all.
+def own_files(folder: Path) -> OwnFiles:
+    """Return the list of what runs wrote into a folder, which is made where it is missing.
 
     Raises:
-        InputError: if it cannot be written.
+        InputError: if the folder is a link or in use, or cannot be written.
     """
-    partial = file.with_name(f".{file.name}{PARTIAL}")
-    with one_line_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
-        try:
-            # "x": a link that somebody put there must not lead to another file.
-            with partial.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, file)
-            sync_folder(file.parent)
-        finally:
-            partial.unlink(missing_ok=True)
+    with one_line_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        require_folder(folder)
+    return OwnFiles.opened(folder, is_name_of_a_run)
 
 
-def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """Return the JSON file of this content, its keys sorted."""
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+def write_own(folder: Path, name: str, data: bytes) -> Path:
+    """Write a file of a run's folder, or of another one for exported files; return its path.
 
-
-def sync_folder(folder: Path) -> None:
-    """Make the names of a folder's files survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    Raises:
+        InputError: if it cannot be written, the folder is in use, or something stands there that
+            no run wrote.
+    """
+    own = own_files(folder)
     try:
-        os.fsync(descriptor)
+        own.write(name, data)
     finally:
-        os.close(descriptor)
+        own.close()
+    return folder / name
 
 
 class RunFolder:
-    """Creates the folder of a run and writes its files, each one whole or not at all."""
+    """Creates the folder of a run and writes its files, each one whole or not at all.
+
+    Until `close`, no other process can write there.
+    """
 
     def __init__(
         self, path: Path, overwrite: bool = False, resume: bool = False, writes: bool = True
@@ -106,28 +102,89 @@ class RunFolder:
             writes: whether to create and write anything; of many processes one does.
 
         Raises:
-            InputError: if it cannot be written, or holds a run and `overwrite` is not given.
+            InputError: if it cannot be written or is in use, holds a run and `overwrite` is not
+                given, or holds a link or a file of somebody else where a run writes its own.
         """
         self.path = path
         self.writes = writes
+        self.own: OwnFiles | None = None
+        self.config = ""  # as it was written last
         if not writes:
             return
         # os.path answers False where Path raises, on a name that is too long for example.
-        if os.path.exists(path) and not os.path.isdir(path):
-            raise InputError(f"output: {path} is a file, needed is a folder")
-        if os.path.islink(path / SAMPLES):
-            raise InputError(f"output: {path / SAMPLES} is a link, needed is a folder")
+        if os.path.lexists(path):
+            if os.path.isfile(path) and not os.path.islink(path):
+                raise InputError(f"output: {path} is a file, needed is a folder")
+            require_folder(path)
         if not (overwrite or resume):
             self._check_holds_no_run()
-        with one_line_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            for file in self._files_of_a_run(PARTIAL_FILES if resume else ALL_FILES):
-                file.unlink()
-        self._check_writable()
+        if not os.path.lexists(path / LIST):  # which is not made where something is in the way
+            self._check_found((), resume)
+        self.own = own_files(path)
+        try:
+            self._prepare(overwrite, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, overwrite: bool, resume: bool) -> None:
+        """Check all that stands in the folder, then delete what is to go."""
+        assert self.own is not None
+        if not (overwrite or resume):
+            self._check_holds_no_run()  # again, now that no other program writes here
+        found = self._check_found(self.own.names, resume)
+        if resume and CONFIG not in self.own.names:
+            self.own.adopt(found)
+        if overwrite:
+            self.own.delete_all()
+        else:
+            self.own.delete_partial()
+
+    def _check_found(self, own: Collection[str], resume: bool) -> list[str]:
+        """Return the names of a run's files that stand here; all can be replaced or deleted.
+
+        Raises:
+            InputError: if something else stands in the place of one, or no run wrote it.
+        """
+        found = self._names_of_a_run()
+        for name in found:
+            check_place(self.path, name)
+        if resume and CONFIG not in own:  # a run of before there was a list
+            return found
+        for name in found:
+            # A run goes on from any whole checkpoint, and deletes none that is not on its list.
+            if name not in own and not (resume and CHECKPOINT_NAMES.fullmatch(name)):
+                raise InputError(not_ours(self.path, name))
+        return found
+
+    def close(self) -> None:
+        """Let another run into the folder."""
+        own, self.own = self.own, None
+        if own is not None:
+            own.close()
 
     def of_checkpoints(self) -> Path | None:
         """Return the folder that checkpoints are kept in, if any are."""
         return self.path
+
+    def write_config(self, text: str) -> None:
+        """Write the settings of the run, which other programs read."""
+        self.config = text
+        self.write_text(CONFIG, text)
+
+    def require_same_config(self) -> None:
+        """Require that nobody has changed the settings since they were written.
+
+        Raises:
+            InputError: telling what to do.
+        """
+        if self.own is not None and self.read_text(CONFIG) != self.config:
+            raise InputError(
+                f"config: {self.path / CONFIG} was changed or deleted while the run went on, whose "
+                "results are written but belong to the settings from before; put those back, then "
+                f"export and report by python -m zscgan_ext.export {self.path} and "
+                f"python -m zscgan_ext.report {self.path}"
+            )
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -136,6 +193,7 @@ class RunFolder:
     def read_text(self, name: str) -> str:
         """Return a text file's content, nothing for one that is not there."""
         file = self.path / name
+        check_place(self.path, name)
         with one_line_errors(file):
             return file.read_text() if file.exists() else ""
 
@@ -149,9 +207,12 @@ class RunFolder:
 
     def append(self, name: str, data: bytes) -> None:
         """Let a file grow by these bytes, all or none of them."""
-        if not self.writes:
+        if self.own is None:
             return
-        with one_line_errors(self.path / name), (self.path / name).open("ab", 0) as stream:
+        file = self.own.claim(name)
+        with one_line_errors(file), file.open("ab", 0) as stream:
+            if os.fstat(stream.fileno()).st_nlink > 1:
+                raise OSError(errno.EMLINK, "it has a second name, under which it would grow too")
             end = stream.seek(0, os.SEEK_END)
             try:
                 # Without a buffer, a full disk can take a part and say so.
@@ -183,32 +244,38 @@ class RunFolder:
         draw_grid(images, labels).save(buffer, format="PNG")
         self._write(name, buffer.getvalue())
 
-    def _write(self, name: str, data: bytes) -> None:
-        if self.writes:
-            write_whole(self.path / name, data)
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete files that this run has written; others of these names stay."""
+        if self.own is not None:
+            self.own.delete(names)
 
-    def _files_of_a_run(self, patterns: Sequence[str] = ALL_FILES) -> list[Path]:
+    def claim(self, name: str) -> Path:
+        """Return the path of a file, which may be written from now on."""
+        return self.path / name if self.own is None else self.own.claim(name)
+
+    def _write(self, name: str, data: bytes) -> None:
+        if self.own is not None:
+            self.own.write(name, data)
+
+    def _names_of_a_run(self) -> list[str]:
         """Return what stands here under the names of a run's files, links to nowhere too."""
-        named = [self.path / name for name in patterns if "*" not in name]
-        found = [file for pattern in patterns if "*" in pattern for file in self.path.glob(pattern)]
-        return [file for file in [*named, *found] if os.path.lexists(file)]
+        named = [name for name in NAMES if os.path.lexists(self.path / name)]
+        for folder in (SAMPLES, CHECKPOINTS):
+            inner = self.path / folder
+            if os.path.lexists(inner):
+                require_folder(inner)
+                named += sorted(f"{folder}/{name}" for name in os.listdir(inner))
+        return [name for name in named if is_name_of_a_run(name)]
 
     def _check_holds_no_run(self) -> None:
         with one_line_errors(self.path):
-            names = [file.name for file in self._files_of_a_run()]
-        kept = [name for name in names if not name.endswith(PARTIAL)]
-        if kept:
-            held = "a run" if {CONFIG, METRICS} & set(kept) else kept[0]
+            names = self._names_of_a_run()
+        if names:
+            held = "a run" if {CONFIG, METRICS} & set(names) else names[0]
             raise InputError(
                 f"output: {self.path} already holds {held}; give --overwrite to replace it, "
                 "or another --output"
             )
-
-    def _check_writable(self) -> None:
-        probe = self.path / f".write-test{PARTIAL}"
-        with one_line_errors(self.path):
-            probe.touch()
-            probe.unlink()
 
 
 class NoFolder(RunFolder):
@@ -216,6 +283,7 @@ class NoFolder(RunFolder):
 
     def __init__(self) -> None:
         self.path = Path()
+        self.own = None
 
     def of_checkpoints(self) -> None:
         """Have none."""
@@ -232,6 +300,7 @@ def draw_grid(images: Tensor, labels: Sequence[str]) -> Image.Image:
     rows, columns, _, height, width = images.shape
     if rows != len(labels):
         raise ValueError(f"labels: {len(labels)}, needed is one for each of {rows} rows")
+    labels = [printable(label) for label in labels]
     zoom = max(1, math.ceil(SMALLEST_SAMPLE / height))
     font = ImageFont.load_default(FONT_SIZE)
     left = math.ceil(max(font.getlength(label) for label in labels)) + 4 * GAP

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from zscgan_ext import processes
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.run_folder.checkpoint_file import (
     DamagedCheckpointError,
     State,
@@ -34,7 +34,8 @@ def newest_checkpoint(run: Path) -> State | None:
         except DamagedCheckpointError as error:
             what_now = "" if file == files[0] else "; the one before it is used"
             if processes.rank() == 0:
-                print(f"checkpoint: {file} {error}{what_now}", file=sys.stderr, flush=True)
+                told = one_line(f"checkpoint: {file} {error}{what_now}")
+                print(told, file=sys.stderr, flush=True)
     if files:
         raise InputError(f"resume: {run} holds no whole checkpoint, needed is one")
     return None

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from zscgan_ext.run_folder.files import PROFILE, TRACE, RunFolder, one_line_errors
+from zscgan_ext.run_folder.files import PROFILE, TRACE, RunFolder
+from zscgan_ext.run_folder.whole_file import one_line_errors
 
 SKIPPED_STEPS = 5  # libraries choose algorithms, CUDA graphs are captured
 PROFILED_STEPS = 3

@@ -1,14 +1,16 @@
 """Every setting of the main program, once: default, unit, range."""
 
 import math
+import numbers
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import simple_parsing
 
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.images.preprocessing import LARGEST_IMAGE_SIZE
 from zscgan_ext.settings.values import parse_bits, parse_formats, parse_interval, resolve_device
 
@@ -186,12 +188,59 @@ AT_MOST = {
 }
 
 
+def check_types(settings: Settings) -> None:
+    """Check the types and choices of all settings, which may come from a program.
+
+    Raises:
+        InputError: naming the first setting that is something else.
+    """
+    for name, hint in get_type_hints(Settings).items():
+        value = getattr(settings, name)
+        if not fits(value, hint):
+            close = did_you_mean(value, choices_of(hint)) if isinstance(value, str) else ""
+            raise InputError(f"{name}: {value!r}{close or ','} needed is {described(hint)}")
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Tell whether a value is of the type that a setting is annotated with."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(fits(value, each) for each in get_args(hint))
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple | list) and all(fits(each, float) for each in value)
+    if hint in (int, float):
+        number = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, str | Path if hint is Path else hint)
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the choices in an annotation."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(choice for each in get_args(hint) for choice in choices_of(each))
+
+
+def described(hint: Any) -> str:
+    """Say what a setting with an annotation takes."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(described(each) for each in get_args(hint))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) is tuple:
+        return "a number for each channel"
+    names = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+    return {**names, Path: "a path", type(None): "None"}[hint]
+
+
 def check_settings(settings: Settings) -> None:
     """Check the ranges of all settings.
 
     Raises:
-        InputError: naming the first setting that is out of range.
+        InputError: naming the first setting that is of another type or out of range.
     """
+    check_types(settings)
     for name, value in asdict(settings).items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
@@ -219,5 +268,7 @@ def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] |
     """Require a mean and a positive standard deviation for the same number of channels."""
     if mean is not None and std is not None and len(mean) != len(std):
         raise InputError(f"mean, std: {len(mean)} and {len(std)} values, needed is the same number")
+    if mean == () or std == ():
+        raise InputError("mean, std: no values, needed is one for each channel")
     if std is not None and min(std) <= 0:
         raise InputError(f"std: {min(std)}, needed are numbers above 0")

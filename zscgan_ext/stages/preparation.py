@@ -2,8 +2,10 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +13,14 @@ from torch import nn
 
 from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.export.exporter import check_exports
 from zscgan_ext.export.onnx_runtime import require_packages
 from zscgan_ext.images.datasets import Images, few_labels_warnings, open_labelled
 from zscgan_ext.run_folder.checkpoints import Checkpoints
-from zscgan_ext.run_folder.files import LOG, RunFolder
+from zscgan_ext.run_folder.files import LOG, RunFolder, own_files
 from zscgan_ext.run_folder.newest_checkpoint import newest_checkpoint
+from zscgan_ext.run_folder.own_files import LIST
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog, require_tensorboard
 from zscgan_ext.settings.command_line import CONFIG, settings_to_yaml
@@ -25,9 +28,11 @@ from zscgan_ext.settings.config import Settings
 from zscgan_ext.settings.values import parse_formats, parse_interval, resolve_device
 from zscgan_ext.stages.run import Run, new_run, new_student
 from zscgan_ext.training.execution import choose_execution
-from zscgan_ext.zoo import bundled_images
+from zscgan_ext.zoo import bundled_images, open_bundled
 
 BATCH_SIZES = ("batch_size", "fine_tuning_batch_size")
+WEIGHTS = "weights of the classifier"
+NamedImages = tuple[str | None, Images | None]
 # Settings that change nothing of what is learned and measured.
 WITHOUT_EFFECT = {
     *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
@@ -41,7 +46,7 @@ CHANGEABLE = {
 
 
 def prepare(settings: Settings) -> Run:
-    """Check all that was given, then create the run folder.
+    """Check all that was given, then create the run folder, whose user has to close it.
 
     Raises:
         InputError: if anything does not fit; nothing was written then.
@@ -52,14 +57,49 @@ def prepare(settings: Settings) -> Run:
     shares = shares_of_batches(settings)
     if processes.restarts() and (settings.output_folder() / CONFIG).exists():
         settings = replace(settings, resume=settings.output_folder())
+    with alone_in(settings.resume):
+        folder, checkpoints, classifier, data = checked(settings, device)
+    try:
+        # From here on batch sizes are what this process has of each batch.
+        run = new_run(replace(settings, **shares), classifier, folder)
+        run.start, run.checkpoints = start, checkpoints
+        complete(run, data)
+    except BaseException:
+        folder.close()
+        raise
+    return run
+
+
+@contextmanager
+def alone_in(folder: Path | None) -> Iterator[None]:
+    """Keep other processes from writing into the folder of a run, if it has a list of its files."""
+    if folder is None or processes.rank() > 0 or not (folder / LIST).exists():
+        yield
+        return
+    own = own_files(folder)
+    try:
+        yield
+    finally:
+        own.close()
+
+
+def checked(
+    settings: Settings, device: torch.device
+) -> tuple[RunFolder, Checkpoints, Classifier, list[NamedImages]]:
+    """Check all that was given; return the run folder, the checkpoints, the classifier, images.
+
+    Raises:
+        InputError: if anything does not fit; nothing was written then.
+    """
     loaded = None if settings.resume is None else newest_checkpoint(settings.resume)
     require_packages(parse_formats(settings.export))
     if settings.tensorboard:
         require_tensorboard()
     classifier = classifier_of(settings)
-    evaluation_data = settings.evaluation_data or bundled_images(settings.classifier)
-    evaluation = open_data(evaluation_data, "test", classifier)
-    reference = open_data(settings.reference_data, "train", classifier)
+    data = [
+        evaluation_images(settings, classifier),
+        (settings.reference_data, open_data(settings.reference_data, "train", classifier)),
+    ]
     execution = choose_execution(settings, device)
     student = new_student(settings, classifier, execution)
     if settings.stop_after is None:
@@ -67,30 +107,34 @@ def prepare(settings: Settings) -> Run:
     facts = facts_of(settings, device, classifier.model)
     if loaded is not None:
         check_facts(facts, loaded["facts"])
-    writes = processes.rank() == 0
-    resumes = settings.resume is not None
+    writes, resumes = processes.rank() == 0, settings.resume is not None
     folder = RunFolder(settings.output_folder(), settings.overwrite, resumes, writes)
-    folder.write_text(CONFIG, settings_to_yaml(replace(settings, resume=None)))
-    execution.apply()
-    print(f"execution: {execution}", flush=True)
-    every = parse_interval(settings.checkpoint_every)
-    place, keep = folder.of_checkpoints(), settings.keep_checkpoints
-    checkpoints = Checkpoints(place, every, keep, facts, loaded)
-    # From here on batch sizes are what this process has of each batch.
-    settings = replace(settings, **shares)
-    run = new_run(settings, classifier, folder)
-    run.evaluation, run.reference = evaluation, reference
-    run.profiler = StepProfiler(device) if settings.profile else None
-    run.tensorboard = TensorboardLog(folder) if settings.tensorboard and writes else None
-    run.start = start
-    run.checkpoints = checkpoints
-    if resumes:
-        folder.write_text(LOG, "")
-        print(f"resume: {run.checkpoints.position()}", flush=True)
+    try:
+        folder.write_config(settings_to_yaml(replace(settings, resume=None)))
+        execution.apply()
+        print(f"execution: {execution}", flush=True)
+        every = parse_interval(settings.checkpoint_every)
+        place, keep = folder.of_checkpoints(), settings.keep_checkpoints
+        checkpoints = Checkpoints(place, every, keep, facts, loaded, folder)
+    except BaseException:
+        folder.close()
+        raise
+    return folder, checkpoints, classifier, data
+
+
+def complete(run: Run, data: Sequence[NamedImages]) -> None:
+    """Give a run its images and logs, and put it back into the state that it goes on from."""
+    settings = run.settings
+    run.evaluation, run.reference = (images for _, images in data)
+    run.profiler = StepProfiler(run.device) if settings.profile else None
+    logs = settings.tensorboard and processes.rank() == 0
+    run.tensorboard = TensorboardLog(run.folder) if logs else None
+    if settings.resume is not None:
+        run.folder.write_text(LOG, "")
+        print(f"resume: {one_line(run.checkpoints.position())}", flush=True)
     run.checkpoints.hold("measured", run, gives_copies=True)
-    for name, data in ((evaluation_data, evaluation), (settings.reference_data, reference)):
-        run.warn(few_labels_warnings(name, data, classifier.num_classes))
-    return run
+    for name, images in data:
+        run.warn(few_labels_warnings(name, images, run.classifier.num_classes))
 
 
 def shares_of_batches(settings: Settings) -> dict[str, Any]:
@@ -109,6 +153,19 @@ def shares_of_batches(settings: Settings) -> dict[str, Any]:
     return {name: size // processes.count() for name, size in sizes.items()}
 
 
+def evaluation_images(settings: Settings, classifier: Classifier) -> NamedImages:
+    """Open the images that accuracy is measured on, if there are any.
+
+    Raises:
+        InputError: if they do not fit.
+    """
+    name = settings.evaluation_data
+    if name is not None:
+        return name, open_data(name, "test", classifier)
+    facts = settings.classifier, classifier.preprocessing, classifier.num_classes
+    return bundled_images(settings.classifier), open_bundled(*facts)
+
+
 def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | None:
     """Open labelled images that fit the classifier, if any were named."""
     if name is None:
@@ -123,7 +180,7 @@ def facts_of(settings: Settings, device: torch.device, model: nn.Module) -> dict
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
-    return {**texts, "device": device.type, "weights of the classifier": digest.hexdigest()[:16]}
+    return {**texts, "device": device.type, WEIGHTS: digest.hexdigest()[:16]}
 
 
 def check_facts(facts: Mapping[str, Any], of_checkpoint: Mapping[str, Any]) -> None:
@@ -134,5 +191,14 @@ def check_facts(facts: Mapping[str, Any], of_checkpoint: Mapping[str, Any]) -> N
     """
     for name, value in facts.items():
         needed = of_checkpoint.get(name, value)
-        if value != needed:
-            raise InputError(f"{name}: {value}, but the checkpoint to resume has {needed}")
+        if value == needed:
+            continue
+        if name == WEIGHTS:
+            raise InputError(
+                f"{name}: others than those that the checkpoint to resume was written with; give "
+                f"those again, or start a new run with another --output"
+            )
+        raise InputError(
+            f"{name}: {value}, but the checkpoint to resume has {needed}; put that back, in "
+            f"{CONFIG} or the arguments, or start a new run with another --output"
+        )

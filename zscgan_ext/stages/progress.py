@@ -10,6 +10,7 @@ from tqdm import tqdm
 from zscgan_ext import processes
 
 BAR_INTERVAL = 0.2  # seconds between two changes of a bar
+SHORTEST = 1e-3  # seconds that a number of steps counts as, at least
 
 
 class Progress:
@@ -49,7 +50,8 @@ class Progress:
         """Tell whether the values of a step, from 1, are worth waiting for: log, or due bar."""
         if self.steps_before is None:
             self.steps_before = step - 1
-        bar_is_due = not self.bar.disable and time.perf_counter() - self.shown > BAR_INTERVAL
+        passed = time.perf_counter() - self.shown
+        bar_is_due = not self.bar.disable and not 0 <= passed <= BAR_INTERVAL
         return self.is_due(step) or bar_is_due
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
@@ -59,7 +61,9 @@ class Progress:
         self.bar.update(step - self.bar.n)
         self.bar.set_postfix(texts, refresh=False)
         if self.bar.disable and self.is_due(step):
-            rate = (step - (self.steps_before or 0)) / (time.perf_counter() - self.start)
+            # A clock may stand still, or be set back.
+            seconds = max(time.perf_counter() - self.start, SHORTEST)
+            rate = (step - (self.steps_before or 0)) / seconds
             shown = "  ".join(f"{name} {text}" for name, text in texts.items())
             left = (self.steps - step) / rate
             print(

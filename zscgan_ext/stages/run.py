@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.errors import one_line
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
@@ -108,7 +109,7 @@ class Run:
         """Print new warnings, a line each, and keep them for `metrics.json`."""
         for warning in warnings:
             if warning not in self.warnings:
-                print(f"warning: {warning}", flush=True)
+                print(f"warning: {one_line(warning)}", flush=True)
                 self.warnings.append(warning)
 
     def total_seconds(self) -> float:
@@ -194,7 +195,7 @@ def new_run(settings: Settings, classifier: Classifier, folder: RunFolder) -> Ru
         logits={},
         diversity={},
         first_ranges={},
-        checkpoints=Checkpoints(folder.of_checkpoints(), None, settings.keep_checkpoints, {}),
+        checkpoints=checkpoints_of(folder, settings),
         warnings=[],
         start=time.perf_counter(),
     )
@@ -215,10 +216,13 @@ def run_with(run: Run, **changes: Any) -> Run:
         diversity={},
         first_ranges={},
         warnings=[],
-        checkpoints=Checkpoints(
-            run.folder.of_checkpoints(), None, run.settings.keep_checkpoints, {}
-        ),
+        checkpoints=checkpoints_of(run.folder, run.settings),
     )
+
+
+def checkpoints_of(folder: RunFolder, settings: Settings) -> Checkpoints:
+    """Return checkpoints that are written only where the run stops."""
+    return Checkpoints(folder.of_checkpoints(), None, settings.keep_checkpoints, {}, own=folder)
 
 
 def new_student(

@@ -11,6 +11,7 @@ from zscgan_ext import processes
 from zscgan_ext.errors import InputError
 from zscgan_ext.training.steps import Training
 
+FROZEN = "classifier"  # as trainings name the model that does not learn
 GROWN = 1e3  # weights above this are a sign of steps that were too long
 
 
@@ -98,6 +99,12 @@ def cause(training: Training, place: str, largest: float) -> str:
         return "what the training learns from was wrong before it"
     if training.execution.precision_name == "float16":
         return "float16 ends at 65504, --precision float32 or bfloat16 does not"
+    if place.startswith("the output") and place.endswith(f" of the {FROZEN}"):
+        # Its weights do not learn, and generated pixels are bounded by a sigmoid.
+        lower = training.execution.precision_name != "float32"
+        or_more_bits = ", or choose --precision float32" if lower else ""
+        itself = "the classifier itself turns images into it, whatever is learned"
+        return f"{itself}; check its weights, --mean and --std{or_more_bits}"
     option = f"--{training.rate_setting.replace('_', '-')}"
     if largest > GROWN:
         return f"weights had grown to {largest:.1e}, a lower {option} keeps them small"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zscgan_ext import processes
-from zscgan_ext.errors import first_line
+from zscgan_ext.errors import first_line, one_line
 from zscgan_ext.training.cuda_graphs import GraphedStep, StreamCapture
 from zscgan_ext.training.execution import Execution
 
@@ -176,7 +176,7 @@ class Training(ABC):
             self.measured(*inputs)[0].backward()
         except Exception as error:
             self.measured = self.measure
-            print(f"not compiled: {first_line(error)}", flush=True)
+            print(f"not compiled: {one_line(first_line(error))}", flush=True)
         self.optimizer.zero_grad(set_to_none=True)
 
     def run(

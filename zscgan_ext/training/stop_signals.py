@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: the first asks a run to stop where nothing is lost, a second ends it."""
+"""Signals that stop a run: the first asks it to stop where nothing is lost, a second ends it.
+
+They are SIGTERM, Ctrl-C, and SIGHUP, which a terminal sends that is closed.
+"""
 
 import os
 import signal
@@ -8,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StoppedError(BaseException):
@@ -33,7 +36,8 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                # A program in the background of a shell has to go on ignoring Ctrl-C.
+                # A program in the background of a shell has to go on ignoring Ctrl-C, and one
+                # under nohup the end of its terminal.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self.handlers_before[number] = signal.signal(number, self.receive)
         return self
@@ -44,7 +48,12 @@ class StopSignals:
         self.handlers_before = {}
 
     def receive(self, number: int, _: FrameType | None) -> None:
-        """Remember the first signal, and raise it where that does no harm; exit at a second."""
+        """Remember the first signal, and raise it where that does no harm; exit at a second.
+
+        A terminal that is closed may send its signal twice, by the shell and by the system.
+        """
+        if self.received and number == signal.SIGHUP:
+            return
         if self.received:
             os._exit(128 + number)
         self.received = number

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
+from zscgan_ext.errors import InputError
+from zscgan_ext.images.datasets import Images, open_labelled
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.zoo.mobilenet_v2_small import MobileNetV2Small
 from zscgan_ext.zoo.resnet20 import ResNet20
@@ -39,3 +41,21 @@ BUNDLED_CLASSIFIERS = {
 def bundled_images(classifier: str) -> str | None:
     """Return the name of the test images that come with a bundled classifier, None for others."""
     return "fashion-mnist" if classifier in BUNDLED_CLASSIFIERS else None
+
+
+def open_bundled(classifier: str, preprocessing: Preprocessing, num_classes: int) -> Images | None:
+    """Open the test images that come with a bundled classifier, None for others.
+
+    Raises:
+        InputError: if it was changed so that they do not fit; nobody has named them.
+    """
+    name = bundled_images(classifier)
+    if name is None:
+        return None
+    try:
+        return open_labelled(name, "test", preprocessing, num_classes)
+    except InputError as error:
+        raise InputError(
+            f"no labelled images were named, and those that come with {classifier} do not fit it "
+            f"as it is here ({error}); name others, or leave its image size and classes"
+        ) from None

@@ -1,0 +1,245 @@
+"""What the functions of the API are given: checked, so that torch need not fail on it later."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.export.quantized_file import LoadedClassifier
+from zscgan_ext.images.datasets import Images, LabelledImages
+from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
+from zscgan_ext.run_folder.files import EXPORTED
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+
+# A generator, or batches: images [N, C, H, W], alone or in a tuple with their labels [N].
+ImageSource = ConditionalGenerator | Iterable[Any]
+
+
+def kind(value: object) -> str:
+    """Name the type of what was given."""
+    return f"a {type(value).__name__}"
+
+
+def check_classifier(classifier: object) -> None:
+    """Require a classifier that was loaded."""
+    if not isinstance(classifier, Classifier):
+        raise InputError(f"classifier: {kind(classifier)}, needed is what load_classifier gave")
+
+
+def check_model(model: object) -> None:
+    """Require a model object whose weights are there."""
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    if any(tensor.is_meta for tensor in tensors):
+        raise InputError("classifier: some of its weights are on the meta device and have no value")
+
+
+def check_student(student: object, classifier: Classifier) -> None:
+    """Require a student that was made of a classifier, and whose weights can still be changed.
+
+    Raises:
+        InputError: if it is something else, of another classifier, or was loaded from a file.
+    """
+    if isinstance(student, LoadedClassifier):
+        raise InputError(
+            "student: was loaded from a file, which holds its integers alone; needed is what "
+            "quantize or fine_tune gave"
+        )
+    if not isinstance(student, QuantizedClassifier):
+        raise InputError(f"student: {kind(student)}, needed is what quantize gave")
+    expected = convert(classifier.model, student.scheme, classifier.preprocessing.shape)
+    shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (student, expected)]
+    if shapes[0] != shapes[1] or student.image_shape != classifier.preprocessing.shape:
+        raise InputError(
+            f"student: is of another classifier than {classifier.name}, its layers differ; give "
+            "the classifier that quantize was given"
+        )
+    for name, tensor in student.state_dict().items():
+        if tensor.is_meta or not bool(tensor.isfinite().all()):
+            raise InputError(f"student: has NaN or infinite values, or none, in {name}")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise InputError(f"student: {name} is {tensor.dtype}, needed is torch.float32")
+
+
+def check_images(images: object, classifier: Classifier) -> None:
+    """Require a generator for a classifier, or something that gives batches.
+
+    Raises:
+        InputError: telling what was given. Batches are checked as they come.
+    """
+    if isinstance(images, ConditionalGenerator):
+        check_generator(images, classifier)
+        return
+    accepted = "needed is a generator, or batches such as [images] or a DataLoader"
+    if isinstance(images, Tensor | str | bytes | dict):
+        raise InputError(f"images: {kind(images)}, {accepted}")
+    try:
+        iter(images)  # type: ignore[call-overload]
+    except TypeError:
+        raise InputError(f"images: {kind(images)}, {accepted}") from None
+
+
+def check_generator(generator: ConditionalGenerator, classifier: Classifier) -> None:
+    """Require that a generator makes images for a classifier."""
+    made = (generator.to_pixels.out_channels, generator.image_size, generator.image_size)
+    needed = classifier.preprocessing.shape
+    if made != needed or generator.num_classes != classifier.num_classes:
+        raise InputError(
+            f"images: the generator makes {list(made)} of {generator.num_classes} classes, "
+            f"{classifier.name} takes {list(needed)} of {classifier.num_classes}; give the one "
+            "that was learned from it"
+        )
+    for name, tensor in generator.state_dict().items():
+        if tensor.is_meta or not bool(tensor.isfinite().all()):
+            raise InputError(
+                f"images: the generator has NaN or infinite values, or none, in {name}"
+            )
+
+
+def checked_batch(batch: Any, classifier: Classifier) -> tuple[Tensor, Tensor | None]:
+    """Return the images of a batch, and its labels as int64 [N] if it has any.
+
+    Raises:
+        InputError: naming what the classifier cannot take.
+    """
+    parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    if len(parts) not in (1, 2):
+        raise InputError(
+            f"images: a batch of {len(parts)} parts, needed are images, or images and labels"
+        )
+    pixels, labels = (*parts, None)[:2]
+    check_pixels(pixels, classifier)
+    if labels is not None:
+        labels = checked_labels("images: labels", labels, len(pixels), classifier.num_classes)
+    return pixels, labels
+
+
+def check_pixels(pixels: Any, classifier: Classifier) -> None:
+    """Require normalized images [N, C, H, W] that a classifier takes."""
+    channels, height, width = classifier.preprocessing.shape
+    needed = f"needed are normalized ones, torch.float32 [N, {channels}, {height}, {width}]"
+    if not isinstance(pixels, Tensor):
+        raise InputError(f"images: {kind(pixels)} in a batch, {needed}")
+    is_plain = pixels.layout == torch.strided and not pixels.is_nested and not pixels.is_meta
+    if pixels.dtype != torch.float32 or not is_plain:
+        found = f"{pixels.dtype}, {pixels.layout}, on {pixels.device.type}"
+        raise InputError(f"images: {found}, {needed}")
+    if pixels.dim() != 4 or len(pixels) == 0 or pixels.shape[1:] != (channels, height, width):
+        raise InputError(f"images: shape {list(pixels.shape)} in a batch, {needed}")
+    if not bool(pixels.isfinite().all()):
+        raise InputError("images: NaN or infinite values in a batch, needed are finite ones")
+
+
+def checked_labels(name: str, labels: Any, count: int, num_classes: int) -> Tensor:
+    """Return labels as int64 [N].
+
+    Args:
+        name: what they are called in a message.
+        labels: of as many images.
+        count: N.
+        num_classes: that there are.
+
+    Raises:
+        InputError: if they are something else, or of no class.
+    """
+    needed = f"needed is a tensor of integers [{count}] from 0 to {num_classes - 1}"
+    if not isinstance(labels, Tensor):
+        raise InputError(f"{name}: {kind(labels)}, {needed}")
+    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if labels.dtype not in integers or labels.shape != (count,) or labels.is_meta:
+        raise InputError(f"{name}: {labels.dtype} {list(labels.shape)}, {needed}")
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        found = f"from {int(labels.min())} to {int(labels.max())}"
+        raise InputError(f"{name}: {found}, {needed}")
+    return labels.to(torch.int64)
+
+
+def check_data(data: object, classifier: Classifier) -> None:
+    """Require opened images that a classifier takes."""
+    if not all(hasattr(data, name) for name in ("labels", "batches", "__len__")):
+        raise InputError(
+            f"data: {kind(data)}, needed is the name of labelled images, a folder, or opened ones"
+        )
+    images: Images = data  # type: ignore[assignment]
+    labels = images.labels
+    if isinstance(labels, Tensor) and labels.dim() == 1 and labels.numel() == len(images) > 0:
+        # One that is too large is named by who knows where the images come from.
+        checked_labels("data: labels", labels.clamp(max=0), len(images), classifier.num_classes)
+    else:
+        raise InputError(f"data: {len(images)} images, needed are images with a label for each")
+    if isinstance(images, LabelledImages):
+        needed = classifier.preprocessing.shape
+        pixels = images.images
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != needed:
+            raise InputError(
+                f"data: images are {pixels.dtype} {list(pixels.shape)}, needed are torch.uint8 "
+                f"[N, {', '.join(map(str, needed))}]"
+            )
+
+
+def checked_answers(model: object, classifier: Classifier) -> Callable[[Tensor], Tensor]:
+    """Return a model whose failures and wrong answers are told in one line.
+
+    Raises:
+        InputError: if it cannot be called, or is a student for other images.
+    """
+    if not callable(model):
+        raise InputError(f"model: {kind(model)}, needed is what maps images to logits")
+    shape = classifier.preprocessing.shape
+    if isinstance(model, QuantizedClassifier) and model.image_shape != shape:
+        raise InputError(
+            f"model: takes images {list(model.image_shape)}, {classifier.name} takes "
+            f"{list(shape)}; give the student of this classifier"
+        )
+
+    def answers(images: Tensor) -> Tensor:
+        try:
+            logits = model(images)
+        except (InputError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model of a user's raises anything
+            found = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"model: cannot take images {list(images.shape)} ({found})") from error
+        if not isinstance(logits, Tensor):
+            raise InputError(f"model: gave {kind(logits)}, needed are logits")
+        if logits.shape != (len(images), classifier.num_classes):
+            raise InputError(
+                f"model: gave {list(logits.shape)}, needed are logits "
+                f"[{len(images)}, {classifier.num_classes}]"
+            )
+        if not logits.is_floating_point():
+            raise InputError(f"model: gave {logits.dtype}, needed are logits in floating point")
+        return logits
+
+    return answers
+
+
+def check_formats(formats: object) -> Sequence[str]:
+    """Return names of formats to export.
+
+    Raises:
+        InputError: naming the first that is unknown.
+    """
+    accepted = " and ".join(EXPORTED)
+    if isinstance(formats, str):
+        raise InputError(
+            f"formats: {formats!r} is one text, needed is a sequence of names, such as "
+            f'["onnx"]; accepted are {accepted}'
+        )
+    if not isinstance(formats, Iterable):
+        raise InputError(f"formats: {kind(formats)}, needed is a sequence; accepted are {accepted}")
+    names = list(formats)
+    unknown = [name for name in names if name not in list(EXPORTED)]
+    if unknown:
+        raise InputError(f"formats: unknown {unknown[0]!r}, accepted are {accepted}")
+    return list(dict.fromkeys(names))
+
+
+def checked_path(name: str, path: object) -> Path:
+    """Return a path that was given as one or as text."""
+    if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
+        raise InputError(f"{name}: {path!r}, needed is a path")
+    return Path(path)
