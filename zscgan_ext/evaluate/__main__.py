@@ -7,7 +7,7 @@ from pathlib import Path
 from zscgan_ext.evaluate.evaluated_classifier import open_evaluated
 from zscgan_ext.evaluate.evaluation import as_json
 from zscgan_ext.evaluate.measurement import BATCH, measure, open_data
-from zscgan_ext.images.datasets import few_labels_warnings
+from zscgan_ext.images.datasets import few_labels_warnings, near_chance_warnings
 from zscgan_ext.program import OneLineParser, program
 from zscgan_ext.run_folder.files import write_whole
 
@@ -47,8 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
     data = open_data(options.data, *facts)
     evaluation = measure(evaluated, data, options.batch_size)
-    for warning in few_labels_warnings(options.data, data, len(evaluated.class_names)):
-        print(f"warning: {warning}")
+    classes, percent = len(evaluated.class_names), evaluation.float_top1
+    lines = few_labels_warnings(options.data, data, classes)
+    if percent is not None:
+        lines += near_chance_warnings(options.data, evaluation.images, percent, classes)
+    for line in lines:
+        print(f"warning: {line}")
     print(evaluation)
     if options.json is not None:
         write_whole(options.json, as_json(evaluation))
