@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zscgan_ext.classifiers.checkpoint_types import readable_types
 from zscgan_ext.errors import InputError, first_line
-from zscgan_ext.regular_file import regular_file_size
+from zscgan_ext.regular_file import regular_file_size, utf8_path
 
 # The keys under which training scripts keep a state dict, averaged weights first.
 NESTS = (
@@ -165,7 +165,8 @@ def check_finite(source: str, model: nn.Module) -> None:
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Read a safetensors file."""
     try:
-        return dict(safetensors.torch.load_file(file))
+        with utf8_path(file) as path:
+            return dict(safetensors.torch.load_file(path))
     except Exception as error:  # a damaged file raises nearly anything
         raise InputError(
             f"weights: {file} is truncated or not a safetensors file ({first_line(error)})"

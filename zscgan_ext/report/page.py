@@ -26,5 +26,5 @@ def write_report(folder: Path) -> Path:
     environment.filters["decibels"] = decibels
     page = environment.get_template("page.html.jinja").render(content=collect(folder))
     file = folder / REPORT
-    write_whole(file, page.encode())
+    write_whole(file, page.encode(errors="backslashreplace"))  # names of files may be no text
     return file
