@@ -103,7 +103,30 @@ def test_a_layer_of_the_student_is_named():
     # Batches cannot be drawn again here, but the first step after the restart is bad as well.
     message, *_ = run_until_found(training, at=(1,))
     assert message.startswith("step 1: the output of project of the student is not finite; ")
-    assert "--fine-tuning-learning-rate" in message
+    # Nothing had learned yet: a shorter step would change nothing.
+    assert "the cause is the classifier, or a weight of the loss" in message
+    assert "learning-rate" not in message
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_classifier_that_gives_bad_numbers_is_the_cause(step):
+    training = new_training("generator")
+    layers = [m for m in training.teacher.modules() if isinstance(m, torch.nn.Linear)]
+    poison(training, layers[-1], step)
+    message, *_ = run_until_found(training, at=(5,))
+    assert message.startswith(f"step {step}: the output of ")
+    assert "of the classifier is not finite; the classifier itself gives such numbers" in message
+    assert "learning-rate" not in message
+
+
+@pytest.mark.parametrize(("step", "part"), [(1, "the cause is the classifier"), (3, "-rate")])
+def test_gradients_of_the_first_step_are_none_of_its_length(step, part):
+    training = new_training("generator")
+    weight = training.generator.linear.weight
+    weight.register_hook(lambda g: g * torch.nan if training.steps_taken == step - 1 else g)
+    message, *_ = run_until_found(training, at=(5,))
+    assert message.startswith(f"step {step}: the gradient of linear.weight of the generator")
+    assert part in message
 
 
 def test_a_gradient_that_is_not_a_number_is_named():
@@ -169,6 +192,27 @@ def test_looking_changes_nothing_and_only_looking_waits():
         assert "aten::_local_scalar_dense" not in seen.names
         numbers.check()
     assert [v.tolist() for v in values] == expected
+
+
+class RootOfZero(torch.nn.Module):
+    """Adds nothing, but the derivative of what it adds is not a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + (x - x).abs().sqrt()
+
+
+def root_of_zero(num_classes=10):
+    model = small_gray(num_classes)
+    return torch.nn.Sequential(model[:3], RootOfZero(), model[3:])
+
+
+def test_a_classifier_without_gradients_is_no_matter_of_rates(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(networks, "small_gray", root_of_zero)
+    assert main([*TINY, f"--output={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: synthesis: step 1: the gradient of ")
+    assert "look in the classifier for a root, logarithm or division at zero" in line
+    assert "learning-rate" not in line
 
 
 # ---- in a run ------------------------------------------------------------------------------------
