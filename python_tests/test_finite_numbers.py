@@ -313,6 +313,15 @@ def test_denormal_variances_count_as_none_and_small_ones_do_not():
     assert zero_variance_warnings(small_gray()) == []
 
 
+def test_many_batch_norms_without_variance_are_one_line():
+    model = torch.nn.Sequential(*(torch.nn.BatchNorm2d(4) for _ in range(30)))
+    for index, norm in enumerate(model):
+        norm.running_var[: 1 + index % 3] = 0
+    (line,) = zero_variance_warnings(model)
+    assert line.startswith("30 batch norms of the classifier have no variance in 60 channels, ")
+    assert line.endswith(": 0 (1 of 4), 1 (2 of 4), 2 (3 of 4), 3 (1 of 4), 4 (2 of 4), ...")
+
+
 # ---- dead quantizers -----------------------------------------------------------------------------
 
 
@@ -363,6 +372,46 @@ def test_dead_channels_of_weights_are_counted(student, images, log_scale):
     assert dead_quantizers(student, images) == [
         "weight quantizer project: 3 of 8 output channels are clipped or rounded to zero altogether"
     ]
+
+
+@pytest.mark.parametrize(
+    ("log_scale", "fault"),
+    [
+        (math.log(1e6), "round every value to zero"),
+        (math.log(1e-9), "clip every value but zero"),
+        (200.0, "have scales that are no positive numbers"),
+    ],
+)
+def test_many_dead_activation_quantizers_are_one_line(student, images, log_scale, fault):
+    # Behind the first one biases still give values to the other.
+    names = [next(iter(student.named_activation_quantizers())), "add"]
+    with torch.no_grad():
+        for name in names:
+            student.graph.activation_quantizers[name].log_scale.fill_(log_scale)
+    lines = [line for line in dead_quantizers(student, images) if fault in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"2 activation quantizers {fault}: {names[0]} (its scale is ")
+
+
+def test_dead_channels_of_many_layers_are_one_line(student, images):
+    layers = student.named_layers()
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.log_scale[:2].fill_(math.log(1e6))
+    (line,) = [line for line in dead_quantizers(student, images) if "weight" in line]
+    start = f"{len(layers)} weight quantizers: {2 * len(layers)} output channels are clipped or "
+    assert line.startswith(start)
+    assert f"{next(iter(layers))} (2 of 8)" in line
+
+
+def test_a_quantizer_of_zeros_is_not_dead():
+    model = small_residual()
+    with torch.no_grad():
+        model.project_bn.weight.zero_()
+        model.project_bn.bias.zero_()
+    student = convert(model, Scheme("deploy", 4, 4), RGB8.shape)
+    calibrate(student, normal_batches(2, 8, *RGB8.shape), 2)
+    assert dead_quantizers(student, next(normal_batches(1, 8, *RGB8.shape))[0]) == []
 
 
 def test_pruned_channels_are_not_dead(student, images):

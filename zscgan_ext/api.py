@@ -224,6 +224,8 @@ def given_batches(run: Run, images: Iterable[Any]) -> Iterator[tuple[Tensor, Ten
         for batch in images:
             count += 1
             pixels, labels = batch if isinstance(batch, tuple | list) else (batch, None)
+            if len(pixels) == 0:
+                raise InputError("images: a batch is empty, needed are one or more images in each")
             if labels is None and run.settings.label_weight > 0:
                 raise InputError("images: have no labels, which label_weight needs")
             if labels is None:

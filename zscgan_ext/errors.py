@@ -1,9 +1,10 @@
 """The one exception a user can cause, and what its messages share."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST_MESSAGE = 2000  # characters
+MOST_NAMED = 5  # of many things of one kind
 
 
 class InputError(ValueError):
@@ -37,3 +38,8 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type where there is none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def some_of(names: Sequence[str]) -> str:
+    """List the first of many names."""
+    return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")

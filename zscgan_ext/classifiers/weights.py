@@ -82,7 +82,8 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         raise InputError(f"weights: {file} is empty")
     if start.startswith(ZIP_SIGNATURE):
         check_archive(file, size)
-    content = read_safetensors(file) if is_safetensors(file, start, size) else read_checkpoint(file)
+    read = read_safetensors if is_safetensors(file, start, size) else read_checkpoint
+    content: Any = read(file)
     for nest in NESTS:
         # As of `dict`: attributes that a file gives an OrderedDict may hide its methods.
         if isinstance(content, dict) and isinstance(dict.get(content, nest), dict):

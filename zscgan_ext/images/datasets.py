@@ -326,8 +326,10 @@ def check_labels(data: Images, num_classes: int) -> None:
     """Require labels that the classifier has.
 
     Raises:
-        InputError: naming the largest label.
+        InputError: naming the largest label, or if there are no images.
     """
+    if len(data) == 0:
+        raise InputError("no labelled images were given, needed is one or more")
     largest = int(data.labels.max())
     if largest >= num_classes:
         counted_from_one = isinstance(data, ImageTree) and int(data.labels.min()) == 1

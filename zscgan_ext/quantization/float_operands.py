@@ -1,8 +1,8 @@
-"""What must stay in floats: operands of roots, logarithms and divisions, which have no value at zero.
+"""What must stay in floats: operands of roots, logarithms and divisions, infinite at zero.
 
-A classifier keeps them away from zero, by `clamp(min=1e-6)` or by adding 1e-6, and a quantizer would
-round that to zero: gradients would be infinite, and so would quotients. Generalized-mean pooling,
-root-mean-square pooling and normalization by a norm are of this kind.
+A classifier keeps them away from zero, by `clamp(min=1e-6)` or by adding 1e-6, and a quantizer
+would round that to zero: gradients would be infinite, and so would quotients. Generalized-mean
+pooling, root-mean-square pooling and normalization by a norm are of this kind.
 """
 
 import operator

@@ -120,6 +120,14 @@ class ActivationQuantizer(nn.Module):
             self.log_scale.add_(best.log())
         self.scale_errors = torch.zeros(())
 
+    def before_rounding(
+        self, x: Tensor, activation: str = "none", bias: Tensor | None = None
+    ) -> Tensor:
+        """Return what is quantized of the arguments of `forward`."""
+        if bias is not None and adds_bias_later(x):
+            x = x + bias.to(x.dtype).view(-1, 1, 1)
+        return activate(x, activation)
+
     def forward(self, x: Tensor, activation: str = "none", bias: Tensor | None = None) -> Tensor:
         """Observe, search, quantize or pass on a tensor.
 
@@ -129,16 +137,13 @@ class ActivationQuantizer(nn.Module):
             bias: [C] for `x` [N, C, H, W], added before the activation if `adds_bias_later(x)`;
                 otherwise `x` has it already.
         """
-        if not adds_bias_later(x):
-            bias = None
         if self.mode is ActivationMode.QUANTIZE:
             low, high = self.integers.quant_min, self.integers.quant_max
             values = x.numel() * processes.count()
             settings = (low, high, None, (values * high) ** -0.5, activation)
+            bias = bias if adds_bias_later(x) else None
             return ops.fake_quantize_learned(x, self.scale(), self.zero_point, *settings, bias)
-        if bias is not None:
-            x = x + bias.to(x.dtype).view(-1, 1, 1)
-        x = activate(x, activation)
+        x = self.before_rounding(x, activation, bias)
         if self.mode is ActivationMode.OBSERVE:
             self.observe(x)
         elif self.mode is ActivationMode.SEARCH:

@@ -118,8 +118,8 @@ def cause(training: Training, place: str, largest: float, is_first: bool) -> str
         return f"the classifier itself gives such numbers; {SINGULARITIES}"
     if is_first and place != UPDATE:
         return (
-            "nothing had learned before it, so that the cause is the classifier, or a weight of the "
-            f"loss that is too large; {SINGULARITIES}"
+            "nothing had learned before it, so that the cause is the classifier, or a weight of "
+            f"the loss that is too large; {SINGULARITIES}"
         )
     return f"steps are likely too long, a lower {option} shortens them"
 
