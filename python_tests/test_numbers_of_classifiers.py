@@ -74,12 +74,9 @@ def test_a_run_trains_and_answers_as_the_classifier(kind, scheme, tmp_path, monk
 
 @pytest.mark.parametrize("kind", ["generalized mean", "root mean square", "unit length"])
 def test_what_roots_and_divisors_are_computed_from_stays_in_floats(kind):
-    model = UNUSUAL[kind]()
-    student = quantized(model)
-    names = student.named_activation_quantizers()
-    assert not any(name.startswith(("clamp", "mean", "sum", "sqrt", "avg")) for name in names) or (
-        kind == "unit length" and "mean" in names
-    )
+    student = quantized(UNUSUAL[kind]())
+    # The images, both rectified maps, and what the pooling gives: nothing within it.
+    assert len(student.named_activation_quantizers()) == 4
     images = torch.zeros(2, *GRAY, requires_grad=True)
     student(images).sum().backward()
     gradients = [p.grad for p in student.parameters() if p.grad is not None]

@@ -142,7 +142,7 @@ def test_narrow_weights_are_widened_exactly(signed, shape):
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(built, opset_imports=opset, ir_version=IR_VERSION)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    (found,) = session.run(None, {"images": np.float32(0)})
+    (found,) = session.run(None, {"images": np.zeros((), np.float32)})
     assert np.array_equal(found, integers.numpy())
 
 
