@@ -36,6 +36,7 @@ COMPUTING: tuple[Any, ...] = (
     *(nn.AvgPool2d, F.avg_pool2d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d),
     *(nn.Flatten, torch.flatten, torch.squeeze, torch.unsqueeze, torch.reshape),
     *("flatten", "squeeze", "unsqueeze", "view", "reshape", "expand", "expand_as"),
+    *(operator.getitem, operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm"),
 )
 # The same where all but the first argument are constants.
 COMPUTING_WITH_CONSTANTS: tuple[Any, ...] = (
