@@ -27,13 +27,15 @@ COUNTER = "n_averaged"
 ZIP_SIGNATURE = b"PK\x03\x04"
 PICKLE_SIGNATURE = b"\x80"
 SAFETENSORS_LENGTH = 8  # bytes that hold the length of the header, which is JSON
-# What archives hold that are programs: the name of a file in them, and what to do with them.
+EXPORTED_PROGRAM = "a program of torch.export; give it as --classifier, named .pt2"
+# What archives hold that are programs: the name of a file in them, and what is said of it.
 PROGRAMS = {
     "constants.pkl": (
         "a TorchScript archive, which is a program; needed is what "
         "torch.save(model.state_dict(), FILE) or safetensors writes"
     ),
-    "archive_format": "a program of torch.export; give it as --classifier, named .pt2",
+    "archive_format": EXPORTED_PROGRAM,
+    "serialized_exported_program.json": EXPORTED_PROGRAM,  # as torch 2.6 writes it
 }
 # What torch's message names as not allowed.
 REFUSED_NAME = re.compile(r"GLOBAL (\S+)")
@@ -119,7 +121,11 @@ def check_archive(file: Path, size: int) -> None:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            names = {entry.filename.partition("/")[2] for entry in archive.infolist()}
+            files = [entry.filename for entry in archive.infolist()]
+            names = {
+                *files,
+                *(file.partition("/")[2] for file in files),
+            }  # below one folder or none
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(
