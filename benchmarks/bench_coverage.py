@@ -130,8 +130,8 @@ class Coverage:
         images = coverage_models.plausible_images(COMPARED, self.shape[1], self.random)
         self.student.requires_grad_(False)
         model, grids = quantized_model(self.student, self.classifier)
-        ties, largest = compare_nodes(self.student, model, grids, [images])
-        allowed = product_step(self.student)
+        ties, largest, gain = compare_nodes(self.student, model, grids, [images])
+        allowed = gain * product_step(self.student)
         if not largest <= allowed:
             raise ValueError(f"logits differ by {largest:.2g}, allowed is {allowed:.2g}")
         return f"{len(model.graph.node)} nodes, {ties} ties"

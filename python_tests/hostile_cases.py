@@ -67,15 +67,7 @@ WEIGHTS = {
     "pickled shell": ("w.pt", make.saved({"a": make.RunsCode(os.system, "mkdir code_ran")}), CODE),
     "pickled code in a tar": ("w.pt", make.tar, "w.pt (holds|is)"),
     "pickled module": ("w.pt", make.saved(lambda: nn.Conv2d(1, 1, 1)), CODE),
-    "torchscript": ("w.pt", make.torchscript, "w.pt is a TorchScript program, which is never run"),
-    "safetensors by another name": (
-        *("w.pth", make.safetensors_of()),
-        "w.pth is a safetensors file by its content; rename it to w.safetensors",
-    ),
-    "torch file by another name": (
-        *("w.safetensors", make.saved(make.state)),
-        "w.safetensors is a torch file by its content; rename it to w.pt",
-    ),
+    "torchscript": ("w.pt", make.torchscript, "w.pt is a TorchScript archive"),
     "zip bomb": ("w.pt", make.rewritten_zip(make.bomb, 8), "would unpack to 1,07"),
     "zip without a pickle": ("w.pt", make.rewritten_zip(make.without_pickle), NO_TORCH_FILE),
     "tensor larger than its file": (

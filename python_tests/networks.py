@@ -70,3 +70,83 @@ def small_gray(num_classes: int = 10) -> nn.Module:
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)),
         )
         return as_trained(model)
+
+
+class SwitchedOff(nn.Module):
+    """A residual block whose last batch norm gives zeros, as training may leave one."""
+
+    def __init__(self, gain: float = 0.0) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, 4, H, W] to as much."""
+        return torch.relu(x + self.second(self.first(x)))
+
+
+class GeneralizedMean(nn.Module):
+    """Generalized-mean pooling, whose exponent is learned."""
+
+    def __init__(self, pool: str) -> None:
+        super().__init__()
+        self.exponent = nn.Parameter(torch.tensor([3.0]))
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C]."""
+        powers = x.clamp(min=1e-6).pow(self.exponent)
+        if self.pool == "mean":
+            return powers.mean((2, 3)).pow(1 / self.exponent)
+        pooled = torch.nn.functional.avg_pool2d(powers, (powers.size(2), powers.size(3)))
+        return pooled.pow(1.0 / self.exponent).flatten(1)
+
+
+class RootMeanSquare(nn.Module):
+    """Pools by the root of the mean square."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C]."""
+        return (x.pow(2).mean((2, 3)) + 1e-6).sqrt()
+
+
+class UnitLength(nn.Module):
+    """Average pooling, and vectors of length 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C]."""
+        x = x.mean((2, 3))
+        return x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-6)
+
+
+class Scaled(nn.Module):
+    """Multiplies."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a multiple."""
+        return self.factor * x
+
+
+def gray_with(
+    middle: nn.Module | None = None, pool: nn.Module | None = None, last: nn.Module | None = None
+) -> nn.Module:
+    """A frozen classifier of grayscale images with other modules in some places."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        usual = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model = nn.Sequential(
+            *(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU()),
+            *(middle or nn.Identity(), nn.Conv2d(4, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU()),
+            *(pool or usual, nn.Linear(8, 10), last or nn.Identity()),
+        )
+        as_trained(model)
+        if isinstance(middle, SwitchedOff):
+            with torch.no_grad():
+                middle.second[1].weight.fill_(middle.gain)
+                middle.second[1].bias.zero_()
+        return model

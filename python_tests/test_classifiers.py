@@ -272,7 +272,7 @@ def write_bad_weights(kind: str, state: dict[str, torch.Tensor], file: Path) -> 
         ("text", ".safetensors", "not a safetensors file"),
         ("pickle", ".pt", "pickled code, which is never run"),
         ("code in a state dict", ".pt", "pickled code, which is never run"),
-        ("torchscript", ".pt", "not a torch file"),
+        ("torchscript", ".pt", "is a TorchScript archive, which is a program"),
         ("module", ".pt", "pickled code, which is never run"),
         ("truncated", ".pt", "truncated or not a torch file"),
         ("truncated safetensors", ".safetensors", "truncated or not a safetensors file"),

@@ -13,7 +13,12 @@ from torchvision.datasets import ImageFolder
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.images import datasets
-from zscgan_ext.images.datasets import check_labels, few_labels_warnings, open_images
+from zscgan_ext.images.datasets import (
+    check_labels,
+    few_labels_warnings,
+    near_chance_warnings,
+    open_images,
+)
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
@@ -106,6 +111,15 @@ def test_tree_is_read_as_torchvision_reads_it(tmp_path):
     assert torch.cat(labels).tolist() == [label for _, label in expected] == [0, 0, 1, 1, 1, 2]
 
 
+def test_images_of_the_right_size_are_taken_as_they_are(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "cat" / "0.png")
+    images, _ = next(open_images(str(tmp_path), "test", RGB16).batches(1, RGB16))
+    expected = RGB16.normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    assert torch.equal(images, expected)
+
+
 def test_tree_is_read_lazily_and_drawn_at_random(tmp_path):
     write_tree(tmp_path)
     (tmp_path / "cat" / "broken.png").write_text("not an image")
@@ -135,6 +149,100 @@ def test_tree_with_splits_takes_the_one_asked_for(tmp_path):
     assert len(open_images(str(tmp_path), "test", RGB16)) == 6
     train = open_images(str(tmp_path), "train", RGB16)
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git", "lost+found", "$RECYCLE.BIN"),
+        *("#recycle", "System Volume Information"),
+    ],
+)
+def test_hidden_folders_are_no_classes(tmp_path, name):
+    write_tree(tmp_path)
+    expected = open_images(str(tmp_path), "test", RGB16)
+    write_tree(tmp_path / name)
+    write_tree(tmp_path / "ant" / name)
+    (tmp_path / name / "0-checkpoint.png").write_bytes(expected.files[0].read_bytes())
+    (tmp_path / "bee" / "._0.png").write_bytes(b"the other half of a file of macOS")
+    found = open_images(str(tmp_path), "test", RGB16)
+    assert found.files == expected.files
+    assert found.labels.tolist() == expected.labels.tolist()
+
+
+def test_a_tree_of_hidden_folders_alone_is_none(tmp_path):
+    write_tree(tmp_path / ".ipynb_checkpoints")
+    with pytest.raises(InputError, match="not an ImageFolder tree"):
+        open_images(str(tmp_path), "test", RGB16)
+
+
+def write_numbered(folder: Path, names: list[str]) -> None:
+    """Write a tree in which class `n` has images of brightness 10 n."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        Image.new("L", (4, 4), 10 * int(name)).save(folder / name / "0.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        ([str(n) for n in range(12)], list(range(12))),  # 10 and 11 sort before 2
+        (["0", "1", "2", "4", "5"], [0, 1, 2, 4, 5]),
+        (["00", "03", "11"], [0, 3, 11]),
+        (["0", "7", "010"], [0, 7, 10]),
+        (["3"], [3]),
+    ],
+)
+def test_folders_named_by_numbers_are_these_labels(tmp_path, names, labels):
+    write_numbered(tmp_path, names)
+    (tmp_path / ".hidden").mkdir()
+    data = open_images(str(tmp_path), "test", GRAY4)
+    assert sorted(data.labels.tolist()) == labels
+    images, found = next(data.batches(20, GRAY4))
+    assert ((images[:, 0, 0, 0] * 0.25 + 0.5) * 25.5).round().long().tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("other", ["cat", "1a", "-1", "1.5", "²"])
+def test_where_not_all_names_are_numbers_their_order_counts(tmp_path, other):
+    write_numbered(tmp_path, ["5", "10"])
+    (tmp_path / "5").rename(tmp_path / "z")
+    (tmp_path / "z").rename(tmp_path / other)
+    data = open_images(str(tmp_path), "test", GRAY4)
+    assert data.labels.tolist() == [0, 1]
+    assert [file.parent.name for file in data.files] == sorted(["10", other])
+
+
+@pytest.mark.parametrize(
+    ("names", "part"), [(["1", "01"], "01 and 1 are one label"), (["1", "9" * 30], "is no label")]
+)
+def test_numbers_that_are_no_labels_give_one_line(tmp_path, names, part):
+    for name in names:
+        write_numbered(tmp_path / "x", ["1"])
+        (tmp_path / "x" / "1").rename(tmp_path / name)
+    (tmp_path / "x").rmdir()
+    with pytest.raises(InputError, match=part) as error:
+        open_images(str(tmp_path), "test", GRAY4)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_counted_from_one_are_told(tmp_path):
+    write_numbered(tmp_path, ["1", "2", "3"])
+    with pytest.raises(InputError, match=r"labels up to 3 were found.* counted from 0"):
+        check_labels(open_images(str(tmp_path), "test", GRAY4), 3)
+
+
+@pytest.mark.parametrize(
+    ("percent", "classes", "warns"),
+    [
+        *((5.5, 6, True), (20, 6, True), (30, 6, False), (0.1, 1000, True), (40, 1000, False)),
+        *((50, 2, True), (60, 2, False), (0, 2, True)),
+    ],
+)
+def test_accuracy_near_chance(percent, classes, warns):
+    assert near_chance_warnings("photos", 2, percent, classes) == []
+    lines = near_chance_warnings("photos", 200, percent, classes)
+    assert len(lines) == warns
+    assert not warns or lines[0].startswith(f"photos: the float classifier is right on {percent}")
 
 
 @pytest.mark.parametrize("names", [("train",), ("Train", "valid"), ("training", "testing")])

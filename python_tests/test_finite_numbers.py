@@ -103,7 +103,30 @@ def test_a_layer_of_the_student_is_named():
     # Batches cannot be drawn again here, but the first step after the restart is bad as well.
     message, *_ = run_until_found(training, at=(1,))
     assert message.startswith("step 1: the output of project of the student is not finite; ")
-    assert "--fine-tuning-learning-rate" in message
+    # Nothing had learned yet: a shorter step would change nothing.
+    assert "the cause is the classifier, or a weight of the loss" in message
+    assert "learning-rate" not in message
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_classifier_that_gives_bad_numbers_is_the_cause(step):
+    training = new_training("generator")
+    layers = [m for m in training.teacher.modules() if isinstance(m, torch.nn.Linear)]
+    poison(training, layers[-1], step)
+    message, *_ = run_until_found(training, at=(5,))
+    assert message.startswith(f"step {step}: the output of ")
+    assert "of the classifier is not finite; the classifier itself gives such numbers" in message
+    assert "learning-rate" not in message
+
+
+@pytest.mark.parametrize(("step", "part"), [(1, "the cause is the classifier"), (3, "-rate")])
+def test_gradients_of_the_first_step_are_none_of_its_length(step, part):
+    training = new_training("generator")
+    weight = training.generator.linear.weight
+    weight.register_hook(lambda g: g * torch.nan if training.steps_taken == step - 1 else g)
+    message, *_ = run_until_found(training, at=(5,))
+    assert message.startswith(f"step {step}: the gradient of linear.weight of the generator")
+    assert part in message
 
 
 def test_a_gradient_that_is_not_a_number_is_named():
@@ -169,6 +192,27 @@ def test_looking_changes_nothing_and_only_looking_waits():
         assert "aten::_local_scalar_dense" not in seen.names
         numbers.check()
     assert [v.tolist() for v in values] == expected
+
+
+class RootOfZero(torch.nn.Module):
+    """Adds nothing, but the derivative of what it adds is not a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + (x - x).abs().sqrt()
+
+
+def root_of_zero(num_classes=10):
+    model = small_gray(num_classes)
+    return torch.nn.Sequential(model[:3], RootOfZero(), model[3:])
+
+
+def test_a_classifier_without_gradients_is_no_matter_of_rates(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(networks, "small_gray", root_of_zero)
+    assert main([*TINY, f"--output={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: synthesis: step 1: the gradient of ")
+    assert "look in the classifier for a root, logarithm or division at zero" in line
+    assert "learning-rate" not in line
 
 
 # ---- in a run ------------------------------------------------------------------------------------
@@ -269,6 +313,15 @@ def test_denormal_variances_count_as_none_and_small_ones_do_not():
     assert zero_variance_warnings(small_gray()) == []
 
 
+def test_many_batch_norms_without_variance_are_one_line():
+    model = torch.nn.Sequential(*(torch.nn.BatchNorm2d(4) for _ in range(30)))
+    for index, norm in enumerate(model):
+        norm.running_var[: 1 + index % 3] = 0
+    (line,) = zero_variance_warnings(model)
+    assert line.startswith("30 batch norms of the classifier have no variance in 60 channels, ")
+    assert line.endswith(": 0 (1 of 4), 1 (2 of 4), 2 (3 of 4), 3 (1 of 4), 4 (2 of 4), ...")
+
+
 # ---- dead quantizers -----------------------------------------------------------------------------
 
 
@@ -319,6 +372,46 @@ def test_dead_channels_of_weights_are_counted(student, images, log_scale):
     assert dead_quantizers(student, images) == [
         "weight quantizer project: 3 of 8 output channels are clipped or rounded to zero altogether"
     ]
+
+
+@pytest.mark.parametrize(
+    ("log_scale", "fault"),
+    [
+        (math.log(1e6), "round every value to zero"),
+        (math.log(1e-9), "clip every value but zero"),
+        (200.0, "have scales that are no positive numbers"),
+    ],
+)
+def test_many_dead_activation_quantizers_are_one_line(student, images, log_scale, fault):
+    # Behind the first one biases still give values to the other.
+    names = [next(iter(student.named_activation_quantizers())), "add"]
+    with torch.no_grad():
+        for name in names:
+            student.graph.activation_quantizers[name].log_scale.fill_(log_scale)
+    lines = [line for line in dead_quantizers(student, images) if fault in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"2 activation quantizers {fault}: {names[0]} (its scale is ")
+
+
+def test_dead_channels_of_many_layers_are_one_line(student, images):
+    layers = student.named_layers()
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.log_scale[:2].fill_(math.log(1e6))
+    (line,) = [line for line in dead_quantizers(student, images) if "weight" in line]
+    start = f"{len(layers)} weight quantizers: {2 * len(layers)} output channels are clipped or "
+    assert line.startswith(start)
+    assert f"{next(iter(layers))} (2 of 8)" in line
+
+
+def test_a_quantizer_of_zeros_is_not_dead():
+    model = small_residual()
+    with torch.no_grad():
+        model.project_bn.weight.zero_()
+        model.project_bn.bias.zero_()
+    student = convert(model, Scheme("deploy", 4, 4), RGB8.shape)
+    calibrate(student, normal_batches(2, 8, *RGB8.shape), 2)
+    assert dead_quantizers(student, next(normal_batches(1, 8, *RGB8.shape))[0]) == []
 
 
 def test_pruned_channels_are_not_dead(student, images):

@@ -1,6 +1,7 @@
 """Quantized classifiers as ONNX: the same integers as the student's, by integer kernels."""
 
 import json
+import math
 from collections import Counter
 
 import numpy as np
@@ -11,15 +12,17 @@ import torch
 import torch.nn.functional as F
 from exported import calibrated, calibrated_resnet20, noise, small_classifier
 from networks import RGB8, as_trained, small_residual
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.export import onnx_layers, onnx_model, verification
+from zscgan_ext.export.integers import IntegerWeight
 from zscgan_ext.export.onnx_graph import OnnxGraph, Rectified
-from zscgan_ext.export.onnx_model import quantized_model
+from zscgan_ext.export.onnx_model import IR_VERSION, OPSET, quantized_model
 from zscgan_ext.export.onnx_runtime import OnnxClassifier
 from zscgan_ext.export.verification import verify
+from zscgan_ext.quantization.scheme import IntegerRange
 
 WIDTHS = [(2, 2), (3, 8), (4, 4), (5, 3), (8, 8)]
 
@@ -89,8 +92,6 @@ def test_resnet20_runs_on_integer_kernels(weight_bits, tmp_path):
 @pytest.mark.parametrize(
     ("bits", "scheme", "kind"),
     [
-        (4, "deploy", TensorProto.INT4),
-        (3, "paper", TensorProto.UINT4),
         (6, "deploy", TensorProto.INT8),
         (8, "paper", TensorProto.UINT8),
     ],
@@ -104,6 +105,45 @@ def test_weights_are_stored_in_the_narrowest_type(bits, scheme, kind):
     weight = numpy_helper.to_array(stored["depthwise_weight"]).astype(np.int64)
     expected = onnx_layers.integer_weight(student.graph.get_submodule("depthwise")).integers
     assert np.array_equal(weight, expected.numpy())
+
+
+@pytest.mark.parametrize(("bits", "scheme"), [(4, "deploy"), (2, "deploy"), (3, "paper")])
+def test_narrow_weights_are_stored_two_in_a_byte(bits, scheme):
+    classifier = small_classifier()
+    student = calibrated(classifier, scheme, bits, 8)
+    model, _ = quantized_model(student, classifier)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    expected = onnx_layers.integer_weight(student.graph.get_submodule("depthwise")).integers
+    packed = stored["depthwise_weight_packed"]
+    assert packed.dtype == np.uint8
+    assert packed.size == (expected.numel() + 1) // 2
+    halves = np.stack([packed & 15, packed >> 4], -1).flatten().astype(np.int64)
+    if scheme == "deploy":
+        halves -= 16 * (halves > 7)
+    assert np.array_equal(halves[: expected.numel()], expected.flatten())
+    # No type of 4 bits, which ONNX Runtime casts from 1.23 on alone.
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    assert not kinds & {TensorProto.INT4, TensorProto.UINT4}
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (4, 2, 3, 3), (256, 3)])
+def test_narrow_weights_are_widened_exactly(signed, shape):
+    integers = torch.arange(math.prod(shape)).reshape(shape) % 16 - 8 * signed
+    scale, zero_point = torch.ones(shape[0]), torch.zeros(shape[0], dtype=torch.int16)
+    range_ = IntegerRange(-8, 7) if signed else IntegerRange(0, 15)
+    weight = IntegerWeight(integers.short(), scale, zero_point, range_)
+    graph = OnnxGraph()
+    graph.names.update(("images", "logits"))
+    total = graph.node("Add", ["images", graph.dequantized_weight("weight", weight)], "logits")
+    given = helper.make_tensor_value_info("images", TensorProto.FLOAT, [])
+    result = helper.make_tensor_value_info(total, TensorProto.FLOAT, shape)
+    built = graph.build("alone", [given], [result])
+    opset = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(built, opset_imports=opset, ir_version=IR_VERSION)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (found,) = session.run(None, {"images": np.zeros((), np.float32)})
+    assert np.array_equal(found, integers.numpy())
 
 
 def test_biases_are_int32_on_the_grid_of_the_products():

@@ -2,9 +2,10 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST_MESSAGE = 2000  # characters
+MOST_NAMED = 5  # of many things of one kind
 CURRENT_FOLDER_IS_GONE = "the current folder was deleted; change to one that exists"
 
 
@@ -53,3 +54,8 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type where there is none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def some_of(names: Sequence[str]) -> str:
+    """List the first of many names."""
+    return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, some_of
 
 
 def stores_statistics(module: nn.Module | None) -> TypeGuard[_BatchNorm]:
@@ -55,17 +55,22 @@ def check_batch_norm(source: str, model: nn.Module) -> None:
 
 
 def zero_variance_warnings(model: nn.Module) -> list[str]:
-    """Return a line for each batch norm that stores a variance of zero, or of a denormal."""
-    lines = []
+    """Return a line on the batch norms that store variances of zero or denormals, if any do."""
     smallest = torch.finfo(torch.float32).tiny
-    for name, variances in running_variances(model).items():
-        count = int((variances < smallest).sum())
-        if count:
-            lines.append(
-                f"batch norm {name} of the classifier has no variance in {count} of "
-                f"{len(variances)} channels, which were constant in its training"
-            )
-    return lines
+    counts = {n: int((v < smallest).sum()) for n, v in running_variances(model).items()}
+    found = {name: count for name, count in counts.items() if count}
+    if not found:
+        return []
+    of_all = {name: len(variances) for name, variances in running_variances(model).items()}
+    if len(found) == 1:
+        ((name, count),) = found.items()
+        where = f"batch norm {name} of the classifier has no variance in {count} of {of_all[name]}"
+        return [f"{where} channels, which were constant in its training"]
+    places = some_of([f"{name} ({count} of {of_all[name]})" for name, count in found.items()])
+    return [
+        f"{len(found)} batch norms of the classifier have no variance in {sum(found.values())} "
+        f"channels, which were constant in its training: {places}"
+    ]
 
 
 def running_variances(model: nn.Module) -> Mapping[str, Tensor]:

@@ -1,6 +1,8 @@
 """Reading a classifier's weights from a file, without ever running what the file holds."""
 
 import pickle
+import re
+import threading
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -11,17 +13,34 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext.classifiers.checkpoint_types import readable_types
 from zscgan_ext.errors import InputError, first_line
-from zscgan_ext.regular_file import regular_file_size
+from zscgan_ext.regular_file import regular_file_size, utf8_path
 
 # The keys under which training scripts keep a state dict, averaged weights first.
 NESTS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema"),
-    *("state_dict", "model_state_dict", "model", "params"),
+    *("state_dict", "model_state_dict", "model", "params", "net", "network", "weights"),
 )
 # What `torch.optim.swa_utils.AveragedModel` keeps beside the weights.
 COUNTER = "n_averaged"
 ZIP_SIGNATURE = b"PK\x03\x04"
+PICKLE_SIGNATURE = b"\x80"
+SAFETENSORS_LENGTH = 8  # bytes that hold the length of the header, which is JSON
+EXPORTED_PROGRAM = "a program of torch.export; give it as --classifier, named .pt2"
+# What archives hold that are programs: the name of a file in them, and what is said of it.
+PROGRAMS = {
+    "constants.pkl": (
+        "a TorchScript archive, which is a program; needed is what "
+        "torch.save(model.state_dict(), FILE) or safetensors writes"
+    ),
+    "archive_format": EXPORTED_PROGRAM,
+    "serialized_exported_program.json": EXPORTED_PROGRAM,  # as torch 2.6 writes it
+}
+# What torch's message names as not allowed.
+REFUSED_NAME = re.compile(r"GLOBAL (\S+)")
+# The list of types that torch allows is one for the whole process.
+ALLOWED_TYPES = threading.Lock()
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -57,39 +76,64 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     try:
         size = regular_file_size(file)
         with file.open("rb") as stream:
-            signature = stream.read(len(ZIP_SIGNATURE))
+            start = stream.read(SAFETENSORS_LENGTH + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"weights: {file} cannot be read ({reason})") from None
-    if not signature:
+    if not start:
         raise InputError(f"weights: {file} is empty")
-    if signature == ZIP_SIGNATURE:
-        check_unpacked_size(file, size)
-    content = read_safetensors(file) if file.suffix == ".safetensors" else read_checkpoint(file)
+    if start.startswith(ZIP_SIGNATURE):
+        check_archive(file, size)
+    read = read_safetensors if is_safetensors(file, start, size) else read_checkpoint
+    content: Any = read(file)
     for nest in NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
-    if not isinstance(content, Mapping) or not content:
+        # As of `dict`: attributes that a file gives an OrderedDict may hide its methods.
+        if isinstance(content, dict) and isinstance(dict.get(content, nest), dict):
+            content = dict.get(content, nest)
+    if not isinstance(content, dict) or not dict.__len__(content):
         raise InputError(f"weights: {file} holds a {type(content).__name__}, not a state dict")
-    for name, value in content.items():
+    tensors: dict[str, Tensor] = {}
+    for name, value in dict.items(content):
         if not isinstance(name, str) or not isinstance(value, Tensor):
             found = type(value).__name__
             raise InputError(
                 f"weights: {file} is not a state dict, {name!r} is a {found}, not a tensor"
             )
-    check_tensors(file, content, size)
-    return dict(content)
+        tensors[name] = value
+    check_tensors(file, tensors, size)
+    return tensors
 
 
-def check_unpacked_size(file: Path, size: int) -> None:
-    """Refuse an archive that announces more bytes than the file has; torch never compresses."""
+def is_safetensors(file: Path, start: bytes, size: int) -> bool:
+    """Tell from the first bytes of a file whether it is safetensors, else from its name."""
+    if start.startswith(ZIP_SIGNATURE):
+        return False
+    length = int.from_bytes(start[:SAFETENSORS_LENGTH], "little")
+    if start[SAFETENSORS_LENGTH:] == b"{" and length <= size:
+        return True
+    return file.suffix == ".safetensors" and not start.startswith(PICKLE_SIGNATURE)
+
+
+def check_archive(file: Path, size: int) -> None:
+    """Refuse an archive that is a program, or announces more bytes than it has.
+
+    Torch never compresses.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
+            files = [entry.filename for entry in archive.infolist()]
+            names = {
+                *files,
+                *(file.partition("/")[2] for file in files),
+            }  # below one folder or none
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"weights: {file} is truncated or not a torch file ({first_line(error)})"
         ) from None
+    for name, found in PROGRAMS.items():
+        if name in names:
+            raise InputError(f"weights: {file} is {found}")
     if unpacked > size:
         raise InputError(
             f"weights: {file} has {size:,} bytes and would unpack to {unpacked:,}, accepted are "
@@ -128,62 +172,34 @@ def check_finite(source: str, model: nn.Module) -> None:
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Read a safetensors file."""
     try:
-        return dict(safetensors.torch.load_file(file))
+        with utf8_path(file) as path:
+            return dict(safetensors.torch.load_file(path))
     except Exception as error:  # a damaged file raises nearly anything
-        if starts_with(file, ZIP_SIGNATURE):
-            raise InputError(
-                f"weights: {file} is a torch file by its content; rename it to "
-                f"{file.with_suffix('.pt').name}"
-            ) from None
         raise InputError(
             f"weights: {file} is truncated or not a safetensors file ({first_line(error)})"
         ) from None
 
 
-def starts_with(file: Path, signature: bytes) -> bool:
-    """Tell whether a file begins with some bytes."""
-    with file.open("rb") as stream:
-        return stream.read(len(signature)) == signature
-
-
-def looks_like_safetensors(file: Path) -> bool:
-    """Tell whether a file begins with the length of a JSON object, and with one."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(9)
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
-
-
-def is_torchscript(file: Path) -> bool:
-    """Tell whether an archive holds a TorchScript program, code and all."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = [name.partition("/")[2] for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False
-    return "constants.pkl" in names and any(name.startswith("code/") for name in names)
-
-
 def read_checkpoint(file: Path) -> Any:
-    """Read what `torch.save` wrote, tensors and plain containers only."""
-    if looks_like_safetensors(file):
-        raise InputError(
-            f"weights: {file} is a safetensors file by its content; rename it to "
-            f"{file.with_suffix('.safetensors').name}"
-        )
-    if is_torchscript(file):
-        raise InputError(
-            f"weights: {file} is a TorchScript program, which is never run; save the weights alone "
-            "by torch.save(torch.jit.load(FILE).state_dict(), OTHER_FILE)"
-        )
+    """Read what `torch.save` wrote: tensors and plain containers; nothing is kept of plain types.
+
+    `checkpoint_types` lists those.
+    """
     try:
-        with warnings.catch_warnings():
+        with (
+            ALLOWED_TYPES,
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(readable_types()),
+            file.open("rb") as stream,  # of a file torch would look at the name
+        ):
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
         # Torch's own message advises to run the file's code.
+        refused = REFUSED_NAME.search(str(error))
+        named = f" ({refused[1]})" if refused else ""
         raise InputError(
-            f"weights: {file} holds pickled code, which is never run, or is damaged; "
+            f"weights: {file} holds pickled code, which is never run{named}, or is damaged; "
             "needed is a safetensors file or a state dict of tensors"
         ) from None
     except Exception:  # a damaged file raises nearly anything

@@ -9,7 +9,7 @@ from zscgan_ext.errors import one_line
 from zscgan_ext.evaluate.evaluated_classifier import open_evaluated
 from zscgan_ext.evaluate.evaluation import as_json
 from zscgan_ext.evaluate.measurement import BATCH, measure, open_data
-from zscgan_ext.images.datasets import few_labels_warnings
+from zscgan_ext.images.datasets import few_labels_warnings, near_chance_warnings
 from zscgan_ext.program import SMALLER_BATCHES, OneLineParser, program
 from zscgan_ext.run_folder.whole_file import write_whole
 
@@ -49,10 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
     data = open_data(options.data, *facts)
     evaluation = measure(evaluated, data, options.batch_size)
+    classes, percent = len(evaluated.class_names), evaluation.float_top1
+    lines = few_labels_warnings(options.data, data, classes)
+    if percent is not None:
+        lines += near_chance_warnings(options.data, evaluation.images, percent, classes)
     if options.json is not None:  # first, since printing can fail
         write_whole(options.json, as_json(evaluation))
-    for warning in few_labels_warnings(options.data, data, len(evaluated.class_names)):
-        print(f"warning: {one_line(warning)}")
+    for line in lines:
+        print(f"warning: {one_line(line)}")
     print(evaluation)
     return 0
 

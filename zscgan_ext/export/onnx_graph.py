@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from zscgan_ext.export.integers import IntegerWeight, pack
+from zscgan_ext.export.integers import IntegerWeight, pack, unpack
 
 PADDING_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # torch to ONNX
-# The widest integers that are stored as a 4-bit type.
+# The widest integers of which two share a byte.
 BITS_OF_HALF_BYTE = 4
 
 
@@ -46,6 +47,9 @@ class OnnxGraph:
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.names: set[str] = set()
+        self.tables: dict[
+            bool, str
+        ] = {}  # of the integers in each byte, by whether they are signed
 
     def unique(self, name: str) -> str:
         """Return the name, with a number where it is taken."""
@@ -131,18 +135,12 @@ class OnnxGraph:
     def dequantized_weight(self, name: str, weight: IntegerWeight) -> str:
         """Store a weight's integers and dequantize them along its first dimension.
 
-        Integers of up to 4 bits are stored as such. A Cast widens them, which ONNX Runtime does
-        once, when it loads the file; its integer kernels take 8 bits.
+        Integers of up to 4 bits are stored two in a byte. ONNX Runtime widens them once, when it
+        loads the file; its integer kernels take 8 bits.
         """
         signed = weight.range.signed
         if weight.range.bits <= BITS_OF_HALF_BYTE:
-            packed = pack(weight.integers, BITS_OF_HALF_BYTE).numpy().tobytes()
-            kind = TensorProto.INT4 if signed else TensorProto.UINT4
-            shape = tuple(weight.integers.shape)
-            tensor = helper.make_tensor(self.unique(name), kind, shape, packed, raw=True)
-            self.initializers.append(tensor)
-            wide = TensorProto.INT8 if signed else TensorProto.UINT8
-            integers = self.node("Cast", [tensor.name], f"{name}_wide", to=wide)
+            integers = self.widened(name, weight)
         else:
             integers = self.initializer(name, to_bytes(weight.integers, signed))
         scale = self.initializer(f"{name}_scale", weight.scale)
@@ -150,6 +148,30 @@ class OnnxGraph:
         zero_point = self.initializer(f"{name}_zero_point", to_bytes(weight.zero_point, signed))
         inputs = [integers, scale, zero_point]
         return self.node("DequantizeLinear", inputs, f"{name}_dequantized", axis=0)
+
+    def widened(self, name: str, weight: IntegerWeight) -> str:
+        """Store integers of up to 4 bits, two in a byte, and look them up in a table of all bytes.
+
+        There are types of 4 bits, but no cast of them in ONNX Runtime before 1.23.
+        """
+        signed, shape = weight.range.signed, tuple(weight.integers.shape)
+        packed = self.initializer(f"{name}_packed", pack(weight.integers, BITS_OF_HALF_BYTE))
+        if signed not in self.tables:
+            halves = unpack(torch.arange(256).byte(), 512, BITS_OF_HALF_BYTE, signed)
+            table = to_bytes(halves, signed).reshape(256, 2)
+            self.tables[signed] = self.initializer("halves_of_bytes", table)
+        index = self.node("Cast", [packed], f"{name}_index", to=TensorProto.INT32)
+        wide = self.node("Gather", [self.tables[signed], index], f"{name}_wide")  # [bytes, 2]
+        if weight.integers.numel() % 2:
+            flat = self.initializer(f"{name}_flat", np.array([-1], np.int64))
+            wide = self.node("Reshape", [wide, flat], f"{name}_halves")
+            ends = [
+                self.initializer(f"{name}_{end}", np.array([at], np.int64))
+                for end, at in (("start", 0), ("end", weight.integers.numel()))
+            ]
+            wide = self.node("Slice", [wide, *ends], f"{name}_even")
+        to = self.initializer(f"{name}_shape", np.array(shape, np.int64))
+        return self.node("Reshape", [wide, to], f"{name}_shaped")
 
     def dequantized_bias(self, name: str, integers: np.ndarray, scale: np.ndarray) -> str:
         """Store a bias as int32 [O] and dequantize it by its scales [O]."""

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.classifiers.graph import attribute_of, module_of
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.errors import one_line
 from zscgan_ext.export.onnx_call import Call, TensorShape, on_grid, reshaped
 from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
 from zscgan_ext.export.onnx_layers import (
@@ -92,7 +93,7 @@ def write(
     images = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", *shape])
     output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", classifier.num_classes])
     model = helper.make_model(
-        onnx_graph.build(classifier.name, [images], [output]),
+        onnx_graph.build(one_line(classifier.name), [images], [output]),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="zscgan_ext",
@@ -159,7 +160,7 @@ def metadata(classifier: Classifier) -> dict[str, str]:
     """Return what a program needs to prepare images and to name classes, as JSON each."""
     preprocessing = classifier.preprocessing
     return {
-        "classifier": classifier.name,
+        "classifier": one_line(classifier.name),  # a path may be no text, ONNX takes UTF-8 alone
         "image_size": json.dumps(preprocessing.image_size),
         "mean": json.dumps(preprocessing.mean),
         "std": json.dumps(preprocessing.std),

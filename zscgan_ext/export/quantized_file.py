@@ -31,7 +31,7 @@ from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.regular_file import regular_file_size
+from zscgan_ext.regular_file import regular_file_size, utf8_path
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 METADATA = "zscgan_ext"  # the key of the JSON
@@ -184,7 +184,7 @@ def read_file(file: Path) -> FileContent:
     """
     try:
         regular_file_size(file)
-        with safe_open(file, "pt") as stream:
+        with utf8_path(file) as path, safe_open(path, "pt") as stream:
             text = (stream.metadata() or {}).get(METADATA)
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
     except Exception as error:  # a damaged file raises nearly anything

@@ -6,7 +6,7 @@ visibly. So the proof has two parts. From end to end, both must choose the same 
 images on which ties decide: there the student itself chooses another class when the image changes
 by less than can be seen. Node by node, with the integers of ONNX Runtime as the input of each next
 node, the integers must be equal but for ties, and the logits equal to less than one quantization
-step.
+step of the last layer, in the scale that the classifier then gives its results.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Verification:
     end_to_end_difference: float  # the largest of a logit
     ties: int  # integers that were rounded to the other side
     logit_difference: float  # the largest where ties are rounded alike
-    allowed_difference: float  # one step of the last layer's products
+    allowed_difference: float  # one step of the last layer's products, in the logits' scale
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def verify(
     session = OnnxClassifier(model.SerializeToString())
     expected = torch.cat([student(batch) for batch in batches])
     found = torch.cat([session(batch) for batch in batches])
-    ties, difference = compare_nodes(student, model, grids, batches[:BATCHES_BY_NODE])
+    ties, difference, gain = compare_nodes(student, model, grids, batches[:BATCHES_BY_NODE])
     result = Verification(
         len(expected),
         agreement(found, expected),
@@ -78,7 +78,7 @@ def verify(
         float((found - expected).abs().max()),
         ties,
         difference,
-        product_step(student) or FLOAT_ERROR * float(expected.abs().max()),
+        gain * product_step(student) or FLOAT_ERROR * float(expected.abs().max()),
     )
     needed = LEAST_AGREEMENT - 2 * (100 - result.own_agreement)
     if result.agreement < needed:
@@ -125,6 +125,7 @@ class Follower(fx.Interpreter):
         self.extra_traceback = False  # which would make several lines of an error
         self.integers = integers
         self.ties = 0
+        self.largest_of_last_layer = 0.0
 
     def run_node(self, n: fx.Node) -> object:
         """Run one node; for a quantizer, give what ONNX Runtime gave.
@@ -134,7 +135,10 @@ class Follower(fx.Interpreter):
         """
         quantizer = module_of(self.module, n)  # type: ignore[arg-type]
         if not isinstance(quantizer, ActivationQuantizer):
-            return super().run_node(n)
+            result = super().run_node(n)
+            if isinstance(quantizer, QuantizedLayer):
+                self.largest_of_last_layer = float(result.abs().max())
+            return result
         (x, *others), _ = self.fetch_args_kwargs_from_env(n)
         scale = quantizer.scale()
         found = (self.integers[str(n.target)].float() - quantizer.integer_zero_point()) * scale
@@ -158,15 +162,20 @@ def compare_nodes(
     model: ModelProto,
     grids: dict[str, Grid],
     batches: Sequence[Tensor],
-) -> tuple[int, float]:
-    """Compare node by node; return the number of ties and the largest difference of a logit."""
+) -> tuple[int, float, float]:
+    """Compare node by node.
+
+    Returns:
+        the number of ties, the largest difference of a logit, and how much larger logits are than
+        the results of the last layer, which a classifier may scale.
+    """
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     names = [grid.integers for grid in grids.values()]
     for name in names:
         probe.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, None))
     session = OnnxClassifier(probe.SerializeToString())
-    ties, differences = 0, []
+    ties, differences, gain = 0, [], 0.0
     for images in batches:
         *found, logits = map(torch.from_numpy, session.run([*names, OUTPUT], images))
         student.quantize_weights()
@@ -174,5 +183,7 @@ def compare_nodes(
         expected = follower.run(images)
         ties += follower.ties
         differences.append((expected - logits).abs().max())
+        if follower.largest_of_last_layer > 0:
+            gain = max(gain, float(expected.abs().max()) / follower.largest_of_last_layer)
     student.release_weights()
-    return ties, float(torch.stack(differences).max())  # NaN if one is
+    return ties, float(torch.stack(differences).max()), gain  # NaN if a difference is

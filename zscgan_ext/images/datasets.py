@@ -5,8 +5,9 @@ rows that had the data (`--reference-data`).
 """
 
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,13 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import find_classes
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.idx_file import read_idx
 from zscgan_ext.images.image_file import (
     IMAGE_MODES,
     image_files,
+    is_hidden,
     read_image,
     require_targets,
     silent_decoders,
@@ -48,6 +49,9 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
 NAMES_OF_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 IDX_ENDINGS = ("-ubyte", "-ubyte.gz")
+NEAR_CHANCE = 0.1  # of the way from guessing to always being right
+FEWEST_TO_JUDGE = 10  # images
+LARGEST_LABEL = 2**31 - 1
 Split = Literal["train", "test"]
 
 
@@ -124,7 +128,8 @@ class ImageTree(IndexedImages):
     """Image files of an ImageFolder tree, read when their batch is due.
 
     The shorter side is resized to 256/224 of the classifier's image size and the centre cropped,
-    the usual evaluation on ImageNet.
+    the usual evaluation on ImageNet. Images that have this size already are taken as they are, as
+    is usual for small ones.
     """
 
     files: tuple[Path, ...]
@@ -172,22 +177,19 @@ def read_idx_folder(folder: Path, split: Split) -> LabelledImages:
 
 
 def read_tree(folder: Path, split: Split) -> ImageTree:
-    """List an ImageFolder tree: one folder for each class, labels in the order of their names.
+    """List an ImageFolder tree: one folder for each class, none of them hidden.
 
     Args:
         folder: holds the class folders, or `train` and `test` or `val` with the class folders.
         split: `train` or `test`, for a tree that has both.
 
     Raises:
-        InputError: if there is no class folder, or one without an image.
+        InputError: if there is no class folder, one without an image, or two of one number.
     """
     inner = (folder / name for name in SPLIT_FOLDERS[split])
     root = next((path for path in inner if os.path.isdir(path)), folder)
     require_targets(root, names_in(root))
-    try:
-        classes, _ = find_classes(root)
-    except OSError as error:
-        raise InputError(f"{root}: not an ImageFolder tree ({error})") from None
+    classes = class_folders(root)
     splits = sorted(NAMES_OF_SPLITS.intersection(map(str.lower, classes)))
     if splits:
         raise InputError(
@@ -198,8 +200,45 @@ def read_tree(folder: Path, split: Split) -> ImageTree:
     empty = [name for name, found in zip(classes, files, strict=True) if not found]
     if empty:
         raise InputError(f"{root}: not an ImageFolder tree (no image for the class {empty[0]})")
-    labels = [label for label, found in enumerate(files) for _ in found]
+    numbers = labels_of(root, classes)
+    labels = [label for label, found in zip(numbers, files, strict=True) for _ in found]
     return ImageTree(tuple(file for found in files for file in found), torch.tensor(labels), root)
+
+
+def class_folders(root: Path) -> list[str]:
+    """Return the names of a tree's class folders, sorted.
+
+    Raises:
+        InputError: if there is none.
+    """
+    found = [name for name in names_in(root) if not is_hidden(name) and os.path.isdir(root / name)]
+    if not found:
+        raise InputError(f"{root}: not an ImageFolder tree (no folder of a class)")
+    return sorted(found)
+
+
+def labels_of(root: Path, classes: Sequence[str]) -> list[int]:
+    """Return the label of each class folder: its place among their names, or its name.
+
+    Folders that are all named by whole numbers are meant by these, in whatever order they sort.
+
+    Raises:
+        InputError: if two folders have the same number, or one is too large.
+    """
+    if not all(re.fullmatch("[0-9]+", name) for name in classes):
+        return list(range(len(classes)))
+    numbered: dict[int, str] = {}
+    for name in classes:
+        label = int(name)
+        if label in numbered:
+            raise InputError(f"{root}: its folders {numbered[label]} and {name} are one label")
+        if label > LARGEST_LABEL:
+            raise InputError(
+                f"{root}: its folder {name} is no label of a classifier, whose labels are counted "
+                "from 0; where not all names are numbers, labels are in the order of names"
+            )
+        numbered[label] = name
+    return list(numbered)
 
 
 def fashion_mnist_folder(split: Split) -> Path:
@@ -284,7 +323,7 @@ def few_labels_warnings(name: str | None, data: Images | None, num_classes: int)
         return []
     return [
         f"{name}: labels end at {largest}, the classifier has {num_classes} classes; folders of "
-        "images are numbered in the order of their names"
+        "images are numbered in the order of their names, unless all are named by numbers"
     ]
 
 
@@ -292,8 +331,10 @@ def check_labels(data: Images, num_classes: int) -> None:
     """Require labels that the classifier has.
 
     Raises:
-        InputError: naming the largest label.
+        InputError: naming the largest label, or if there are no images.
     """
+    if len(data) == 0:
+        raise InputError("no labelled images were given, needed is one or more")
     largest = int(data.labels.max())
     if largest >= num_classes and isinstance(data, ImageTree):
         raise InputError(
@@ -301,6 +342,29 @@ def check_labels(data: Images, num_classes: int) -> None:
             "classes; give the folder that holds a folder for each of them and no other"
         )
     if largest >= num_classes:
+        counted_from_one = isinstance(data, ImageTree) and int(data.labels.min()) == 1
+        hint = ", whose labels are counted from 0" if counted_from_one else ""
         raise InputError(
-            f"labels up to {largest} were found, the classifier has {num_classes} classes"
+            f"labels up to {largest} were found, the classifier has {num_classes} classes{hint}"
         )
+
+
+def near_chance_warnings(
+    name: str | None, images: int, percent: float, num_classes: int
+) -> list[str]:
+    """Return a line where a classifier is hardly right more often than one that guesses.
+
+    Args:
+        name: of the images; None for those that come with the classifier.
+        images: how many there are; few tell nothing.
+        percent: top-1 on them.
+        num_classes: of the classifier.
+    """
+    chance = 100 / num_classes
+    if images < FEWEST_TO_JUDGE or percent > chance + NEAR_CHANCE * (100 - chance):
+        return []
+    return [
+        f"{name or 'test images'}: the float classifier is right on {percent:.1f} % of them, near "
+        f"chance, {chance:.1f} %; their labels may count other classes or in another order, or "
+        "--mean, --std and --image-size may not be those of its training"
+    ]

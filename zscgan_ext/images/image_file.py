@@ -20,11 +20,16 @@ from zscgan_ext.regular_file import regular_file_size
 IMAGE_MODES = {1: "L", 3: "RGB"}
 # Those of the endings that a tree is searched for. Others may start programs, as EPS does.
 IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Folders that systems leave beside a user's: archives of macOS, storage devices, file systems.
+FOLDERS_OF_SYSTEMS = {
+    *("__MACOSX", "@eaDir", "@Recycle", "@tmp", "#recycle", "$RECYCLE.BIN"),
+    *("System Volume Information", "lost+found", "__pycache__"),
+}
 LARGEST_IMAGE = 1 << 27  # pixels, as stored and as resized
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the image files below a folder in torchvision's order, no folder twice.
+    """List the image files below a folder in torchvision's order, no folder twice, none hidden.
 
     Links to folders are followed, and may lead back to where they stand.
 
@@ -35,10 +40,16 @@ def image_files(folder: Path) -> list[Path]:
     found: list[tuple[str, list[str]]] = []
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         seen.add(os.path.realpath(root))
-        folders[:] = [name for name in sorted(folders) if is_new(os.path.join(root, name), seen)]
+        shown = [name for name in sorted(folders) if not is_hidden(name)]
+        folders[:] = [name for name in shown if is_new(os.path.join(root, name), seen)]
         require_targets(root, names)
-        found.append((root, sorted(filter(is_image_file, names))))
+        found.append((root, sorted(n for n in names if is_image_file(n) and not is_hidden(n))))
     return [Path(root, name) for root, names in sorted(found) for name in names]
+
+
+def is_hidden(name: str) -> bool:
+    """Return True if a file or folder is hidden, or is none of a user's own."""
+    return name.startswith(".") or name in FOLDERS_OF_SYSTEMS
 
 
 def refuse(error: OSError) -> NoReturn:
@@ -77,6 +88,8 @@ def silent_decoders() -> Iterator[None]:
 def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
     """Read one image file in the classifier's size and channels, uint8 [C, H, W].
 
+    One that has the size is taken as it is; others are resized and their centre is cropped.
+
     Raises:
         InputError: if the file cannot be decoded, or is too large.
     """
@@ -90,8 +103,9 @@ def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
     except Exception as error:  # decoders raise nearly anything
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as an image ({reason})") from None
-    resized = transforms.resize(converted, shorter)
-    pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(resized, size))
+    if converted.size != (size, size):
+        converted = transforms.center_crop(transforms.resize(converted, shorter), size)
+    pixels: Tensor = transforms.pil_to_tensor(converted)
     return pixels
 
 

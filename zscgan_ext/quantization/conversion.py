@@ -18,6 +18,7 @@ from zscgan_ext.classifiers.proof import Truth, require_near
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
+from zscgan_ext.quantization.float_operands import float_operands
 from zscgan_ext.quantization.fusion import fuse
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme, scheme_of
@@ -112,6 +113,9 @@ class QuantizedClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to logits [N, num_classes]."""
+        if len(images) == 0:  # which not every operator takes
+            one: Tensor = self.execute(self.fused_graph[0], images.new_zeros(1, *images.shape[1:]))
+            return one[:0]
         logits: Tensor = self.execute(self.fused_graph[0], images)
         return logits
 
@@ -233,7 +237,7 @@ def insert_activation_quantizers(
     first, last = ends
     read_by_ends = {*computed_before(first), source_of_values(last.args[0])}
     layers = [n for n in graph.graph.nodes if isinstance(module_of(graph, n), QuantizedLayer)]
-    before_layers = set().union(*map(computed_before, layers))
+    before_layers = set().union(*map(computed_before, layers)) - float_operands(graph)
     for node in list(graph.graph.nodes):
         # What no layer reads any more are logits, whatever the classifier makes of them.
         if node not in before_layers or not is_quantized(graph, node, scheme):

@@ -65,16 +65,24 @@ def mean_square(x: Tensor) -> Tensor:
     return (variance + mean.square()).mean()
 
 
+# Feature maps whose mean square is below this part of the largest are rounding errors beside it.
+NO_POWER = torch.finfo(torch.float32).eps ** 2
+
+
 def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Return the squared error of feature maps relative to the teacher's, averaged over layers.
+
+    A layer whose output is zero, such as a branch that training has switched off, tells nothing of
+    how large an error is, and counts as none.
 
     Args:
         student: feature maps [N, C, ...].
         teacher: the same of the teacher, without gradient.
     """
     powers = processes.averaged(torch.stack([mean_square(theirs) for theirs in teacher]))
+    smallest = (NO_POWER * powers.max()).clamp(min=torch.finfo(powers.dtype).tiny)
     distances = []
     for ours, theirs, power in zip(student, teacher, powers, strict=True):
-        smallest = torch.finfo(power.dtype).tiny
-        distances.append(mean_square(ours - theirs) / power.clamp(min=smallest))
+        distance = mean_square(ours - theirs) / power.clamp(min=smallest)
+        distances.append(torch.where(power > smallest, distance, 0))
     return torch.stack(distances).mean()

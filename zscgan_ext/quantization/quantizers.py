@@ -16,6 +16,8 @@ WeightedLayer: TypeAlias = nn.Conv1d | nn.Conv2d | TransposedConvolution | nn.Li
 
 # Tried for a scale: these parts of the one that clips nothing.
 SCALE_FRACTIONS = tuple(torch.linspace(1, 0.1, 31).tolist())
+SMALLEST_FRACTION = 0.25  # of the scale of a weight that clips nothing, tried
+SMALLEST_INVERTIBLE = 2.0**-126  # float32's smallest normal number; its inverse is finite
 SEARCHED_VALUES = 1 << 20  # of a batch, about, that a search looks at
 
 
@@ -119,6 +121,14 @@ class ActivationQuantizer(nn.Module):
             self.log_scale.add_(best.log())
         self.scale_errors = torch.zeros(())
 
+    def before_rounding(
+        self, x: Tensor, activation: str = "none", bias: Tensor | None = None
+    ) -> Tensor:
+        """Return what is quantized of the arguments of `forward`."""
+        if bias is not None and adds_bias_later(x):
+            x = x + bias.to(x.dtype).view(-1, 1, 1)
+        return activate(x, activation)
+
     def forward(self, x: Tensor, activation: str = "none", bias: Tensor | None = None) -> Tensor:
         """Observe, search, quantize or pass on a tensor.
 
@@ -128,16 +138,13 @@ class ActivationQuantizer(nn.Module):
             bias: [C] for `x` [N, C, H, W], added before the activation if `adds_bias_later(x)`;
                 otherwise `x` has it already.
         """
-        if not adds_bias_later(x):
-            bias = None
         if self.mode is ActivationMode.QUANTIZE:
             low, high = self.integers.quant_min, self.integers.quant_max
             values = x.numel() * processes.count()
             settings = (low, high, None, (values * high) ** -0.5, activation)
+            bias = bias if adds_bias_later(x) else None
             return ops.fake_quantize_learned(x, self.scale(), self.zero_point, *settings, bias)
-        if bias is not None:
-            x = x + bias.to(x.dtype).view(-1, 1, 1)
-        x = activate(x, activation)
+        x = self.before_rounding(x, activation, bias)
         if self.mode is ActivationMode.OBSERVE:
             self.observe(x)
         elif self.mode is ActivationMode.SEARCH:
@@ -212,17 +219,21 @@ def best_symmetric_scale(weight: Tensor, integers: IntegerRange, candidates: int
         candidates: scales tried, from the one that clips nothing down to a quarter of it.
 
     Returns:
-        Scales [O], float32, positive. A channel of zeros has the median of all others, so that it
-        stays zero while its weights move little.
+        Scales [O], float32, positive, with a finite inverse. A channel of zeros has the median of
+        all others, so that it stays zero while its weights move little; where all are zeros, that
+        of the weights a layer starts from.
     """
     rows = weight.detach().flatten(1).float()  # [O, elements]
-    largest = (rows.abs().amax(1) / integers.quant_max).clamp(min=torch.finfo(torch.float32).tiny)
+    smallest = SMALLEST_INVERTIBLE / SMALLEST_FRACTION
+    largest = (rows.abs().amax(1) / integers.quant_max).clamp(min=smallest)
     is_zero = (rows == 0).all(1)
-    if bool(is_zero.any()) and not bool(is_zero.all()):
+    if bool(is_zero.all()):
+        largest = torch.full_like(largest, rows.shape[1] ** -0.5 / integers.quant_max)
+    elif bool(is_zero.any()):
         largest = torch.where(is_zero, largest[~is_zero].median(), largest)
     best, least = largest, torch.full_like(largest, torch.inf)
     zero_point = torch.zeros_like(largest)
-    for fraction in torch.linspace(1, 0.25, candidates).tolist():
+    for fraction in torch.linspace(1, SMALLEST_FRACTION, candidates).tolist():
         scale = largest * fraction
         rounded = ops.fake_quantize(
             rows, scale, zero_point, integers.quant_min, integers.quant_max, 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import Images, open_labelled
 from zscgan_ext.images.memory_format import to_channels_last
+from zscgan_ext.regular_file import utf8_path
 from zscgan_ext.report import charts
 from zscgan_ext.report.batch_norms import LayerStatistics, layer_statistics
 from zscgan_ext.report.pictures import ClassPictures, pictures_by_class
@@ -275,7 +276,8 @@ def compared_classes(run: FinishedRun) -> tuple[Tensor, str]:
     count = run.classifier.num_classes
     file = run.folder / PREDICTIONS
     if file.is_file():
-        classes = safetensors.torch.load_file(file)
+        with utf8_path(file) as path:
+            classes = safetensors.torch.load_file(path)
         counts = confusion(classes["float"].long(), classes["fine_tuned"].long(), count)
         return counts, f"the {int(counts.sum()):,} evaluation images"
     counts = torch.zeros(count, count, dtype=torch.int64)

@@ -35,4 +35,4 @@ def write_report(folder: Path) -> Path:
     )
     environment.filters["decibels"] = decibels
     page = environment.get_template("page.html.jinja").render(content=collect(folder))
-    return write_own(folder, REPORT, page.encode())
+    return write_own(folder, REPORT, page.encode(errors="backslashreplace"))

@@ -195,7 +195,7 @@ class RunFolder:
         file = self.path / name
         check_place(self.path, name)
         with one_line_errors(file):
-            return file.read_text() if file.exists() else ""
+            return file.read_text("utf-8") if file.exists() else ""
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, its keys sorted."""

@@ -4,6 +4,8 @@ from functools import partial
 
 import torch
 
+from zscgan_ext.images.datasets import near_chance_warnings
+from zscgan_ext.measures import top1
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers
 from zscgan_ext.run_folder.files import GENERATOR, STUDENT
@@ -33,6 +35,7 @@ def run_stages(run: Run) -> None:
     if settings.stop_after == "synthesis":
         return
     evaluate(run, run.classifier.model, "float")
+    warn_of_chance(run)
     shape = run.classifier.preprocessing.shape
     noise = noise_batches(settings.batch_size, shape, run.random(RandomStream.NOISE_IMAGES))
     quantize(run, noise, "noise_calibrated")
@@ -48,6 +51,15 @@ def run_stages(run: Run) -> None:
         batches = partial(real_batches, run, run.reference, random)
         quantize(run, batches(settings.batch_size), "real_calibrated")
         fine_tuned_student(run, batches, "real_fine_tuned")
+
+
+def warn_of_chance(run: Run) -> None:
+    """Warn of evaluation images on which the float classifier seems to guess."""
+    if run.evaluation is not None:
+        name, labels = run.settings.evaluation_data, run.evaluation.labels
+        percent = top1(run.logits["float"], labels)
+        classes = run.classifier.num_classes
+        run.warn(near_chance_warnings(name, len(labels), percent, classes))
 
 
 def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalGenerator) -> None:

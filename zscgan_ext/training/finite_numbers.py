@@ -12,6 +12,11 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.training.steps import Training
 
 FROZEN = "classifier"  # as trainings name the model that does not learn
+SINGULARITIES = (
+    "look in the classifier for a root, logarithm or division at zero, from which a small number "
+    "inside keeps away, such as 1e-6"
+)
+UPDATE = "the update of the weights"
 GROWN = 1e3  # weights above this are a sign of steps that were too long
 
 
@@ -80,9 +85,10 @@ class FiniteNumbers:
             finite = self.are_finite()
             if not all(finite):
                 places = [place for seen in processes.of_all(seen) for place in seen]
-                update = (finite.index(False), "the update of the weights")
+                update = (finite.index(False), UPDATE)
                 index, place = [*places, update][0]
-                reason = cause(self.trainings[index], place, largest[index])
+                is_first = self.trainings[index].steps_taken == 1
+                reason = cause(self.trainings[index], place, largest[index], is_first)
                 return f"step {training.steps_taken}: {place} is not finite; {reason}"
         return f"steps {first} to {last}: a loss or gradient is not finite, and was finite again"
 
@@ -93,8 +99,15 @@ def largest_parameter(training: Training) -> float:
     return max(float(p.abs().max()) for p in training.parameters() if p.numel())
 
 
-def cause(training: Training, place: str, largest: float) -> str:
-    """Say what most likely led to a bad number; the largest parameter stood before the step."""
+def cause(training: Training, place: str, largest: float, is_first: bool) -> str:
+    """Say what most likely led to a bad number.
+
+    Args:
+        training: in whose step it arose.
+        place: where.
+        largest: the largest parameter before the step.
+        is_first: whether no step was taken before, so that nothing had learned yet.
+    """
     if place.startswith("the input"):
         return "what the training learns from was wrong before it"
     if training.execution.precision_name == "float16":
@@ -108,6 +121,13 @@ def cause(training: Training, place: str, largest: float) -> str:
     option = f"--{training.rate_setting.replace('_', '-')}"
     if largest > GROWN:
         return f"weights had grown to {largest:.1e}, a lower {option} keeps them small"
+    if place.endswith("of the classifier"):
+        return f"the classifier itself gives such numbers; {SINGULARITIES}"
+    if is_first and place != UPDATE:
+        return (
+            "nothing had learned before it, so that the cause is the classifier, or a weight of "
+            f"the loss that is too large; {SINGULARITIES}"
+        )
     return f"steps are likely too long, a lower {option} shortens them"
 
 

@@ -13,7 +13,7 @@ from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_prepro
 from zscgan_ext.classifiers.tracing import trace_program
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.images.preprocessing import Preprocessing
-from zscgan_ext.regular_file import regular_file_size
+from zscgan_ext.regular_file import regular_file_size, utf8_path
 
 SUFFIX = ".pt2"
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # the environment variable that torch.load obeys
@@ -49,8 +49,8 @@ class ProgramSource(ClassifierSource):
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"classifier: {file} cannot be read ({reason})") from None
         try:
-            with nothing_unpickled():
-                program = torch.export.load(file)
+            with nothing_unpickled(), utf8_path(file) as path:
+                program = torch.export.load(path)
         except Exception as error:  # a damaged file raises nearly anything
             raise InputError(
                 f"classifier: {file} cannot be read as a torch.export program ({first_line(error)})"
