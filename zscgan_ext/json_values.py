@@ -158,11 +158,16 @@ def mapping_of(check: Check, key: Check | None = None) -> Check:
     return check_mapping
 
 
-def record(needed: dict[str, Check], optional: dict[str, Check] | None = None) -> Check:
+def record(
+    needed: dict[str, Check], optional: dict[str, Check] | None = None, strict: bool = True
+) -> Check:
     """Take a mapping with certain entries.
 
-    Entries of other names are left out where they are empty (None, false, [], {}, ""), which
-    says nothing, and refused otherwise.
+    Args:
+        needed: entries that it must have.
+        optional: entries that it may have.
+        strict: whether to refuse entries of other names, unless they are empty (None, false, [],
+            {}, ""), which says nothing. All that are not refused are left out.
     """
     optional = optional or {}
 
@@ -174,7 +179,7 @@ def record(needed: dict[str, Check], optional: dict[str, Check] | None = None) -
                 raise MismatchError(f"lacks {name}")
         checks = {**needed, **optional}
         for name, entry in value.items():
-            if name not in checks and entry not in (None, False, [], {}, ""):
+            if strict and name not in checks and entry not in (None, False, [], {}, ""):
                 raise MismatchError(f"has an entry {shown(name)} that is not known")
         known = {name: entry for name, entry in value.items() if name in checks}
         return {name: inside(name, checks[name], entry) for name, entry in known.items()}

@@ -22,12 +22,15 @@ from zscgan_ext.run_folder.finished_run import open_run
 BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
 
 
-def export_run(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
+def export_run(
+    folder: Path, formats: Sequence[str], classifier: str | None = None
+) -> dict[str, Any]:
     """Export the student of a finished run into the folder of the run.
 
     Args:
         folder: of the run.
         formats: `onnx`, `safetensors`.
+        classifier: as `open_run` takes it.
 
     Returns:
         what `export` returns.
@@ -36,7 +39,7 @@ def export_run(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
         InputError: if the run cannot be read or exported, or a file differs from the student.
     """
     require_packages(formats)
-    run = open_run(folder)
+    run = open_run(folder, classifier)
     images = run.generated_images(BATCH, BATCHES)
     return export(run.classifier, run.student, images, folder, formats)
 

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from zscgan_ext.classifiers.loading import Classifier, count_logits, find_source
-from zscgan_ext.classifiers.sources import timm_models, torchvision_models
 from zscgan_ext.classifiers.tracing import traceable
+from zscgan_ext.classifiers.trust import is_of_a_library
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
@@ -25,7 +25,6 @@ from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.regular_file import regular_file_size
-from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 METADATA = "zscgan_ext"  # the key of the JSON
 BITS_OF_BYTE = 8
@@ -141,9 +140,7 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     """
     content = read_file(Path(file))
     name = content.classifier if classifier is None else classifier
-    libraries = (torchvision_models.PREFIX, timm_models.PREFIX)
-    known = name in BUNDLED_CLASSIFIERS or (isinstance(name, str) and name.startswith(libraries))
-    if classifier is None and not known:
+    if classifier is None and not is_of_a_library(name):
         raise InputError(
             f"classifier: {file} names {content.classifier!r}, which is of no library; "
             "give the name of the classifier yourself to have its code run"

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from zscgan_ext.errors import InputError
+from zscgan_ext.regular_file import read_regular_file
 from zscgan_ext.settings.command_line import CONFIG
 
 PARTIAL = ".partial"
@@ -137,7 +138,7 @@ class RunFolder:
         """Return a text file's content, nothing for one that is not there."""
         file = self.path / name
         with one_line_errors(file):
-            return file.read_text() if file.exists() else ""
+            return read_regular_file(file).decode() if file.exists() else ""
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, its keys sorted."""

@@ -1,13 +1,14 @@
 """Reading back what a run left in its folder."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
+from zscgan_ext.classifiers.trust import allowed_classifier
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import to_channels_last
@@ -63,19 +64,26 @@ def read_settings(folder: Path) -> Settings:
     return parse_settings(["--config", str(folder / CONFIG), *on_the_cpu])
 
 
-def open_run(folder: Path) -> FinishedRun:
+def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     """Read the folder of a run that went to its end.
 
+    Args:
+        folder: of the run.
+        classifier: its classifier as the user names it; needed where it is of no library, so that
+            no folder decides which code runs.
+
     Raises:
-        InputError: if a file is missing or does not fit the classifier.
+        InputError: if a file is missing or does not fit the classifier, or `classifier` is needed.
     """
     for name in (CONFIG, STUDENT, GENERATOR):
         if not os.path.isfile(folder / name):  # Path raises where a name is too long
             raise InputError(f"{folder}: lacks {name}, needed is the folder of a finished run")
     settings = read_settings(folder)
-    classifier = classifier_of(settings)
-    student = student_of(settings, classifier)
+    allowed = allowed_classifier(settings.classifier, classifier, folder / CONFIG)
+    settings = replace(settings, classifier=allowed)
+    loaded = classifier_of(settings)
+    student = student_of(settings, loaded)
     load_weights(student, folder / STUDENT)
     student.set_activation_mode(ActivationMode.QUANTIZE)
     student.requires_grad_(False).to(memory_format=torch.channels_last)
-    return FinishedRun(folder, settings, classifier, student)
+    return FinishedRun(folder, settings, loaded, student)
