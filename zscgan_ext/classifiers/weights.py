@@ -1,5 +1,6 @@
 """Reading a classifier's weights from a file, without ever running what the file holds."""
 
+import io
 import pickle
 import warnings
 import zipfile
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zscgan_ext.errors import InputError, first_line
-from zscgan_ext.regular_file import regular_file_size
+from zscgan_ext.regular_file import read_regular_file, regular_file_size
 
 # The keys under which training scripts keep a state dict, averaged weights first.
 NESTS = (
@@ -21,6 +22,7 @@ NESTS = (
 )
 # What `torch.optim.swa_utils.AveragedModel` keeps beside the weights.
 COUNTER = "n_averaged"
+LARGEST = 1 << 40  # bytes of a file
 ZIP_SIGNATURE = b"PK\x03\x04"
 
 
@@ -140,7 +142,7 @@ def read_checkpoint(file: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(bounded(file), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         # Torch's own message advises to run the file's code.
         raise InputError(
@@ -152,6 +154,35 @@ def read_checkpoint(file: Path) -> Any:
             f"weights: {file} is truncated or not a torch file; "
             "needed is a safetensors file or a state dict of tensors"
         ) from None
+
+
+def bounded(file: Path) -> Path | io.BytesIO:
+    """Return what torch is to read: of a file that is no archive, its bytes.
+
+    A pickle announces the lengths of what it holds, and a file would be asked for as many bytes as
+    that, before it is known how many there are.
+    """
+    with file.open("rb") as stream:
+        is_archive = stream.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
+    if not is_archive:
+        data = read_regular_file(file, LARGEST)
+        check_allocations(data)
+        return io.BytesIO(data)
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(".pkl"):
+                check_allocations(archive.read(entry))
+    return file
+
+
+def check_allocations(content: bytes) -> None:
+    """Refuse a pickle that makes bytes of any number, which torch lets it do.
+
+    Raises:
+        UnpicklingError: if it names what makes them, which no state dict needs.
+    """
+    if b"bytearray" in content:
+        raise pickle.UnpicklingError("makes an array of bytes")
 
 
 def unwrap_names(found: dict[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:

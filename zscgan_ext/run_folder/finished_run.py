@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zscgan_ext.classifiers.loading import Classifier, classifier_of
-from zscgan_ext.classifiers.trust import allowed_classifier
+from zscgan_ext.classifiers.extent import check_extent
+from zscgan_ext.classifiers.loading import Classifier, classifier_of, find_source
+from zscgan_ext.classifiers.trust import allowed_classifier, is_of_a_library
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
 from zscgan_ext.quantization.quantizers import ActivationMode
+from zscgan_ext.regular_file import regular_file_size
 from zscgan_ext.run_folder.files import GENERATOR, STUDENT
 from zscgan_ext.settings.command_line import CONFIG, parse_settings
 from zscgan_ext.settings.config import Settings
@@ -24,6 +26,7 @@ from zscgan_ext.synthesis.generator import (
 )
 
 CPU = torch.device("cpu")
+BITS_OF_FLOAT = 32
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,10 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     settings = read_settings(folder)
     allowed = allowed_classifier(settings.classifier, classifier, folder / CONFIG)
     settings = replace(settings, classifier=allowed)
+    if is_of_a_library(allowed):
+        held = regular_file_size(folder / STUDENT)
+        shape = settings.num_classes, settings.image_size
+        check_extent(folder / STUDENT, held, BITS_OF_FLOAT, find_source(allowed), *shape)
     loaded = classifier_of(settings)
     student = student_of(settings, loaded)
     load_weights(student, folder / STUDENT)

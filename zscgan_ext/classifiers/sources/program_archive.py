@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zscgan_ext.classifiers.sources.program_json import checked_program, path, stored_meta
-from zscgan_ext.classifiers.weights import check_tensors
+from zscgan_ext.classifiers.weights import check_allocations, check_tensors
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.json_values import (
     MismatchError,
@@ -236,8 +236,10 @@ def tensors_saved_anew(name: str, data: bytes) -> bytes:
     """
     if not data:
         return b""
-    members_of(data)  # it is an archive within its bounds
+    inner = members_of(data)  # it is an archive within its bounds
     try:
+        for content in inner.values():
+            check_allocations(content)
         tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:  # a damaged file raises nearly anything
         raise MismatchError(f"{name} is damaged, or holds more than plain tensors") from None
