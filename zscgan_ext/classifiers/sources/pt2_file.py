@@ -14,7 +14,7 @@ from zscgan_ext.classifiers.graph_passes import normalize
 from zscgan_ext.classifiers.sources.program_archive import checked_archive
 from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.errors import InputError, first_line
-from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.images.preprocessing import LARGEST_IMAGE_SIZE, Preprocessing
 
 SUFFIX = ".pt2"
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # the environment variable that torch.load obeys
@@ -66,27 +66,44 @@ class ProgramSource(ClassifierSource):
         try:
             with nothing_unpickled(), nothing_logged():
                 program = torch.export.load(archive)
+            images = images_of(program)
+            model = normalize(graph_of(program))
+        except InputError:
+            raise
         except Exception as error:  # what was checked may still not fit together
             reason = first_line(root_cause(error))
             raise InputError(
                 f"classifier: {file} cannot be read as a torch.export program ({reason})"
             ) from None
-        batch, *shape = images_of(program)
-        channels, height, width = shape if len(shape) == 3 else (None, None, None)
-        if batch is not None:
-            raise InputError(
-                f"classifier: {file} takes batches of {batch} alone; export it with "
-                "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
-            )
-        if channels is None or height is None or height != width:
-            raise InputError(
-                f"classifier: {file} takes {shape}, needed are square images [N, C, H, W] of one "
-                "size"
-            )
-        self.image_shape = (channels, height, height)
-        return normalize(graph_of(program))
+        self.image_shape = image_shape(file, images)
+        return model
 
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """Return the program's image shape, and ImageNet's normalization for three channels."""
         channels, size, _ = self.image_shape
         return usual_preprocessing(channels, size)
+
+
+def image_shape(file: Path, images: list[int | None]) -> tuple[int, int, int]:
+    """Return the shape of one image (C, H, W), of that of a batch with None for what may vary.
+
+    Raises:
+        InputError: unless a batch may have any number of square images of one size.
+    """
+    batch, *shape = images or [None]
+    if batch is not None:
+        raise InputError(
+            f"classifier: {file} takes batches of {batch} alone; export it with "
+            "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+        )
+    channels, height, width = shape if len(shape) == 3 else (None, None, None)
+    if channels is None or height is None or height != width:
+        raise InputError(
+            f"classifier: {file} takes {shape}, needed are square images [N, C, H, W] of one size"
+        )
+    if height > LARGEST_IMAGE_SIZE:
+        raise InputError(
+            f"classifier: {file} takes images of {height} pixels, accepted are "
+            f"{LARGEST_IMAGE_SIZE} or fewer"
+        )
+    return channels, height, height

@@ -101,7 +101,7 @@ def is_call_of(node: ast.expr, name: str) -> bool:
 
 def symbol(node: ast.Call, whole: str) -> str:
     """Write a symbol, such as `Symbol('s0', integer=True)`."""
-    name = node.args[0].value if len(node.args) == 1 and is_text(node.args[0]) else ""
+    name = text_of(node.args[0]) if len(node.args) == 1 else ""
     if SYMBOL.fullmatch(name) is None:
         raise refusal(whole)
     return f"Symbol({', '.join([repr(name), *assumptions(node, whole)])})"
@@ -116,9 +116,9 @@ def assumptions(node: ast.Call, whole: str) -> Iterator[str]:
         yield f"{keyword.arg}={keyword.value.value}"  # type: ignore[attr-defined]
 
 
-def is_text(node: ast.expr) -> bool:
-    """Tell whether an expression is a text."""
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def text_of(node: ast.expr) -> str:
+    """Return the value of a text, nothing for another expression."""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def integer(node: ast.expr, whole: str) -> int:
