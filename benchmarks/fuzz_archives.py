@@ -146,7 +146,7 @@ def run_folders(run: Run, student: nn.Module) -> Iterator[bytes]:
     """A finished run of the small classifier, and one that names code of a stranger."""
     facts = run.classifier.preprocessing
     shape = {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std}
-    settings = replace(run.settings, latent_dim=4, **shape)
+    settings = replace(run.settings, classifier=run.classifier.name, latent_dim=4, **shape)
     rows = dict.fromkeys(ROWS, 50.0)
     measured = {
         "images": 6,
