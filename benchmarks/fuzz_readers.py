@@ -333,16 +333,29 @@ STRANGE: Any = (
 )
 
 
+def leaves(state: Any) -> Iterator[Any]:
+    """Yield all texts, numbers, booleans and None inside nested JSON."""
+    if isinstance(state, dict | list):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from leaves(value)
+    else:
+        yield state
+
+
 def replace_somewhere(state: Any, tensors: list[str], chance: random.Random) -> None:
     """Replace or delete one value inside nested JSON; a tensor may come to stand there."""
+    whole = state
     while True:
         keys = list(state) if isinstance(state, dict) else range(len(state))
         key = chance.choice(keys)
         if not (isinstance(state[key], dict | list) and state[key]) or chance.random() < 0.1:
             break
         state = state[key]
-    if chance.random() < 0.2:
+    alike = [value for value in leaves(whole) if type(value) is type(state[key])]
+    if chance.random() < 0.1:
         del state[key]
+    elif alike and chance.random() < 0.5:  # what passes most checks
+        state[key] = chance.choice(alike)
     else:
         state[key] = chance.choice((*STRANGE, {"__tensor__": chance.choice(tensors)}))
 
