@@ -32,7 +32,7 @@ def program():
 
 
 # Since when archives have a folder.
-HAS_FOLDERS = find_spec("torch.export.pt2_archive._package") is not None
+HAS_FOLDERS = find_spec("torch.export.pt2_archive") is not None
 
 
 @functools.cache

@@ -45,4 +45,6 @@ def most_frequent_changes(
     pairs = torch.stack([float_classes[changed], quantized_classes[changed]])
     found, images = pairs.unique(dim=1, return_counts=True)
     order = images.argsort(descending=True, stable=True)[:count].tolist()
-    return [Change(int(found[0, index]), int(found[1, index]), int(images[index])) for index in order]
+    return [
+        Change(int(found[0, index]), int(found[1, index]), int(images[index])) for index in order
+    ]
