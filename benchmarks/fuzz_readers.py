@@ -3,7 +3,9 @@
 `python benchmarks/fuzz_readers.py --output results.json` runs libFuzzer (by atheris, which watches
 what code of the package each file reaches) on one reader after the other, each in a process of its
 own. Anything but an `InputError` counts as a crash, and so do a signal, more than 30 seconds and
-more than 3 GB; the file is kept. To add a reader, add a line to `READERS`.
+more than 2 GB; the file is kept.
+Code that a file holds would leave a canary, which counts too. To add a reader, add a line to
+`READERS`.
 """
 
 import argparse
@@ -34,6 +36,8 @@ except ImportError:  # mutate() and the readers work without
     atheris = None
 
 with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextlib.nullcontext():
+    import fuzz_archives as archives
+
     from zscgan_ext.classifiers.loading import Classifier
     from zscgan_ext.classifiers.weights import load_weights
     from zscgan_ext.environment import environment
@@ -60,8 +64,8 @@ with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextl
 PREPROCESSING = Preprocessing(3, 4, (0.5,) * 3, (0.25,) * 3)
 CLASSIFIER = "fuzz_readers:small_classifier"
 FACTS = {"seed": "0", "weights of the classifier": "0123456789abcdef"}
-SECONDS, MEGABYTES = 30, 3072  # that one file may take
-LARGEST = 1 << 16  # bytes of a mutated file
+SECONDS, MEGABYTES = 30, 2048  # that one file may take
+LARGEST = 1 << 17  # bytes of a mutated file
 
 
 def small_classifier() -> nn.Module:
@@ -214,6 +218,12 @@ class CheckpointReader:
             checkpoints.write()
 
 
+def small_run_folders() -> Iterator[bytes]:
+    """Finished runs of the small classifier."""
+    run = small_run()
+    return archives.run_folders(run, fine_tuning(run).student)
+
+
 READERS = {
     "weights of torch": Reader(read_weights, "w.pt", torch_files),
     "weights as safetensors": Reader(read_weights, "w.safetensors", safetensors_files),
@@ -229,6 +239,21 @@ READERS = {
         lambda file: parse_settings(["--config", str(file)]), "config.yaml", config_files
     ),
     "checkpoint": Reader(CheckpointReader(), "checkpoint", checkpoint_contents),
+    "program": Reader(
+        archives.canary_checked(archives.read_program),
+        "model.pt2",
+        lambda: archives.program_files(small_classifier(), torch.zeros(3, *PREPROCESSING.shape)),
+    ),
+    "run folder": Reader(
+        archives.canary_checked(archives.RunReader(CLASSIFIER)),
+        "run.zip",
+        small_run_folders,
+    ),
+    "image tree": Reader(
+        archives.canary_checked(lambda file: archives.read_tree(file, PREPROCESSING)),
+        "tree.zip",
+        archives.image_trees,
+    ),
 }
 
 
@@ -260,10 +285,26 @@ def inside_zip(content: bytes, change: Change, chance: random.Random) -> bytes:
     result = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(result, "w") as new:
         names = old.namelist()
-        chosen = chance.choice([name for name in names if name.endswith(".pkl")] + names)
+        pickled = [name for name in names if name.endswith((".pkl", ".json"))]
+        chosen = chance.choice(pickled + names)
         for name in names:
-            new.writestr(name, change(old.read(name)) if name == chosen else old.read(name))
+            content = old.read(name)
+            if name == chosen:
+                content = changed_member(name, content, change, chance)
+            new.writestr(name, content)
     return result.getvalue()
+
+
+def changed_member(name: str, content: bytes, change: Change, chance: random.Random) -> bytes:
+    """Change a member of an archive: of JSON, mostly one value."""
+    if name.endswith(".safetensors") and chance.random() < 0.5:
+        return inside_safetensors(content, change, chance)
+    if not name.endswith((".json", ".jsonl")) or chance.random() < 0.2:
+        return change(content)
+    lines = [content] if name.endswith(".json") else content.splitlines()
+    values = [json.loads(line) for line in lines]
+    replace_somewhere(values, ["0.weight"], chance)
+    return b"\n".join(json.dumps(value).encode() for value in values)
 
 
 def inside_safetensors(content: bytes, change: Change, chance: random.Random) -> bytes:
@@ -286,19 +327,35 @@ def inside_safetensors(content: bytes, change: Change, chance: random.Random) ->
 # ---- running ------------------------------------------------------------------------------------
 
 
-STRANGE: Any = (None, True, -1, 7, 1e300, float("nan"), 10**30, "", "x", [], [0], {}, {"x": "y"})
+STRANGE: Any = (
+    *(None, True, -1, 7, 1e300, float("nan"), 10**30, "", "x", [], [0], {}, {"x": "y"}),
+    *(4.0, r"$\frac{$", archives.CODE, f"Symbol({archives.CODE!r})", "torch.os.mkdir"),
+)
+
+
+def leaves(state: Any) -> Iterator[Any]:
+    """Yield all texts, numbers, booleans and None inside nested JSON."""
+    if isinstance(state, dict | list):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from leaves(value)
+    else:
+        yield state
 
 
 def replace_somewhere(state: Any, tensors: list[str], chance: random.Random) -> None:
     """Replace or delete one value inside nested JSON; a tensor may come to stand there."""
+    whole = state
     while True:
         keys = list(state) if isinstance(state, dict) else range(len(state))
         key = chance.choice(keys)
         if not (isinstance(state[key], dict | list) and state[key]) or chance.random() < 0.1:
             break
         state = state[key]
-    if chance.random() < 0.2:
+    alike = [value for value in leaves(whole) if type(value) is type(state[key])]
+    if chance.random() < 0.1:
         del state[key]
+    elif alike and chance.random() < 0.5:  # what passes most checks
+        state[key] = chance.choice(alike)
     else:
         state[key] = chance.choice((*STRANGE, {"__tensor__": chance.choice(tensors)}))
 

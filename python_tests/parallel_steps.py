@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from networks import RGB8, normal_batches, small_residual
-from runs import TINY
+from runs import OWN, TINY
 
 from zscgan_ext import processes
 from zscgan_ext.classifiers.tracing import trace
@@ -125,7 +125,7 @@ def runs(folder: Path, data: str) -> dict[str, int]:
     if processes.is_first():
         shutil.copytree(folder / "stopped", folder / "for one process")
     next_meeting()
-    codes["resumed"] = main([f"--resume={folder / 'stopped'}"])
+    codes["resumed"] = main([OWN, f"--resume={folder / 'stopped'}"])
     return codes
 
 

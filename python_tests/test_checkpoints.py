@@ -11,7 +11,7 @@ from pathlib import Path
 import networks
 import pytest
 import torch
-from runs import TINY, results_of, write_fashion_mnist
+from runs import OWN, TINY, results_of, write_fashion_mnist
 
 from zscgan_ext.run_folder import whole_file
 from zscgan_ext.run_folder.checkpoint_file import (
@@ -96,9 +96,10 @@ def test_a_run_goes_on_bit_for_bit(
 ):
     arguments = [*TINY, *data, *VARIANTS[variant]]
     assert run_until(monkeypatch, tmp_path, arguments, step) == 143
-    assert capsys.readouterr().err == f"stopped by SIGTERM; --resume {tmp_path} goes on from here\n"
+    goes_on = f"--resume {tmp_path} {OWN.replace('=', ' ')} goes on from here"
+    assert capsys.readouterr().err == f"stopped by SIGTERM; {goes_on}\n"
     assert not (tmp_path / "metrics.json").exists()
-    assert main([f"--resume={tmp_path}"]) == 0
+    assert main([OWN, f"--resume={tmp_path}"]) == 0
     assert f"after step {step} of all stages" in capsys.readouterr().out
     assert results_of(tmp_path) == uninterrupted(variant)
 
@@ -130,7 +131,7 @@ def test_a_signal_between_steps_loses_nothing(
 
         patch.setattr(name, stopped)
         assert main([*TINY, *data, f"--output={tmp_path}"]) == 130
-    assert main([f"--resume={tmp_path}"]) == 0
+    assert main([OWN, f"--resume={tmp_path}"]) == 0
     assert results_of(tmp_path) == uninterrupted("deploy")
 
 
@@ -140,7 +141,7 @@ def test_stopped_at_every_other_step(monkeypatch, tmp_path, data, uninterrupted)
         with monkeypatch.context() as patch:
             stop_after(patch, step)
             assert main(arguments) == 143
-        arguments = [f"--resume={tmp_path}"]
+        arguments = [OWN, f"--resume={tmp_path}"]
     assert main(arguments) == 0
     assert results_of(tmp_path) == uninterrupted("deploy")
     assert len(checkpoint_files(tmp_path / "checkpoints")) == 2
@@ -211,7 +212,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(stopped, uninterrupted, cap
     newest = checkpoint_files(stopped / "checkpoints")[-1]
     damage(newest)
     capsys.readouterr()
-    assert main([f"--resume={stopped}"]) == 0
+    assert main([OWN, f"--resume={stopped}"]) == 0
     output = capsys.readouterr()
     assert output.err == (
         f"checkpoint: {newest} is truncated or corrupt, its checksum does not match; "
@@ -224,7 +225,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(stopped, uninterrupted, cap
 def test_without_a_whole_checkpoint_one_line_says_so(stopped, capsys):
     for file in checkpoint_files(stopped / "checkpoints"):
         file.write_bytes(b"")
-    assert main([f"--resume={stopped}"]) == 2
+    assert main([OWN, f"--resume={stopped}"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == f"error: resume: {stopped} holds no whole checkpoint, needed is one"
     assert len(lines) == 3
@@ -233,7 +234,7 @@ def test_without_a_whole_checkpoint_one_line_says_so(stopped, capsys):
 def test_without_a_checkpoint_a_run_starts_from_the_beginning(stopped, uninterrupted, capsys):
     for file in checkpoint_files(stopped / "checkpoints"):
         file.unlink()
-    assert main([f"--resume={stopped}"]) == 0
+    assert main([OWN, f"--resume={stopped}"]) == 0
     assert "the run starts from the beginning" in capsys.readouterr().out
     assert results_of(stopped) == uninterrupted("deploy")
 
@@ -248,7 +249,7 @@ def test_without_a_checkpoint_a_run_starts_from_the_beginning(stopped, uninterru
     ],
 )
 def test_settings_that_do_not_fit_give_one_line(stopped, capsys, arguments, message):
-    assert main([f"--resume={stopped}", *arguments]) == 2
+    assert main([OWN, f"--resume={stopped}", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f"error: {message}", line)
     assert positions(stopped) == [5, 8]
@@ -263,7 +264,7 @@ def test_other_weights_do_not_fit(stopped, capsys, monkeypatch):
         return model
 
     monkeypatch.setattr(networks, "small_gray", other)
-    assert main([f"--resume={stopped}"]) == 2
+    assert main([OWN, f"--resume={stopped}"]) == 2
     assert capsys.readouterr().err.startswith("error: weights of the classifier: ")
 
 
@@ -298,7 +299,7 @@ def test_a_checkpoint_of_something_else_gives_one_line(stopped, capsys, change, 
     newest.unlink()
     write_checkpoint(stopped / "checkpoints", 9, state)
     capsys.readouterr()
-    assert main([f"--resume={stopped}"]) == 2
+    assert main([OWN, f"--resume={stopped}"]) == 2
     *told, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: resume: ")
     assert message in line
@@ -306,14 +307,14 @@ def test_a_checkpoint_of_something_else_gives_one_line(stopped, capsys, change, 
 
 
 def test_a_folder_without_a_run_gives_one_line(tmp_path, capsys):
-    assert main([f"--resume={tmp_path}"]) == 2
+    assert main([OWN, f"--resume={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "config.yaml cannot be read" in line
 
 
 def test_what_does_not_change_the_result_may_change(stopped, uninterrupted):
     options = ["--keep-checkpoints=1", "--checkpoint-every=1", "--no-keep-freed-memory"]
-    assert main([f"--resume={stopped}", *options]) == 0
+    assert main([OWN, f"--resume={stopped}", *options]) == 0
     resumed, expected = results_of(stopped), dict(uninterrupted("deploy"))
     assert not resumed.pop("execution")["keep_freed_memory"]
     expected.pop("execution")
@@ -340,7 +341,7 @@ def test_a_failed_write_ends_the_run_and_the_one_before_goes_on(
     assert line.startswith("error: output: ")
     assert line.endswith(f"cannot be written ({reason})")
     assert positions(tmp_path) == [4]
-    assert main([f"--resume={tmp_path}"]) == 0
+    assert main([OWN, f"--resume={tmp_path}"]) == 0
     assert results_of(tmp_path) == uninterrupted("deploy")
 
 
@@ -384,7 +385,8 @@ def test_a_signal_from_outside_writes_a_checkpoint(tmp_path, number, code):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     name = signal.Signals(number).name
-    assert errors == f"stopped by {name}; --resume {tmp_path} goes on from here\n"
+    goes_on = f"--resume {tmp_path} {OWN.replace('=', ' ')} goes on from here"
+    assert errors == f"stopped by {name}; {goes_on}\n"
     (steps,) = positions(tmp_path)
     assert steps >= 2
 

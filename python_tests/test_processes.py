@@ -10,7 +10,7 @@ from pathlib import Path
 import parallel_steps
 import pytest
 import torch
-from runs import TINY, results_of, write_fashion_mnist
+from runs import OWN, TINY, results_of, write_fashion_mnist
 from torch import nn
 from worker_processes import free_port, run_together
 
@@ -97,7 +97,7 @@ def test_another_number_of_processes_goes_on(found, capsys):
     noise = [own["default_random"]["cpu"] for own in state["random_of_all"]]
     assert len(noise) == len(findings)
     assert not any(torch.equal(noise[0], other) for other in noise[1:])
-    assert main([f"--resume={run}"]) == 0
+    assert main([OWN, f"--resume={run}"]) == 0
     assert "after step 8 of all stages" in capsys.readouterr().out
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     before = (folder / "undisturbed" / "metrics.jsonl").read_text().splitlines()

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from zscgan_ext import processes
+from zscgan_ext.classifiers.trust import allowed_classifier, gives_option, is_of_a_library
 from zscgan_ext.errors import first_line, one_line
 from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.program import SMALLER_SIZES, is_out_of_memory, program, told
 from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
-from zscgan_ext.settings.command_line import parse_settings
+from zscgan_ext.settings.command_line import CONFIG, parse_settings
+from zscgan_ext.settings.config import Settings
 from zscgan_ext.settings.values import parse_formats
 from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.stages.results import metrics, predictions, table
@@ -28,7 +30,7 @@ def export_student(run: Run) -> None:
     """Write the fine-tuned student in the formats to deploy, from the files of the run."""
     formats = parse_formats(run.settings.export)
     if formats and run.settings.stop_after is None:
-        print(summary(export_run(run.folder.path, formats)))
+        print(summary(export_run(run.folder.path, formats, run.settings.classifier)))
 
 
 def report(run: Run) -> None:
@@ -36,7 +38,25 @@ def report(run: Run) -> None:
     if run.settings.report and run.settings.stop_after is None:
         from zscgan_ext.report.page import write_report  # takes long to import
 
-        print(one_line(f"report in {write_report(run.folder.path)}"))
+        print(one_line(f"report in {write_report(run.folder.path, run.settings.classifier)}"))
+
+
+def check_resumed(settings: Settings, arguments: Sequence[str]) -> None:
+    """Require that no folder decides which code runs.
+
+    Raises:
+        InputError: if only the resumed run's folder names a classifier that is of no library.
+    """
+    if settings.resume is not None:
+        given = settings.classifier if gives_option(arguments, "--classifier") else None
+        allowed_classifier(settings.classifier, given, settings.resume / CONFIG)
+
+
+def going_on(run: Run) -> str:
+    """Return the arguments that go on with a run."""
+    name = run.settings.classifier
+    classifier = "" if is_of_a_library(name) else f" --classifier {name}"
+    return f"--resume {run.folder.path}{classifier}"
 
 
 def run_to_end(run: Run) -> None:
@@ -60,13 +80,14 @@ def run_to_end(run: Run) -> None:
 def run_program(arguments: Sequence[str] | None) -> int:
     """Run the program in one process; return its exit code."""
     try:
-        run = prepare(parse_settings(arguments))
+        settings = parse_settings(arguments)
+        check_resumed(settings, sys.argv[1:] if arguments is None else arguments)
+        run = prepare(settings)
         with contextlib.closing(run.folder), run.checkpoints.signals:
             run_to_end(run)
     except StoppedError as stopped:
         if processes.rank() == 0:
-            how = one_line(f"--resume {run.folder.path} goes on from here")
-            print(f"{stopped}; {how}", file=sys.stderr)
+            print(one_line(f"{stopped}; {going_on(run)} goes on from here"), file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
         return told("stopped before anything was written", 130)

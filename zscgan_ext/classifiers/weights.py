@@ -1,5 +1,6 @@
 """Reading a classifier's weights from a file, without ever running what the file holds."""
 
+import io
 import pickle
 import re
 import threading
@@ -7,7 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from zscgan_ext.classifiers.checkpoint_types import readable_types
 from zscgan_ext.errors import InputError, first_line
-from zscgan_ext.regular_file import regular_file_size, utf8_path
+from zscgan_ext.regular_file import read_regular_file, regular_file_size, utf8_path
 
 # The keys under which training scripts keep a state dict, averaged weights first.
 NESTS = (
@@ -24,6 +25,7 @@ NESTS = (
 )
 # What `torch.optim.swa_utils.AveragedModel` keeps beside the weights.
 COUNTER = "n_averaged"
+LARGEST = 1 << 40  # bytes of a file
 ZIP_SIGNATURE = b"PK\x03\x04"
 PICKLE_SIGNATURE = b"\x80"
 SAFETENSORS_LENGTH = 8  # bytes that hold the length of the header, which is JSON
@@ -190,7 +192,7 @@ def read_checkpoint(file: Path) -> Any:
             ALLOWED_TYPES,
             warnings.catch_warnings(),
             torch.serialization.safe_globals(readable_types()),
-            file.open("rb") as stream,  # of a file torch would look at the name
+            bounded(file) as stream,  # of a file torch would look at the name
         ):
             warnings.simplefilter("ignore")
             return torch.load(stream, map_location="cpu", weights_only=True)
@@ -207,6 +209,35 @@ def read_checkpoint(file: Path) -> Any:
             f"weights: {file} is truncated or not a torch file; "
             "needed is a safetensors file or a state dict of tensors"
         ) from None
+
+
+def bounded(file: Path) -> BinaryIO:
+    """Open what torch is to read: of a file that is no archive, its bytes.
+
+    A pickle announces the lengths of what it holds, and a file would be asked for as many bytes as
+    that, before it is known how many there are.
+    """
+    with file.open("rb") as stream:
+        is_archive = stream.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
+    if not is_archive:
+        data = read_regular_file(file, LARGEST)
+        check_allocations(data)
+        return io.BytesIO(data)
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(".pkl"):
+                check_allocations(archive.read(entry))
+    return file.open("rb")
+
+
+def check_allocations(content: bytes) -> None:
+    """Refuse a pickle that makes bytes of any number, which torch lets it do.
+
+    Raises:
+        UnpicklingError: if it names what makes them, which no state dict needs.
+    """
+    if b"bytearray" in content:
+        raise pickle.UnpicklingError("makes an array of bytes")
 
 
 def unwrap_names(found: dict[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--classifier",
-        metavar="MODULE:FUNCTION",
-        help="for a file of a classifier of your own: what builds it",
+        metavar="NAME",
+        help="for a run or a file of a classifier of your own: the module:function or .pt2 file, "
+        "which is not run because a file names it",
     )
     parser.add_argument(
         "--batch-size",

@@ -34,13 +34,13 @@ def open_evaluated(path: Path, classifier: str | None) -> Evaluated:
 
     Args:
         path: the folder or the file.
-        classifier: for a file of a classifier that is not bundled: its name.
+        classifier: for a run or a file of a classifier that is of no library: its name.
 
     Raises:
         InputError: if it is something else or cannot be read.
     """
     if os.path.isdir(path):  # Path raises where a name is too long
-        run = open_run(path)
+        run = open_run(path, classifier)
         facts = run.classifier.name, run.classifier.preprocessing, run.classifier.class_names
         return Evaluated(run.student, run.classifier.model, *facts)
     if not os.path.isfile(path):

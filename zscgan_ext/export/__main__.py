@@ -26,8 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=",".join(EXPORT_FORMATS),
         help="onnx, safetensors, or both with a comma between them (default: both)",
     )
+    parser.add_argument(
+        "--classifier",
+        metavar="NAME",
+        help="for a run of a classifier of your own: the module:function or .pt2 file, which is "
+        "not run because a folder names it",
+    )
     options = parser.parse_args(arguments)
-    report = export_run(options.run, parse_formats(options.formats))
+    report = export_run(options.run, parse_formats(options.formats), options.classifier)
     print(summary(report))
     print(one_line(f"results in {options.run}"))
     return 0

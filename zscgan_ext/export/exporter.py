@@ -27,12 +27,15 @@ BATCH, BATCHES = 32, 16  # of generated images, that student and files are compa
 CHECKED_IMAGES = 4  # random ones, that a student is exported with before it learns
 
 
-def export_run(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
+def export_run(
+    folder: Path, formats: Sequence[str], classifier: str | None = None
+) -> dict[str, Any]:
     """Export the student of a finished run into the folder of the run.
 
     Args:
         folder: of the run.
         formats: `onnx`, `safetensors`.
+        classifier: as `open_run` takes it.
 
     Returns:
         what `export` returns.
@@ -41,7 +44,7 @@ def export_run(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
         InputError: if the run cannot be read or exported, or a file differs from the student.
     """
     require_packages(formats)
-    run = open_run(folder)
+    run = open_run(folder, classifier)
     images = run.generated_images(BATCH, BATCHES)
     return export(run.classifier, run.student, images, folder, formats)
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.errors import InputError, first_line
-from zscgan_ext.regular_file import regular_file_size
+from zscgan_ext.regular_file import read_regular_file
 
+LARGEST = 1 << 31  # bytes of an ONNX file, as protobuf has it
 INPUT, OUTPUT = "images", "logits"
 NOTHING_BUT_CRASHES = 4  # ONNX Runtime's logging severity; errors are raised as well
 
@@ -122,8 +123,7 @@ def read_model(file: Path) -> bytes:
     import onnx
 
     try:
-        regular_file_size(file)
-        data = file.read_bytes()
+        data = read_regular_file(file, LARGEST)
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's exceptions share no base
         reason = getattr(error, "strerror", None) or first_line(error)

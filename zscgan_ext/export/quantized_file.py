@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from zscgan_ext.classifiers.extent import check_extent
 from zscgan_ext.classifiers.loading import (
     Classifier,
     count_logits,
@@ -22,20 +23,55 @@ from zscgan_ext.classifiers.loading import (
     freeze,
     unwrapped,
 )
-from zscgan_ext.classifiers.sources import timm_models, torchvision_models
 from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.classifiers.trust import is_of_a_library
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
 from zscgan_ext.images.memory_format import lay_out
-from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
+from zscgan_ext.images.preprocessing import LARGEST_IMAGE_SIZE, Preprocessing, preprocessing_from
+from zscgan_ext.json_values import (
+    integer,
+    list_of,
+    mapping_of,
+    number,
+    one_of,
+    parse_json,
+    record,
+    text,
+)
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.regular_file import regular_file_size, utf8_path
-from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 METADATA = "zscgan_ext"  # the key of the JSON
 BITS_OF_BYTE = 8
+LONGEST_NAME = 1000  # characters
+MOST_CLASSES = 1 << 20
+DESCRIPTION = record(
+    {
+        "classifier": text(longest=LONGEST_NAME),
+        "num_classes": integer(1, MOST_CLASSES),
+        "class_names": list_of(text(longest=LONGEST_NAME), most=MOST_CLASSES),
+        "preprocessing": record(
+            {
+                "channels": integer(1, 1 << 16),
+                "image_size": integer(1, LARGEST_IMAGE_SIZE),
+                "mean": list_of(number()),
+                "std": list_of(number(0)),
+            }
+        ),
+        "scheme": record(
+            {
+                "name": one_of("deploy", "paper"),
+                "weight_bits": integer(2, 8),
+                "activation_bits": integer(2, 8),
+            }
+        ),
+        "packed_shapes": mapping_of(list_of(integer(0))),
+    },
+    strict=False,
+)
 
 
 @dataclass(frozen=True)
@@ -154,14 +190,16 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
         )
     content = read_file(Path(file))
     name = content.classifier if classifier is None else classifier
-    libraries = (torchvision_models.PREFIX, timm_models.PREFIX)
-    known = name in BUNDLED_CLASSIFIERS or (isinstance(name, str) and name.startswith(libraries))
-    if classifier is None and not known:
+    if classifier is None and not is_of_a_library(name):
         raise InputError(
             f"classifier: {file} names {content.classifier!r}, which is of no library; "
             "give the name of the classifier yourself to have its code run"
         )
     source = find_source(name)
+    if is_of_a_library(name):
+        held = sum(tensor.nbytes for tensor in content.tensors.values())
+        shape = content.num_classes, content.preprocessing.image_size
+        check_extent(Path(file), held, content.scheme.weight_bits, source, *shape)
     model = unwrapped(source.build(content.num_classes, trained=False))
     freeze(model)
     count = count_logits(source.name, model, content.preprocessing)
@@ -185,40 +223,28 @@ def read_file(file: Path) -> FileContent:
     try:
         regular_file_size(file)
         with utf8_path(file) as path, safe_open(path, "pt") as stream:
-            text = (stream.metadata() or {}).get(METADATA)
+            description_text = (stream.metadata() or {}).get(METADATA)
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
     except Exception as error:  # a damaged file raises nearly anything
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as safetensors ({reason})") from None
-    if text is None:
+    if description_text is None:
         raise InputError(f"{file}: holds no quantized classifier, needed is what export wrote")
     try:
-        facts = json.loads(text)
-        class_names = tuple(map(str, facts["class_names"]))
+        facts = parse_json(description_text, DESCRIPTION)
+        class_names = tuple(facts["class_names"])
         if facts["num_classes"] != len(class_names):
             raise ValueError(f"{facts['num_classes']} classes with {len(class_names)} names")
         return FileContent(
-            str(facts["classifier"]),
+            facts["classifier"],
             len(class_names),
             class_names,
             preprocessing_from(facts["preprocessing"]),
-            checked(Scheme(**facts["scheme"])),
+            Scheme(**facts["scheme"]),
             tensors,
         )
     except Exception as error:  # JSON may hold anything, nested without end
         raise InputError(f"{file}: its description is damaged ({first_line(error)})") from None
-
-
-def checked(scheme: Scheme) -> Scheme:
-    """Return a scheme if there is such a one.
-
-    Raises:
-        ValueError: if its name or a width is unknown.
-    """
-    widths = scheme.weight_bits, scheme.activation_bits
-    if scheme.name not in ("deploy", "paper") or not set(widths) <= set(range(2, 9)):
-        raise ValueError(f"unknown scheme {scheme}")
-    return scheme
 
 
 @torch.no_grad()

@@ -19,8 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "--classifier",
+        metavar="NAME",
+        help="for a run of a classifier of your own: the module:function or .pt2 file, which is "
+        "not run because a folder names it",
+    )
     options = parser.parse_args(arguments)
-    print(one_line(f"report in {write_report(options.run)}"))
+    print(one_line(f"report in {write_report(options.run, options.classifier)}"))
     return 0
 
 

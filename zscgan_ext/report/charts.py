@@ -27,6 +27,7 @@ LARGEST_LINEAR_SPAN = 5  # of curves on a linear axis: the highest value over th
 SHARES = LinearSegmentedColormap.from_list("shares", [f"{COLOURS[0]}00", f"{COLOURS[0]}cc"])
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names may hold anything
     "svg.hashsalt": "zscgan_ext",
     "font.size": 7,
     "font.family": "sans-serif",
@@ -71,8 +72,8 @@ def chart(name: str, draw: Callable[[Figure], Any], height: float = HEIGHT) -> s
 
 
 def tick_labels(names: Sequence[str]) -> list[str]:
-    """Return names short enough for an axis, in which no formula is looked for."""
-    return [printable(name)[:LONGEST_LABEL].replace("$", r"\$") for name in names]
+    """Return names short enough for an axis."""
+    return [printable(name)[:LONGEST_LABEL] for name in names]
 
 
 def set_scale_of_losses(axes: Axes) -> None:

@@ -1,20 +1,17 @@
 """What the page about a run shows, measured from the files in the run's folder."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import Images, open_labelled
 from zscgan_ext.images.memory_format import to_channels_last
-from zscgan_ext.regular_file import utf8_path
 from zscgan_ext.report import charts
 from zscgan_ext.report.batch_norms import LayerStatistics, layer_statistics
 from zscgan_ext.report.pictures import ClassPictures, pictures_by_class
@@ -25,8 +22,8 @@ from zscgan_ext.report.quantization_errors import (
     weight_errors,
     worst,
 )
-from zscgan_ext.run_folder.files import EXPORT, LOG, METRICS, PREDICTIONS
 from zscgan_ext.run_folder.finished_run import FinishedRun, open_run
+from zscgan_ext.run_folder.records import read_export, read_log, read_metrics, read_predictions
 from zscgan_ext.settings.command_line import CONFIG, read_config
 from zscgan_ext.stages.results import ROWS
 from zscgan_ext.stages.run import STAGES
@@ -73,19 +70,23 @@ class Content:
     notes: list[str]
 
 
-def collect(folder: Path) -> Content:
+def collect(folder: Path, classifier: str | None = None) -> Content:
     """Read the folder of a run that went to its end, and measure what its files do not hold.
+
+    Args:
+        folder: of the run.
+        classifier: as `open_run` takes it.
 
     Raises:
         InputError: if a file is missing or cannot be read.
     """
-    run = open_run(folder)
-    metrics, log = read_json(folder / METRICS), read_log(folder / LOG)
-    has_export = (folder / EXPORT).is_file()
+    run = open_run(folder, classifier)
+    metrics, log = read_metrics(folder, run.classifier.num_classes), read_log(folder)
+    export = read_export(folder)
     data, notes = evaluation_images(run)
     (images,) = run.generated_images(measured_images(run), 1)
     weights, activations = weight_errors(run.student), activation_errors(run.student, images)
-    counts, compared_on = compared_classes(run)
+    before, after, compared_on = compared_classes(run)
     names = run.classifier.class_names
     drawn = {
         **learning_charts(log),
@@ -95,11 +96,11 @@ def collect(folder: Path) -> Content:
         "seconds": charts.stage_times(in_order(metrics["seconds"])),
     }
     if len(names) <= LARGEST_MATRIX:
-        drawn["confusion"] = charts.confusion_matrix(counts, names)
+        drawn["confusion"] = charts.confusion_matrix(confusion(before, after, len(names)), names)
     random = torch.Generator().manual_seed(run.settings.seed)
     return Content(
         metrics=metrics,
-        export=read_json(folder / EXPORT) if has_export else None,
+        export=export,
         summary=summary_rows(metrics),
         settings={name: shown(value) for name, value in read_config(folder / CONFIG).items()},
         environment=environment_of(metrics),
@@ -112,9 +113,9 @@ def collect(folder: Path) -> Content:
         compared_on=compared_on,
         changes=[
             (names[change.float_class], names[change.quantized_class], change.images)
-            for change in most_frequent_changes(counts, MOST_CHANGES)
+            for change in most_frequent_changes(before, after, MOST_CHANGES)
         ],
-        changed_percent=100 * (1 - float(counts.diagonal().sum() / counts.sum())),
+        changed_percent=100 * float((before != after).double().mean()),
         notes=notes,
     )
 
@@ -123,33 +124,6 @@ def measured_images(run: FinishedRun) -> int:
     """Return how many images to measure at once: the fewer, the larger they are."""
     pixels = run.classifier.preprocessing.image_size**2
     return max(FEWEST_IMAGES, min(MOST_IMAGES, MEASURED_PIXELS // pixels))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file of a run.
-
-    Raises:
-        InputError: if it is missing or damaged.
-    """
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: holds a {type(content).__name__}, needed is an object")
-    return content
-
-
-def read_log(file: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's log.
-
-    Raises:
-        InputError: if it is missing or damaged.
-    """
-    try:
-        return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as lines of JSON ({error})") from None
 
 
 def summary_rows(metrics: Mapping[str, Any]) -> list[SummaryRow]:
@@ -267,24 +241,21 @@ def diversity_charts(diversity: Mapping[str, Any], class_names: tuple[str, ...])
     }
 
 
-def compared_classes(run: FinishedRun) -> tuple[Tensor, str]:
-    """Count images by the float classifier's class and the student's.
+def compared_classes(run: FinishedRun) -> tuple[Tensor, Tensor, str]:
+    """Return the classes that the float classifier and the student choose for some images.
 
     Returns:
-        int64 [num_classes, num_classes], and the name of the images.
+        int64 [N] of either, and the name of the images.
     """
-    count = run.classifier.num_classes
-    file = run.folder / PREDICTIONS
-    if file.is_file():
-        with utf8_path(file) as path:
-            classes = safetensors.torch.load_file(path)
-        counts = confusion(classes["float"].long(), classes["fine_tuned"].long(), count)
-        return counts, f"the {int(counts.sum()):,} evaluation images"
-    counts = torch.zeros(count, count, dtype=torch.int64)
-    for images in run.generated_images(measured_images(run), COMPARED_BATCHES):
-        logits = run.classifier.model(images), run.student(images)
-        counts += confusion(logits[0].argmax(1), logits[1].argmax(1), count)
-    return counts, f"{int(counts.sum()):,} generated images"
+    predictions = read_predictions(run.folder, run.classifier.num_classes)
+    if predictions is not None:
+        return *predictions, f"the {len(predictions[0]):,} evaluation images"
+    pairs = [
+        (run.classifier.model(images).argmax(1), run.student(images).argmax(1))
+        for images in run.generated_images(measured_images(run), COMPARED_BATCHES)
+    ]
+    before, after = (torch.cat(classes) for classes in zip(*pairs, strict=True))
+    return before, after, f"{len(before):,} generated images"
 
 
 def decibels(value: float) -> str:

@@ -19,8 +19,12 @@ def shown(value: Any) -> Any:
     return printable(value) if is_text else value
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, classifier: str | None = None) -> Path:
     """Write `report.html` into the folder of a finished run; return its path.
+
+    Args:
+        folder: of the run.
+        classifier: as `open_run` takes it.
 
     Raises:
         InputError: if the run cannot be read, or the file not be written.
@@ -34,5 +38,5 @@ def write_report(folder: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["decibels"] = decibels
-    page = environment.get_template("page.html.jinja").render(content=collect(folder))
+    page = environment.get_template("page.html.jinja").render(content=collect(folder, classifier))
     return write_own(folder, REPORT, page.encode(errors="backslashreplace"))

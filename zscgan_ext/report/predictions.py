@@ -30,9 +30,21 @@ def confusion(float_classes: Tensor, quantized_classes: Tensor, num_classes: int
     return torch.bincount(index, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def most_frequent_changes(counts: Tensor, count: int) -> list[Change]:
-    """Return the pairs of different classes that occur most often, most frequent first."""
-    changed = counts.clone().fill_diagonal_(0).flatten()
-    order = changed.argsort(descending=True, stable=True)[:count]
-    pairs = ((int(i) // len(counts), int(i) % len(counts), int(changed[i])) for i in order)
-    return [Change(*pair) for pair in pairs if pair[2]]
+def most_frequent_changes(
+    float_classes: Tensor, quantized_classes: Tensor, count: int
+) -> list[Change]:
+    """Return the pairs of different classes that occur most often, most frequent first.
+
+    Args:
+        float_classes: int64 [N].
+        quantized_classes: int64 [N].
+        count: pairs at most.
+    """
+    changed = float_classes != quantized_classes
+    # Of pairs that occur, not of all that there may be: these are as many as classes, squared.
+    pairs = torch.stack([float_classes[changed], quantized_classes[changed]])
+    found, images = pairs.unique(dim=1, return_counts=True)
+    order = images.argsort(descending=True, stable=True)[:count].tolist()
+    return [
+        Change(int(found[0, index]), int(found[1, index]), int(images[index])) for index in order
+    ]

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.errors import first_line
+from zscgan_ext.regular_file import read_regular_file
 from zscgan_ext.run_folder.whole_file import write_whole
 
 State = dict[str, Any]  # nested: text keys; tensors, numbers, text, booleans, None, lists
 NAME = re.compile(r"(\d{6,})-([0-9a-f]{16})\.safetensors", re.ASCII)
+LARGEST = 1 << 40  # bytes of a checkpoint
 TENSOR = "__tensor__"  # the key of the JSON object that stands in the place of a tensor
 
 
@@ -109,9 +111,10 @@ def read_checkpoint(file: Path) -> State:
         DamagedCheckpointError: if it cannot be read or its bytes are not those that were written.
     """
     try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DamagedCheckpointError(f"cannot be read ({error.strerror})") from None
+        data = read_regular_file(file, LARGEST)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DamagedCheckpointError(f"cannot be read ({reason})") from None
     match = NAME.fullmatch(file.name)
     if match is None or checksum(data) != match[2]:
         raise DamagedCheckpointError("is truncated or corrupt, its checksum does not match")

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from zscgan_ext.errors import InputError, printable
+from zscgan_ext.regular_file import read_regular_file
 from zscgan_ext.run_folder.own_files import (
     LIST,
     OwnFiles,
@@ -195,7 +196,7 @@ class RunFolder:
         file = self.path / name
         check_place(self.path, name)
         with one_line_errors(file):
-            return file.read_text("utf-8") if file.exists() else ""
+            return read_regular_file(file).decode() if file.exists() else ""
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, its keys sorted."""

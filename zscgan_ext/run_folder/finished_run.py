@@ -1,18 +1,21 @@
 """Reading back what a run left in its folder."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from zscgan_ext.classifiers.loading import Classifier, classifier_of
+from zscgan_ext.classifiers.extent import check_extent
+from zscgan_ext.classifiers.loading import Classifier, classifier_of, find_source
+from zscgan_ext.classifiers.trust import allowed_classifier, is_of_a_library
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
 from zscgan_ext.quantization.quantizers import ActivationMode
+from zscgan_ext.regular_file import regular_file_size
 from zscgan_ext.run_folder.files import GENERATOR, STUDENT
 from zscgan_ext.settings.command_line import CONFIG, parse_settings
 from zscgan_ext.settings.config import Settings
@@ -23,6 +26,7 @@ from zscgan_ext.synthesis.generator import (
 )
 
 CPU = torch.device("cpu")
+BITS_OF_FLOAT = 32
 
 
 @dataclass(frozen=True)
@@ -63,19 +67,30 @@ def read_settings(folder: Path) -> Settings:
     return parse_settings(["--config", str(folder / CONFIG), *on_the_cpu])
 
 
-def open_run(folder: Path) -> FinishedRun:
+def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     """Read the folder of a run that went to its end.
 
+    Args:
+        folder: of the run.
+        classifier: its classifier as the user names it; needed where it is of no library, so that
+            no folder decides which code runs.
+
     Raises:
-        InputError: if a file is missing or does not fit the classifier.
+        InputError: if a file is missing or does not fit the classifier, or `classifier` is needed.
     """
     for name in (CONFIG, STUDENT, GENERATOR):
         if not os.path.isfile(folder / name):  # Path raises where a name is too long
             raise InputError(f"{folder}: lacks {name}, needed is the folder of a finished run")
     settings = read_settings(folder)
-    classifier = classifier_of(settings)
-    student = student_of(settings, classifier)
+    allowed = allowed_classifier(settings.classifier, classifier, folder / CONFIG)
+    settings = replace(settings, classifier=allowed)
+    if is_of_a_library(allowed):
+        held = regular_file_size(folder / STUDENT)
+        shape = settings.num_classes, settings.image_size
+        check_extent(folder / STUDENT, held, BITS_OF_FLOAT, find_source(allowed), *shape)
+    loaded = classifier_of(settings)
+    student = student_of(settings, loaded)
     load_weights(student, folder / STUDENT)
     student.set_activation_mode(ActivationMode.QUANTIZE)
     lay_out(student.requires_grad_(False), torch.channels_last)
-    return FinishedRun(folder, settings, classifier, student)
+    return FinishedRun(folder, settings, loaded, student)

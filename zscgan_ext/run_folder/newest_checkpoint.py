@@ -6,6 +6,15 @@ from typing import Any
 
 from zscgan_ext import processes
 from zscgan_ext.errors import InputError, one_line
+from zscgan_ext.json_values import (
+    MismatchError,
+    anything,
+    integer,
+    list_of,
+    mapping_of,
+    record,
+    text,
+)
 from zscgan_ext.run_folder.checkpoint_file import (
     DamagedCheckpointError,
     State,
@@ -14,8 +23,16 @@ from zscgan_ext.run_folder.checkpoint_file import (
 )
 from zscgan_ext.run_folder.files import CHECKPOINTS
 
-RANDOM = ("default_random", "random")
-KINDS = {"facts": dict, "finished": list, "steps": int, "held": dict, "random_of_all": list}
+RANDOM = record({"default_random": mapping_of(anything), "random": mapping_of(anything)})
+STATE = record(
+    {
+        "facts": mapping_of(text()),
+        "finished": list_of(text()),
+        "steps": integer(0),
+        "held": mapping_of(mapping_of(anything)),
+        "random_of_all": list_of(RANDOM),
+    }
+)
 
 
 def newest_checkpoint(run: Path) -> State | None:
@@ -47,18 +64,10 @@ def state_of_a_run(content: Any) -> State:
     Raises:
         DamagedCheckpointError: if it is something else.
     """
-    state: State = content if isinstance(content, dict) else {}
-    for name, kind in KINDS.items():
-        if not isinstance(state.get(name), kind):
-            raise DamagedCheckpointError(f"is no checkpoint of a run ({name} is missing)")
-    randoms = [
-        own[name] if isinstance(own, dict) and name in own else None
-        for own in state["random_of_all"]
-        for name in RANDOM
-    ]
-    texts = [*state["facts"].values(), *state["finished"]]
-    if not (randoms and all(isinstance(random, dict) for random in randoms)):
-        raise DamagedCheckpointError("is no checkpoint of a run (random_of_all is something else)")
-    if not all(isinstance(text, str) for text in texts):
-        raise DamagedCheckpointError("is no checkpoint of a run (facts are something else)")
+    try:
+        state: State = STATE(content)
+    except MismatchError as error:
+        raise DamagedCheckpointError(f"is no checkpoint of a run ({error})") from None
+    if not state["random_of_all"]:
+        raise DamagedCheckpointError("is no checkpoint of a run (random_of_all is empty)")
     return state

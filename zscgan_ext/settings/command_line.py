@@ -17,6 +17,7 @@ from simple_parsing.wrappers.field_wrapper import ArgumentGenerationMode, DashVa
 
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.program import OneLineParser
+from zscgan_ext.regular_file import read_regular_file, regular_file_size
 from zscgan_ext.settings.config import PRESETS, Settings, check_settings
 
 CONFIG = "config.yaml"  # in the folder of a run
@@ -111,10 +112,9 @@ PlainLoader.add_implicit_resolver(BOOLEAN, re.compile("^(?:true|false)$", re.IGN
 def read_config(file: Path) -> dict[Any, Any]:
     """Read a YAML file that holds one mapping."""
     try:
-        with file.open("rb") as stream:
-            data = stream.read(LARGEST_CONFIG + 1)
-        if len(data) > LARGEST_CONFIG:
+        if regular_file_size(file) > LARGEST_CONFIG:
             raise InputError(f"config: {file} is larger than {LARGEST_CONFIG} bytes")
+        data = read_regular_file(file, LARGEST_CONFIG)
         entries = yaml.load(data.decode(), PlainLoader)
     except OSError as error:
         raise InputError(f"config: {file} cannot be read ({error.strerror})") from None

@@ -169,12 +169,13 @@ def measure_diversity(run: Run, generator: ConditionalGenerator) -> None:
     if checkpoints.is_finished("diversity"):
         return
     with checkpoints.stage("diversity"), checkpoints.interruptible(), run.timed("evaluation"):
-        generated = generated_classes(generator, run.shared_random(RandomStream.DIVERSITY))
+        random, at_once = run.shared_random(RandomStream.DIVERSITY), run.settings.batch_size
+        generated = generated_classes(generator, random, at_once)
         real = None
         if data is not None:
             labels = chosen_classes(generator.learned_classes())
             real = real_classes(data, classifier.preprocessing, labels, run.device)
-        run.diversity = compare_diversity(classifier.model, generated, real)
+        run.diversity = compare_diversity(classifier.model, generated, real, at_once)
 
 
 def generated_batches(

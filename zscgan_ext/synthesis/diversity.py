@@ -17,6 +17,7 @@ IMAGES = 500  # over all classes
 CLASSES = 20  # at most, spread over all of them
 CONFIDENCE_BINS = 10
 DUPLICATE_CORRELATION = 0.95
+IMAGES_AT_ONCE = 64  # whose pixels are compared in float64
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,15 @@ def chosen_classes(labels: Sequence[int]) -> list[int]:
 
 
 @torch.no_grad()
-def measure_diversity(model: nn.Module, classes: Iterator[ClassImages]) -> Diversity | None:
+def measure_diversity(
+    model: nn.Module, classes: Iterator[ClassImages], batch_size: int = IMAGES
+) -> Diversity | None:
     """Measure images class by class.
 
     Args:
         model: the float classifier in evaluation mode, on the device of the images.
         classes: two images or more of each class; those with fewer are left out.
+        batch_size: images that the model is asked about at once.
 
     Returns:
         What was measured, None with fewer than two classes.
@@ -67,10 +71,10 @@ def measure_diversity(model: nn.Module, classes: Iterator[ClassImages]) -> Diver
     for each in classes:
         if len(each.images) < 2:
             continue
-        answer, feature = penultimate_features(model, each.images)
+        answers = [penultimate_features(model, part) for part in each.images.split(batch_size)]
         labels.append(each.label)
-        features.append(feature.double())
-        logits.append(answer.double())
+        features.append(torch.cat([feature for _, feature in answers]).double())
+        logits.append(torch.cat([answer for answer, _ in answers]).double())
         duplicates.append(100 * near_duplicates(each.images))
     if len(labels) < 2:
         return None
@@ -112,39 +116,57 @@ def near_duplicates(images: Tensor) -> float:
     Args:
         images: [N, C, H, W] of one class.
     """
-    pixels = images.flatten(1).double()  # [N, C * H * W]
-    centred = pixels - pixels.mean(1, keepdim=True)
-    unit = torch.nn.functional.normalize(centred, dim=1)
-    earlier = (unit @ unit.T).tril(-1)  # [N, N]
-    return float((earlier > DUPLICATE_CORRELATION).any(1).double().mean())
+    parts = images.flatten(1).split(IMAGES_AT_ONCE)  # [n, C * H * W] each
+    repeats = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    for index, part in enumerate(parts):
+        start, unit = index * IMAGES_AT_ONCE, unit_rows(part)
+        for other in range(index + 1):
+            correlations = unit @ (unit if other == index else unit_rows(parts[other])).T
+            earlier = correlations.tril(-1) if other == index else correlations
+            found = (earlier > DUPLICATE_CORRELATION).any(1)
+            repeats[start : start + len(part)] |= found
+    return float(repeats.double().mean())
+
+
+def unit_rows(pixels: Tensor) -> Tensor:
+    """Return rows less their means, of length 1, float64."""
+    wide = pixels.double()
+    return torch.nn.functional.normalize(wide - wide.mean(1, keepdim=True), dim=1)
 
 
 # ---- images to measure --------------------------------------------------------------------------
 
 
 def generated_classes(
-    generator: ConditionalGenerator, random: torch.Generator
+    generator: ConditionalGenerator, random: torch.Generator, batch_size: int = IMAGES
 ) -> Iterator[ClassImages]:
     """Yield generated images of some classes; torch's default generator is left as it was.
 
     Args:
         generator: in evaluation mode.
         random: draws latent vectors; on the generator's device.
+        batch_size: images that are generated at once.
     """
     labels = chosen_classes(generator.learned_classes())
     for label in labels:
-        images = images_of_class(generator, label, IMAGES // len(labels), random)
+        images = images_of_class(generator, label, IMAGES // len(labels), random, batch_size)
         yield ClassImages(label, images)
 
 
 @torch.no_grad()
 def images_of_class(
-    generator: ConditionalGenerator, label: int, count: int, random: torch.Generator
+    generator: ConditionalGenerator,
+    label: int,
+    count: int,
+    random: torch.Generator,
+    batch_size: int = IMAGES,
 ) -> Tensor:
     """Generate images [count, C, H, W] of one class, the same ones for the same random numbers."""
     latent, labels = generator.random_inputs(count, random)
     with default_random_seeded(latent.device, random.initial_seed() + label):
-        return to_channels_last(generator(latent, torch.full_like(labels, label)))
+        of_class = torch.full_like(labels, label)
+        pairs = zip(latent.split(batch_size), of_class.split(batch_size), strict=True)
+        return to_channels_last(torch.cat([generator(*pair) for pair in pairs]))
 
 
 def real_classes(
@@ -162,11 +184,12 @@ def compare_diversity(
     model: nn.Module,
     generated: Iterator[ClassImages],
     real: Iterator[ClassImages] | None,
+    batch_size: int = IMAGES,
 ) -> dict[str, Any]:
     """Return the entry of `metrics.json`: generated images, and real ones or None."""
 
     def measured(classes: Iterator[ClassImages] | None) -> dict[str, Any] | None:
-        diversity = None if classes is None else measure_diversity(model, classes)
+        diversity = None if classes is None else measure_diversity(model, classes, batch_size)
         return None if diversity is None else asdict(diversity)
 
     return {"generated": measured(generated), "real": measured(real)}

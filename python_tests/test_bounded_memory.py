@@ -1,0 +1,170 @@
+"""No small file asks for much memory, and no stage for more images at once than a batch has."""
+
+import io
+import pickle
+import resource
+import struct
+import zipfile
+
+import hostile_files as make
+import pytest
+import torch
+from networks import RGB8
+from torch import nn
+
+from zscgan_ext.classifiers.extent import extent
+from zscgan_ext.classifiers.loading import find_source
+from zscgan_ext.classifiers.weights import read_state_dict
+from zscgan_ext.errors import InputError
+from zscgan_ext.export.quantized_file import load_quantized
+from zscgan_ext.synthesis.diversity import (
+    ClassImages,
+    generated_classes,
+    measure_diversity,
+    near_duplicates,
+)
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
+
+MOST_MEMORY = 300 << 20  # bytes that a file may add to the peak
+OLD_HEADER = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
+HUGE = struct.pack("<I", 0xFFFFFFF0)
+PICKLES = {
+    "text": b"\x80\x02X" + HUGE + b"a" * 20,
+    "bytes": b"\x80\x03B" + HUGE + b"a" * 20,
+    "array of bytes": b"\x80\x02c__builtin__\nbytearray\nJ"
+    + struct.pack("<i", 2**31 - 1)
+    + b"\x85R.",
+}
+
+
+def peak_memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_archive(content):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in (("data.pkl", content), ("version", b"3"), ("byteorder", b"little")):
+            archive.writestr(f"archive/{name}", data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda c: c, lambda c: OLD_HEADER + c, in_archive], ids=["plain", "old", "archive"]
+)
+@pytest.mark.parametrize("content", PICKLES.values(), ids=PICKLES)
+def test_a_small_file_of_weights_asks_for_little(tmp_path, content, wrap):
+    file = tmp_path / "w.pth"
+    file.write_bytes(wrap(content))
+    memory = peak_memory()
+    with pytest.raises(InputError, match=r"holds pickled code|is truncated or not a torch"):
+        read_state_dict(file)
+    assert peak_memory() - memory < MOST_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"classifier": "torchvision:vgg16"},
+            "too few for the [0-9,]+ weights of torchvision:vgg16",
+        ),
+        ({"classifier": "timm:resnet50"}, "too few for the [0-9,]+ weights of timm:resnet50"),
+        (
+            {"classifier": "torchvision:vgg16", "preprocessing": {"image_size": 4096}},
+            "too few for the [0-9,]+ weights",
+        ),
+    ],
+)
+def test_a_small_quantized_file_asks_for_little(tmp_path, changes, message):
+    file = tmp_path / "m.safetensors"
+    make.with_facts(**changes)(file)
+    memory = peak_memory()
+    with pytest.raises(InputError, match=message):
+        load_quantized(file)
+    assert peak_memory() - memory < MOST_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"scheme": {"name": "deploy", "weight_bits": 4.0, "activation_bits": 4}},
+            "scheme.weight_bits: 4.0, needed is an integer from 2 to 8",
+        ),
+        (
+            {"scheme": {"name": "deploy", "weight_bits": True, "activation_bits": 4}},
+            "scheme.weight_bits: True",
+        ),
+        ({"scheme": [1]}, "scheme: a list of 1, needed is a mapping"),
+        ({"class_names": ["a"] * 4 + [5]}, "class_names.4: 5, needed is text"),
+        ({"num_classes": 5.0}, "num_classes: 5.0, needed is an integer"),
+        ({"preprocessing": {"image_size": 8.0}}, "preprocessing.image_size: 8.0, needed is"),
+        ({"preprocessing": {"mean": [True] * 3}}, "preprocessing.mean.0: True, needed is"),
+    ],
+)
+def test_the_description_of_a_file_is_checked_by_type(tmp_path, changes, message):
+    file = tmp_path / "m.safetensors"
+    make.with_facts(**changes)(file)
+    with pytest.raises(InputError, match=f"its description is damaged .{message}"):
+        load_quantized(file)
+
+
+def test_the_extent_of_a_classifier_is_known_before_it_is_built():
+    bundled = BUNDLED_CLASSIFIERS["resnet20"]
+    weights, largest = extent(find_source("resnet20"), None, None)
+    assert weights == sum(parameter.numel() for parameter in bundled.build().parameters())
+    assert largest == 16 * bundled.preprocessing.image_size**2
+
+
+class Counting(nn.Module):
+    """A classifier of three classes that keeps how many images it was asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.asked = []
+
+    def forward(self, images):
+        """Map [N, 3, H, W] to [N, 3]."""
+        self.asked.append(len(images))
+        return self.fc(images.mean((2, 3)))
+
+
+def test_diversity_looks_at_a_batch_at_once():
+    random = torch.Generator().manual_seed(0)
+    images = [torch.randn(25, *RGB8.shape, generator=random) for _ in range(2)]
+    model = Counting()
+    parts = measure_diversity(model, (ClassImages(i, x) for i, x in enumerate(images)), 8)
+    assert max(model.asked) == 8
+    assert sum(model.asked) == 50
+    whole = measure_diversity(Counting(), iter([]), 8)
+    assert whole is None
+    model.asked = []
+    once = measure_diversity(model, (ClassImages(i, x) for i, x in enumerate(images)))
+    assert parts.spread == pytest.approx(once.spread, rel=1e-5)
+    assert parts.near_duplicates == once.near_duplicates
+    assert parts.mean_entropy == pytest.approx(once.mean_entropy, rel=1e-5)
+
+
+def test_images_to_measure_are_generated_a_batch_at_once(monkeypatch):
+    asked = []
+    forward = ConditionalGenerator.forward
+
+    def counting(self, latent, labels):
+        asked.append(len(latent))
+        return forward(self, latent, labels)
+
+    monkeypatch.setattr(ConditionalGenerator, "forward", counting)
+    generator = ConditionalGenerator(2, 4, RGB8).eval()
+    classes = list(generated_classes(generator, torch.Generator(), 32))
+    assert [len(each.images) for each in classes] == [250, 250]
+    assert max(asked) == 32
+
+
+def test_duplicates_are_found_across_parts():
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(150, 3, 8, 8, generator=random)
+    images[149], images[70], images[3] = 2 * images[0] + 1, images[69], images[2]
+    assert near_duplicates(images) == pytest.approx(3 / 150)

@@ -1,0 +1,215 @@
+"""What a run wrote about itself, read back: metrics, log, export, predictions, checked by type.
+
+The folder may come from somebody else, so that any of these files may hold anything.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.json_values import (
+    Check,
+    MismatchError,
+    integer,
+    list_of,
+    mapping_of,
+    mismatch,
+    nullable,
+    number,
+    one_of,
+    read_json,
+    read_json_lines,
+    record,
+    text,
+)
+from zscgan_ext.regular_file import read_regular_file
+from zscgan_ext.run_folder.files import EXPORT, LOG, METRICS, PREDICTIONS
+
+LARGEST = 1e300  # of what is drawn
+MOST_STAGES, MOST_VALUES = 32, 16  # in the log
+HISTOGRAM_BINS = 10
+NAME = r"[\w -]{1,64}"
+LARGEST_LOSS = 1e30
+COMPARED = ("float", "fine_tuned")
+
+name = text(NAME, needed="a name of letters, digits and underscores")
+short = text(longest=1000)
+percent = number(0, 100)
+at_least_zero = number(0, LARGEST)
+
+
+def scalar(value: Any) -> Any:
+    """Take text, a number, a boolean or None."""
+    if value is None or isinstance(value, bool):
+        return value
+    return short(value) if isinstance(value, str) else number()(value)
+
+
+diversity = record(
+    {
+        "images": integer(0),
+        "classes": list_of(integer(0)),
+        "spread": list_of(at_least_zero),
+        "near_duplicates": list_of(percent),
+        "confidence_histogram": list_of(percent, HISTOGRAM_BINS),
+        "mean_confidence": percent,
+        "mean_entropy": at_least_zero,
+    },
+    strict=False,
+)
+bits = integer(2, 8)
+version = nullable(short)
+METRICS_CHECK: Check = record(
+    {
+        "classifier": short,
+        "bits": record({"weights": bits, "activations": bits}, strict=False),
+        "scheme": one_of("deploy", "paper"),
+        "seed": integer(0),
+        "device": short,
+        "execution": mapping_of(scalar, name),
+        "top1": mapping_of(nullable(percent), name),
+        "agreement": mapping_of(nullable(percent), name),
+        "diversity": mapping_of(nullable(diversity), one_of("generated", "real")),
+        "seconds": mapping_of(at_least_zero, name),
+        "peak_memory_bytes": integer(0),
+    },
+    {
+        "first_ranges": mapping_of(
+            record({"chosen": name, "divergence": mapping_of(number(), name)}, strict=False), name
+        ),
+        "warnings": list_of(text()),
+        **dict.fromkeys(("zscgan_ext", "torch", "torchvision", "python", "cpu", "commit"), version),
+    },
+    strict=False,
+)
+milliseconds = record({"float": at_least_zero, "quantized": at_least_zero}, strict=False)
+EXPORT_CHECK: Check = record(
+    {"bytes": mapping_of(integer(0), name)},
+    {"onnx": nullable(record({"latency_ms": milliseconds}, strict=False))},
+    strict=False,
+)
+
+
+def read_metrics(folder: Path, num_classes: int) -> dict[str, Any]:
+    """Read `metrics.json` of a run.
+
+    Raises:
+        InputError: if it is missing, or is not what a run of so many classes writes.
+    """
+
+    def check(value: Any) -> Any:
+        metrics = METRICS_CHECK(value)
+        check_rows(metrics["top1"], metrics["agreement"])
+        if "total" not in metrics["seconds"]:
+            raise MismatchError("lacks total", ("seconds",))
+        for source, facts in metrics["diversity"].items():
+            if facts is not None:
+                check_classes(facts, num_classes, source)
+        return metrics
+
+    metrics: dict[str, Any] = read_json(folder / METRICS, check)
+    return metrics
+
+
+def check_rows(top1: dict[str, Any], agreement: dict[str, Any]) -> None:
+    """Require that the float classifier and the student were both measured, or neither."""
+    for row in COMPARED:
+        if row not in top1:
+            raise MismatchError(f"lacks {row}", ("top1",))
+    if (top1["float"] is None) != (top1["fine_tuned"] is None):
+        raise MismatchError("has only one of float and fine_tuned", ("top1",))
+    for row, value in top1.items():
+        if value is not None and agreement.get(row) is None:
+            raise MismatchError(f"lacks {row}", ("agreement",))
+
+
+def check_classes(facts: dict[str, Any], num_classes: int, source: str) -> None:
+    """Require two values for each of some classes that there are."""
+    classes = facts["classes"]
+    place = ("diversity", source)
+    if not classes or len(set(classes)) < len(classes) or max(classes) >= num_classes:
+        raise MismatchError(f"has other classes than the {num_classes} that there are", place)
+    if not len(classes) == len(facts["spread"]) == len(facts["near_duplicates"]):
+        raise MismatchError("has other numbers of classes and of values", place)
+
+
+def log_entry(value: Any) -> Any:
+    """Take a line of the log: a stage, a step, and what was measured at it."""
+    loss = number(-LARGEST_LOSS, LARGEST_LOSS)
+    entry = mapping_of(lambda each: each, name)(value)
+    if len(entry) > MOST_VALUES:
+        raise mismatch(value, f"a mapping of at most {MOST_VALUES}")
+    others = dict.fromkeys(entry.keys() - {"stage", "step"}, loss)
+    return record({"stage": name, "step": integer(0), **others})(value)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read the lines of a run's log.
+
+    Raises:
+        InputError: if it is missing, or is not what a run writes.
+    """
+    entries: list[dict[str, Any]] = read_json_lines(folder / LOG, log_entry)
+    stages = {entry["stage"] for entry in entries}
+    if len(stages) > MOST_STAGES:
+        raise InputError(f"{folder / LOG}: has {len(stages)} stages, a run has a few")
+    return entries
+
+
+def read_export(folder: Path) -> dict[str, Any] | None:
+    """Read `export.json` of a run, None for a run that was not exported.
+
+    Raises:
+        InputError: if it is not what export writes.
+    """
+    file = folder / EXPORT
+    export: dict[str, Any] | None = read_json(file, EXPORT_CHECK) if exists(file) else None
+    return export
+
+
+def read_predictions(folder: Path, num_classes: int) -> tuple[Tensor, Tensor] | None:
+    """Read the classes that the float classifier and the student chose for each image.
+
+    Returns:
+        int64 [N] of either, None for a run without evaluation images.
+
+    Raises:
+        InputError: if they are not what a run of so many classes writes.
+    """
+    file = folder / PREDICTIONS
+    if not exists(file):
+        return None
+    try:
+        tensors = safetensors.torch.load(read_regular_file(file))
+        before, after = (chosen(tensors, row, num_classes) for row in COMPARED)
+        if len(before) != len(after):
+            raise ValueError(f"classes of {len(before)} and of {len(after)} images")
+    except Exception as error:  # a damaged file raises nearly anything
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{file}: cannot be read as predictions ({reason})") from None
+    return before, after
+
+
+def chosen(tensors: dict[str, Tensor], row: str, num_classes: int) -> Tensor:
+    """Return the classes of one row, int64 [N].
+
+    Raises:
+        ValueError: if they are no classes.
+    """
+    classes = tensors.get(row)
+    if classes is None or classes.dim() != 1 or not len(classes):
+        raise ValueError(f"lacks a class for each image in {row}")
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype.is_signed is False:
+        raise ValueError(f"{row} is of {classes.dtype}")
+    classes = classes.long()
+    if not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+        raise ValueError(f"{row} has classes beyond the {num_classes} that there are")
+    return classes
+
+
+def exists(file: Path) -> bool:
+    """Tell whether something stands under a name, be it a link that leads nowhere."""
+    return file.exists() or file.is_symlink()
