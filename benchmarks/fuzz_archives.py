@@ -145,7 +145,7 @@ def unpacked(file: Path, folder: str) -> None:
 def run_folders(run: Run, student: nn.Module) -> Iterator[bytes]:
     """A finished run of the small classifier, and one that names code of a stranger."""
     facts = run.classifier.preprocessing
-    shape = {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std}
+    shape: dict[str, Any] = {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std}
     settings = replace(run.settings, classifier=run.classifier.name, latent_dim=4, **shape)
     rows = dict.fromkeys(ROWS, 50.0)
     measured = {

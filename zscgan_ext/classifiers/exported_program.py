@@ -34,9 +34,10 @@ def export_program(model: nn.Module, image_shape: tuple[int, int, int]) -> Expor
     logging.disable(logging.WARNING)  # what matters of it is in the error
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # where it prints graphs
-            return torch.export.export(
+            program: ExportedProgram = torch.export.export(
                 TakesImages(model), (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
             )
+            return program
     finally:
         logging.disable(logging.NOTSET)
 

@@ -229,7 +229,7 @@ class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [N, C, ...] to the same shape; the first dimension always is that of images."""
-        result: Tensor = self._apply_instance_norm(input)
+        result: Tensor = self._apply_instance_norm(input)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -253,7 +253,7 @@ def instance_norm(call: Arguments) -> nn.Module:
 def prelu(call: Arguments) -> nn.Module:
     """Return the layer of a call of `prelu`."""
     weight = call.weight()
-    layer = on_meta(nn.PReLU, weight.numel())
+    layer: nn.Module = on_meta(nn.PReLU, weight.numel())
     layer.weight = nn.Parameter(weight.flatten(), requires_grad=False)
     return layer
 

@@ -77,9 +77,9 @@ class ClassifierTracer(fx.Tracer):
     def follow(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Follow a module of torch without submodules; some ask for dimensions first."""
         if isinstance(m, _CircularPadNd) and not has_hooks(m):
-            return F.pad(*args, pad=tuple(m.padding), mode="circular", **kwargs)  # type: ignore[misc]
+            return F.pad(args[0], pad=tuple(m.padding), mode="circular")
         if isinstance(m, nn.Softmax2d) and not has_hooks(m):
-            return F.softmax(*args, dim=-3, **kwargs)
+            return F.softmax(args[0], dim=-3)
         return forward(*args, **kwargs)
 
     def create_node(

@@ -110,7 +110,7 @@ def check_exports(
     batch = random_images(CHECKED_IMAGES, classifier.preprocessing.shape, torch.zeros(()))
     batch = to_channels_last(batch)
     lay_out(student, torch.channels_last)
-    calibrate(student, iter([(batch, None)]), 1)
+    calibrate(student, iter([(batch, torch.zeros(len(batch)))]), 1)
     if "safetensors" in formats:
         safetensors_file(classifier, student, batch)
     if "onnx" in formats:

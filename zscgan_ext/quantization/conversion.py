@@ -294,20 +294,9 @@ def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
         return False
     if not scheme.quantizes_every_activation:
         return calls(node, *RECTIFIERS)
-    if keeps_grid(node) or node.op == "get_attr" or is_divisor(node):
+    if keeps_grid(node) or node.op == "get_attr":
         return False
     return not all(is_activation(graph, user) for user in node.users)
-
-
-def is_divisor(node: fx.Node) -> bool:
-    """Return True if something is divided by a node's result, which must not be rounded to zero."""
-    for user in node.users:
-        divides = calls(user, operator.truediv) and user.args[1] is node
-        if divides or calls(user, torch.reciprocal, torch.rsqrt, torch.log):
-            return True
-        if keeps_grid(user) and is_divisor(user):
-            return True
-    return False
 
 
 def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
