@@ -122,21 +122,25 @@ def sizes(value: Any, dimensions: int) -> tuple[int, ...]:
     return tuple(value) * (dimensions // len(value))
 
 
-def transposed_convolution(call: Arguments) -> nn.Module:
-    """Return the layer of a call of `conv_transpose2d`."""
-    weight, bias = call.weight(), call.tensor(2, "bias")
-    groups = call.value(6, "groups", 1)
-    layer = on_meta(
-        nn.ConvTranspose2d,
-        *(weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:])),
-        stride=sizes(call.value(3, "stride", 1), 2),
-        padding=sizes(call.value(4, "padding", 0), 2),
-        output_padding=sizes(call.value(5, "output_padding", 0), 2),
-        groups=groups,
-        dilation=sizes(call.value(7, "dilation", 1), 2),
-        bias=bias is not None,
-    )
-    return with_parameters(layer, weight, bias)
+def transposed_convolution(make: Any, dimensions: int) -> Callable[[Arguments], nn.Module]:
+    """Return what turns a call of a transposed convolution into its layer."""
+
+    def layer_of(call: Arguments) -> nn.Module:
+        weight, bias = call.weight(), call.tensor(2, "bias")
+        groups = call.value(6, "groups", 1)
+        layer = on_meta(
+            make,
+            *(weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:])),
+            stride=sizes(call.value(3, "stride", 1), dimensions),
+            padding=sizes(call.value(4, "padding", 0), dimensions),
+            output_padding=sizes(call.value(5, "output_padding", 0), dimensions),
+            groups=groups,
+            dilation=sizes(call.value(7, "dilation", 1), dimensions),
+            bias=bias is not None,
+        )
+        return with_parameters(layer, weight, bias)
+
+    return layer_of
 
 
 def linear(call: Arguments) -> nn.Module:
@@ -203,7 +207,10 @@ def group_norm(call: Arguments) -> nn.Module:
 LAYER_OF_FUNCTION: dict[Any, Callable[[Arguments], nn.Module]] = {
     F.conv1d: convolution(nn.Conv1d, 1),
     F.conv2d: convolution(nn.Conv2d, 2),
-    F.conv_transpose2d: transposed_convolution,
+    F.conv3d: convolution(nn.Conv3d, 3),
+    F.conv_transpose1d: transposed_convolution(nn.ConvTranspose1d, 1),
+    F.conv_transpose2d: transposed_convolution(nn.ConvTranspose2d, 2),
+    F.conv_transpose3d: transposed_convolution(nn.ConvTranspose3d, 3),
     F.linear: linear,
     F.batch_norm: batch_norm,
     F.layer_norm: layer_norm,

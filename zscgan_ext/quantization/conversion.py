@@ -270,7 +270,7 @@ def source_of_values(graph: fx.GraphModule, node: Any) -> Any:
 
 def keeps_grid(graph: fx.GraphModule, node: Any) -> bool:
     """Tell whether the values of a node's result are some of its input's, or zero."""
-    if is_one_of(graph, node, (operator.getitem, getattr)) and not gives_a_tensor(node.args[0]):
+    if is_one_of(graph, node, (operator.getitem, getattr)) and gives_several(node.args[0]):
         return keeps_grid(graph, node.args[0])
     if is_one_of(graph, node, EXTREMES):  # of a dimension; or the larger of two tensors
         return len(node.all_input_nodes) == 1
@@ -286,10 +286,16 @@ def keeps_grid(graph: fx.GraphModule, node: Any) -> bool:
     return is_one_of(graph, node, GRID_KEEPING)
 
 
-def gives_a_tensor(node: Any) -> bool:
+def gives_a_tensor(node: fx.Node) -> bool:
     """Tell whether a node gives one tensor of real numbers."""
-    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    meta = node.meta.get("tensor_meta")
     return isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
+
+
+def gives_several(node: fx.Node) -> bool:
+    """Tell whether a node gives several tensors."""
+    meta = node.meta.get("tensor_meta")
+    return meta is not None and not isinstance(meta, TensorMetadata)
 
 
 def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
