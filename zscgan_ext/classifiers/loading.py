@@ -13,7 +13,7 @@ from zscgan_ext.classifiers.sources.bundled import BundledSource
 from zscgan_ext.classifiers.sources.function import FunctionSource
 from zscgan_ext.classifiers.sources.model import ModelSource
 from zscgan_ext.classifiers.sources.pt2_file import SUFFIX, ProgramSource
-from zscgan_ext.classifiers.sources.source import ClassifierSource
+from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.classifiers.tracing import traceable
 from zscgan_ext.classifiers.weights import check_finite, load_weights
 from zscgan_ext.errors import InputError, did_you_mean, first_line
@@ -62,7 +62,7 @@ def load_classifier(
     source = find_source(name)
     name = source.name
     model = source.build(num_classes, trained=weights is None)
-    preprocessing = override(source.preprocessing(model), image_size, mean, std)
+    guess = source.preprocessing(model)
     if weights is not None:
         load_weights(model, weights)
     model.to("cpu", torch.float32).eval()
@@ -71,7 +71,7 @@ def load_classifier(
     origin = name if weights is None else str(weights)
     check_finite(origin, model)
     check_batch_norm(origin, model)
-    count = count_logits(name, model, preprocessing)
+    preprocessing, count = fitting(name, model, guess, image_size, mean, std)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
     model = traceable(model, preprocessing.shape)
@@ -130,6 +130,33 @@ def class_names(source: ClassifierSource, weights: Path | None, count: int) -> t
     if isinstance(source, BundledSource) and weights is not None:
         known = ()
     return known if len(known) == count else tuple(str(index) for index in range(count))
+
+
+def fitting(
+    name: str,
+    model: nn.Module,
+    guess: Preprocessing,
+    image_size: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> tuple[Preprocessing, int]:
+    """Return the preprocessing that fits a model, and how many logits it gives.
+
+    A guess has the channels of the first convolution. Images have three or one where something
+    rearranges them before that (`PixelUnshuffle`, coordinates as further channels, and the like).
+
+    Raises:
+        InputError: if none fits; it is that of the guess.
+    """
+    others = [usual_preprocessing(channels, guess.image_size) for channels in (3, 1)]
+    errors = []
+    for candidate in (guess, *others):
+        try:
+            preprocessing = override(candidate, image_size, mean, std)
+            return preprocessing, count_logits(name, model, preprocessing)
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def override(
