@@ -357,6 +357,11 @@ BLOCKS = {
         nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 4, (1, 3, 3), padding="same"), nn.BatchNorm3d(4)
     ),
     "ConvTranspose1d": nn.Sequential(nn.Flatten(2), nn.ConvTranspose1d(4, 3, 3, 2, 1, 1)),
+    "conv3d": lambda x: F.conv3d(x[:, None], torch.ones(2, 1, 3, 3, 3) / 27, stride=2),
+    "conv_transpose1d": lambda x: F.conv_transpose1d(row(x), torch.ones(4, 2, 3) / 3, stride=2),
+    "ConvTranspose3d": nn.Sequential(
+        nn.Unflatten(1, (2, 2)), nn.ConvTranspose3d(2, 2, (1, 2, 2), (1, 2, 2))
+    ),
     "Conv1d": nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 3, 3, 2, padding_mode="circular")),
 }
 IN_THE_WILD = {

@@ -318,3 +318,24 @@ def test_classifier_cannot_be_changed(models):
     assert isinstance(classifier, Classifier)
     with pytest.raises(AttributeError):
         classifier.num_classes = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("stem", "images", "read"),
+    [
+        (nn.PixelUnshuffle(2), 3, 12),
+        (nn.PixelUnshuffle(2), 1, 4),
+        (nn.Upsample(scale_factor=2), 5, 5),
+    ],
+)
+def test_images_have_the_channels_that_the_model_takes(stem, images, read):
+    body = (nn.Conv2d(read, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier = load_classifier(nn.Sequential(stem, *body), image_size=8)
+    assert classifier.preprocessing.channels == images
+    assert len(classifier.preprocessing.mean) == images
+
+
+def test_channels_that_do_not_fit_are_told_as_those_of_the_first_convolution():
+    model = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(7, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(InputError, match=r"cannot take 8x8 images with 7 channel\(s\)"):
+        load_classifier(model, image_size=8)

@@ -48,7 +48,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     Raises:
         Exception: of torch.export, if it cannot be turned into one.
     """
-    return program.run_decompositions({})
+    result: ExportedProgram = program.run_decompositions({})
+    return result
 
 
 def graph_of(program: ExportedProgram) -> fx.GraphModule:

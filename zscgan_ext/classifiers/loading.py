@@ -63,15 +63,14 @@ def load_classifier(
     source = find_source(name)
     name = source.name
     model = unwrapped(source.build(num_classes, trained=weights is None))
+    guess = source.preprocessing(model)
     if weights is not None:
         load_weights(model, weights)
     freeze(model)
-    known = with_fitting_channels(source.preprocessing(model), model, image_size, mean)
-    preprocessing = override(known, image_size, mean, std)
     origin = name if weights is None else str(weights)
     check_finite(origin, model)
     check_batch_norm(origin, model)
-    count = count_logits(name, model, preprocessing)
+    preprocessing, count = fitting(name, model, guess, image_size, mean, std)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
     graph = trace(model, preprocessing.shape)
@@ -132,28 +131,32 @@ def class_names(source: ClassifierSource, weights: Path | None, count: int) -> t
     return known if len(known) == count else tuple(str(index) for index in range(count))
 
 
-@torch.no_grad()
-def with_fitting_channels(
-    preprocessing: Preprocessing,
+def fitting(
+    name: str,
     model: nn.Module,
+    guess: Preprocessing,
     image_size: int | None,
     mean: tuple[float, ...] | None,
-) -> Preprocessing:
-    """Correct the number of channels where the first convolution does not take the images.
+    std: tuple[float, ...] | None,
+) -> tuple[Preprocessing, int]:
+    """Return the preprocessing that fits a model, and how many logits it gives.
 
-    Before it, a stem may turn blocks of pixels into channels. Tried are the number of means that
-    were given, three channels and one.
+    A guess has the channels of the first convolution. Images have as many as means were given, or
+    three or one, where something rearranges them before that (`PixelUnshuffle`, coordinates as further channels, and the like).
+
+    Raises:
+        InputError: if none fits; it is that of the guess.
     """
-    size = image_size or preprocessing.image_size
-    for channels in dict.fromkeys((preprocessing.channels, len(mean or (0, 0, 0)), 3, 1)):
+    given = len(mean or std or ()) or 3
+    others = [usual_preprocessing(channels, guess.image_size) for channels in (given, 3, 1)]
+    errors = []
+    for candidate in (guess, *others):
         try:
-            model(torch.zeros(2, channels, size, size))
-        except Exception:  # of the model's own code
-            continue
-        if channels == preprocessing.channels:
-            return preprocessing
-        return usual_preprocessing(channels, preprocessing.image_size)
-    return preprocessing
+            preprocessing = override(candidate, image_size, mean, std)
+            return preprocessing, count_logits(name, model, preprocessing)
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def override(

@@ -73,9 +73,7 @@ def numbers(call: Call, name: str) -> list[int]:
     return list(first)
 
 
-def regrouped(
-    call: Call, shape: Sequence[int | None], order: list[int], result: Any = None
-) -> Value:
+def regrouped(call: Call, shape: Sequence[int | None], order: list[int]) -> Value:
     """Take dimensions apart, order them and put them together."""
 
     def add(x: str) -> str:
