@@ -78,7 +78,9 @@ def test_pooling_computes_what_torch_does(pool, seed):
     model = as_trained(Pooled(pool(choice), size))
     preprocessing = Preprocessing(3, size, (0.5,) * 3, (0.25,) * 3)
     classifier = Classifier("pooled", model, 5, preprocessing, ())
-    session = OnnxClassifier(float_model(trace(model), classifier).SerializeToString())
+    session = OnnxClassifier(
+        float_model(trace(model, classifier.preprocessing.shape), classifier).SerializeToString()
+    )
     for images in noise(classifier, 3, 2):
         torch.testing.assert_close(session(images), model(images), rtol=1e-5, atol=1e-5)
     student = calibrated(classifier, "deploy", 8, 8)

@@ -142,7 +142,8 @@ def fitting(
     """Return the preprocessing that fits a model, and how many logits it gives.
 
     A guess has the channels of the first convolution. Images have as many as means were given, or
-    three or one, where something rearranges them before that (`PixelUnshuffle`, coordinates as further channels, and the like).
+    three or one, where something rearranges them before that (`PixelUnshuffle`, coordinates as
+    further channels, and the like).
 
     Raises:
         InputError: if none fits; it is that of the guess.
