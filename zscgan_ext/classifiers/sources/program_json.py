@@ -266,11 +266,21 @@ output_spec = union(
     }
 )
 signature = record({"input_specs": list_of(input_spec), "output_specs": list_of(output_spec)})
+# How a classifier is called, whatever a file says: one tensor in, one tensor out.
+LEAF = '{"type": null, "context": null, "children_spec": []}'
+TUPLE = '{"type": "builtins.tuple", "context": "null", "children_spec": [%s]}'
+NO_KEYWORDS = '{"type": "builtins.dict", "context": "[]", "children_spec": []}'
+CALL = {
+    "inputs": [],
+    "outputs": [],
+    "in_spec": f"[1, {TUPLE % f'{TUPLE % LEAF}, {NO_KEYWORDS}'}]",
+    "out_spec": f"[1, {LEAF}]",
+}
 graph_module = record(
     {"graph": graph, "signature": signature},
     {
         # It tells how modules call each other, and names types.
-        "module_call_graph": lambda _: [{"fqn": "", "signature": None}],
+        "module_call_graph": lambda _: [{"fqn": "", "signature": CALL}],
         "metadata": lambda _: {},
         "treespec_namedtuple_fields": lambda _: {},
     },
