@@ -29,6 +29,8 @@ class Truth:
         image_shape: (C, H, W).
 
     Attributes:
+        model: the model.
+        image_shape: its.
         images: batches [N, C, H, W], of `BATCH_SIZES`.
         logits: [N, num_classes] of each.
     """
@@ -36,6 +38,7 @@ class Truth:
     @torch.no_grad()
     def __init__(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
         self.model = model
+        self.image_shape = image_shape
         like = like_images(model)
         self.images = [random_images(count, image_shape, like) for count in BATCH_SIZES]
         self.logits = [model(images.clone()) for images in self.images]
@@ -69,8 +72,12 @@ def require_same(truth: Truth, graph: fx.GraphModule) -> None:
         if not torch.equal(graph(copies[0]), found[0]):
             raise InputError("classifier: its graph answers differently when it is called again")
         return
-    if not agree_in_double(truth, graph):
-        raise InputError(f"classifier: {difference(truth, graph, found)}")
+    exact, exact_graph = exact_copies(truth, graph)
+    found = [exact_graph(images) for images in (*exact.images, exact.images[0])]
+    dtype = exact.logits[0].dtype
+    wanted = (*exact.logits, exact.logits[0])
+    if not all(same(a, b, dtype) for a, b in zip(found, wanted, strict=True)):
+        raise InputError(f"classifier: {difference(exact, exact_graph, found[0])}")
 
 
 @torch.no_grad()
@@ -98,26 +105,18 @@ def require_near(truth: Truth, graph: Callable[[Tensor], Any], change: str) -> N
         )
 
 
-def agree_in_double(truth: Truth, graph: fx.GraphModule) -> bool:
-    """Return True if a model and its graph agree in float64, or in float32 where that cannot be.
+def exact_copies(truth: Truth, graph: fx.GraphModule) -> tuple[Truth, fx.GraphModule]:
+    """Return what a model answers, and its graph, in float64; as they are where that cannot be.
 
     It cannot where a model converts tensors to float32 itself.
     """
     try:
-        exact, exact_graph = copy.deepcopy(truth.model).double(), copy.deepcopy(graph).double()
-        batches = [images.double() for images in truth.images]
-        wanted = [exact(images.clone()) for images in batches]
-        found = [exact_graph(images) for images in batches]
-        again = exact_graph(batches[0])
-        dtype = torch.float64
-    except Exception:
-        wanted, dtype = truth.logits, truth.logits[0].dtype
-        found = [graph(images) for images in truth.images]
-        again = graph(truth.images[0])
-    if wanted[0].dtype != dtype:
-        dtype = wanted[0].dtype
-    pairs = zip([*found, again], [*wanted, wanted[0]], strict=True)
-    return all(same(ours, theirs, dtype) for ours, theirs in pairs)
+        exact = Truth(copy.deepcopy(truth.model).double(), truth.image_shape)
+        exact_graph = copy.deepcopy(graph).double()
+        exact_graph(exact.images[0])
+    except Exception:  # of the model's own code
+        return truth, graph
+    return exact, exact_graph
 
 
 def same(found: Any, wanted: Any, dtype: torch.dtype) -> bool:
@@ -149,15 +148,21 @@ def same(found: Any, wanted: Any, dtype: torch.dtype) -> bool:
 # ---- naming what differs ------------------------------------------------------------------------
 
 
-def difference(truth: Truth, graph: fx.GraphModule, found: list[Any]) -> str:
-    """Say in one line where a graph first differs from a model."""
+def difference(truth: Truth, graph: fx.GraphModule, found: Any) -> str:
+    """Say in one line where a graph first differs from a model.
+
+    Args:
+        truth: of the model.
+        graph: differs from it.
+        found: what the graph gives for the first batch.
+    """
     wanted = truth.logits[0]
-    if not isinstance(found[0], Tensor) or found[0].shape != wanted.shape:
-        return f"its graph gives {describe(found[0])} in place of {describe(wanted)}"
+    if not isinstance(found, Tensor) or found.shape != wanted.shape:
+        return f"its graph gives {describe(found)} in place of {describe(wanted)}"
     layer = first_difference(truth, graph)
     place = "behind its last layer" if layer is None else f"before or in the layer {layer}"
     scale = float((wanted - wanted.mean(0)).abs().max()) or 1.0
-    error = float((found[0] - wanted).abs().max()) / scale
+    error = float((found - wanted).abs().max()) / scale
     return (
         f"its graph computes something else, {place} (logits differ by {100 * error:.3g} % of "
         "their range); a tensor may be overwritten under another name, or a value of Python "
