@@ -172,7 +172,7 @@ UNSUPPORTED = {
     "numbers of the images": (lambda x: x / x.sum().item(), "depends on the images or on their"),
     "index of images": (
         lambda x: x + torch.arange(x.shape[0])[:, None, None, None],
-        "gives other numbers for two images than for three",
+        "gives other numbers for 2 images than for 4",
     ),
     "places of maxima": (
         lambda x: F.max_pool2d(x, 2, return_indices=True)[1].float(),

@@ -48,7 +48,7 @@ def facts_of(result: Any) -> Any:
     """Replace tensors by their facts, also in lists and named tuples."""
     if isinstance(result, Tensor):
         return TensorFacts(tuple(result.shape), result.dtype)
-    if isinstance(result, tuple | list) and not isinstance(result, torch.Size):
+    if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
         return [facts_of(part) for part in result]
     return result
 

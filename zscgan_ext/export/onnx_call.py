@@ -9,11 +9,10 @@ import torch
 from onnx import TensorProto
 from torch import fx, nn
 
+from zscgan_ext.classifiers.trials import TensorFacts, Varying
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
 
-# Other names of arguments, NumPy's, that torch takes for its own.
-NUMPY_NAMES = {"dim": "axis", "keepdim": "keepdims", "input": "x", "other": "x2"}
 ONNX_TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.bool: TensorProto.BOOL,
@@ -24,19 +23,6 @@ ONNX_TYPES = {
 
 
 @dataclass(frozen=True)
-class TensorShape:
-    """The shape of a tensor, None for the size of the batch, and its type."""
-
-    sizes: tuple[int | None, ...]
-    dtype: torch.dtype = torch.float32
-
-
-@dataclass(frozen=True)
-class Varying:
-    """In the place of a number that depends on the images or on their count."""
-
-
-@dataclass(frozen=True)
 class Call:
     """One node of a classifier's graph, with what its inputs became."""
 
@@ -44,7 +30,7 @@ class Call:
     node: fx.Node
     module: nn.Module | None  # that the node calls, if it calls one
     values: Mapping[fx.Node, Value]  # of tensors
-    results: Mapping[fx.Node, Any]  # TensorShape of a tensor, else what the node gave in a trial
+    results: Mapping[fx.Node, Any]  # TensorFacts of a tensor, else what the node gave in a trial
 
     @property
     def name(self) -> str:
@@ -55,8 +41,7 @@ class Call:
         """Return an argument as it stands in the graph."""
         if index < len(self.node.args):
             return self.node.args[index]
-        other = NUMPY_NAMES.get(name, name)
-        return self.node.kwargs.get(name, self.node.kwargs.get(other, default))
+        return self.node.kwargs.get(name, default)
 
     def argument(self, index: int, name: str = "", default: Any = None) -> Any:
         """Return an argument: a `Value` for a tensor, otherwise what it was in a trial run."""
@@ -112,11 +97,11 @@ class Call:
             return getattr(self.module, name)
         return self.argument(index, name, default)
 
-    def result(self, node: Any = None) -> TensorShape:
+    def result(self, node: Any = None) -> TensorFacts:
         """Return shape and type of the result, or of another node's; of the first of several."""
         result = self.results[self.node if node is None else node]
         result = result[0] if isinstance(result, list) else result
-        if not isinstance(result, TensorShape):
+        if not isinstance(result, TensorFacts):
             raise self.unsupported("gives no tensor")
         return result
 
@@ -134,7 +119,7 @@ class Call:
 
     def is_tensor(self, raw: Any) -> bool:
         """Tell whether an argument is a tensor."""
-        return isinstance(raw, fx.Node) and isinstance(self.results[raw], TensorShape)
+        return isinstance(raw, fx.Node) and isinstance(self.results[raw], TensorFacts)
 
     def add(self, op: str, inputs: Sequence[str], part: str = "", **attributes: Any) -> str:
         """Add an ONNX node, for a part of what this node computes or for all of it."""

@@ -11,8 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.classifiers.graph import attribute_of, module_of
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.classifiers.trials import TensorFacts
 from zscgan_ext.errors import one_line
-from zscgan_ext.export.onnx_call import Call, TensorShape, on_grid, reshaped
+from zscgan_ext.export.onnx_call import Call, on_grid, reshaped
 from zscgan_ext.export.onnx_graph import Grid, OnnxGraph, Value
 from zscgan_ext.export.onnx_layers import (
     add_batch_norm,
@@ -79,7 +80,7 @@ def write(
         elif node.op == "output":
             logits = onnx_graph.floating(values[node.args[0]])
             onnx_graph.nodes.append(helper.make_node("Identity", [logits], [OUTPUT], OUTPUT))
-        elif isinstance(results[node], TensorShape | list):
+        elif isinstance(results[node], TensorFacts | list):
             call = Call(onnx_graph, node, module_of(graph, node), values, results)
             if node.op == "get_attr":
                 value = constant(call, attribute_of(graph, node))

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import fx
 
+from zscgan_ext.classifiers.trials import Varying
 from zscgan_ext.export.onnx_call import (
     Call,
     Operator,
-    Varying,
     as_list,
     known,
     on_grid,
