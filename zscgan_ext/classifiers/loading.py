@@ -69,11 +69,11 @@ def load_classifier(
     freeze(model)
     origin = name if weights is None else str(weights)
     check_finite(origin, model)
-    check_batch_norm(origin, model)
     preprocessing, count = fitting(name, model, guess, image_size, mean, std)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
     graph = trace(model, preprocessing.shape)
+    check_batch_norm(origin, graph)
     return Classifier(name, graph, count, preprocessing, class_names(source, weights, count))
 
 
@@ -189,12 +189,18 @@ def freeze(model: nn.Module) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Take off, also within a model, what runs a module on several devices or compiles it."""
-    while True:
-        inner = wrapped_module(model)
-        if inner is None:
-            break
+    """Take off, also within a model, what runs a module on several devices or compiles it.
+
+    Raises:
+        InputError: if what is left is TorchScript.
+    """
+    while (inner := wrapped_module(model)) is not None:
         model = inner
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "classifier: is a TorchScript program, whose layers cannot be taken apart; give the "
+            "module that it was made from, or a .pt2 file of torch.export"
+        )
     for module in list(model.modules()):
         module._compiled_call_impl = None  # `module.compile()` sets it
         for name, child in list(module.named_children()):

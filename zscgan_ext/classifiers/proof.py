@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from zscgan_ext.classifiers.graph import like_images
 from zscgan_ext.classifiers.trials import random_images
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, first_line
 
 BATCH_SIZES = (2, 3)
 
@@ -33,6 +33,9 @@ class Truth:
         image_shape: its.
         images: batches [N, C, H, W], of `BATCH_SIZES`.
         logits: [N, num_classes] of each.
+
+    Raises:
+        InputError: if the model raises an error.
     """
 
     @torch.no_grad()
@@ -41,7 +44,22 @@ class Truth:
         self.image_shape = image_shape
         like = like_images(model)
         self.images = [random_images(count, image_shape, like) for count in BATCH_SIZES]
-        self.logits = [model(images.clone()) for images in self.images]
+        self.logits = [answer(model, images.clone()) for images in self.images]
+
+
+def answer(model: nn.Module, images: Tensor) -> Any:
+    """Return what a model says of a batch.
+
+    Raises:
+        InputError: if it raises an error, which it may for one number of images only.
+    """
+    try:
+        return model(images)
+    except Exception as error:
+        raise InputError(
+            f"classifier: cannot take {len(images)} images ({first_line(error)}); needed is one "
+            "that takes any number"
+        ) from None
 
 
 def check_repeats(truth: Truth) -> None:

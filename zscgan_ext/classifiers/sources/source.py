@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 
 from torch import nn
 
-from zscgan_ext.errors import InputError
 from zscgan_ext.images.preprocessing import Preprocessing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -47,12 +46,9 @@ class ClassifierSource(ABC):
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """Return input shape and normalization of a model that `build` returned.
 
-        Where a source does not know better: the channels of the first convolution, and ImageNet's
-        size and normalization.
+        Where a source does not know better: the channels of the first convolution, three without
+        one, and ImageNet's size and normalization.
         """
         convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-        if convolution is None:
-            raise InputError(
-                f"classifier: {self.name} has no Conv2d layer, needed is an image classifier"
-            )
-        return usual_preprocessing(convolution.in_channels, IMAGENET_SIZE)
+        channels = len(IMAGENET_MEAN) if convolution is None else convolution.in_channels
+        return usual_preprocessing(channels, IMAGENET_SIZE)
