@@ -209,7 +209,7 @@ def test_old_checkpoints_lack_num_batches_tracked(models):
         (
             "models:without_convolution",
             {},
-            ["cannot take 224x224 images with 3 channel(s) (expected"],
+            ["cannot take 224x224 images with 3 channel(s)"],
         ),
         ("models:without_batch_norm", {}, ["needs at least one BatchNorm layer"]),
         ("models:without_running_statistics", {}, ["needs at least one BatchNorm layer"]),

@@ -207,7 +207,7 @@ def test_a_rectifier_that_a_quantizer_applies_itself_is_exported():
     student = calibrated(classifier, "deploy", 4, 4)
     before, _ = quantized_model(student, classifier)
     for name in ("relu", "relu6"):
-        (node,) = (node for node in student.graph.graph.nodes if node.target == name)
+        (node,) = (node for node in student.graph.graph.nodes if node.name == name)
         node.replace_all_uses_with(node.args[0])
         student.graph.graph.erase_node(node)
         student.graph.get_submodule(f"activation_quantizers.{name}").activation = name

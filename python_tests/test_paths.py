@@ -61,10 +61,11 @@ def test_a_run_from_and_to_such_names(place, capfd):
     assert "photosf\\udce9t\\udcff" in page
     assert re.search("[\ud800-\udfff]", page) is None
     # All that reads a run finds what it names.
-    assert report([output]) == 0
-    assert export([output, "--formats", "safetensors"]) == 0
+    own = ["--classifier", "networks:small_gray"]
+    assert report([output, *own]) == 0
+    assert export([output, *own, "--formats", "safetensors"]) == 0
     for file in (output, f"{output}/model.onnx"):
-        assert evaluate([file, "--data", images, "--json", f"{NAME}.json"]) == 0
+        assert evaluate([file, *own, "--data", images, "--json", f"{NAME}.json"]) == 0
     quantized = load_quantized(f"{output}/model.safetensors", "networks:small_gray")
     assert quantized(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     again = [*TINY, "--resume", output, "--export=none"]

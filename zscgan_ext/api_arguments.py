@@ -127,7 +127,9 @@ def check_pixels(pixels: Any, classifier: Classifier) -> None:
     if pixels.dtype != torch.float32 or not is_plain:
         found = f"{pixels.dtype}, {pixels.layout}, on {pixels.device.type}"
         raise InputError(f"images: {found}, {needed}")
-    if pixels.dim() != 4 or len(pixels) == 0 or pixels.shape[1:] != (channels, height, width):
+    if pixels.dim() == 4 and len(pixels) == 0:
+        raise InputError("images: a batch is empty, needed are one or more images in each")
+    if pixels.dim() != 4 or pixels.shape[1:] != (channels, height, width):
         raise InputError(f"images: shape {list(pixels.shape)} in a batch, {needed}")
     if not bool(pixels.isfinite().all()):
         raise InputError("images: NaN or infinite values in a batch, needed are finite ones")

@@ -3,6 +3,7 @@
 import copy
 import math
 import operator
+from collections.abc import Set
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,8 @@ from zscgan_ext.settings.config import Settings
 ACTIVATIONS: tuple[Any, ...] = (
     *(F.relu, F.relu6, F.hardtanh, F.hardswish, F.hardsigmoid, F.silu, F.gelu, F.mish),
     *(F.leaky_relu, F.elu, F.celu, F.selu, F.softplus, F.softsign, F.logsigmoid),
-    *(torch.sigmoid, torch.tanh, torch.clamp),
+    *(torch.sigmoid, torch.tanh, torch.clamp, F.threshold),
+    *(F.hardshrink, F.softshrink, F.tanhshrink),
 )
 RECTIFIERS: tuple[Any, ...] = (F.relu, F.relu6)
 # Nodes whose results lie on the grid of their input.
@@ -237,10 +239,12 @@ def insert_activation_quantizers(
     first, last = ends
     read_by_ends = {*computed_before(first), source_of_values(last.args[0])}
     layers = [n for n in graph.graph.nodes if isinstance(module_of(graph, n), QuantizedLayer)]
-    before_layers = set().union(*map(computed_before, layers)) - float_operands(graph)
+    before_layers = set().union(*map(computed_before, layers))
+    floats = float_operands(graph)
     for node in list(graph.graph.nodes):
         # What no layer reads any more are logits, whatever the classifier makes of them.
-        if node not in before_layers or not is_quantized(graph, node, scheme):
+        wanted = node in before_layers and node not in floats
+        if not wanted or not is_quantized(graph, node, scheme, floats):
             continue
         integers = scheme.activation_range(at_an_end=node in read_by_ends)
         quantizers[node.name] = ActivationQuantizer(integers)
@@ -288,7 +292,9 @@ def gives_a_tensor(node: Any) -> bool:
     return isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
 
 
-def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
+def is_quantized(
+    graph: fx.GraphModule, node: fx.Node, scheme: Scheme, floats: Set[fx.Node]
+) -> bool:
     """Return True if the scheme quantizes a node's result."""
     if node.op == "output" or not gives_a_tensor(node):
         return False
@@ -296,7 +302,7 @@ def is_quantized(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
         return calls(node, *RECTIFIERS)
     if keeps_grid(node) or node.op == "get_attr":
         return False
-    return not all(is_activation(graph, user) for user in node.users)
+    return not all(is_activation(graph, user) and user not in floats for user in node.users)
 
 
 def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:

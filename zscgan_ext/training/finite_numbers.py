@@ -121,8 +121,6 @@ def cause(training: Training, place: str, largest: float, is_first: bool) -> str
     option = f"--{training.rate_setting.replace('_', '-')}"
     if largest > GROWN:
         return f"weights had grown to {largest:.1e}, a lower {option} keeps them small"
-    if place.endswith("of the classifier"):
-        return f"the classifier itself gives such numbers; {SINGULARITIES}"
     if is_first and place != UPDATE:
         return (
             "nothing had learned before it, so that the cause is the classifier, or a weight of "
