@@ -1,6 +1,7 @@
 """What all tests share, and what may be skipped.
 
-Tests marked `cuda` need a GPU. Those that use `browser` need chromium, which continuous integration
+Tests marked `cuda` need a GPU. With `ZSCGAN_EXT_EMULATE_CUDA=1` the kernels run on the CPU in its
+place, for all but those marked `cuda(emulated=False)`, which need torch's own CUDA. Those that use `browser` need chromium, which continuous integration
 has: there, nothing but tests without a GPU may be skipped.
 """
 
@@ -17,7 +18,11 @@ NO_BROWSER = "no browser: install Debian's package chromium"
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+    marker = item.get_closest_marker("cuda")
+    if marker is None:
+        return
+    is_emulated = choice.EMULATED is not None and marker.kwargs.get("emulated", True)
+    if not is_emulated and (choice.EMULATED is not None or not torch.cuda.is_available()):
         pytest.skip(NO_GPU)
 
 
@@ -57,7 +62,7 @@ def browser():
     return path
 
 
-@pytest.fixture(params=["native", "reference"])
+@pytest.fixture(params=["native", "reference"] if choice.EMULATED is None else ["native"])
 def implementation(request, monkeypatch):
     """Run the test once on the native core and once on plain torch."""
     monkeypatch.setattr(choice, "REQUESTED", request.param)
