@@ -14,10 +14,13 @@ import torch
 from zscgan_ext.ops import implementation as choice
 
 NO_GPU = "no GPU"
+NO_EMULATION = "no emulated GPU: ZSCGAN_EXT_EMULATE_CUDA is not 1"
 NO_BROWSER = "no browser: install Debian's package chromium"
 
 
 def pytest_runtest_setup(item):
+    if item.get_closest_marker("emulation") and choice.EMULATED is None:
+        pytest.skip(NO_EMULATION)
     marker = item.get_closest_marker("cuda")
     if marker is None:
         return
@@ -31,7 +34,7 @@ def skipped_reports(config):
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     # A worker of pytest-xdist has none: the process that started it looks at its reports.
     reports = reporter.stats.get("skipped", []) if reporter else []
-    reasons = (NO_GPU,) if os.environ.get("CI") else (NO_GPU, NO_BROWSER)
+    reasons = (NO_GPU, NO_EMULATION, *(() if os.environ.get("CI") else (NO_BROWSER,)))
     allowed = [r for r in reports if any(reason in str(r.longrepr) for reason in reasons)]
     return allowed, [report for report in reports if report not in allowed]
 
@@ -45,7 +48,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 def pytest_terminal_summary(terminalreporter):
     allowed, others = skipped_reports(terminalreporter.config)
-    for reason in (NO_GPU, NO_BROWSER):
+    for reason in (NO_GPU, NO_EMULATION, NO_BROWSER):
         count = sum(reason in str(report.longrepr) for report in allowed)
         if count:
             terminalreporter.write_line(f"{count} tests were skipped, {reason}")

@@ -25,6 +25,7 @@ inline float widen(__half half) {
 inline __half narrow_to_half(float value) {
     const auto sign = static_cast<uint16_t>(std::signbit(value) ? 0x8000 : 0);
     if (value != value) return {0x7fff};
+    if (value == 0) return {sign};
     const float magnitude = std::fabs(value);
     if (magnitude >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00)};
     int exponent = 0;

@@ -15,8 +15,8 @@
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-// Every resident block has a thread of the host to itself.
-#define __shared__ static thread_local
+// Stores of a block are taken out of memory while another block runs: see machine.h.
+#define __shared__ static
 
 // Ten times the compute capability of the device that is played.
 #define __CUDA_ARCH_LIST__ 900
@@ -39,8 +39,8 @@ struct alignas(16) uint4 {
 };
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
-extern thread_local uint3 threadIdx;
-extern thread_local uint3 blockIdx;
+extern uint3 threadIdx;
+extern uint3 blockIdx;
 
 // ---- intrinsics ---------------------------------------------------------------------------------
 

@@ -2,16 +2,14 @@
 #include "machine.h"
 
 #include <algorithm>
-#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <numeric>
-#include <thread>
 
 #include "fibre.h"
 
-thread_local uint3 threadIdx;
-thread_local uint3 blockIdx;
+uint3 threadIdx;
+uint3 blockIdx;
 
 #if defined(__x86_64__)
 asm(R"(
@@ -45,7 +43,12 @@ Counts counts;
 
 namespace {
 
+// Without hooks at stores shared memory is that of one block.
+#ifdef __SANITIZE_ADDRESS__
+constexpr int resident_blocks = 1;
+#else
 constexpr int resident_blocks = 4;
+#endif
 
 uint64_t seed = 1;
 
@@ -76,27 +79,31 @@ struct Grid {
     const char* problem = nullptr;
 };
 
-Grid* grid = nullptr;  // the one that runs
+Grid* grid = nullptr;  // the one that runs, on one thread of the host at a time
+thread_local bool runs_grid = false;
 
 // A resident block.
 class Worker {
 public:
-    void run_blocks();
+    void start();
     void barrier();
     void fence();
     uint64_t shuffle(unsigned mask, uint64_t bits, int source);
     void store(void* address, size_t bytes);
     void consider_handover(uint32_t one_in);
 
+    Fibre scheduler;
     StoreBuffer buffer;
     bool is_active = false;
 
 private:
+    static void main();
+    void run_blocks();
     void run_block(unsigned block);
     void run_warp(int warp);
     void run_thread(int thread);
     bool release_barrier();
-    static void entry();
+    static void run_kernel();
 
     std::vector<std::unique_ptr<Thread>> threads_;
     std::vector<Warp> warps_;
@@ -105,95 +112,79 @@ private:
     unsigned barriers_ = 0;
 };
 
-thread_local Worker* worker = nullptr;
+Worker* worker = nullptr;  // the one whose turn it is
 
 // ---- turns --------------------------------------------------------------------------------------
 
-// The workers of the process and whose turn it is. Never destroyed: threads wait in it at the end.
+// The resident blocks, of which one runs at a time.
 class Turns {
 public:
-    // Runs the grid with the caller as the first worker.
     void run() {
-        const int active = static_cast<int>(std::min<size_t>(workers_.size(), grid->order.size()));
-        for (int i = 0; i < active; ++i) workers_[i].is_active = true;
-        worker = &workers_[0];
-        workers_[0].run_blocks();
-        workers_[0].is_active = false;
-        while (const Worker* other = another()) hand_to(static_cast<int>(other - workers_.data()));
+        const size_t count = std::min<size_t>(resident_blocks, grid->order.size());
+        while (workers_.size() < count) workers_.push_back(std::make_unique<Worker>());
+        for (size_t i = 0; i < count; ++i) workers_[i]->start();
+        for (worker = workers_[0].get(); worker && !grid->problem; worker = another()) {
+            worker->buffer.show();
+            worker->scheduler.enter();
+            worker->buffer.hide();
+            if (!worker->is_active) grid->ended.append(worker->buffer);
+        }
+        for (const auto& resident : workers_) resident->is_active = false;
         worker = nullptr;
     }
 
     // Lets another resident block run, if there is one.
     void hand_over() {
-        const Worker* other = another();
-        if (!other) return;
+        if (!has_other()) return;
         ++counts.handovers;
-        worker->buffer.hide();
-        hand_to(static_cast<int>(other - workers_.data()));
-        worker->buffer.show();
+        Worker* const own = worker;
+        const uint3 thread = threadIdx, block = blockIdx;
+        own->scheduler.leave();
+        threadIdx = thread;
+        blockIdx = block;
     }
 
 private:
-    const Worker* another() {
-        std::vector<const Worker*> others;
-        for (const Worker& candidate : workers_) {
-            if (candidate.is_active && &candidate != worker) others.push_back(&candidate);
-        }
-        if (others.empty()) return nullptr;
-        return others[grid->random.below(static_cast<uint32_t>(others.size()))];
+    bool has_other() const {
+        return std::any_of(workers_.begin(), workers_.end(), [](const auto& resident) {
+            return resident->is_active && resident.get() != worker;
+        });
     }
 
-    // Returns when the turn comes back.
-    void hand_to(int next) {
-        const int own = static_cast<int>(worker - workers_.data());
-        std::unique_lock<std::mutex> lock(mutex_);
-        if (!has_thread_[next] && next != 0) {
-            has_thread_[next] = true;
-            std::thread([this, next] { serve(next); }).detach();
+    // The next one to run: not the same again, unless it is the last.
+    Worker* another() {
+        std::vector<Worker*> active;
+        for (const auto& resident : workers_) {
+            if (resident->is_active && resident.get() != worker) active.push_back(resident.get());
         }
-        turn_ = next;
-        changed_[next].notify_one();
-        changed_[own].wait(lock, [&] { return turn_ == own; });
+        if (active.empty()) return worker->is_active ? worker : nullptr;
+        return active[grid->random.below(static_cast<uint32_t>(active.size()))];
     }
 
-    // A worker's thread: runs blocks whenever its turn comes, and gives the turn to one that still
-    // has some, in the end to the first.
-    void serve(int own) {
-        worker = &workers_[own];
-        while (true) {
-            {
-                std::unique_lock<std::mutex> lock(mutex_);
-                changed_[own].wait(lock, [&] { return turn_ == own; });
-            }
-            worker->run_blocks();
-            worker->is_active = false;
-            const Worker* other = another();
-            const int next = other ? static_cast<int>(other - workers_.data()) : 0;
-            std::unique_lock<std::mutex> lock(mutex_);
-            turn_ = next;
-            if (!has_thread_[next] && next != 0) {
-                has_thread_[next] = true;
-                std::thread([this, next] { serve(next); }).detach();
-            }
-            changed_[next].notify_one();
-        }
-    }
-
-    std::vector<Worker> workers_ = std::vector<Worker>(resident_blocks);
-    std::mutex mutex_;
-    std::condition_variable changed_[resident_blocks];
-    bool has_thread_[resident_blocks] = {};
-    int turn_ = 0;
+    std::vector<std::unique_ptr<Worker>> workers_;
 };
 
 Turns& turns() {
-    static Turns* const all = new Turns;
-    return *all;
+    static Turns all;
+    return all;
 }
 
 // ---- a block ------------------------------------------------------------------------------------
 
-void Worker::entry() {
+void Worker::start() {
+    is_active = true;
+    buffer = {};
+    scheduler.start(main);
+}
+
+void Worker::main() {
+    first_step(worker->scheduler);
+    worker->run_blocks();
+    worker->is_active = false;
+    worker->scheduler.leave();
+}
+
+void Worker::run_kernel() {
     first_step(worker->thread_->fibre);
     grid->invoke(grid->kernel, grid->parameters);
     worker->thread_->state = State::ended;
@@ -207,7 +198,7 @@ void Worker::run_blocks() {
         run_block(block);
         buffer.hide();
         grid->ended.append(buffer);
-        if (grid->random.one_in(2)) turns().hand_over();
+        consider_handover(2);
     }
 }
 
@@ -219,7 +210,7 @@ void Worker::run_block(unsigned block) {
     warps_.assign(warp_count, Warp{});
     barriers_ = 0;
     for (int i = 0; i < size; ++i) {
-        threads_[i]->fibre.start(entry);
+        threads_[i]->fibre.start(run_kernel);
         threads_[i]->state = State::ready;
         threads_[i]->shuffles = 0;
     }
@@ -351,7 +342,7 @@ unsigned increment(unsigned* counter, unsigned last) {
 }
 
 void record_store(void* address, size_t bytes) {
-    if (worker && grid) worker->store(address, bytes);
+    if (runs_grid) worker->store(address, bytes);
 }
 
 // ---- what the runtime calls ---------------------------------------------------------------------
@@ -373,9 +364,11 @@ const char* run_grid(unsigned blocks, unsigned block_threads, Invoke invoke, con
     std::iota(own.order.begin(), own.order.end(), 0u);
     own.random.shuffle(own.order);
     grid = &own;
+    runs_grid = true;
     turns().run();
-    own.ended.show();
+    runs_grid = false;
     grid = nullptr;
+    own.ended.show();
     return own.problem;
 }
 

@@ -1,9 +1,12 @@
 // Runs a grid of blocks on the host, as a GPU might: in any order, several blocks at a time, and
 // what a block has stored seen by the others as late as CUDA allows.
 //
-// Threads of a block are fibres. Each resident block has a worker, a thread of the host, for the
-// sake of its `thread_local` shared memory; only one worker runs at a time, and hands over at
-// barriers, fences and atomics. All choices come from one seed.
+// Threads are fibres, those of several resident blocks at a time. A block hands over to another at
+// barriers, fences and atomics. Its stores, those to shared memory among them, are then taken out of
+// memory, and put back when its turn comes: what no fence has made visible, no other block sees
+// before the grid has ended. All choices come from one seed.
+//
+// Where the compiler does not tell of stores (see memory.cpp) one block runs after the other.
 #pragma once
 
 #include <cstddef>
@@ -48,13 +51,11 @@ class StoreBuffer {
 public:
     // Called before a thread stores; `barriers` counts those that the block has passed.
     void record(void* address, size_t bytes, int thread, unsigned barriers);
-    // A fence of a thread covers what it stored, and what others did before a barrier.
+    // A fence of a thread makes visible what it stored, and what others did before a barrier.
     void fence(int thread, unsigned barriers);
     void hide();
     void show();
-    // Makes all of them visible for good.
-    void commit();
-    // Takes over the stores of a block that has ended, hidden ones.
+    // Takes over the hidden stores of a block that has ended, but for those to shared memory.
     void append(StoreBuffer& ended);
 
 private:
@@ -65,8 +66,9 @@ private:
         unsigned barriers;
         char other[16];  // what memory holds in its place: the old bytes, or while hidden the new
     };
-    void exchange(Store& store);
+    static void exchange(Store& store);
     std::vector<Store> stores_;
+    std::vector<Store> shared_;  // those to shared memory, which no fence shows to others
 };
 
 // ---- what tests can see -------------------------------------------------------------------------

@@ -8,6 +8,16 @@ namespace zscgan::emulation {
 
 void record_store(void* address, size_t bytes);
 
+namespace {
+
+// Shared memory are static variables of this module.
+extern "C" __attribute__((visibility("hidden"))) char __bss_start;
+extern "C" __attribute__((visibility("hidden"))) char _end;
+
+bool is_shared(const char* address) { return address >= &__bss_start && address < &_end; }
+
+}  // namespace
+
 void StoreBuffer::record(void* address, size_t bytes, int thread, unsigned barriers) {
     for (size_t done = 0; done < bytes; done += sizeof(Store::other)) {
         Store store;
@@ -17,15 +27,15 @@ void StoreBuffer::record(void* address, size_t bytes, int thread, unsigned barri
         store.thread = static_cast<uint16_t>(thread);
         store.barriers = barriers;
         std::memcpy(store.other, store.address, store.bytes);
-        stores_.push_back(store);
+        (is_shared(store.address) ? shared_ : stores_).push_back(store);
     }
 }
 
 void StoreBuffer::fence(int thread, unsigned barriers) {
     size_t kept = 0;
     for (const Store& store : stores_) {
-        if (store.thread == thread || store.barriers < barriers) continue;
-        stores_[kept++] = store;
+        const bool is_covered = store.thread == thread || store.barriers < barriers;
+        if (!is_covered) stores_[kept++] = store;
     }
     stores_.resize(kept);
 }
@@ -40,17 +50,18 @@ void StoreBuffer::exchange(Store& store) {
 void StoreBuffer::hide() {
     counts.hidden += stores_.size();
     for (size_t i = stores_.size(); i > 0; --i) exchange(stores_[i - 1]);
+    for (size_t i = shared_.size(); i > 0; --i) exchange(shared_[i - 1]);
 }
 
 void StoreBuffer::show() {
     for (Store& store : stores_) exchange(store);
+    for (Store& store : shared_) exchange(store);
 }
-
-void StoreBuffer::commit() { stores_.clear(); }
 
 void StoreBuffer::append(StoreBuffer& ended) {
     stores_.insert(stores_.end(), ended.stores_.begin(), ended.stores_.end());
     ended.stores_.clear();
+    ended.shared_.clear();
 }
 
 }  // namespace zscgan::emulation
