@@ -1,8 +1,9 @@
 """What all tests share, and what may be skipped.
 
 Tests marked `cuda` need a GPU. With `ZSCGAN_EXT_EMULATE_CUDA=1` the kernels run on the CPU in its
-place, for all but those marked `cuda(emulated=False)`, which need torch's own CUDA. Those that use `browser` need chromium, which continuous integration
-has: there, nothing but tests without a GPU may be skipped.
+place, for all but those marked `cuda(emulated=False)`, which need torch's own CUDA. Those that use
+`browser` need chromium, which continuous integration has: there, nothing but tests without a GPU,
+real or emulated, may be skipped.
 """
 
 import os

@@ -6,7 +6,7 @@ runs the very stage that the program runs.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,9 @@ def seeded_run(classifier: Classifier, changes: Mapping[str, Any]) -> Iterator[R
     settings = Settings(**{**preset, **changes})
     check_settings(settings)
     device = resolve_device(settings.device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    is_gpu = device.type == "cuda"
+    current = torch.cuda.device(device) if is_gpu else nullcontext()
+    with current, torch.random.fork_rng([device] if is_gpu else []):
         run = new_run(settings, classifier, NoFolder())
         run.execution.apply()
         yield run

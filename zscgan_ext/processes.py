@@ -66,16 +66,18 @@ def local_rank() -> int:
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes that torchrun started, if it did.
+    """Take the device, and meet the other processes that torchrun started, if it did.
+
+    A GPU is made the current one: what names no device would start another.
 
     Args:
         device: where this one computes; NCCL connects GPUs, gloo CPUs.
     """
-    if not is_started_by_torchrun() or dist.is_initialized():
-        return
     is_gpu = device.type == "cuda"
     if is_gpu:
         torch.cuda.set_device(device)
+    if not is_started_by_torchrun() or dist.is_initialized():
+        return
     backend = "nccl" if is_gpu else "gloo"
     store = common_store(TIMEOUT)
     own_rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
