@@ -53,8 +53,8 @@ struct ShiftedSums {
         return std::isfinite(sums.first) && std::isfinite(sums.second);
     }
 
-    // Adds elements in float64. A float32 sum of squares overflows from |x - shift| of 1e18 on, where
-    // the variance still is a float32 number.
+    // Adds elements in float64. A float32 sum of squares overflows from |x - shift| of 1e18 on,
+    // where the variance still is a float32 number.
     Pair wide_sums(int64_t position, int64_t count, int64_t stride, Real channel_shift,
                    Pair total) const {
         for (int64_t i = 0; i < count; ++i) {

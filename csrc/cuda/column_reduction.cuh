@@ -184,8 +184,8 @@ __device__ __forceinline__ SumsOf<Operation> combine_lanes(const Operation& oper
             auto wide = widen(sum);
             if constexpr (has_wide_sums<Operation>) {
                 if (!is_finite(sum)) {
-                    wide = wide_sums(operation, partition, first_column + column,
-                                     rows.begin + lane, rows.end, lanes);
+                    wide = wide_sums(operation, partition, first_column + column, rows.begin + lane,
+                                     rows.end, lanes);
                 }
             }
             total = Operation::combine(total, wide);

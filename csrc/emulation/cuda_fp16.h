@@ -15,8 +15,9 @@ namespace zscgan::emulation {
 inline float widen(__half half) {
     const int exponent = half.bits >> 10 & 31;
     const int fraction = half.bits & 1023;
-    float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
-                                    : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+    float magnitude = exponent == 0
+                          ? std::ldexp(static_cast<float>(fraction), -24)
+                          : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
     if (exponent == 31) magnitude = fraction ? NAN : INFINITY;
     return half.bits >> 15 ? -magnitude : magnitude;
 }

@@ -61,7 +61,8 @@ template <class Value>
 Value __shfl_down_sync(unsigned mask, Value value, unsigned distance) {
     static_assert(sizeof(Value) <= sizeof(uint64_t));
     const int own = zscgan::emulation::lane();
-    const int source = own + static_cast<int>(distance) < 32 ? own + static_cast<int>(distance) : own;
+    const int source =
+        own + static_cast<int>(distance) < 32 ? own + static_cast<int>(distance) : own;
     uint64_t bits = 0;
     std::memcpy(&bits, &value, sizeof(value));
     bits = zscgan::emulation::shuffle(mask, bits, source);

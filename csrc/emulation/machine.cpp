@@ -358,8 +358,9 @@ const char* run_grid(unsigned blocks, unsigned block_threads, Invoke invoke, con
                      const void* parameters) {
     const std::lock_guard<std::mutex> lock(launches);
     ++counts.launches;
-    Grid own{blocks, static_cast<int>(block_threads), invoke, kernel, parameters, {}, Random(seed++),
-             {},     nullptr};
+    Grid own{
+        blocks, static_cast<int>(block_threads), invoke, kernel, parameters, {}, Random(seed++), {},
+        nullptr};
     own.order.resize(blocks);
     std::iota(own.order.begin(), own.order.end(), 0u);
     own.random.shuffle(own.order);

@@ -2,8 +2,8 @@
 // what a block has stored seen by the others as late as CUDA allows.
 //
 // Threads are fibres, those of several resident blocks at a time. A block hands over to another at
-// barriers, fences and atomics. Its stores, those to shared memory among them, are then taken out of
-// memory, and put back when its turn comes: what no fence has made visible, no other block sees
+// barriers, fences and atomics. Its stores, those to shared memory among them, are then taken out
+// of memory, and put back when its turn comes: what no fence has made visible, no other block sees
 // before the grid has ended. All choices come from one seed.
 //
 // Where the compiler does not tell of stores (see memory.cpp) one block runs after the other.
