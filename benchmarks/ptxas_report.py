@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -167,12 +167,12 @@ def parse(output: str, listing: str) -> Iterator[Usage]:
         )
 
 
-def measure() -> list[Usage]:
-    """Compiles every source file for every architecture."""
+def measure(architectures: Sequence[int]) -> list[Usage]:
+    """Compiles every source file for these architectures."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(JOBS) as pool:
         runs = [
             pool.submit(compile_source, source, architecture, Path(folder))
-            for architecture in ARCHITECTURES
+            for architecture in architectures
             for source in SOURCES
         ]
         return [usage for run in runs for usage in parse(*run.result())]
@@ -216,7 +216,7 @@ def writes(kernel: str) -> bool:
     return not kernel.startswith("reduce") or "Backward" in kernel or "BatchNorm" in kernel
 
 
-def markdown(usages: list[Usage], compiler: str) -> str:
+def markdown(usages: list[Usage], compiler: str, architectures: Sequence[int]) -> str:
     """Returns the tables as a markdown document."""
     kernels: dict[str, dict[int, Usage]] = {}
     for usage in usages:
@@ -226,7 +226,7 @@ def markdown(usages: list[Usage], compiler: str) -> str:
     lines = [
         "# What the machine code of the CUDA kernels tells",
         "",
-        f"{len(kernels)} kernels on {len(ARCHITECTURES)} architectures, compiled by {compiler};"
+        f"{len(kernels)} kernels on {len(architectures)} architectures, compiled by {compiler};"
         f" {spilling} of them spill registers, {local} use local memory, and where an inner loop"
         " works on a tensor it reads, and if it writes one writes, whole octets in 16 bytes on"
         " all. Written by `python benchmarks/ptxas_report.py`.",
@@ -236,13 +236,13 @@ def markdown(usages: list[Usage], compiler: str) -> str:
         "Registers of a thread / blocks of 256 threads that a multiprocessor holds at a time,"
         " from `ptxas -v`. Shared memory in bytes per block.",
         "",
-        "| kernel | shared | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
-        "|---" * (2 + len(ARCHITECTURES)) + "|",
+        "| kernel | shared | " + " | ".join(f"sm_{a}" for a in architectures) + " |",
+        "|---" * (2 + len(architectures)) + "|",
     ]
     for name in sorted(kernels):
         row = kernels[name]
         shared = max(usage.shared_bytes for usage in row.values())
-        registers = " | ".join(cell(row[a]) for a in ARCHITECTURES)
+        registers = " | ".join(cell(row[a]) for a in architectures)
         lines.append(f"| {name} | {shared} | {registers} |")
     lines += [
         "",
@@ -286,11 +286,23 @@ def main() -> None:
         default=ROOT / "benchmarks" / "results" / "ptxas.md",
         help="markdown file to write (default: %(default)s)",
     )
+    parser.add_argument(
+        "--architectures",
+        nargs="+",
+        type=int,
+        choices=ARCHITECTURES,
+        default=ARCHITECTURES,
+        help="ten times the compute capabilities, %(choices)s (default: all)",
+    )
     arguments = parser.parse_args()
+    if LOOP_ARCHITECTURE not in arguments.architectures:
+        parser.error(
+            f"--architectures: needed is {LOOP_ARCHITECTURE}, whose inner loops are listed"
+        )
     compiler = compiler_version()
-    usages = measure()
+    usages = measure(arguments.architectures)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(markdown(usages, compiler))
+    arguments.output.write_text(markdown(usages, compiler, arguments.architectures))
     print(f"{len(usages)} compilations of kernels written to {arguments.output}")
     found = [problem for usage in usages for problem in problems(usage)]
     if found:

@@ -64,7 +64,7 @@ def functions(listing: str) -> Iterator[tuple[str, list[Instruction]]]:
     """Yield every function of a listing by its symbol."""
     starts = list(FUNCTION.finditer(listing))
     ends = [start.start() for start in starts[1:]] + [len(listing)]
-    for start, end in zip(starts, ends, strict=True):
+    for start, end in zip(starts, ends, strict=False):  # a listing may hold no function
         body = listing[start.end() : end]
         yield (
             start[1],
