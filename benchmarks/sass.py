@@ -1,7 +1,7 @@
 """Reads the machine code of a kernel, as `cuobjdump -sass` prints it.
 
-The inner loop is the one with the most 16-byte accesses to memory. Of the paths through it the one
-that whole, aligned octets take is that which makes all of them, by the fewest instructions.
+The inner loop is the one with the most 16-byte accesses to tensors. Of the paths through it the one
+that whole, aligned octets take makes all of them, with the fewest decisions.
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ class Instruction:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it reads or writes 16 bytes of global memory."""
-        return self.name.startswith(("LDG", "STG")) and ".128" in self.name
+        """Whether it reads or writes 16 bytes of a tensor.
+
+        Loads that are "strong" are those of partial results of other blocks.
+        """
+        is_global = self.name.startswith(("LDG", "STG"))
+        return is_global and ".128" in self.name and "STRONG" not in self.name
 
     @property
     def is_local(self) -> bool:
@@ -97,26 +101,67 @@ def successors(code: list[Instruction]) -> list[list[int]]:
     return following
 
 
-def best_path(code: list[Instruction], following: list[list[int]], first: int, last: int) -> Loop:
-    """Return the path from `first` to `last` with the most wide accesses, then the shortest."""
-    best: dict[int, tuple[int, int, int, int]] = {}  # accesses, -instructions, loads, stores
-    for place in range(last, first - 1, -1):
-        onward = [
-            best[next_] for next_ in following[place] if place < next_ <= last and next_ in best
-        ]
+def body_of(following: list[list[int]], header: int, source: int) -> set[int]:
+    """Return the instructions of the loop that jumps from `source` back to `header`."""
+    before: dict[int, list[int]] = {}
+    for place, targets in enumerate(following):
+        for target in targets:
+            before.setdefault(target, []).append(place)
+    body, waiting = {header}, [source]
+    while waiting:
+        place = waiting.pop()
+        if place not in body:
+            body.add(place)
+            waiting += before.get(place, [])
+    return body
+
+
+def in_order(following: list[list[int]], first: int, body: set[int]) -> list[int]:
+    """Return the instructions that `first` leads to, every one behind those it leads to itself.
+
+    Where they form a cycle, the edge that closes it does not count.
+    """
+    done: list[int] = []
+    seen = {first}
+    stack = [(first, iter(following[first]))]
+    while stack:
+        place, targets = stack[-1]
+        onward = next((t for t in targets if t in body and t not in seen), None)
+        if onward is None:
+            done.append(place)
+            stack.pop()
+        else:
+            seen.add(onward)
+            stack.append((onward, iter(following[onward])))
+    return done
+
+
+def best_path(
+    code: list[Instruction], following: list[list[int]], first: int, last: int, body: set[int]
+) -> Loop:
+    """Return the path of whole octets from `first` to `last`.
+
+    It has the most wide accesses and then the fewest decisions, since elements that are looked at
+    one by one take one each; then the fewest instructions.
+    """
+    best: dict[int, tuple[int, int, int, int, int]] = {}
+    for place in in_order(following, first, body):
+        # Accesses, decisions and instructions (negative), loads, stores.
+        onward = [best[target] for target in following[place] if target in best and target != first]
         if place == last:
-            onward = [(0, 0, 0, 0)]
+            onward = [(0, 0, 0, 0, 0)]
         if not onward:
             continue
-        accesses, length, loads, stores = max(onward)
+        accesses, decisions, length, loads, stores = max(onward)
         is_wide, is_load = code[place].is_wide, code[place].name.startswith("LDG")
         best[place] = (
             accesses + is_wide,
+            decisions - (len(following[place]) > 1),
             length - 1,
             loads + (is_wide and is_load),
             stores + (is_wide and not is_load),
         )
-    _, length, loads, stores = best.get(first, (0, 0, 0, 0))
+    _, _, length, loads, stores = best.get(first, (0, 0, 0, 0, 0))
     return Loop(-length, loads, stores)
 
 
@@ -127,10 +172,12 @@ def inner_loop(code: list[Instruction]) -> Loop:
     for place, targets in enumerate(following):
         for target in targets:
             if target < place:
-                loops.append(best_path(code, following, target, place))
+                body = body_of(following, target, place)
+                loops.append(best_path(code, following, target, place, body))
     found = max(loops, key=lambda loop: (loop.bytes, -loop.instructions), default=None)
     if found is not None and found.bytes > 0:
         return found
     ends = [i for i, one in enumerate(code) if one.name == "EXIT" and not one.guarded]
-    paths = [best_path(code, following, 0, end) for end in ends]
+    everything = set(range(len(code)))
+    paths = [best_path(code, following, 0, end, everything) for end in ends]
     return max(paths, key=lambda loop: (loop.bytes, -loop.instructions))

@@ -15,6 +15,7 @@ SHAPES = {
     "many-channels": (9, 300, 3),
     "one-position": (130, 33, 1, 1),
     "five-dimensions": (3, 4, 2, 5, 3),
+    "folded-and-split": (16, 100, 9, 9),  # in channels_last one block merges more than a tile
 }
 
 
