@@ -146,13 +146,16 @@ FAULTS = (
 )
 
 LONG_SUMS_PROGRAM = """
-import ctypes, mmap, os, torch
+import ctypes, mmap, os, sys, torch
+sys.path.insert(0, "python_tests")
+from kernel_results import make_inputs
 from zscgan_ext.ops.implementation import EMULATED
 
-# 2^31 elements in channels_last, as copies of one sample: the same pages of memory again and again.
+# What test_gpu_large.py measured on that GPU: 2^31 elements in channels_last, as copies of one
+# sample. Here they are the same pages of memory again and again.
 COPIES, CHANNELS = 32769, 16
-sample = torch.randn(64 * 64, CHANNELS, generator=torch.Generator().manual_seed(0)) + 1
-sample = sample.to(torch.bfloat16)
+inputs = make_inputs((1, CHANNELS, 64, 64), 1, "channels_last", torch.bfloat16)
+sample = inputs.x.movedim(1, -1).contiguous().view(-1, CHANNELS)
 size = sample.numel() * 2
 file = os.memfd_create("sample")
 os.write(file, ctypes.string_at(sample.data_ptr(), size))
@@ -163,7 +166,7 @@ start = library.mmap(None, COPIES * size, 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMO
 for copy in range(COPIES):
     library.mmap(start + copy * size, size, 1, mmap.MAP_SHARED | 0x10, file, 0)
 extent = (COPIES * 64 * 64, CHANNELS, 1)
-shift, mean, variance = torch.ones(CHANNELS), torch.empty(CHANNELS), torch.empty(CHANNELS)
+shift, mean, variance = inputs.vectors[0], torch.empty(CHANNELS), torch.empty(CHANNELS)
 scratch = torch.empty(EMULATED.cuda.reduction_workspace(extent), dtype=torch.uint8)
 addresses = [v.data_ptr() for v in (shift, mean, variance)]
 EMULATED.cuda.batch_norm_statistics(2, extent, start, *addresses, (0, 0, scratch.data_ptr()))
