@@ -41,8 +41,8 @@ class Instruction:
 
         Loads that are "strong" are those of partial results of other blocks.
         """
-        is_global = self.name.startswith(("LDG", "STG"))
-        return is_global and ".128" in self.name and "STRONG" not in self.name
+        is_load = self.name.startswith("LDG") and "STRONG" not in self.name
+        return (is_load or self.name.startswith("STG")) and ".128" in self.name
 
     @property
     def is_local(self) -> bool:
