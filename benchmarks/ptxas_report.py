@@ -221,12 +221,13 @@ def markdown(usages: list[Usage], compiler: str, architectures: Sequence[int]) -
     kernels: dict[str, dict[int, Usage]] = {}
     for usage in usages:
         kernels.setdefault(usage.kernel, {})[usage.architecture] = usage
+    names = ", ".join(f"sm_{architecture}" for architecture in architectures)
     spilling = sum(usage.spilled_bytes > 0 for usage in usages)
     local = sum(usage.local_accesses > 0 for usage in usages)
     lines = [
         "# What the machine code of the CUDA kernels tells",
         "",
-        f"{len(kernels)} kernels on {len(architectures)} architectures, compiled by {compiler};"
+        f"{len(kernels)} kernels on {names}, compiled by {compiler};"
         f" {spilling} of them spill registers, {local} use local memory, and where an inner loop"
         " works on a tensor it reads, and if it writes one writes, whole octets in 16 bytes on"
         " all. Written by `python benchmarks/ptxas_report.py`.",
