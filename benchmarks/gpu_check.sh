@@ -7,15 +7,16 @@ usage() {
     cat << END
 usage: benchmarks/gpu_check.sh [OPTION...] [STAGE...]
 
-Runs these stages, or the named ones, each in this order:
+Runs these stages, or the named ones, each in this order, that of their worth where time is short:
   build     the package, for this GPU's architecture alone, into build/gpu
   test      the GPU tests
-  sanitize  the GPU parity tests under compute-sanitizer's four tools
-  kernels   bench_kernels.py
+  kernels   bench_kernels.py: against a copy, ATen and torch.compile
   steps     bench_train_step.py
-  schedule  bench_published_schedule.py
   default   the main program with its defaults
+  sanitize  the GPU parity tests under compute-sanitizer's four tools
+  schedule  bench_published_schedule.py
   cpu       the CPU tests, which see no GPU
+The first five have limits that add up to the time of all stages; the others take what is left.
 A stage that fails does not stop the next one. build/gpu is kept for later calls.
 
 options:
@@ -40,7 +41,7 @@ refuse() {
 
 # ---- arguments -----------------------------------------------------------------------------------
 
-all_stages=(build test sanitize kernels steps schedule default cpu)
+all_stages=(build test kernels steps default sanitize schedule cpu)
 stages=()
 output=gpu-check archive='' wheels='' weights='' limit=530 commit='' dry_run=''
 while (($#)); do
@@ -118,7 +119,7 @@ stage_build() {
     if [[ $wheels ]]; then
         run build-wheels 60 "${install[@]}" "$wheels"/*.whl || failed=1
     fi
-    run build 240 env ZSCGAN_EXT_CUDA=1 ${architecture:+CUDAARCHS="$architecture"} \
+    run build 130 env ZSCGAN_EXT_CUDA=1 ${architecture:+CUDAARCHS="$architecture"} \
         "${install[@]}" --no-build-isolation . || failed=1
     run build-info 60 env ZSCGAN_EXT_IMPL=native "$python" -m zscgan_ext.info || failed=1
     local reason='import sys; from zscgan_ext.ops import implementation as i'
@@ -136,7 +137,7 @@ run_tests() {
         "${parallel[@]}" "$@" || failed=1
 }
 
-stage_test() { run_tests test 200 -m cuda; }
+stage_test() { run_tests test 150 -m cuda; }
 
 stage_sanitize() {
     local tool steps=()
@@ -158,12 +159,12 @@ stage_sanitize() {
 }
 
 stage_kernels() {
-    run kernels 220 "$python" benchmarks/bench_kernels.py --device cuda --quick \
+    run kernels 120 "$python" benchmarks/bench_kernels.py --device cuda --quick \
         --json "$output/kernels.json" || failed=1
 }
 
 stage_steps() {
-    run steps 150 "$python" benchmarks/bench_train_step.py --device cuda --batch 128 \
+    run steps 70 "$python" benchmarks/bench_train_step.py --device cuda --batch 128 \
         --classifiers resnet18 resnet20 mobilenet_v2 --implementations eager reference native \
         --json "$output/train_step.json" || failed=1
 }
@@ -174,7 +175,7 @@ stage_schedule() {
 }
 
 stage_default() {
-    run default 90 env ZSCGAN_EXT_IMPL=native "$python" -m zscgan_ext.train --device=cuda \
+    run default 60 env ZSCGAN_EXT_IMPL=native "$python" -m zscgan_ext.train --device=cuda \
         --overwrite --output="$output/default-run" || failed=1
 }
 

@@ -95,11 +95,9 @@ struct Cuda {
         const cuda::Launch launch{reinterpret_cast<void*>(stream),
                                   reinterpret_cast<void*>(workspace)};
         py::gil_scoped_release release;
-        const int before = cuda::current_device();
-        check(cuda::set_device(device));
-        const char* error = kernel(arguments..., launch);
-        check(cuda::set_device(before));
-        check(error);
+        // To make it current, and another one afterwards, would start a device that nothing uses.
+        require(device == cuda::current_device(), "device: not the current one");
+        check(kernel(arguments..., launch));
     }
 
     static void distance(const Where& where, Distance distance,

@@ -11,6 +11,9 @@
 #include "arguments.h"
 #include "backends.h"
 #include "kernels.h"
+#ifdef ZSCGAN_EMULATION
+#include "emulation/machine.h"
+#endif
 
 namespace py = pybind11;
 
@@ -150,6 +153,7 @@ py::module_ define_backend(py::module_& parent, const char* name) {
     return module;
 }
 
+#ifndef ZSCGAN_EMULATION
 void define_cpu(py::module_& parent) {
     py::module_ module = define_backend<Cpu>(parent, "cpu");
     module.def("instruction_set", &cpu::instruction_set);
@@ -166,6 +170,7 @@ void define_cpu(py::module_& parent) {
             "instruction set: accepted are avx512, avx2 and portable, where built and supported");
     });
 }
+#endif
 
 #ifdef ZSCGAN_CUDA
 void define_cuda(py::module_& parent) {
@@ -178,6 +183,32 @@ void define_cuda(py::module_& parent) {
                                                 static_cast<int64_t>(tensors.size()));
     });
     module.def("distance_workspace", &cuda::distance_workspace);
+}
+#endif
+
+#ifdef ZSCGAN_EMULATION
+// How the emulated GPU is driven, and what it did, for tests.
+void define_emulation(py::module_& parent) {
+    py::module_ module = parent.def_submodule("emulation");
+    module.def("set_seed", &emulation::set_seed);
+    module.def("current_device", &cuda::current_device);
+    module.def("set_device", [](int device) {
+        const cudaError_t error = cudaSetDevice(device);
+        Cuda::check(error == cudaSuccess ? nullptr : cudaGetErrorString(error));
+    });
+    module.def("device_uses", &emulation::device_uses);
+    module.def("make_stream", [](int device) {
+        require(device >= 0 && device < emulation::device_count, "device: accepted are 0 and 1");
+        return reinterpret_cast<Address>(emulation::make_stream(device));
+    });
+    module.def("counts", [] {
+        py::dict found;
+        found["launches"] = emulation::counts.launches;
+        found["blocks"] = emulation::counts.blocks;
+        found["handovers"] = emulation::counts.handovers;
+        found["hidden_stores"] = emulation::counts.hidden;
+        return found;
+    });
 }
 #endif
 
@@ -205,10 +236,18 @@ py::dict build_info() {
 }  // namespace
 }  // namespace zscgan
 
-PYBIND11_MODULE(_native, module) {
+#ifndef ZSCGAN_MODULE
+#define ZSCGAN_MODULE _native
+#endif
+
+PYBIND11_MODULE(ZSCGAN_MODULE, module) {
     module.doc() = "Kernels of zscgan_ext; called by zscgan_ext.ops alone.";
     module.def("build_info", &zscgan::build_info);
+#ifdef ZSCGAN_EMULATION
+    zscgan::define_emulation(module);
+#else
     zscgan::define_cpu(module);
+#endif
 #ifdef ZSCGAN_CUDA
     zscgan::define_cuda(module);
     module.def("cuda_unavailable_reason", &zscgan::cuda::unavailable_reason);

@@ -192,9 +192,8 @@ const char* batch_norm_distance(Distance, const DistanceLayer* layers, int64_t c
 // Null, or why no device can be used.
 const char* unavailable_reason();
 
-// The device of this thread's launches, and choosing another. Null, or CUDA's text for the error.
+// The device of this thread's launches.
 int current_device();
-const char* set_device(int device);
 
 }  // namespace cuda
 }  // namespace zscgan

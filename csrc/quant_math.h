@@ -76,8 +76,9 @@ ZSCGAN_INLINE Value dequantize(Value integer, const Quantizer<Value>& quantizer)
     return (integer - quantizer.zero_point) * quantizer.scale;
 }
 
-// The derivatives of the dequantized value by scale and by zero point (LSQ, LSQ+), the latter still
-// without its factor, the scale.
+// The derivatives of the dequantized value by scale and by zero point (LSQ, LSQ+; "inside" is told
+// by the rounded integer, as in torch's learnable form), the latter still without its factor, the
+// scale.
 template <class Value>
 struct LearnedTerms {
     Value scale;

@@ -1,7 +1,9 @@
 """What all tests share, and what may be skipped.
 
-Tests marked `cuda` need a GPU. Those that use `browser` need chromium, which continuous integration
-has: there, nothing but tests without a GPU may be skipped.
+Tests marked `cuda` need a GPU. With `ZSCGAN_EXT_EMULATE_CUDA=1` the kernels run on the CPU in its
+place, for all but those marked `cuda(emulated=False)`, which need torch's own CUDA. Those that use
+`browser` need chromium, which continuous integration has: there, nothing but tests without a GPU,
+real or emulated, may be skipped.
 """
 
 import os
@@ -13,11 +15,18 @@ import torch
 from zscgan_ext.ops import implementation as choice
 
 NO_GPU = "no GPU"
+NO_EMULATION = "no emulated GPU: ZSCGAN_EXT_EMULATE_CUDA is not 1"
 NO_BROWSER = "no browser: install Debian's package chromium"
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+    if item.get_closest_marker("emulation") and choice.EMULATED is None:
+        pytest.skip(NO_EMULATION)
+    marker = item.get_closest_marker("cuda")
+    if marker is None:
+        return
+    is_emulated = choice.EMULATED is not None and marker.kwargs.get("emulated", True)
+    if not is_emulated and (choice.EMULATED is not None or not torch.cuda.is_available()):
         pytest.skip(NO_GPU)
 
 
@@ -26,7 +35,7 @@ def skipped_reports(config):
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     # A worker of pytest-xdist has none: the process that started it looks at its reports.
     reports = reporter.stats.get("skipped", []) if reporter else []
-    reasons = (NO_GPU,) if os.environ.get("CI") else (NO_GPU, NO_BROWSER)
+    reasons = (NO_GPU, NO_EMULATION, *(() if os.environ.get("CI") else (NO_BROWSER,)))
     allowed = [r for r in reports if any(reason in str(r.longrepr) for reason in reasons)]
     return allowed, [report for report in reports if report not in allowed]
 
@@ -40,7 +49,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 def pytest_terminal_summary(terminalreporter):
     allowed, others = skipped_reports(terminalreporter.config)
-    for reason in (NO_GPU, NO_BROWSER):
+    for reason in (NO_GPU, NO_EMULATION, NO_BROWSER):
         count = sum(reason in str(report.longrepr) for report in allowed)
         if count:
             terminalreporter.write_line(f"{count} tests were skipped, {reason}")
@@ -57,7 +66,7 @@ def browser():
     return path
 
 
-@pytest.fixture(params=["native", "reference"])
+@pytest.fixture(params=["native", "reference"] if choice.EMULATED is None else ["native"])
 def implementation(request, monkeypatch):
     """Run the test once on the native core and once on plain torch."""
     monkeypatch.setattr(choice, "REQUESTED", request.param)

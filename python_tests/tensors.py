@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-DEVICES = [pytest.param("cpu", id="cpu"), pytest.param("cuda", id="cuda", marks=pytest.mark.cuda)]
+from zscgan_ext.ops import implementation
+
+# Where the CUDA kernels run: a GPU, or the CPU where they are emulated.
+CUDA = "cuda" if implementation.EMULATED is None else "cpu"
+DEVICES = [pytest.param("cpu", id="cpu"), pytest.param(CUDA, id="cuda", marks=pytest.mark.cuda)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 HALF_DTYPES = [torch.float16, torch.bfloat16]
 

@@ -15,6 +15,7 @@ SHAPES = {
     "many-channels": (9, 300, 3),
     "one-position": (130, 33, 1, 1),
     "five-dimensions": (3, 4, 2, 5, 3),
+    "folded-and-split": (16, 100, 9, 9),  # in channels_last one block merges more than a tile
 }
 
 
@@ -98,15 +99,45 @@ def test_bad_values_stay_in_their_channel(device, layout):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0), (2, 0, 4)], ids=str)
-def test_empty_has_no_statistics(device, shape):
-    x = torch.empty(shape, device=device, requires_grad=True)
-    mean, variance = batch_norm_statistics(x, torch.zeros(shape[1], device=device))
-    assert mean.shape == variance.shape == (shape[1],)
-    assert mean.isnan().all()
-    assert variance.isnan().all()
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0), (0, 3)], ids=str)
+@pytest.mark.parametrize("op", [batch_norm_statistics, torch.ops.zscgan_ext.batch_norm_statistics])
+def test_channels_without_values_have_no_statistics(device, shape, op):
+    with pytest.raises(ValueError, match=r"x: shape .* no value to take statistics of"):
+        op(torch.empty(shape, device=device), torch.zeros(shape[1], device=device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_channels(device):
+    x = torch.empty(2, 0, 4, device=device, requires_grad=True)
+    mean, variance = batch_norm_statistics(x, torch.zeros(0, device=device))
+    assert mean.shape == variance.shape == (0,)
     (grad,) = torch.autograd.grad(mean.sum() + variance.sum(), x)
-    assert grad.shape == shape
+    assert grad.shape == x.shape
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("magnitude", [1e15, 1e18, 3e18, 1.5e19])
+@pytest.mark.parametrize("shape", [(500, 1), (10, 5, 7, 7), (3, 2, 80, 83), (40, 24, 16, 16)])
+def test_variances_up_to_the_largest_float(device, dtype, layout, magnitude, shape):
+    x = magnitude * sample(*shape).sign()
+    x[:, -1] = sample(*x[:, -1].shape)  # a channel of ordinary values beside it
+    if shape[1] == 1:
+        x = magnitude * torch.tensor([[1.0], [-1.0]]).repeat(250, 1)
+    x = LAYOUTS[layout](x.to(device, dtype))
+    assert_statistics(x, torch.zeros(shape[1], device=device), 1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_single_value_too_large_to_be_squared(device, layout):
+    x = torch.zeros(64, 3, 32, 32, device=device)
+    x[5, 1, 3, 3] = 1e21  # its square is no float32 number, the variance is
+    statistics = batch_norm_statistics(LAYOUTS[layout](x), torch.zeros(3, device=device))
+    mean, variance = (values.tolist() for values in statistics)
+    assert mean == pytest.approx([0, 1e21 / 65536, 0])
+    assert variance == pytest.approx([0, 1e42 / 65536 * (1 - 1 / 65536), 0])
 
 
 @pytest.mark.parametrize("device", DEVICES)

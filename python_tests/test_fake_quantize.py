@@ -229,3 +229,23 @@ def test_only_x_gets_a_gradient(device):
     assert (y.item(), scalar.grad.item()) == (1, 1)
     assert scale.grad is None
     assert zero_point.grad is None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_zero_points_are_rounded(device):
+    x = sample(4, 6, 5, device=device)
+    scale, zero_point = torch.full((6,), 0.25, device=device), torch.linspace(-2.5, 2.5, 6)
+    rounded = fake_quantize(x, scale, zero_point.round().to(device), -8, 7, 1)
+    assert same_bits(fake_quantize(x, scale, zero_point.to(device), -8, 7, 1), rounded)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_ties_are_those_of_integer_zero_points(device):
+    x = torch.tensor([[-1.5, -0.5, 0.5, 1.5]], device=device)
+    scale, zero_point = torch.ones(1, device=device), torch.ones(1, device=device)
+    y = fake_quantize(x, scale, zero_point, 0, 15, 0)
+    assert y.tolist() == [[-1, 0, 0, 2]]
+    whole = torch.fake_quantize_per_channel_affine(x, scale, zero_point.int(), 0, 0, 15)
+    assert same_values(y, whole)
+    with_floats = torch.fake_quantize_per_channel_affine(x, scale, zero_point, 0, 0, 15)
+    assert with_floats.tolist() == [[-1, -1, 1, 1]]  # torch rounds x / scale + zero_point here

@@ -255,3 +255,20 @@ def test_weights_keep_their_memory_format(device):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
     assert same_bits(found[0], expected[0])
     assert same_bits(found[1], expected[1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_within_half_a_step_beyond_the_bounds_the_rounded_integer_decides(device):
+    steps = [7.4, 7.6, -8.4, -8.6]  # in steps of the scale; the bounds are -8 and 7
+    x = torch.tensor(steps, device=device).mul(0.5).view(4, 1).requires_grad_()
+    scale = torch.full((4,), 0.5, device=device, requires_grad=True)
+    zero_point = torch.zeros(4, device=device, requires_grad=True)
+    y = fake_quantize_learned(x, scale, zero_point, -8, 7, 0)
+    by_x, by_scale = torch.autograd.grad(y.sum(), (x, scale))
+    assert by_x.flatten().tolist() == [1, 0, 1, 0]
+    # Equation 3 of LSQ gives 7 and -8 everywhere here.
+    assert by_scale.tolist() == pytest.approx([7 - 7.4, 7, -8 + 8.4, -8], abs=1e-6)
+    theirs = torch_result(x, scale, zero_point, -8, 7, 0, 1.0)
+    wanted = torch.autograd.grad(theirs.sum(), (x, scale))
+    assert torch.equal(by_x, wanted[0])
+    torch.testing.assert_close(by_scale, wanted[1])

@@ -10,6 +10,7 @@ from tensors import (
     channels_last,
     dtype_name,
     misaligned,
+    relative_error,
     same_bits,
     same_values,
     sample,
@@ -214,13 +215,27 @@ def test_empty(device, shape):
     x = torch.empty(shape, device=device, requires_grad=True)
     residual = torch.empty(shape, device=device, requires_grad=True)
     vectors = [torch.ones(shape[1], device=device)] * 3
+    y = batch_norm_eval(x, *vectors[:2], "relu", residual)
+    assert y.shape == shape
+    assert all(v.shape == shape for v in torch.autograd.grad(y.sum(), (x, residual)))
+    if shape[1] > 0:
+        with pytest.raises(ValueError, match=r"x: shape .* no value to take statistics of"):
+            batch_norm_eval_matched(x, *vectors, "relu", residual)
+        return
     y, mean, variance = batch_norm_eval_matched(x, *vectors, "relu", residual)
-    assert y.shape == batch_norm_eval(x, *vectors[:2], "relu").shape == shape
-    assert mean.shape == variance.shape == (shape[1],)
-    assert mean.isnan().all()
-    assert variance.isnan().all()
-    loss = y.sum() + mean.sum() + variance.sum()
-    assert all(v.shape == shape for v in torch.autograd.grad(loss, (x, residual)))
+    assert y.shape == shape
+    assert mean.shape == variance.shape == (0,)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_variances_up_to_the_largest_float(device, layout):
+    x = LAYOUTS[layout](3e18 * sample(8, 5, 30, 31, device=device).sign())
+    vectors = [torch.ones(5, device=device)] * 2
+    y, _, variance = batch_norm_eval_matched(x, *vectors, torch.zeros(5, device=device))
+    assert torch.equal(y, x + 1)
+    true_variance, _ = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    assert relative_error(variance, true_variance) < 1e-6
 
 
 @pytest.mark.parametrize("device", DEVICES)

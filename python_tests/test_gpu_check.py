@@ -74,6 +74,19 @@ def test_a_dry_run_tells_every_step_and_does_nothing(tmp_path):
     assert not output.exists()
 
 
+def test_stages_run_in_the_order_of_their_worth(tmp_path):
+    order = list(commands("--output", tmp_path / "results"))
+    worth = ["build", "test", "kernels", "steps", "default", "memcheck", "schedule", "cpu"]
+    assert sorted(worth, key=order.index) == worth
+
+
+def test_the_first_five_stages_fit_into_the_time_of_all():
+    text = SCRIPT.read_text()
+    limits = dict(re.findall(r"\brun(?:_tests)? (build|test|kernels|steps|default) (\d+)", text))
+    assert len(limits) == 5
+    assert sum(map(int, limits.values())) <= int(re.search(r"limit=(\d+)", text)[1]) < 9 * 60
+
+
 def test_stages_can_be_chosen():
     assert list(commands("schedule", "build")) == ["schedule", *STEPS[:3]]
 
@@ -128,7 +141,7 @@ def test_sanitizers_run_tests_that_exist(step):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tests"], "tests: no stage, accepted are build test sanitize kernels"),
+        (["tests"], "tests: no stage, accepted are build test kernels steps default sanitize"),
         (["--fast"], "--fast: unknown option"),
         (["--output"], "--output: needs a value"),
         (["--limit", "9m"], "--limit: 9m, needed is a number of seconds"),

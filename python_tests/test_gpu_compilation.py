@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kernel_results import BOUNDS, GRADIENT_SCALE, make_inputs
-from tensors import same_bits
+from tensors import CUDA, same_bits
 
 from zscgan_ext.ops import (
     batch_norm_distance,
@@ -16,9 +16,9 @@ from zscgan_ext.ops import (
 SHAPE = (4, 16, 48, 48)
 COMPILERS = [
     pytest.param("cpu", {"backend": "aot_eager"}, id="cpu"),
-    pytest.param("cuda", {}, marks=pytest.mark.cuda, id="cuda"),
+    pytest.param(CUDA, {}, marks=pytest.mark.cuda, id="cuda"),
     # Records CUDA graphs, and refuses memory that outlives a call.
-    pytest.param("cuda", {"mode": "reduce-overhead"}, marks=pytest.mark.cuda, id="cuda-graphs"),
+    pytest.param(CUDA, {"mode": "reduce-overhead"}, marks=pytest.mark.cuda, id="cuda-graphs"),
 ]
 
 

@@ -158,7 +158,7 @@ def test_threads_that_share_a_stream(device):
         list(pool.map(repeat, range(len(cases))))
 
 
-@pytest.mark.cuda
+@pytest.mark.cuda(emulated=False)
 def test_a_device_that_is_not_the_current_one():
     device = torch.device("cuda", torch.cuda.device_count() - 1)  # the first, where it is alone
     inputs = make_inputs(SHAPE, 1, device=device)

@@ -298,7 +298,7 @@ def test_the_reference_gives_the_same_run_to_float_tolerance(data, tmp_path):
         assert agreements["native"][row] == pytest.approx(agreements["reference"][row], abs=4)
 
 
-@pytest.mark.cuda
+@pytest.mark.cuda(emulated=False)
 @pytest.mark.parametrize("scheme", ["deploy", "paper"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_run_on_a_gpu(run, data, tmp_path, scheme, precision):

@@ -249,7 +249,7 @@ def test_a_captured_optimizer_reads_its_rate_from_a_tensor():
     assert training.optimizer.param_groups[0]["lr"] is rate
 
 
-@pytest.mark.cuda
+@pytest.mark.cuda(emulated=False)
 @pytest.mark.parametrize("stage", STAGES)
 def test_graphs_on_a_gpu_learn_as_single_kernels_do(stage, capsys):
     device = torch.device("cuda", 0)
@@ -264,7 +264,7 @@ def test_graphs_on_a_gpu_learn_as_single_kernels_do(stage, capsys):
     assert "no CUDA graph" not in capsys.readouterr().out
 
 
-@pytest.mark.cuda
+@pytest.mark.cuda(emulated=False)
 def test_a_step_that_waits_falls_back_on_a_gpu(capsys):
     from zscgan_ext.training.cuda_graphs import StreamCapture
 

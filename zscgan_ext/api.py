@@ -6,7 +6,7 @@ runs the very stage that the program runs.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -243,7 +243,9 @@ def seeded_run(classifier: Classifier, changes: Mapping[str, Any]) -> Iterator[R
     """Start a run that keeps no files; torch's default generators are left as they were."""
     settings = settings_from(changes)
     device = resolve_device(settings.device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    is_gpu = device.type == "cuda"
+    current = torch.cuda.device(device) if is_gpu else nullcontext()
+    with current, torch.random.fork_rng([device] if is_gpu else []):
         run = new_run(settings, classifier, NoFolder())
         run.execution.apply()
         yield run

@@ -114,17 +114,19 @@ def local_rank() -> int:
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes that torchrun started, if it did.
+    """Take the device, and meet the other processes that torchrun started, if it did.
+
+    A GPU is made the current one: what names no device would start another.
 
     Args:
         device: where this one computes; NCCL connects GPUs, gloo CPUs.
     """
-    if not is_one_of_many() or dist.is_initialized():
-        return
-    check_environment()
     is_gpu = device.type == "cuda"
     if is_gpu:
         torch.cuda.set_device(device)
+    if not is_one_of_many() or dist.is_initialized():
+        return
+    check_environment()
     backend = "nccl" if is_gpu else "gloo"
     own_rank, size = number("RANK"), number("WORLD_SIZE")
     store = common_store(TIMEOUT if is_started_by_torchrun() else MEETING)

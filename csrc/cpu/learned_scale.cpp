@@ -13,13 +13,13 @@ void with_parameters(const LearnedTensor& tensor, Body body) {
     if (tensor.bias) {
         BiasedQuantizerTable<V> table(tensor.extent, tensor.scale, tensor.zero_point,
                                       tensor.quantizer_stride, tensor.bias);
-        table.round_zero_points(tensor.range);
+        table.clamp_zero_points(tensor.range);
         body(table, broadcast_bounds<V>(tensor.activation));
         return;
     }
     QuantizerTable<V> table(tensor.extent, tensor.scale, tensor.zero_point,
                             tensor.quantizer_stride);
-    table.round_zero_points(tensor.range);
+    table.clamp_zero_points(tensor.range);
     if (tensor.activation == Activation::none) {
         body(table, NoActivation());
     } else {

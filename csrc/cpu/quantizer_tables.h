@@ -5,7 +5,8 @@
 
 namespace zscgan::cpu::ZSCGAN_ISA {
 
-// The parameters of all channels, widened to whole periods where inner == 1.
+// The parameters of all channels, zero points rounded to integers; widened to whole periods where
+// inner == 1.
 template <class V>
 class QuantizerTable {
 public:
@@ -21,15 +22,15 @@ public:
         for (int64_t i = 0, c = 0; i < period_; ++i, c = c + 1 == extent.channels ? 0 : c + 1) {
             values_[i] = scales[c * stride];
             values_[padded() + i] = Real(1) / scales[c * stride];
-            values_[2 * padded() + i] = zero_points[c * stride];
+            values_[2 * padded() + i] = round_to_even(zero_points[c * stride]);
         }
     }
 
-    void round_zero_points(const QuantRange& range) {
+    void clamp_zero_points(const QuantRange& range) {
         const Bounds<Real> bounds{static_cast<Real>(range.quant_min),
                                   static_cast<Real>(range.quant_max)};
         for (int64_t i = 2 * padded(); i < 2 * padded() + period_; ++i) {
-            values_[i] = clamp(round_to_even(values_[i]), bounds);
+            values_[i] = clamp(values_[i], bounds);
         }
     }
 

@@ -1,6 +1,7 @@
 // Mean and variance of each channel from shifted sums, and the coefficients of their gradient.
 #pragma once
 
+#include <cmath>
 #include <limits>
 
 #include "channel_table.h"
@@ -40,15 +41,40 @@ struct ShiftedSums {
             squares = squares + shifted * shifted;
         }
         Pair total{sum.sum(), squares.sum()};
-        for (int64_t i = whole; i < count; ++i) {
-            const double shifted = static_cast<double>(widen(x[position + i])) - shift[channel];
-            total = Addition::merge(total, {shifted, shifted * shifted});
-        }
+        if (!is_finite(total)) total = wide_sums(position, whole, 1, shift[channel], {0, 0});
         if (const int rest = static_cast<int>(count - whole)) {
             const V value = V::load(x + position + whole, rest);
             local.visit(position + whole, rest, value, parameters);
         }
+        return wide_sums(position + whole, count - whole, 1, shift[channel], total);
+    }
+
+    static bool is_finite(const Pair& sums) {
+        return std::isfinite(sums.first) && std::isfinite(sums.second);
+    }
+
+    // Adds elements in float64. A float32 sum of squares overflows from |x - shift| of 1e18 on,
+    // where the variance still is a float32 number.
+    Pair wide_sums(int64_t position, int64_t count, int64_t stride, Real channel_shift,
+                   Pair total) const {
+        for (int64_t i = 0; i < count; ++i) {
+            const double value = static_cast<double>(widen(x[position + i * stride]));
+            const double shifted = value - channel_shift;
+            total = Addition::merge(total, {shifted, shifted * shifted});
+        }
         return total;
+    }
+
+    // Sums again, in float64, the channels of a task by columns whose float32 sums overflowed.
+    void widen_columns(const Reduction& reduction, int64_t task, Pair* partials) const {
+        const int64_t channels = reduction.extent.channels;
+        const int64_t begin = task * reduction.columns.chunk;
+        const int64_t end = smaller(reduction.columns.numel, begin + reduction.columns.chunk);
+        for (int64_t c = 0; c < channels; ++c) {
+            Pair& sums = partials[task * channels + c];
+            if (is_finite(sums)) continue;
+            sums = wide_sums(begin + c, (end - begin) / channels, channels, shift[c], {0, 0});
+        }
     }
 
     void columns(const Band& band, Real* sums, Real* squares) const {
@@ -89,6 +115,7 @@ void reduce_statistics(const Extent& extent, const void* x, const void* shift, v
     const ShiftedSums<V, T, Visitor> kernel{static_cast<const T*>(x), shifts.data(), visitor};
     parallel_for(reduction.tasks(), threads, [&](int64_t task) {
         reduce_task<Addition, Real>(reduction, task, partials.data(), kernel);
+        if (!reduction.by_rows) kernel.widen_columns(reduction, task, partials.data());
     });
     const double count = static_cast<double>(extent.outer * extent.inner);
     merge_partials<Addition>(partials.data(), reduction.slots(), extent.channels,

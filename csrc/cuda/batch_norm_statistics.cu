@@ -22,6 +22,9 @@ struct Statistics : StatisticsReduction {
         add(x, shift, sums);
         return x;
     }
+    static __device__ __forceinline__ void visit_wide(float x, float shift, Pair& sums) {
+        add(x, shift, sums);
+    }
 };
 
 // grad_x = a + b * x, with one a and one b by channel.

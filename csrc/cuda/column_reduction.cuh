@@ -138,9 +138,37 @@ __device__ __forceinline__ void reduce_lane(const Operation& operation,
     }
 }
 
-// The results of a block's columns: thread c < columns gets column c of the tile.
+// The sums of one column in float64, over rows begin, begin + lanes, ...
 template <class Operation>
-__device__ __forceinline__ SumsOf<Operation> combine_lanes(const Columns<Operation>& columns,
+__device__ __forceinline__ SumsOf<Operation> wide_sums(const Operation& operation,
+                                                       const ColumnPartition& partition,
+                                                       int64_t column, int64_t begin, int64_t end,
+                                                       int lanes) {
+    const auto parameters = operation.parameters(column % partition.channels);
+    auto sums = widen(Operation::start());
+    for (int64_t row = begin; row < end; row += lanes) {
+        const int64_t place = row * partition.octets_per_row * octet_size + column;
+        if (place >= partition.numel) break;
+        float values[octet_size];
+        unpack(load_narrow(operation.source, place, 1), values);
+        Operation::visit_wide(values[0], parameters, sums);
+    }
+    return sums;
+}
+
+// The rows that a block reduces.
+struct RowRange {
+    int64_t begin;
+    int64_t end;
+};
+
+// The results of a block's columns from `first_column` on: thread c < columns gets column c of the
+// tile.
+template <class Operation>
+__device__ __forceinline__ SumsOf<Operation> combine_lanes(const Operation& operation,
+                                                           const ColumnPartition& partition,
+                                                           const Columns<Operation>& columns,
+                                                           int64_t first_column, RowRange rows,
                                                            int width, int lanes) {
     __shared__ AccumulatorOf<Operation> sums[octet_size][block_threads];
 #pragma unroll
@@ -153,7 +181,14 @@ __device__ __forceinline__ SumsOf<Operation> combine_lanes(const Columns<Operati
     if (threadIdx.x / count < helpers) {
         for (int lane = threadIdx.x / count; lane < lanes; lane += helpers) {
             const auto& sum = sums[column % octet_size][lane * width + column / octet_size];
-            total = Operation::combine(total, widen(sum));
+            auto wide = widen(sum);
+            if constexpr (has_wide_sums<Operation>) {
+                if (!is_finite(sum)) {
+                    wide = wide_sums(operation, partition, first_column + column, rows.begin + lane,
+                                     rows.end, lanes);
+                }
+            }
+            total = Operation::combine(total, wide);
         }
     }
     return combine_helpers<Operation>(total, count, helpers);
@@ -196,11 +231,13 @@ __global__ __launch_bounds__(block_threads, 2) void reduce_columns(
     const int lane = threadIdx.x / width;
     const int64_t begin = split * partition.rows_per_block;
     const int64_t limit = begin + partition.rows_per_block;
-    const int64_t end = lane >= lanes ? 0 : limit < partition.rows ? limit : partition.rows;
+    const int64_t end = limit < partition.rows ? limit : partition.rows;
     Columns<Operation> columns(operation, partition.channels, octet);
-    reduce_lane(operation, partition, octet, begin + lane, end, lanes, columns);
-    const auto sums = combine_lanes(columns, width, lanes);
-    const int64_t column = int64_t{tile} * tile_columns + threadIdx.x;
+    reduce_lane(operation, partition, octet, begin + lane, lane < lanes ? end : 0, lanes, columns);
+    const int64_t first_column = int64_t{tile} * tile_columns;
+    const auto sums =
+        combine_lanes(operation, partition, columns, first_column, {begin, end}, width, lanes);
+    const int64_t column = first_column + threadIdx.x;
     const bool owner = threadIdx.x < width * octet_size;
     if (!partition.is_merged()) {
         if (owner) operation.finish(column, sums);
@@ -213,7 +250,7 @@ __global__ __launch_bounds__(block_threads, 2) void reduce_columns(
     if (!is_last_block(counter, folded ? partition.tiles * partition.splits : partition.splits)) {
         return;
     }
-    const int64_t first = folded ? 0 : int64_t{tile} * tile_columns;
+    const int64_t first = folded ? 0 : first_column;
     merge_columns(operation, partition, first,
                   folded ? partition.channels : first + width * octet_size);
 }

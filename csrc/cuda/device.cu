@@ -84,10 +84,4 @@ int current_device() {
     return device;
 }
 
-const char* set_device(int device) {
-    if (device == current_device()) return nullptr;
-    const cudaError_t error = cudaSetDevice(device);
-    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
 }  // namespace zscgan::cuda

@@ -105,6 +105,10 @@ struct BatchNormEvalMatched : StatisticsReduction {
         }
         return normalization.apply(x, parameters.normalization);
     }
+    static __device__ __forceinline__ void visit_wide(float x, const Parameters& parameters,
+                                                      Pair& sums) {
+        add(x, parameters.shift, sums);
+    }
 };
 
 // grad_x and grad_residual. The sources after the gradient of y are x, if any use is made of it,

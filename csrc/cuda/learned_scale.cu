@@ -44,7 +44,7 @@ struct LearnedQuantizer {
 
     __device__ __forceinline__ typename Input::Parameters parameters(int64_t channel) const {
         Quantizer<float> quantizer = read_quantizer(scale, zero_point, channel * stride);
-        quantizer.zero_point = clamp(round_to_even(quantizer.zero_point), bounds);
+        quantizer.zero_point = clamp(quantizer.zero_point, bounds);
         if constexpr (std::is_same_v<Input, Biased>) {
             return {quantizer, bias[channel]};
         } else {

@@ -13,7 +13,7 @@ __device__ __forceinline__ Quantizer<float> read_quantizer(const float* scale,
                                                            const float* zero_point,
                                                            int64_t channel) {
     const float step = scale[channel];
-    return {step, 1.0f / step, zero_point[channel]};
+    return {step, 1.0f / step, round_to_even(zero_point[channel])};
 }
 
 }  // namespace zscgan::cuda

@@ -11,7 +11,13 @@
 //   Parameters parameters(int64_t channel) const;
 //   float visit(float x, float second, const Parameters&, Accumulator&) const;  // the target
 //   void finish(int64_t channel, const Sums&) const;
+// One whose float32 sums may overflow where its result does not derives from WideSums too and gives
+//   static void visit_wide(float x, const Parameters&, Sums&);
+// which sums the same in float64.
 #pragma once
+
+#include <cmath>
+#include <type_traits>
 
 #include "launch.cuh"
 #include "octet.cuh"
@@ -97,6 +103,14 @@ struct SumReductionOf {
     }
 };
 using SumReduction = SumReductionOf<PairOf>;
+
+struct WideSums {};
+template <class Operation>
+constexpr bool has_wide_sums = std::is_base_of_v<WideSums, Operation>;
+
+__device__ __forceinline__ bool is_finite(const PairOf<float>& values) {
+    return fabsf(values.first) < INFINITY && fabsf(values.second) < INFINITY;
+}
 
 __device__ __forceinline__ Pair widen(const PairOf<float>& values) {
     return {values.first, values.second};

@@ -123,6 +123,26 @@ __device__ __forceinline__ AccumulatorOf<Operation> visit_row_octet(
     return sums;
 }
 
+// The sums of the octets begin, begin + team, ... of a channel in float64.
+template <class Operation>
+__device__ __forceinline__ SumsOf<Operation> wide_sums(
+    const Operation& operation, const RowPartition& partition,
+    const typename Operation::Parameters& parameters, RowWalker walker, int64_t begin, int64_t end,
+    int team) {
+    auto sums = widen(Operation::start());
+#pragma unroll 1
+    for (int64_t index = begin; index < end; index += team, walker.advance()) {
+        const OctetPart part = walker.octet();
+        float values[octet_size];
+        unpack(load_octet(operation.source, part), values);
+#pragma unroll
+        for (int j = 0; j < octet_size; ++j) {
+            if (part.valid >> j & 1) Operation::visit_wide(values[j], parameters, sums);
+        }
+    }
+    return sums;
+}
+
 // The octets begin, begin + team, ... of a channel.
 template <class Operation>
 __device__ __forceinline__ SumsOf<Operation> reduce_octets(const Operation& operation,
@@ -149,6 +169,12 @@ __device__ __forceinline__ SumsOf<Operation> reduce_octets(const Operation& oper
         for (int i = 0; i < batch; ++i) {
             total = Operation::combine(
                 total, visit_row_octet(operation, parameters, part[i], source[i], second[i]));
+        }
+    }
+    if constexpr (has_wide_sums<Operation>) {
+        if (!is_finite(total)) {
+            return wide_sums(operation, partition, parameters,
+                             RowWalker(partition, channel, begin, team), begin, end, team);
         }
     }
     return widen(total);

@@ -7,7 +7,7 @@
 namespace zscgan::cuda {
 
 // The sums of (x - shift) and of its square.
-struct StatisticsReduction : SumReduction {
+struct StatisticsReduction : SumReduction, WideSums {
     const float* shift;
     float* mean;
     float* variance;
@@ -17,6 +17,11 @@ struct StatisticsReduction : SumReduction {
         const float offset = x - shift;
         sums.first += offset;
         sums.second = fmaf(offset, offset, sums.second);
+    }
+    static __device__ __forceinline__ void add(float x, float shift, Pair& sums) {
+        const double offset = static_cast<double>(x) - shift;
+        sums.first += offset;
+        sums.second += offset * offset;
     }
     __device__ __forceinline__ void finish(int64_t channel, const Pair& sums) const {
         const double offset = sums.first / elements_per_channel;
@@ -51,6 +56,7 @@ inline double elements_per_channel(const Extent& extent) {
 inline StatisticsReduction statistics_reduction(const Extent& extent, const void* shift, void* mean,
                                                 void* variance) {
     return {{},
+            {},
             static_cast<const float*>(shift),
             static_cast<float*>(mean),
             static_cast<float*>(variance),

@@ -157,7 +157,7 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Compute mean and biased variance of every channel, in one pass, differentiable.
 
     Args:
-        x: [N, C, ...].
+        x: [N, C, ...], with at least one value in every channel.
         shift: [C], subtracted before summing; a value near the mean, such as a batch norm's
             running_mean, keeps the sums accurate. It changes nothing else.
 
@@ -165,7 +165,7 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         mean [C] and variance [C], float32 (float64 for float64).
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit.
+        ValueError: if shapes, dtypes or devices do not fit, or channels have no value.
     """
     check_statistics(x, shift)
     mean, variance = BATCH_NORM_STATISTICS(x, shift)

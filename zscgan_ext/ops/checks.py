@@ -103,8 +103,10 @@ def check_channels(x: Tensor) -> None:
 
 
 def check_statistics(x: Tensor, shift: Tensor) -> None:
-    """Require [N, C, ...] and one shift per channel."""
+    """Require [N, C, ...] with values in every channel, and one shift per channel."""
     check_channels(x)
+    if x.shape[1] > 0 and x.numel() == 0:
+        raise ValueError(f"x: shape {tuple(x.shape)}, which has no value to take statistics of")
     check_per_channel("shift", shift, x.shape[1], x, compute_dtype(x))
 
 

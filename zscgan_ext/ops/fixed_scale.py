@@ -111,12 +111,14 @@ def fake_quantize(
 
     `q = clamp(rint(x / scale) + zero_point, quant_min, quant_max)`, `y = (q - zero_point) * scale`;
     the gradient passes where nothing was clamped. In float32 the result has the bits of
-    `torch.fake_quantize_per_tensor_affine` and `torch.fake_quantize_per_channel_affine`.
+    `torch.fake_quantize_per_tensor_affine` and `torch.fake_quantize_per_channel_affine` with zero
+    points of an integer dtype. With floating-point ones torch adds the zero point before it rounds,
+    which gives another integer where x lies halfway between two.
 
     Args:
         x: any shape.
         scale: [1], or [C] for `axis`, positive.
-        zero_point: like `scale`, integers in floating point.
+        zero_point: like `scale`; rounded to the nearest integer before use, ties to even.
         quant_min: smallest integer.
         quant_max: largest integer.
         axis: dimension of `x` that has one scale per index; None for one scale in all.

@@ -270,7 +270,7 @@ def batch_norm_eval_matched(
     part in an activation.
 
     Args:
-        x: [N, C, ...].
+        x: [N, C, ...], with at least one value in every channel.
         multiplier: [C], float32 (float64 for float64).
         offset: [C], the same.
         shift: [C], the same, near the mean of `x`: the batch norm's running_mean.
@@ -281,7 +281,8 @@ def batch_norm_eval_matched(
         y like `x`, and mean [C] and biased variance [C] of `x`, float32 (float64 for float64).
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit, or the activation is unknown.
+        ValueError: if shapes, dtypes or devices do not fit, channels have no value, or the
+            activation is unknown.
     """
     check_matched(x, multiplier, offset, shift, residual, activation)
     frozen = (multiplier.detach(), offset.detach(), shift.detach())

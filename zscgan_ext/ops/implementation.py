@@ -3,6 +3,9 @@
 The environment variable `ZSCGAN_EXT_IMPL` decides: `auto` (default) takes the native core and falls
 back to the reference with one warning that says why; `native` makes that an error; `reference`
 takes plain torch.
+
+`ZSCGAN_EXT_EMULATE_CUDA=1` is for tests: the CUDA kernels, built for the CPU, take tensors on the
+CPU as if it were a GPU.
 """
 
 import importlib
@@ -27,6 +30,9 @@ def load_native() -> tuple[ModuleType | None, str | None]:
 
 
 NATIVE, MISSING_REASON = load_native()
+EMULATED: ModuleType | None = None
+if os.environ.get("ZSCGAN_EXT_EMULATE_CUDA") == "1":
+    EMULATED = importlib.import_module("zscgan_ext._native_emulated")
 REQUESTED = os.environ.get("ZSCGAN_EXT_IMPL", "auto")
 if NATIVE is None and REQUESTED == "auto":
     warnings.warn(
@@ -60,7 +66,7 @@ def uses_native(x: torch.Tensor) -> bool:
         require_implementation()
         return False
     if x.is_cpu:
-        return x.dtype in FLOATING
+        return x.dtype in FLOATING and (EMULATED is None or x.dtype != torch.float64)
     return x.is_cuda and x.dtype != torch.float64 and cuda_missing_reason() is None
 
 

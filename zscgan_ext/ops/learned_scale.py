@@ -159,10 +159,12 @@ def fake_quantize_learned(
 ) -> Tensor:
     """Quantize `activation(x + bias)` to integers and back, with gradients for all tensors.
 
-    The learned step size of LSQ (Esser et al., 2020, equations 1 to 3) with the learned offset of
-    LSQ+ (Bhalgat et al., 2020). The zero point is rounded and clamped before use. The result is
-    that of `torch.relu(x + bias)` or `F.relu6(x + bias)` quantized, in one pass that saves `x`
-    alone. In half precision the sum of `x` and `bias` stays float32 and is not rounded.
+    The learned step size of LSQ (Esser et al., 2020) with the learned offset of LSQ+ (Bhalgat et
+    al., 2020), in the form of torch's own learnable fake quantization: a value counts as clamped
+    where its rounded integer is outside the range, in LSQ's equation 3 where x / scale is. The two
+    differ within half a step beyond either bound. The zero point is rounded and clamped before use.
+    The result is that of `torch.relu(x + bias)` or `F.relu6(x + bias)` quantized, in one pass that
+    saves `x` alone. In half precision the sum of `x` and `bias` stays float32 and is not rounded.
 
     Args:
         x: any shape.

@@ -21,7 +21,7 @@ class Graph(Protocol):
 
 
 class StreamCapture:
-    """Capturing on one CUDA device."""
+    """Capturing on one CUDA device, which is made current meanwhile: no other one is touched."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -29,12 +29,13 @@ class StreamCapture:
     @contextmanager
     def side_stream(self) -> Iterator[None]:
         """Run what it encloses on a stream of its own, as steps before a capture have to."""
-        current = torch.cuda.current_stream(self.device)
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            yield
-        current.wait_stream(side)
+        with torch.cuda.device(self.device):
+            current = torch.cuda.current_stream(self.device)
+            side = torch.cuda.Stream(self.device)
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                yield
+            current.wait_stream(side)
 
     def capture(self, step: Step, inputs: tuple[Tensor, ...]) -> tuple[Graph, Tensor]:
         """Capture one step, which does not run; give its graph and its future result.
@@ -47,8 +48,11 @@ class StreamCapture:
         random_state: Any = default_random.clone_state()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.stream(torch.cuda.current_stream(self.device)), torch.cuda.graph(graph):
-                result = step(*inputs)
+            with torch.cuda.device(self.device):
+                # Of its own accord torch captures on a stream of the first device it captured on.
+                stream = torch.cuda.Stream(self.device)
+                with torch.cuda.graph(graph, stream=stream):
+                    result = step(*inputs)
         except RuntimeError:
             default_random.graphsafe_set_state(random_state)
             raise

@@ -10,7 +10,6 @@ from zscgan_ext.ops.native.calls import (
     ACTIVATION_CODES,
     DATA_TYPES,
     address,
-    core,
     place,
     workspace,
 )
@@ -23,7 +22,7 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     mean = torch.empty((x.shape[1],), dtype=compute_dtype(x), device=x.device)
     variance = torch.empty_like(mean)
     extent = extent_of(x, 1)
-    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    scratch = workspace(x, "reduction_workspace", extent)
     module, where = place(x, scratch)
     module.batch_norm_statistics(
         DATA_TYPES[x.dtype],
@@ -90,7 +89,7 @@ def batch_norm_eval_matched(
     mean = torch.empty(x.shape[1], dtype=compute_dtype(x), device=x.device)
     variance = torch.empty_like(mean)
     extent = extent_of(x, 1)
-    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    scratch = workspace(x, "reduction_workspace", extent)
     module, where = place(x, scratch)
     module.batch_norm_eval(
         DATA_TYPES[x.dtype],
@@ -165,7 +164,7 @@ def batch_norm_distance(
         ends = (grad_means.data_ptr() + start, grad_variances.data_ptr() + start)
         layers.append((size, layer_eps, *addresses, *ends))
         offset += size
-    scratch = None if total.is_cpu else workspace(total, core.cuda.distance_workspace())
+    scratch = workspace(total, "distance_workspace")
     module, where = place(total, scratch)
     code = DISTANCE_CODES[distance]
     module.batch_norm_distance(code, DATA_TYPES[total.dtype], layers, total.data_ptr(), where)

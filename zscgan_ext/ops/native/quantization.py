@@ -11,7 +11,6 @@ from zscgan_ext.ops.native.calls import (
     ACTIVATION_CODES,
     DATA_TYPES,
     address,
-    core,
     place,
     workspace,
 )
@@ -146,7 +145,7 @@ def fake_quantize_learned_backward(
         for row, gradients in zip(columns, results, strict=True)
     ]
     x = xs[0]
-    scratch = None if x.is_cpu else workspace(x, core.cuda.learned_backward_workspace(tensors))
+    scratch = workspace(x, "learned_backward_workspace", tensors)
     module, where = place(x, scratch)
     module.fake_quantize_learned_backward(DATA_TYPES[xs[0].dtype], tensors, where)
     for i, (scale, is_shared) in enumerate(zip(scales, shared, strict=True)):
@@ -170,7 +169,7 @@ def observe(
 ) -> None:
     """Average minimum and maximum into the running ones; write scale and zero point."""
     extent = extent_of(x, axis)
-    scratch = None if x.is_cpu else workspace(x, core.cuda.reduction_workspace(extent))
+    scratch = workspace(x, "reduction_workspace", extent)
     module, where = place(x, scratch)
     module.observe(
         DATA_TYPES[x.dtype],

@@ -47,7 +47,9 @@ def fake_quantize(
     with_mask: bool,
 ) -> tuple[Tensor, Tensor]:
     """Quantize and dequantize; with the mask of the values inside the range, one bit each."""
-    _, scale, zero_point, unclamped = quantize(x, scale, zero_point, quant_min, quant_max, axis)
+    _, scale, zero_point, unclamped = quantize(
+        x, scale, zero_point.round(), quant_min, quant_max, axis
+    )
     y = ((unclamped.clamp(quant_min, quant_max) - zero_point) * scale).to(x.dtype)
     if not with_mask:
         return y, x.new_empty(0, dtype=torch.uint8)
@@ -82,7 +84,7 @@ def learned_gradients(
     activation: str,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, scale, zero point (LSQ, Esser et al., 2020, eq. 3; LSQ+, 2020) and bias."""
+    """Gradients of x, scale, zero point (LSQ and LSQ+, as torch's learnable form) and bias."""
     integer = learned_zero_point(zero_point, quant_min, quant_max)
     before = add_bias(x, bias)
     wide = activate(before, activation)
