@@ -11,7 +11,7 @@ import networks
 import pytest
 import torch
 from networks import RGB8, small_residual
-from runs import TINY
+from runs import OWN, TINY
 from worker_processes import free_port
 
 import zscgan_ext
@@ -161,7 +161,7 @@ def test_weights_that_changed_since_a_checkpoint_are_told(tmp_path, capsys, monk
 
     monkeypatch.setattr(networks, "small_gray", other)
     capsys.readouterr()
-    assert main([f"--resume={run}"]) == 2
+    assert main([OWN, f"--resume={run}"]) == 2
     assert line_of(capsys) == (
         "error: weights of the classifier: others than those that the checkpoint to resume was "
         "written with; give those again, or start a new run with another --output"

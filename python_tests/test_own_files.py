@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY
+from runs import OWN, TINY
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.__main__ import main as export
@@ -145,7 +145,7 @@ def test_a_run_whose_checkpoints_became_a_link_is_not_resumed(tmp_path, capsys):
     (run / "checkpoints").symlink_to(elsewhere)
     before = content(tmp_path)
     capsys.readouterr()
-    assert train([f"--resume={run}"]) == 2
+    assert train([OWN, f"--resume={run}"]) == 2
     assert "checkpoints is a link, needed is a folder" in capsys.readouterr().err
     assert content(tmp_path) == before
 
@@ -242,7 +242,7 @@ def test_old_checkpoints_of_others_are_kept(tmp_path):
     assert train([*SHORT, f"--output={run}", "--keep-checkpoints=1"]) == 0
     mine = run / "checkpoints" / "000001-0123456789abcdef.safetensors"
     place(mine)
-    assert train([f"--resume={run}", "--checkpoint-every=1"]) == 0
+    assert train([OWN, f"--resume={run}", "--checkpoint-every=1"]) == 0
     assert mine.read_text() == "mine"
 
 
@@ -251,7 +251,7 @@ def test_a_run_without_a_list_goes_on_and_gets_one(tmp_path):
     assert train([*SHORT, f"--output={run}"]) == 0
     before = content(run)
     (run / LIST).unlink()
-    assert train([f"--resume={run}"]) == 0
+    assert train([OWN, f"--resume={run}"]) == 0
     assert set((run / LIST).read_text().splitlines()[1:]) >= set(before) - {LIST}
     assert train([*SHORT, f"--output={run}", "--overwrite"]) == 0
 
@@ -265,12 +265,12 @@ def test_export_and_report_keep_files_of_others(tmp_path, capsys, program, name)
     place(run / name)
     formats = ["--formats=safetensors"] if program is export else []
     capsys.readouterr()
-    assert program([str(run), *formats]) == 2
+    assert program([str(run), OWN, *formats]) == 2
     assert f"holds {name}, which {LIST} does not list" in capsys.readouterr().err
     assert (run / name).read_text() == "mine"
     (run / name).unlink()
-    assert program([str(run), *formats]) == 0
-    assert program([str(run), *formats]) == 0  # its own it replaces
+    assert program([str(run), OWN, *formats]) == 0
+    assert program([str(run), OWN, *formats]) == 0  # its own it replaces
 
 
 def test_partial_files_of_others_are_neither_used_nor_deleted(tmp_path):
@@ -311,9 +311,9 @@ def test_a_folder_in_use_is_left_alone(held, capsys):
     before = content(held)
     ways = [
         (train, [*SHORT, f"--output={held}", "--overwrite"]),
-        (train, [f"--resume={held}"]),
-        (export, [str(held), "--formats=safetensors"]),
-        (report, [str(held)]),
+        (train, [OWN, f"--resume={held}"]),
+        (export, [str(held), OWN, "--formats=safetensors"]),
+        (report, [str(held), OWN]),
     ]
     capsys.readouterr()
     for program, arguments in ways:

@@ -225,7 +225,7 @@ def test_a_report_without_real_images(own_run):
 def test_a_missing_file_is_one_line(own_run, name, capsys):
     (own_run / name).rename(own_run / "hidden")
     try:
-        assert report([str(own_run)]) == 2
+        assert report([str(own_run), "--classifier", "networks:small_residual"]) == 2
     finally:
         (own_run / "hidden").rename(own_run / name)
     (line,) = capsys.readouterr().err.splitlines()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, results_of
+from runs import OWN, TINY, results_of
 
 from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.measures import latencies
@@ -186,7 +186,7 @@ def test_a_run_whose_folder_goes_away_says_so(tmp_path, monkeypatch, capsys, und
     assert line.startswith(f"error: output: {run} or its run-files.txt was deleted, moved or repl")
     assert not run.exists()
     if change == "moved":
-        assert main([f"--resume={away}"]) == 0
+        assert main([OWN, f"--resume={away}"]) == 0
         assert results_of(away) == undisturbed
 
 
@@ -262,7 +262,7 @@ def test_settings_that_change_while_a_run_goes_on_are_told(tmp_path, monkeypatch
     assert (run / "metrics.json").exists()
     assert not (run / "model.safetensors").exists()
     config.write_text(before[0])
-    assert export([str(run), "--formats=safetensors"]) == 0
+    assert export([str(run), OWN, "--formats=safetensors"]) == 0
 
 
 def test_settings_edited_before_a_run_goes_on_are_told(tmp_path, capsys):
@@ -271,7 +271,7 @@ def test_settings_edited_before_a_run_goes_on_are_told(tmp_path, capsys):
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("latent_dim: 8", "latent_dim: 9"))
     capsys.readouterr()
-    assert main([f"--resume={run}"]) == 2
+    assert main([OWN, f"--resume={run}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: latent_dim: 9, but the checkpoint to resume has 8; put that ba")
     assert "or start a new run with another --output" in line

@@ -123,7 +123,7 @@ CASES = {
     ),
     "no graph": (
         "--classifier models_with_faults:Branching",
-        "classifier: torch.fx cannot trace its graph",
+        "classifier: torch.fx cannot trace it",
     ),
     "image size": (
         "--classifier models_with_faults:of_one_size --image-size 16",

@@ -90,9 +90,12 @@ def image_shape_of(model: nn.Module) -> ImageShape | None:
 
 
 def copied(graph: nn.Module) -> fx.GraphModule:
-    """Copy a graph and its modules, but not their tensors."""
+    """Copy a graph and its modules, but not their tensors, nor the hooks that measure it."""
     result = with_shared_tensors(graph)
     assert isinstance(result, fx.GraphModule)
+    for module in result.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
     return result
 
 

@@ -336,13 +336,13 @@ def check_labels(data: Images, num_classes: int) -> None:
     if len(data) == 0:
         raise InputError("no labelled images were given, needed is one or more")
     largest = int(data.labels.max())
-    if largest >= num_classes and isinstance(data, ImageTree):
+    counted_from_one = isinstance(data, ImageTree) and int(data.labels.min()) == 1
+    if largest >= num_classes and isinstance(data, ImageTree) and not counted_from_one:
         raise InputError(
             f"{data.root}: holds {largest + 1} class folders, the classifier has {num_classes} "
             "classes; give the folder that holds a folder for each of them and no other"
         )
     if largest >= num_classes:
-        counted_from_one = isinstance(data, ImageTree) and int(data.labels.min()) == 1
         hint = ", whose labels are counted from 0" if counted_from_one else ""
         raise InputError(
             f"labels up to {largest} were found, the classifier has {num_classes} classes{hint}"

@@ -187,7 +187,7 @@ def shaped_graph(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.Grap
     Raises:
         InputError: if the classifier cannot be traced.
     """
-    graph = trace(copy.deepcopy(model), image_shape)
+    graph = copy.deepcopy(trace(model, image_shape))
     ShapeProp(graph).propagate(torch.zeros(2, *image_shape, device=device_of(graph)))
     return graph
 
