@@ -99,12 +99,12 @@ def cover_pixels(model: QuantizedClassifier, images: Tensor) -> None:
 
     Args:
         model: calibrated; changed in place.
-        images: [N, C, H, W], whose channels range over the pixels that there may be.
+        images: [N, C, H, W], which range over the pixels that there may be.
     """
     nodes = nodes_before_layers(model)
     if not nodes:
         return
-    low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
+    low, high = images.amin(), images.amax()  # of all channels: few images lack some values
     random = torch.Generator(images.device).manual_seed(0)
     uniform = torch.rand(images.shape, generator=random, device=images.device)
     model.quantize_weights()

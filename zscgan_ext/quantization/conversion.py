@@ -3,7 +3,7 @@
 import copy
 import math
 import operator
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -214,6 +214,7 @@ def quantize_layers(graph: fx.GraphModule, scheme: Scheme) -> tuple[fx.Node, fx.
     if not nodes:
         raise InputError("classifier: holds no convolution or linear layer to quantize")
     ends = (nodes[0], nodes[-1])
+    untie_weights(graph, nodes)
     for node in nodes:
         layer = module_of(graph, node)
         if len(node.args) > 1 or node.kwargs:
@@ -228,6 +229,22 @@ def quantize_layers(graph: fx.GraphModule, scheme: Scheme) -> tuple[fx.Node, fx.
             wrapped = QuantizedLayer(layer, integers, scheme.symmetric_weights)
             graph.set_submodule(str(node.target), wrapped)
     return ends
+
+
+def untie_weights(graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
+    """Give layers that share a weight one each, since their scales differ.
+
+    Args:
+        graph: changed in place.
+        nodes: that call layers; the calls of one layer keep its weight.
+    """
+    owners: dict[int, str] = {}
+    for node in nodes:
+        layer, target = module_of(graph, node), str(node.target)
+        assert layer is not None
+        tied = any(owners.setdefault(id(p), target) != target for p in layer.parameters())
+        if tied:
+            graph.set_submodule(target, copy.deepcopy(layer))
 
 
 def insert_activation_quantizers(
