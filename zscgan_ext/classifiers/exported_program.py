@@ -8,6 +8,8 @@ import contextlib
 import io
 import logging
 import operator
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +33,21 @@ def export_program(model: nn.Module, image_shape: tuple[int, int, int]) -> Expor
         Exception: of torch.export or of the model's code, if it cannot be captured.
     """
     images = like_images(model).expand(2, *image_shape).clone()
-    logging.disable(logging.WARNING)  # what matters of it is in the error
+    with quiet_export():
+        program: ExportedProgram = torch.export.export(
+            TakesImages(model), (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
+        )
+    return program
+
+
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """Keep `torch.export` from logging, warning and printing graphs; errors tell what matters."""
+    logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # where it prints graphs
-            program: ExportedProgram = torch.export.export(
-                TakesImages(model), (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
-            )
-            return program
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(logging.NOTSET)
 
@@ -48,7 +58,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     Raises:
         Exception: of torch.export, if it cannot be turned into one.
     """
-    result: ExportedProgram = program.run_decompositions({})
+    with quiet_export():
+        result: ExportedProgram = program.run_decompositions({})
     return result
 
 
