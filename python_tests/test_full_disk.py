@@ -30,8 +30,9 @@ from zscgan_ext.train import main as train
 
 FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
 OPERATIONS = ("open", "write", "sync", "rename")
+CLASSIFIER = "--classifier=networks:small_residual"
 TINY = [
-    *(*SHORT, "--classifier=networks:small_residual", "--image-size=8", "--batch-size=4"),
+    *(*SHORT, CLASSIFIER, "--image-size=8", "--batch-size=4"),
     *("--synthesis-steps=1", "--fine-tuning-steps=1", "--output=run"),
 ]
 # In the order of writing.
@@ -262,7 +263,7 @@ def test_exporting_again_keeps_what_was_exported(tmp_path, finished, capfd, name
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     with faulty_disk(name, errno.ENOSPC, operation):
-        assert export([str(run), "--formats=safetensors"]) == 2
+        assert export([str(run), CLASSIFIER, "--formats=safetensors"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "cannot be written (No space left on device)" in line
     names = sorted(file.relative_to(run) for file in files_below(run))
@@ -295,7 +296,9 @@ def test_no_room_for_temporary_files(tmp_path, finished, monkeypatch, capfd, pro
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    code = export([str(finished)]) if program == "export" else train([*TINY, "--profile"])
+    code = (
+        export([str(finished), CLASSIFIER]) if program == "export" else train([*TINY, "--profile"])
+    )
     assert code == 2
     *_, line = capfd.readouterr().err.splitlines()
     assert line.startswith("error: output: ")
