@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from zscgan_ext.classifiers.graph import like_images
+from zscgan_ext.classifiers.operators import name_of
 from zscgan_ext.classifiers.trials import (
     BATCH_SIZES,
     TensorFacts,
@@ -18,11 +19,11 @@ from zscgan_ext.classifiers.trials import (
 from zscgan_ext.errors import InputError
 
 # What takes no more of its input than shape and type.
-READS_SHAPE: tuple[Any, ...] = (
-    *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like),
+READS_SHAPE = {
+    *("zeros_like", "ones_like", "full_like", "empty_like"),
     *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"),
-)
-READS_NUMBERS = ("item", "tolist")
+}
+READS_NUMBERS = {"item", "tolist"}
 
 
 class ConstantTrial(Trial):
@@ -36,7 +37,7 @@ class ConstantTrial(Trial):
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
         result = super().run_node(n)
-        if n.target in READS_NUMBERS:
+        if name_of(n.target) in READS_NUMBERS:
             self.results[n] = Varying()
         if self.depends_on_images(n):
             self.of_images.add(n)
@@ -52,7 +53,7 @@ class ConstantTrial(Trial):
         if node.op in ("placeholder", "call_module", "output"):
             return True
         gives_tensors = isinstance(self.results[node], TensorFacts | list)
-        reads = gives_tensors and node.target not in READS_SHAPE
+        reads = gives_tensors and name_of(node.target) not in READS_SHAPE
         return reads and any(source in self.of_images for source in node.all_input_nodes)
 
 
