@@ -27,7 +27,7 @@ TRAIN = [sys.executable, "-m", "zscgan_ext.train"]
 ENDLESS = [*TINY, "--synthesis-steps=1000000"]
 # Without an empty part, which is the current folder.
 PATHS = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")]))
-ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
 def steps_of(folder: Path) -> list[int]:
@@ -118,7 +118,8 @@ def test_a_run_goes_on_without_its_outputs(tmp_path, undisturbed, line):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert results_of(tmp_path / "run") == undisturbed
+    found = results_of(tmp_path / "run")
+    assert [name for name, value in undisturbed.items() if found[name] != value] == []
     reason = "No space left on device; the run goes on without it"
     expected = f"warning: standard output: {reason}\n" if "full" in line else ""
     assert done.stderr == expected
