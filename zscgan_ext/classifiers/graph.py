@@ -51,6 +51,16 @@ def activation_of(node: Any) -> str:
     return "relu6" if calls(node, F.relu6) else "none"
 
 
+def put_value(source: fx.Node, value: Any) -> None:
+    """Put a value in the place of a node among the arguments of all that use it."""
+
+    def replaced(node: fx.Node) -> Any:
+        return value if node is source else node
+
+    for user in list(source.users):
+        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), replaced)
+
+
 def only_user(node: fx.Node) -> fx.Node | None:
     """Return the one node that takes another's result; None for none or several."""
     return next(iter(node.users)) if len(node.users) == 1 else None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zscgan_ext.classifiers.functional_layers import turn_functions_into_layers
-from zscgan_ext.classifiers.graph import attribute_of, submodule
+from zscgan_ext.classifiers.graph import attribute_of, put_value, submodule
 from zscgan_ext.classifiers.in_place import use_results_of_in_place_nodes
 from zscgan_ext.classifiers.rewriting import Rewriter
 from zscgan_ext.classifiers.trials import try_out
@@ -78,18 +78,8 @@ def compute_constants(graph: fx.GraphModule) -> None:
             with graph.graph.inserting_before(node):
                 node.replace_all_uses_with(graph.graph.get_attr(f"{CONSTANTS}.{node.name}"))
         elif not contains_tensors(value):
-            for user in list(node.users):
-                put_value(user, node, value)
+            put_value(node, value)
     graph.graph.eliminate_dead_code()
-
-
-def put_value(user: fx.Node, source: fx.Node, value: Any) -> None:
-    """Put a value in the place of a node among the arguments of one that uses it."""
-
-    def replaced(node: fx.Node) -> Any:
-        return value if node is source else node
-
-    user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), replaced)
 
 
 def computed(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from zscgan_ext.classifiers.graph import put_value
 from zscgan_ext.classifiers.in_place import argument
 from zscgan_ext.classifiers.operators import (
     ASSERTIONS,
@@ -33,6 +34,7 @@ WITHOUT_MEANING = {
     "copy",
     "non_blocking",
     "implicit",
+    "return_indices",
 }
 BOUNDS = {"clamp": ("min", "max"), "clamp_min": ("min",), "clamp_max": ("max",)}
 WITH_INDICES = [
@@ -102,12 +104,7 @@ class Rewriter:
 
     def put_value(self, node: fx.Node, value: Any) -> None:
         """Let the users of a node take a value."""
-
-        def replaced(source: fx.Node) -> Any:
-            return value if source is node else source
-
-        for user in list(node.users):
-            user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), replaced)
+        put_value(node, value)
         self.graph.erase_node(node)
 
     # ---- asking ---------------------------------------------------------------------------------
@@ -134,7 +131,6 @@ class Rewriter:
         while inputs and inputs[-1] is None:
             inputs.pop()
         kept = {k: v for k, v in bound.items() if k not in WITHOUT_MEANING and v is not None}
-        kept.pop("return_indices", None)
         self.set(node, called.function, *inputs, **kept)
 
 
@@ -288,11 +284,7 @@ def arithmetic(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     first, second = bound["input"], bound["other"]
     factor = bound.get("alpha", 1)
     if name == "rsub":
-        first, second = second, first
-        if factor != 1:
-            second = rewriter.insert(node, operator.mul, second, factor)
-        rewriter.set(node, operator.sub, first, second)
-        return
+        name, first, second = "sub", second, first
     if factor != 1:
         second = rewriter.insert(node, operator.mul, second, factor)
     rewriter.set(node, OPERATORS[name].function, first, second)

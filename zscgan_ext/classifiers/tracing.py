@@ -5,6 +5,7 @@ another name of an overwritten tensor, say. `torch.export` runs the code and see
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import fx, nn
@@ -40,10 +41,11 @@ def trace(model: nn.Module, image_shape: ImageShape) -> fx.GraphModule:
         return copied(model)
     truth = Truth(model, image_shape)
     check_repeats(truth)
+    program = cache(lambda: export_program(model, image_shape))  # takes seconds
     ways: list[Way] = [
         ("torch.fx", lambda: symbolic_graph(model)),
-        ("torch.export", lambda: graph_of(export_program(model, image_shape))),
-        ("torch.export", lambda: graph_of(functional(export_program(model, image_shape)))),
+        ("torch.export", lambda: graph_of(program())),
+        ("torch.export", lambda: graph_of(functional(program()))),
     ]
     return first_proven(truth, ways, image_shape)
 

@@ -25,16 +25,6 @@ def clamp(call: Call) -> Value:
     return between(call, call.raw(1, "min"), call.raw(2, "max"))
 
 
-def clamp_from(call: Call) -> Value:
-    """Clamp from below."""
-    return between(call, call.raw(1, "min"), None)
-
-
-def clamp_to(call: Call) -> Value:
-    """Clamp from above."""
-    return between(call, None, call.raw(1, "max"))
-
-
 def between(call: Call, low: Any, high: Any) -> Value:
     """Clamp between two bounds: part of a quantizer behind it where they are numbers."""
     x = call.floating()
@@ -67,12 +57,6 @@ def gelu(call: Call) -> Value:
     """Apply GELU, exact or through tanh."""
     approximate = call.option(1, "approximate", "none")
     return call.add("Gelu", [call.floating()], approximate=approximate)
-
-
-def random_leaky_relu(call: Call) -> Value:
-    """Multiply negative values with the mean of the slopes, as without training."""
-    slopes = call.option(1, "lower", 1 / 8), call.option(2, "upper", 1 / 3)
-    return call.add("LeakyRelu", [call.floating()], alpha=sum(slopes) / 2)
 
 
 def prelu(call: Call) -> Value:
@@ -146,11 +130,6 @@ def softmin(call: Call) -> Value:
     """Apply softmax to negative values."""
     negative = call.add("Neg", [call.floating()], "negative")
     return softmax_along(call, negative, softmax_dimension(call))
-
-
-def softmax_of_channels(call: Call) -> Value:
-    """Apply softmax to the channels of each pixel."""
-    return softmax_along(call, call.floating(), -3)
 
 
 def log_softmax(call: Call) -> Value:

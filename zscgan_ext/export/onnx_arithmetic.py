@@ -32,19 +32,6 @@ def binary(op: str) -> Operator:
     return lambda call: call.add(op, [call.floating(0), call.floating(1)])
 
 
-def sum_of_two(op: str, is_reversed: bool = False) -> Operator:
-    """Return an operator that adds or subtracts, the second operand times a factor."""
-
-    def add(call: Call) -> Value:
-        first, second = call.floating(0), call.floating(1)
-        factor = call.argument(2, "alpha", 1)
-        if factor != 1:
-            second = call.add("Mul", [second, call.number("alpha", factor)], "scaled")
-        return call.add(op, [second, first] if is_reversed else [first, second])
-
-    return add
-
-
 def divide(call: Call) -> Value:
     """Divide, and round if asked to."""
     quotient = call.add("Div", [call.floating(0), call.floating(1)])
@@ -63,12 +50,6 @@ def truncate(call: Call, x: str) -> str:
     """Round towards zero."""
     magnitude = call.add("Floor", [call.add("Abs", [x], "magnitude")], "whole")
     return call.add("Mul", [call.add("Sign", [x], "sign"), magnitude])
-
-
-def square(call: Call) -> Value:
-    """Multiply with itself."""
-    x = call.floating()
-    return call.add("Mul", [x, x])
 
 
 def exponential_minus_one(call: Call) -> Value:

@@ -68,17 +68,6 @@ def extremes(op: str) -> Operator:
     return add
 
 
-def extremes_or_larger(reduction: str, comparison: str) -> Operator:
-    """Return the operator of `torch.max` or `min`: over a dimension, or of two tensors."""
-
-    def add(call: Call) -> Value:
-        if call.is_tensor(call.raw(1, "other")):
-            return call.add(comparison, [call.floating(0), call.floating(1)])
-        return extremes(reduction)(call)
-
-    return add
-
-
 def position(op: str) -> Operator:
     """Return an operator that tells where along a dimension the largest or smallest value is."""
 

@@ -11,7 +11,6 @@ from torch import fx
 from zscgan_ext.classifiers.trials import Varying
 from zscgan_ext.export.onnx_call import (
     Call,
-    Operator,
     as_list,
     known,
     on_grid,
@@ -29,35 +28,9 @@ def reshape(call: Call) -> Value:
     return on_grid(call, lambda x: reshaped(call, x, call.shape()))
 
 
-def transpose(call: Call) -> Value:
-    """Swap two dimensions."""
-    order = list(range(len(call.input_shape())))
-    first, second = call.argument(1, "dim0"), call.argument(2, "dim1")
-    order[first], order[second] = order[second], order[first]
-    return in_order(call, order)
-
-
-def transpose_last(call: Call) -> Value:
-    """Swap the last two dimensions."""
-    order = list(range(len(call.input_shape())))
-    return in_order(call, [*order[:-2], *order[:-3:-1]])
-
-
 def permute(call: Call) -> Value:
     """Order dimensions anew."""
     return in_order(call, [d % len(call.input_shape()) for d in numbers(call, "dims")])
-
-
-def movedim(call: Call) -> Value:
-    """Move dimensions to other places."""
-    rank = len(call.input_shape())
-    source, target = (
-        [d % rank for d in as_list(call.argument(i, name))]
-        for i, name in ((1, "source"), (2, "destination"))
-    )
-    rest = iter(d for d in range(rank) if d not in source)
-    place = dict(zip(target, source, strict=True))
-    return in_order(call, [place[d] if d in place else next(rest) for d in range(rank)])
 
 
 def in_order(call: Call, order: list[int]) -> Value:
@@ -192,35 +165,6 @@ def slices_of(parts: tuple[Any, ...], rank: int) -> list[tuple[int, int, int, in
     return bounds
 
 
-def attribute(call: Call) -> Value:
-    """Take one of several results by its name, or a transposed tensor."""
-    name = call.argument(1)
-    value = call.input()
-    if name == "mT" or (name == "T" and len(call.shape()) == 2):
-        return transpose_last(call)
-    if name == "data":
-        return value
-    if isinstance(value, list) and name == "values":
-        return value[0]
-    raise call.unsupported(f"takes {name}, which is not exported")
-
-
-def narrow(call: Call) -> Value:
-    """Take a part of one dimension."""
-    axis = call.argument(1, "dim") % len(call.input_shape())
-    start, length = call.argument(2, "start"), call.argument(3, "length")
-    size = call.input_shape()[axis]
-    start = start if start >= 0 or size is None else start + size
-    return on_grid(call, lambda x: cut(call, x, [(start, start + length, axis, 1)]))
-
-
-def select(call: Call) -> Value:
-    """Take one of a dimension."""
-    axis = call.argument(1, "dim") % len(call.input_shape())
-    index = call.integers("index", call.argument(2, "index"))
-    return on_grid(call, lambda x: call.add("Gather", [x, index], axis=axis))
-
-
 def index_select(call: Call) -> Value:
     """Take elements of one dimension by their indices."""
     indices = index_tensor(call, call.raw(2, "index"))
@@ -279,11 +223,6 @@ def stack(call: Call) -> Value:
 def flip(call: Call) -> Value:
     """Turn dimensions round."""
     return flipped(call, numbers(call, "dims"))
-
-
-def flip_dimension(dimension: int) -> Operator:
-    """Return an operator that turns one dimension round."""
-    return lambda call: flipped(call, [dimension])
 
 
 def flipped(call: Call, dimensions: list[int]) -> Value:
@@ -384,7 +323,8 @@ def repeat_elements(call: Call) -> Value:
 
 def pad(call: Call) -> Value:
     """Pad the last dimensions; on the grid of the input where what is padded lies on it."""
-    pads, mode, number = padding_of(call)
+    pads, mode = list(call.argument(1, "pad")), call.argument(2, "mode", "constant")
+    number = call.argument(3, "value")
     pairs = [(0, 0)] * (len(call.input_shape()) - len(pads) // 2)
     pairs += list(zip(pads[0::2], pads[1::2], strict=True))[::-1]
     inputs = [call.integers("pads", [*(a for a, _ in pairs), *(b for _, b in pairs)])]
@@ -402,26 +342,6 @@ def pad(call: Call) -> Value:
         return call.add("Pad", [x, *inputs], mode=mode_name)
 
     return on_grid(call, add) if isinstance(value, Grid) else add(call.graph.floating(value))
-
-
-# Modules that pad, by what their names begin with.
-PADDING_MODULES = {
-    "Zero": "constant",
-    "Constant": "constant",
-    "Reflection": "reflect",
-    "Replication": "replicate",
-    "Circular": "circular",
-}
-
-
-def padding_of(call: Call) -> tuple[list[int], str, float | None]:
-    """Return how much is padded, in which mode of torch, and with which number."""
-    if call.module is None:
-        mode = call.argument(2, "mode", "constant")
-        return list(call.argument(1, "pad")), mode, call.argument(3, "value")
-    name = type(call.module).__name__.split("Pad")[0]
-    value = getattr(call.module, "value", 0)
-    return list(call.option(1, "padding")), PADDING_MODULES[name], value
 
 
 def unfold(call: Call) -> Value:
@@ -465,8 +385,3 @@ def unfold_dimension(call: Call) -> Value:
         return call.add("Transpose", [x], perm=order)
 
     return on_grid(call, add)
-
-
-def same(call: Call) -> Value:
-    """Pass the input on."""
-    return call.input()
