@@ -13,6 +13,7 @@ import pytest
 import torch
 from runs import OWN, TINY, results_of
 
+import zscgan_ext
 from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.measures import latencies
 from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
@@ -25,8 +26,10 @@ from zscgan_ext.training.stop_signals import StopSignals
 HERE = Path(__file__).parent
 TRAIN = [sys.executable, "-m", "zscgan_ext.train"]
 ENDLESS = [*TINY, "--synthesis-steps=1000000"]
+# The package that these tests import, so that both write the same commit.
+PACKAGE = Path(zscgan_ext.__file__).parents[1]
 # Without an empty part, which is the current folder.
-PATHS = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")]))
+PATHS = os.pathsep.join(filter(None, [str(HERE), str(PACKAGE), os.environ.get("PYTHONPATH")]))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 

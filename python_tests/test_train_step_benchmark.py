@@ -99,7 +99,7 @@ def test_torchvision_classifiers_get_statistics_of_their_activations():
     assert not model.training
     images = torch.randn(4, *preprocessing.shape)
     inputs = []
-    layer = model.layer4[1].bn2
+    layer = model.get_submodule("layer4.1.bn2")
     layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     with torch.no_grad():
         logits = model(images)
