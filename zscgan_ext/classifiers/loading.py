@@ -17,9 +17,9 @@ from zscgan_ext.classifiers.sources.pt2_file import SUFFIX, ProgramSource
 from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.classifiers.weights import check_finite, load_weights
+from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError, did_you_mean, first_line
 from zscgan_ext.images.preprocessing import Preprocessing
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 
@@ -77,19 +77,19 @@ def load_classifier(
     return Classifier(name, graph, count, preprocessing, class_names(source, weights, count))
 
 
-def classifier_of(settings: Settings) -> Classifier:
-    """Load the classifier that settings name.
+def classifier_of(config: RunConfig) -> Classifier:
+    """Load the classifier that a configuration names.
 
     Raises:
         InputError: as `load_classifier`.
     """
     return load_classifier(
-        settings.classifier,
-        settings.weights,
-        settings.num_classes,
-        settings.image_size,
-        settings.mean,
-        settings.std,
+        config.classifier,
+        config.weights,
+        config.num_classes,
+        config.image_size,
+        config.mean,
+        config.std,
     )
 
 

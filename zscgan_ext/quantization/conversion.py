@@ -17,6 +17,7 @@ from zscgan_ext.classifiers.graph import calls, device_of, module_of
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.proof import Truth, require_near
 from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.config.configs import QuantizationConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
 from zscgan_ext.quantization.float_operands import float_operands
@@ -24,7 +25,6 @@ from zscgan_ext.quantization.fusion import fuse
 from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme, scheme_of
 from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
-from zscgan_ext.settings.config import Settings
 
 # Part of the operation before them, whose result is not quantized then.
 ACTIVATIONS: tuple[Any, ...] = (
@@ -172,13 +172,13 @@ def convert(
     return student
 
 
-def student_of(settings: Settings, classifier: Classifier) -> QuantizedClassifier:
-    """Convert a classifier to the scheme that settings ask for, on its own device.
+def student_of(config: QuantizationConfig, classifier: Classifier) -> QuantizedClassifier:
+    """Convert a classifier to the scheme of a configuration, on its own device.
 
     Raises:
         InputError: if the classifier cannot be converted.
     """
-    return convert(classifier.model, scheme_of(settings), classifier.preprocessing.shape)
+    return convert(classifier.model, scheme_of(config), classifier.preprocessing.shape)
 
 
 def shaped_graph(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModule:

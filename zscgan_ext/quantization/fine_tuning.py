@@ -6,30 +6,18 @@ al. (2015), and `D_F`, how far the student's feature maps are from the teacher's
 quantizer, in the way of FitNets (Romero et al., 2015).
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zscgan_ext.classifiers.graph import device_of
+from zscgan_ext.config.configs import FineTuningConfig
 from zscgan_ext.images.memory_format import lay_out
-from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
 from zscgan_ext.quantization.features import feature_distance, pair_features
-from zscgan_ext.settings.config import Settings
-from zscgan_ext.training.execution import choose_execution
-from zscgan_ext.training.steps import Training, as_it_is, every_step, nothing
-
-
-@dataclass(frozen=True)
-class FineTuningStep:
-    """What one step measured."""
-
-    step: int  # 1 to fine_tuning_steps
-    loss: float
-    agreement: float  # percent of images on which student and teacher agree
+from zscgan_ext.training.execution import Execution
+from zscgan_ext.training.trainer import Trainer
 
 
 def logit_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -44,109 +32,76 @@ def logit_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float)
 
 
 def student_loss(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, settings: Settings
+    logits: Tensor, teacher_logits: Tensor, labels: Tensor, config: FineTuningConfig
 ) -> Tensor:
     """Distillation and cross entropy of logits [N, num_classes] as one scalar."""
-    divergence = logit_divergence(logits, teacher_logits, settings.temperature)
-    loss = settings.distillation_weight * divergence
-    if settings.label_weight:
-        loss = loss + settings.label_weight * F.cross_entropy(logits.float(), labels)
+    divergence = logit_divergence(logits, teacher_logits, config.temperature)
+    loss = config.distillation_weight * divergence
+    if config.label_weight:
+        loss = loss + config.label_weight * F.cross_entropy(logits.float(), labels)
     return loss
 
 
-class StudentTraining(Training):
-    """Fine-tuning, step by step: weights, biases and learned scales of the student.
+class StudentTrainer(Trainer):
+    """Fine-tunes weights, biases and learned scales of a student.
 
     Batch norm that was not folded keeps its statistics.
 
     Args:
-        student: calibrated.
+        student: calibrated, on its device.
         teacher: the float classifier, of which a copy with batch norm folded is run: it is faster,
             and has the feature maps of a student whose batch norm is folded.
         batches: images [B, C, H, W] and labels [B], one for each step.
-        settings: fine_tuning_steps, fine_tuning_learning_rate, distillation_weight, feature_weight,
-            label_weight, temperature, and how to execute.
+        config: steps, learning rate, weights of the loss.
+        execution: how steps are executed, on the same device.
     """
 
-    rate_setting = "fine_tuning_learning_rate"
+    metrics = ("loss", "agreement")  # agreement of student and teacher in percent of the images
+    shown = metrics
+    rate_option = "fine_tuning_learning_rate"
 
     def __init__(
         self,
         student: QuantizedClassifier,
         teacher: nn.Module,
         batches: Iterator[tuple[Tensor, Tensor]],
-        settings: Settings,
+        config: FineTuningConfig,
+        execution: Execution,
     ) -> None:
         self.student = student.eval()
-        execution = choose_execution(settings, device_of(student))
         frozen = lay_out(folded(teacher, student.image_shape), execution.memory_format)
-        graphs = (student.fused_graph[0], frozen)
-        # In a tuple, because the modules of its first graph are those of the student.
-        self.graphs = pair_features(*graphs, wanted=settings.feature_weight > 0)
+        self.student_graph, self.teacher_graph = pair_features(
+            student.fused_graph[0], frozen, wanted=config.feature_weight > 0
+        )
         self.batches = batches
-        self.settings = settings
+        self.config = config
         super().__init__(
             student.parameters(),
             # A weight that moves a step changes the layer; how far that is depends on the width.
-            settings.fine_tuning_learning_rate / student.scheme.steps,
+            config.learning_rate / student.scheme.steps,
             (0.9, 0.999),
-            settings.fine_tuning_steps,
+            config.steps,
             execution,
         )
 
     def models(self) -> dict[str, nn.Module]:
         """Return the models that take part in a step."""
-        return {"classifier": self.graphs[1], "student": self.student}
+        return {"classifier": self.teacher_graph, "student": self.student}
 
-    def inputs(self) -> tuple[Tensor, ...]:
+    def sample(self) -> tuple[Tensor, ...]:
         """Return the next batch."""
         return next(self.batches)
 
-    def measure(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss, and the values of a `FineTuningStep` [2]."""
-        images, labels = inputs
+    def loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the values of `metrics` [2]."""
+        images, labels = batch
         with self.precision.autocast():
             with torch.no_grad():
-                teacher_logits, teacher_features = self.graphs[1](images)
-            logits, features = self.student.execute(self.graphs[0], images)
-        loss = student_loss(logits, teacher_logits, labels, self.settings)
+                teacher_logits, teacher_features = self.teacher_graph(images)
+            logits, features = self.student.execute(self.student_graph, images)
+        loss = student_loss(logits, teacher_logits, labels, self.config)
         if features:
-            loss = loss + self.settings.feature_weight * feature_distance(
-                features, teacher_features
-            )
+            distance = feature_distance(features, teacher_features)
+            loss = loss + self.config.feature_weight * distance
         agreement = (logits.argmax(1) == teacher_logits.argmax(1)).float().mean() * 100
         return loss, torch.stack([loss.detach(), agreement])
-
-
-def fine_tune(
-    student: QuantizedClassifier,
-    teacher: nn.Module,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    settings: Settings,
-    report: Callable[[FineTuningStep], None],
-    is_due: Callable[[int], bool] = every_step,
-    after_step: Callable[[], None] = nothing,
-    before_steps: Callable[[Training], object] = as_it_is,
-) -> None:
-    """Train weights, biases and learned scales of the student in place.
-
-    At the end biases are rounded to such as integer kernels add.
-
-    Args:
-        student: see `StudentTraining`, as for teacher, batches and settings.
-        teacher: the float classifier.
-        batches: at least `fine_tuning_steps` of them.
-        settings: what is learned, and how.
-        report: called after each step that is due.
-        is_due: tells, for the number of a step, whether to wait for what it measured.
-        after_step: called after each step.
-        before_steps: is handed the training, which it may put into a state to go on from.
-    """
-    training = StudentTraining(student, teacher, batches, settings)
-    before_steps(training)
-
-    def report_values(step: int, values: list[float]) -> None:
-        report(FineTuningStep(step, *values))
-
-    training.run(settings.fine_tuning_steps, report_values, is_due, after_step)
-    round_biases(student)

@@ -17,7 +17,6 @@ from zscgan_ext.quantization.calibration import RANGES, observe_ranges, settle_r
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.student_state import StudentState
-from zscgan_ext.settings.config import Settings
 
 # Of the divergence of the first way: nearer ones say nothing about the fine-tuned students.
 CLEARLY_LESS = 0.75
@@ -28,7 +27,8 @@ def choose_first_ranges(
     student: QuantizedClassifier,
     classifier: nn.Module,
     batches: Iterator[tuple[Tensor, Tensor]],
-    settings: Settings,
+    count: int,
+    temperature: float,
 ) -> dict[str, float]:
     """Calibrate a student in each of the ways of `calibrate`, and keep the ranges `least` names.
 
@@ -39,19 +39,20 @@ def choose_first_ranges(
         student: converted, its weights rounded; changed in place.
         classifier: the float one that it was converted from.
         batches: images [B, C, H, W], with labels, which are not looked at.
-        settings: calibration_batches, temperature.
+        count: batches to observe.
+        temperature: of the divergence, as in the loss of fine-tuning.
 
     Returns:
         The divergence of each way.
     """
-    images = observe_ranges(student, batches, settings.calibration_batches)
+    images = observe_ranges(student, batches, count)
     logits = classifier(images)  # [B, num_classes]
     observed = copy.deepcopy(StudentState(student).state_dict())
     divergences, states = {}, {}
     for ranges in RANGES:
         StudentState(student).load_state_dict(observed)
         settle_ranges(student, images, ranges, classifier)
-        divergence = logit_divergence(student(images), logits, settings.temperature)
+        divergence = logit_divergence(student(images), logits, temperature)
         divergences[ranges] = float(processes.averaged(divergence))
         states[ranges] = copy.deepcopy(StudentState(student).state_dict())
     StudentState(student).load_state_dict(states[least(divergences)])

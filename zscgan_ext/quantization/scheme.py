@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from zscgan_ext.settings.config import Settings
-from zscgan_ext.settings.values import parse_bits
+from zscgan_ext.config.configs import QuantizationConfig
+from zscgan_ext.config.values import parse_bits
 
 BITS_OF_FIRST_AND_LAST = 8
 
@@ -89,10 +89,10 @@ class Scheme:
         return unsigned_range(bits)
 
 
-def scheme_of(settings: Settings) -> Scheme:
-    """Return the scheme that settings ask for, with its widths.
+def scheme_of(config: QuantizationConfig) -> Scheme:
+    """Return the scheme of a configuration, with its widths.
 
     Raises:
         InputError: if the widths are none.
     """
-    return Scheme(settings.scheme, *parse_bits(settings.bits))
+    return Scheme(config.scheme, *parse_bits(config.bits))

@@ -1,4 +1,4 @@
-"""One checkpoint as one safetensors file: tensors as such, everything else as JSON in its header.
+"""A checkpoint as one safetensors file: tensors as such, everything else as JSON in its header.
 
 A file's name holds its number and the beginning of its SHA-256, such as
 `000012-5f70bf18a0860070.safetensors`. Bytes that do not belong to their name are not even parsed.
@@ -7,6 +7,7 @@ A file's name holds its number and the beginning of its SHA-256, such as
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,37 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from zscgan_ext.errors import first_line
+from zscgan_ext import processes
+from zscgan_ext.errors import InputError, first_line, one_line
+from zscgan_ext.json_values import (
+    MismatchError,
+    anything,
+    integer,
+    list_of,
+    mapping_of,
+    record,
+    text,
+)
 from zscgan_ext.regular_file import read_regular_file
+from zscgan_ext.run_folder.files import CHECKPOINTS
 from zscgan_ext.run_folder.whole_file import write_whole
 
 State = dict[str, Any]  # nested: text keys; tensors, numbers, text, booleans, None, lists
 NAME = re.compile(r"(\d{6,})-([0-9a-f]{16})\.safetensors", re.ASCII)
 LARGEST = 1 << 40  # bytes of a checkpoint
 TENSOR = "__tensor__"  # the key of the JSON object that stands in the place of a tensor
+RNG = record({"default_rng": mapping_of(anything), "rngs": mapping_of(anything)})
+LAYOUT = 2  # of what a checkpoint holds; others cannot be resumed
+STATE = record(
+    {
+        "layout": integer(LAYOUT, LAYOUT),
+        "facts": mapping_of(text()),
+        "finished": list_of(text()),
+        "steps": integer(0),
+        "held": mapping_of(mapping_of(anything)),
+        "rngs_of_all": list_of(RNG),
+    }
+)
 
 
 class DamagedCheckpointError(ValueError):
@@ -127,3 +151,57 @@ def read_checkpoint(file: Path) -> State:
 def checksum(data: bytes) -> str:
     """Return the beginning of the bytes' SHA-256 as text."""
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def newest_checkpoint(run: Path) -> State | None:
+    """Read the newest whole checkpoint of a run; one line tells of each that is damaged.
+
+    Returns:
+        What it holds, or None for a run that was stopped before its first one.
+
+    Raises:
+        InputError: if there are checkpoints, and all are damaged; or if another version of the
+            package wrote the newest whole one.
+    """
+    files = checkpoint_files(run / CHECKPOINTS)
+    for file in reversed(files):
+        try:
+            content = read_checkpoint(file)
+            require_layout(run, content)
+            return state_of_a_run(content)
+        except DamagedCheckpointError as error:
+            what_now = "" if file == files[0] else "; the one before it is used"
+            if processes.rank() == 0:
+                line = one_line(f"checkpoint: {file} {error}{what_now}")
+                print(line, file=sys.stderr, flush=True)
+    if files:
+        raise InputError(f"resume: expected a whole checkpoint in {run}, all are damaged")
+    return None
+
+
+def require_layout(run: Path, content: State) -> None:
+    """Require a checkpoint of this version of the package.
+
+    Raises:
+        InputError: if its contents are laid out otherwise.
+    """
+    if "facts" in content and content.get("layout") != LAYOUT:
+        raise InputError(
+            f"resume: another version of zscgan_ext wrote the checkpoints of {run}; resume with "
+            "that one, or start a new run with another --output"
+        )
+
+
+def state_of_a_run(content: Any) -> State:
+    """Return what a checkpoint holds, which has to be what `Checkpoints.write` has written.
+
+    Raises:
+        DamagedCheckpointError: if it is something else.
+    """
+    try:
+        state: State = STATE(content)
+    except MismatchError as error:
+        raise DamagedCheckpointError(f"is no checkpoint of a run ({error})") from None
+    if not state["rngs_of_all"]:
+        raise DamagedCheckpointError("is no checkpoint of a run (rngs_of_all is empty)")
+    return state

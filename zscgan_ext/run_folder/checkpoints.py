@@ -1,7 +1,7 @@
-"""Checkpoints of a run: what they hold, when they are written, and going on from one.
+"""Checkpoints of a run: what they hold, when they are written, and resuming from one.
 
 A run consists of stages. Whatever learns or draws random numbers is held under a name, and its
-state is in each checkpoint from then on. In a run that goes on from a checkpoint, holding an object
+state is in each checkpoint from then on. In a run that resumes from a checkpoint, holding an object
 puts it back into that state, and finished stages are left out.
 """
 
@@ -16,18 +16,51 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from zscgan_ext import processes
+from zscgan_ext.config.values import Interval
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.run_folder.checkpoint_file import (
+    LAYOUT,
     State,
     checkpoint_files,
     number_of,
     write_checkpoint,
 )
 from zscgan_ext.run_folder.files import CHECKPOINTS, RunFolder
-from zscgan_ext.run_folder.random_state import DefaultRandom, OwnRandom
-from zscgan_ext.settings.values import Interval
-from zscgan_ext.training.steps import nothing
 from zscgan_ext.training.stop_signals import StoppedError, StopSignals
+
+
+class DefaultRng:
+    """Torch's default random numbers: those of the CPU and, in use, of every CUDA device."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of each device, uint8 tensors."""
+        uses_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+        return {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if uses_cuda else [],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from a state; devices that are not there are left out."""
+        torch.set_rng_state(state["cpu"])
+        devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        for index, numbers in enumerate(state["cuda"][:devices]):
+            torch.cuda.set_rng_state(numbers, index)
+
+
+class RngState:
+    """A random number generator."""
+
+    def __init__(self, rng: torch.Generator) -> None:
+        self.rng = rng
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state, a uint8 tensor."""
+        return {"state": self.rng.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Resume from a state."""
+        self.rng.set_state(state["state"])
 
 
 class Stateful(Protocol):
@@ -61,14 +94,14 @@ def fitting(name: str) -> Iterator[None]:
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run, and restores what it holds from the one it goes on from.
+    """Writes the checkpoints of a run, and restores what it holds from the one it resumes from.
 
     Args:
         run: the folder of the run; None for one that writes no checkpoints.
         every: steps or seconds between two checkpoints; None for only when a signal stops the run.
         keep: checkpoints that are kept, the newest ones.
-        facts: what a run that goes on must have in common, as JSON has it.
-        loaded: the checkpoint to go on from.
+        facts: what a resumed run must have in common, as JSON has it.
+        loaded: the checkpoint to resume from.
         own: the same folder, which knows what the run has written; without it nothing is deleted.
     """
 
@@ -87,32 +120,32 @@ class Checkpoints:
         self.keep = keep
         self.facts = facts
         self.signals = StopSignals()
-        self.default_random = DefaultRandom()
+        self.default_rng = DefaultRng()
         self.held: dict[str, Stateful] = {}
         self.giving_copies: set[str] = set()
-        self.random: dict[str, OwnRandom] = {}
+        self.rngs: dict[str, RngState] = {}
         loaded = loaded or {}
         self.finished: list[str] = list(loaded.get("finished", []))
         self.steps: int = loaded.get("steps", 0)
-        random_of_all: list[State] = loaded.get("random_of_all", [])
+        rngs_of_all: list[State] = loaded.get("rngs_of_all", [])
         # With another number of processes their random numbers begin anew.
-        self.begins_random_anew = len(random_of_all) not in (0, processes.count())
-        random = {} if self.begins_random_anew or not loaded else random_of_all[processes.rank()]
-        self.loaded: State = {**loaded.get("held", {}), **random.get("random", {})}
-        self.loaded_default_random: State | None = random.get("default_random")
+        self.begins_rngs_anew = len(rngs_of_all) not in (0, processes.count())
+        rngs = {} if self.begins_rngs_anew or not loaded else rngs_of_all[processes.rank()]
+        self.loaded: State = {**loaded.get("held", {}), **rngs.get("rngs", {})}
+        self.loaded_default_rng: State | None = rngs.get("default_rng")
         self.takes_no_step_yet = True
         self.steps_at_last: int = self.steps
         self.time_of_last = time.monotonic()
         files = [] if self.folder is None else checkpoint_files(self.folder)
         self.number = number_of(files[-1]) if files else 0
-        self.before_write: Callable[[], None] = nothing
+        self.before_write: Callable[[], None] | None = None
         # Random numbers from before what cannot be resumed in its middle; None between steps.
-        self.random_before: list[State] | None = None
+        self.rngs_before: list[State] | None = None
 
     # ---- what checkpoints hold -------------------------------------------------------------------
 
     def hold(self, name: str, holder: Held, gives_copies: bool = False) -> Held:
-        """Hold an object, put back into the state of the checkpoint that the run goes on from.
+        """Hold an object, put back into the state of the checkpoint that the run resumes from.
 
         Args:
             name: unique; one that begins with a stage and a slash is released with that stage.
@@ -125,33 +158,33 @@ class Checkpoints:
         self._restore(name, holder)
         return holder
 
-    def hold_random(self, name: str, random: torch.Generator) -> torch.Generator:
-        """Hold random numbers, as `hold` does; they may be drawn from in all stages."""
-        self.random[name] = OwnRandom(random)
-        if self.begins_random_anew and self.steps:
-            random.manual_seed(self._seed(name))
-        self._restore(name, self.random[name])
+    def hold_rng(self, name: str, rng: torch.Generator) -> torch.Generator:
+        """Hold a random number generator, as `hold` does; it may be drawn from in all stages."""
+        self.rngs[name] = RngState(rng)
+        if self.begins_rngs_anew and self.steps:
+            rng.manual_seed(self._seed(name))
+        self._restore(name, self.rngs[name])
         return random
 
     def release(self, name: str) -> None:
         """Hold an object no longer."""
         self.held.pop(name, None)
-        self.random.pop(name, None)
+        self.rngs.pop(name, None)
         self.loaded.pop(name, None)
 
     def _restore(self, name: str, holder: Stateful) -> None:
         if name in self.loaded:
             with fitting(name):
                 holder.load_state_dict(self.loaded.pop(name))
-        self._restore_default_random()
+        self._restore_default_rng()
 
-    def _restore_default_random(self) -> None:
+    def _restore_default_rng(self) -> None:
         """Undo what making objects drew, until the first step that the run takes."""
-        if self.takes_no_step_yet and self.begins_random_anew:
+        if self.takes_no_step_yet and self.begins_rngs_anew:
             torch.manual_seed(self._seed("default"))
-        elif self.takes_no_step_yet and self.loaded_default_random is not None:
+        elif self.takes_no_step_yet and self.loaded_default_rng is not None:
             with fitting("torch's random numbers"):
-                self.default_random.load_state_dict(self.loaded_default_random)
+                self.default_rng.load_state_dict(self.loaded_default_rng)
 
     def _seed(self, name: str) -> int:
         return processes.seed_for(self.facts["seed"], self.steps, name)
@@ -160,14 +193,14 @@ class Checkpoints:
         """Say where the run stands."""
         if not self.steps and not self.finished:
             return "no checkpoint yet, the run starts from the beginning"
-        return f"goes on after step {self.steps} of all stages, finished are " + (
+        return f"after step {self.steps} of all stages, finished:  " + (
             ", ".join(self.finished) or "none"
         )
 
     # ---- the course of a run ---------------------------------------------------------------------
 
     def is_finished(self, stage: str) -> bool:
-        """Tell whether a stage was finished, before this checkpoint or since."""
+        """Return True if a stage was finished, before this checkpoint or since."""
         return stage in self.finished
 
     @contextmanager
@@ -177,22 +210,22 @@ class Checkpoints:
         Outside its steps a stage may be interrupted only where `interruptible` says so; it then
         begins anew.
         """
-        self._restore_default_random()
-        self.random_before = self._random_of_all()
+        self._restore_default_rng()
+        self.rngs_before = self._rngs_of_all()
         yield
         self.takes_no_step_yet = False
         self.finished.append(name)
-        self.before_write = nothing
-        for held in [*self.held, *self.random]:
+        self.before_write = None
+        for held in [*self.held, *self.rngs]:
             if held.startswith(f"{name}/"):
                 self.release(held)
-        self.random_before = self._random_of_all()
+        self.rngs_before = self._rngs_of_all()
         self.write_or_stop()
 
     def count_step(self) -> None:
         """Count a step that was taken; all that is held has its state from after the step."""
         self.takes_no_step_yet = False
-        self.random_before = None
+        self.rngs_before = None
         self.steps += 1
 
     def write_or_stop(self) -> None:
@@ -203,7 +236,8 @@ class Checkpoints:
         """
         stops, is_due = processes.agree(bool(self.signals.received), self.is_due())
         if stops or is_due:
-            self.before_write()
+            if self.before_write is not None:
+                self.before_write()
             self.write()
         if stops:
             raise StoppedError(self.signals.received or signal.SIGTERM)
@@ -226,7 +260,7 @@ class Checkpoints:
     # ---- writing ---------------------------------------------------------------------------------
 
     def is_due(self) -> bool:
-        """Tell whether the interval between two checkpoints has passed."""
+        """Return True if the interval between two checkpoints has passed."""
         if self.every is None:
             return False
         if self.every.steps is not None:
@@ -243,16 +277,16 @@ class Checkpoints:
         held = {name: holder.state_dict() for name, holder in self.held.items()}
         live = {name: state for name, state in held.items() if name not in self.giving_copies}
         copies = {**held, **copy.deepcopy(live)}
-        return {"steps": self.steps, "held": copies, **self._random_state()}
+        return {"steps": self.steps, "held": copies, **self._rng_state()}
 
     def restore(self, snapshot: State) -> None:
         """Put all that was held when a snapshot was made, and still is, back into its state."""
         self.steps = snapshot["steps"]
-        states = {**snapshot["held"], **snapshot["random"]}
-        for name, holder in [*self.held.items(), *self.random.items()]:
+        states = {**snapshot["held"], **snapshot["rngs"]}
+        for name, holder in [*self.held.items(), *self.rngs.items()]:
             if name in states:
                 holder.load_state_dict(states[name])
-        self.default_random.load_state_dict(snapshot["default_random"])
+        self.default_rng.load_state_dict(snapshot["default_rng"])
 
     def write(self) -> None:
         """Write a checkpoint and delete those before the last ones; the first process does.
@@ -261,11 +295,12 @@ class Checkpoints:
             InputError: if it cannot be written; those before it are still there then.
         """
         state = {
+            "layout": LAYOUT,
             "facts": self.facts,
             "finished": self.finished,
             "steps": self.steps,
             "held": {name: holder.state_dict() for name, holder in self.held.items()},
-            "random_of_all": self.random_before or self._random_of_all(),
+            "rngs_of_all": self.rngs_before or self._rngs_of_all(),
         }
         self.number += 1
         self.steps_at_last, self.time_of_last = self.steps, time.monotonic()
@@ -280,12 +315,12 @@ class Checkpoints:
         if self.own is not None:
             self.own.claim(name_in_run(file))
 
-    def _random_of_all(self) -> list[State]:
+    def _rngs_of_all(self) -> list[State]:
         """Return the random numbers of all processes, which have to call this together."""
-        return processes.of_all(self._random_state())
+        return processes.of_all(self._rng_state())
 
-    def _random_state(self) -> State:
+    def _rng_state(self) -> State:
         return {
-            "default_random": self.default_random.state_dict(),
-            "random": {name: random.state_dict() for name, random in self.random.items()},
+            "default_rng": self.default_rng.state_dict(),
+            "rngs": {name: rng.state_dict() for name, rng in self.rngs.items()},
         }

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.config.configs import GeneratorConfig
 from zscgan_ext.images.memory_format import normal_like
 from zscgan_ext.images.preprocessing import Preprocessing
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis.synchronized_batch_norm import SynchronizedBatchNorm
 
 SMALLEST_MAP = 7  # pixels of the first feature map, about
@@ -144,10 +144,10 @@ class ConditionalGenerator(nn.Module):
         return list(range(0, self.num_classes, int(self.get_buffer("class_stride"))))
 
 
-def generator_of(settings: Settings, classifier: Classifier) -> ConditionalGenerator:
+def generator_of(config: GeneratorConfig, classifier: Classifier) -> ConditionalGenerator:
     """Return a generator for a classifier that has learned nothing."""
     return ConditionalGenerator(
-        classifier.num_classes, settings.latent_dim, classifier.preprocessing
+        classifier.num_classes, config.latent_dim, classifier.preprocessing
     )
 
 

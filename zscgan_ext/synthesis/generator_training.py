@@ -7,37 +7,22 @@ The last term is not in the paper. Without it the images of a class come out nea
 image of each class satisfies the others.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zscgan_ext import processes
+from zscgan_ext.config.configs import GeneratorConfig
 from zscgan_ext.images.memory_format import to_memory_format
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator, stride_of_classes
-from zscgan_ext.training.execution import choose_execution
-from zscgan_ext.training.steps import Training, as_it_is, every_step, nothing
+from zscgan_ext.training.execution import Execution
+from zscgan_ext.training.trainer import Trainer
 
 SMALLEST_DISTANCE = 1e-4  # that still counts, relative to the variance
 SMALLEST_VARIANCE = 1e-12
-
-
-@dataclass(frozen=True)
-class SynthesisStep:
-    """What one step measured."""
-
-    step: int  # 1 to synthesis_steps
-    loss: float
-    cross_entropy: float
-    batch_norm_distance: float
-    # Geometric mean over the pairs, relative to the variance; of images of one class where
-    # diversity has a weight, otherwise of images with labels of their own.
-    pair_distance: float
-    teacher_accuracy: float  # percent of images that the teacher takes for their label
 
 
 def paired(labels: Tensor) -> Tensor:
@@ -82,136 +67,110 @@ def total_variance(features: Tensor) -> Tensor:
     return variances[0].sum()
 
 
-class GeneratorTraining(Training):
-    """Generator learning, step by step.
+class GeneratorTrainer(Trainer):
+    """Learns a generator from a classifier.
 
     Args:
-        generator: on the device of the teacher; put in training mode.
+        generator: on the device of the teacher.
         teacher: the classifier to satisfy.
-        settings: synthesis_steps, batch_size, synthesis_learning_rate, cross_entropy_weight,
-            batch_norm_weight, diversity_weight, and how to execute.
-        random: draws latent vectors and labels; on the same device.
+        config: batch size, steps, learning rate, weights of the loss.
+        execution: how steps are executed, on the same device.
+        rng: draws latent vectors and labels; on the same device.
+        steps: how many there are in all, if not `config.steps`.
+        learning_rate: at the start, if not `config.learning_rate`.
     """
 
-    rate_setting = "synthesis_learning_rate"
+    # The distance is the geometric mean over the pairs, relative to the variance; of images of one
+    # class where diversity has a weight, otherwise of images with labels of their own. Accuracy is
+    # the percentage of images that the teacher takes for their label.
+    metrics = (
+        *("loss", "cross_entropy", "batch_norm_distance", "pair_distance", "teacher_accuracy"),
+    )
+    shown = ("loss", "teacher_accuracy")
+    rate_option = "synthesis_learning_rate"
 
     def __init__(
         self,
         generator: ConditionalGenerator,
         teacher: FrozenTeacher,
-        settings: Settings,
-        random: torch.Generator,
+        config: GeneratorConfig,
+        execution: Execution,
+        rng: torch.Generator,
+        *,
+        steps: int | None = None,
+        learning_rate: float | None = None,
     ) -> None:
-        self.generator = generator.train()
+        self.generator = generator
         self.teacher = teacher
-        self.settings = settings
-        self.random = random
+        self.config = config
+        self.rng = rng
         super().__init__(
             generator.parameters(),
-            settings.synthesis_learning_rate,
+            config.learning_rate if learning_rate is None else learning_rate,
             (0.5, 0.999),
-            settings.synthesis_steps,
-            choose_execution(settings, random.device),
+            config.steps if steps is None else steps,
+            execution,
         )
 
     def models(self) -> dict[str, nn.Module]:
         """Return the models that take part in a step."""
         return {"generator": self.generator, "classifier": self.teacher}
 
-    def inputs(self) -> tuple[Tensor, ...]:
+    def sample(self) -> tuple[Tensor, ...]:
         """Draw latent vectors [B, latent_dim] and labels [B], of more classes as learning goes."""
-        batch = self.settings.batch_size * processes.count()
-        images, in_all = batch * self.steps_taken, batch * self.settings.synthesis_steps
+        batch = self.config.batch_size * processes.count()
+        images, in_all = batch * self.steps_taken, batch * self.steps
         stride = stride_of_classes(self.generator.num_classes, images, in_all)
         self.generator.get_buffer("class_stride").clamp_(max=stride)
-        latent, labels = self.generator.random_inputs(self.settings.batch_size, self.random)
-        return latent, paired(labels) if self.settings.diversity_weight else labels
+        latent, labels = self.generator.random_inputs(self.config.batch_size, self.rng)
+        return latent, paired(labels) if self.config.diversity_weight else labels
 
-    def measure(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss, and the values of a `SynthesisStep` [5]."""
-        latent, labels = inputs
+    def step(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Learn from a batch, with batch norm that takes the statistics of the batch."""
+        self.generator.train()
+        return super().step(batch)
+
+    def loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the values of `metrics` [5]."""
+        latent, labels = batch
         with self.precision.autocast():
             images = to_memory_format(self.generator(latent, labels), self.execution.memory_format)
             logits, distance, features = self.teacher.match(images)
         cross_entropy = F.cross_entropy(logits.float(), labels)
         difference = log_pair_distance(features)
-        settings = self.settings
+        config = self.config
         loss = (
-            settings.cross_entropy_weight * cross_entropy
-            + settings.batch_norm_weight * distance
-            - settings.diversity_weight * difference
+            config.cross_entropy_weight * cross_entropy
+            + config.batch_norm_weight * distance
+            - config.diversity_weight * difference
         )
         accuracy = (logits.argmax(1) == labels).float().mean() * 100
         values = (loss, cross_entropy, distance, difference.exp(), accuracy)
         return loss, torch.stack([value.detach() for value in values])
 
 
-def train_generator(
-    generator: ConditionalGenerator,
-    teacher: FrozenTeacher,
-    settings: Settings,
-    random: torch.Generator,
-    report: Callable[[SynthesisStep], None],
-    is_due: Callable[[int], bool] = every_step,
-    after_step: Callable[[], None] = nothing,
-    before_steps: Callable[[Training], object] = as_it_is,
-) -> None:
-    """Train the generator in place, and leave it in evaluation mode.
-
-    Args:
-        generator: see `GeneratorTraining`, as for teacher, settings and random.
-        teacher: the classifier to satisfy.
-        settings: what is learned, and how.
-        random: draws latent vectors and labels.
-        report: called after each step that is due.
-        is_due: tells, for the number of a step, whether to wait for what it measured.
-        after_step: called after each step.
-        before_steps: is handed the training, which it may put into a state to go on from.
-    """
-    training = GeneratorTraining(generator, teacher, settings, random)
-    before_steps(training)
-
-    def report_values(step: int, values: list[float]) -> None:
-        report(SynthesisStep(step, *values))
-
-    training.run(settings.synthesis_steps, report_values, is_due, after_step)
-    generator.eval()
-
-
 def synthetic_batches(
     generator: ConditionalGenerator,
     batch_size: int,
-    random: torch.Generator,
+    rng: torch.Generator,
     memory_format: torch.memory_format = torch.channels_last,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield generated images [B, C, H, W] and the labels [B] they were made for, forever."""
+    """Yield generated images [B, C, H, W] and the labels [B] they were made for, forever.
+
+    The generator is in evaluation mode for them, also where it learns between two batches.
+    """
     while True:
-        latent, labels = generator.random_inputs(batch_size, random)
+        generator.eval()
+        latent, labels = generator.random_inputs(batch_size, rng)
         with torch.no_grad():
             images = to_memory_format(generator(latent, labels), memory_format)
         yield images, labels
 
 
-def learning_batches(
-    training: GeneratorTraining, batches: Iterator[tuple[Tensor, Tensor]]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of a generator that takes one more step of its training before each.
-
-    Args:
-        training: of the generator that makes the batches.
-        batches: images [B, C, H, W] and labels [B], made when they are asked for.
-    """
-    while True:
-        training.generator.train()
-        training.advance()
-        training.generator.eval()
-        yield next(batches)
-
-
 def noise_batches(
-    batch_size: int, shape: tuple[int, int, int], random: torch.Generator
+    batch_size: int, shape: tuple[int, int, int], rng: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield standard normal noise [B, C, H, W], which knows nothing of any data, forever."""
+    """Yield standard normal noise [B, C, H, W], which depends on no data, forever."""
     while True:
-        images = torch.randn((batch_size, *shape), generator=random, device=random.device)
-        yield images, torch.zeros(batch_size, dtype=torch.int64, device=random.device)
+        images = torch.randn((batch_size, *shape), generator=rng, device=rng.device)
+        yield images, torch.zeros(batch_size, dtype=torch.int64, device=rng.device)

@@ -1,20 +1,90 @@
 """How passes are executed: memory format, dtype, allocator, CUDA graphs, compiler."""
 
+import contextlib
+import ctypes
+import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from zscgan_ext import processes
-from zscgan_ext.settings.config import Settings
-from zscgan_ext.training.allocator import is_glibc, keep_freed_memory
-from zscgan_ext.training.precision import Precision, resolve_precision
+from zscgan_ext.config.configs import ExecutionConfig
 
 MEMORY_FORMATS = {
     "channels_last": torch.channels_last,
     "contiguous": torch.contiguous_format,
 }
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Parameters of mallopt, and values under which memory is never returned to the system: nothing is
+# allocated by mmap, and the heap does not shrink.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Turn `auto` into bfloat16 on a GPU that computes in it, and into float32 elsewhere."""
+    if name != "auto":
+        return name
+    computes_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bfloat16" if computes_bfloat16 else "float32"
+
+
+class Precision:
+    """Autocast for forward passes, and loss scaling where float16 needs it.
+
+    Statistics, scales and losses stay float32 whatever the precision.
+
+    Args:
+        name: float32, bfloat16 or float16.
+        device: where the passes run.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.dtype = PRECISIONS[name]
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "float16")
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Run what it encloses in this precision."""
+        enabled = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=enabled):
+            yield
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Take one optimizer step down the gradient of a scalar loss, and free the gradient.
+
+        The gradient is the mean of those of all processes.
+        """
+        self.scaler.scale(loss).backward()
+        processes.average_gradients(p for group in optimizer.param_groups for p in group["params"])
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def is_glibc() -> bool:
+    """Return True if memory comes from glibc, whose allocator can be told to keep it."""
+    return sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory for the tensors of the next step.
+
+    By default it returns large tensors to the system as they are freed, and the next ones lie on
+    fresh pages, whose faults cost more than filling them. The setting holds for the whole process.
+    """
+    library = ctypes.CDLL(None)
+    for parameter, value in KEEPING.items():
+        library.mallopt(parameter, value)
 
 
 @dataclass(frozen=True)
@@ -67,19 +137,19 @@ class Execution:
         return ", ".join(part for part in parts if part)
 
 
-def choose_execution(settings: Settings, device: torch.device) -> Execution:
-    """Turn what the settings leave to `auto` into choices for a device."""
-    precision = resolve_precision(settings.precision, device)
+def choose_execution(config: ExecutionConfig, device: torch.device) -> Execution:
+    """Turn what a configuration leaves to `auto` into choices for a device."""
+    precision = resolve_precision(config.precision, device)
     # Scaling a float16 loss asks the device whether the gradients were finite.
     # Collectives of many processes are not captured.
     can_capture = device.type == "cuda" and precision != "float16" and processes.count() == 1
     return Execution(
         device=str(device),
         memory_format_name=(
-            "channels_last" if settings.memory_format == "auto" else settings.memory_format
+            "channels_last" if config.memory_format == "auto" else config.memory_format
         ),
         precision_name=precision,
-        keep_freed_memory=settings.keep_freed_memory and device.type == "cpu" and is_glibc(),
-        cuda_graphs=settings.cuda_graphs != "off" and can_capture,
-        compile=settings.compile,
+        keep_freed_memory=config.keep_freed_memory and device.type == "cpu" and is_glibc(),
+        cuda_graphs=config.cuda_graphs != "off" and can_capture,
+        compile=config.compile,
     )

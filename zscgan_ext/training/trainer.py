@@ -1,8 +1,12 @@
-"""What generator learning and fine-tuning share: a step as an object, and the loop of steps."""
+"""A trainer: what learns, the optimizer, and a step as it is executed.
+
+A stage draws a batch, takes a step and looks at what it measured, as in
+`values = trainer.step(trainer.sample())`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +17,6 @@ from zscgan_ext.training.cuda_graphs import GraphedStep, StreamCapture
 from zscgan_ext.training.execution import Execution
 
 CHANGING_SCALING = {"scale": float, "_growth_tracker": int}  # of the state of a GradScaler
-
-
-def every_step(_: int) -> bool:
-    """Report each step."""
-    return True
-
-
-def nothing() -> None:
-    """Do nothing after a step."""
 
 
 def adam_state(state: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -37,14 +32,10 @@ def adam_state(state: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str
     return {"step": step.to(torch.float32, copy=True), **alike}
 
 
-def as_it_is(_: "Training") -> None:
-    """Leave a training as it begins."""
-
-
-class Training(ABC):
+class Trainer(ABC):
     """Parameters that learn, one step after the other.
 
-    A step waits for nothing on its device: it can be queued ahead of the device, profiled, and
+    A step never synchronizes with its device: it can be queued ahead of the device, profiled, and
     captured in a CUDA graph. What it measures stays there until somebody asks, and so does whether
     every loss was finite.
 
@@ -52,11 +43,13 @@ class Training(ABC):
         parameters: what learns.
         learning_rate: Adam's, at the start; it falls to zero along a cosine.
         betas: Adam's.
-        steps: length of the cosine.
+        steps: how many there are in all, the length of the cosine.
         execution: how steps are executed.
     """
 
-    rate_setting = "learning_rate"  # the setting that the rate at the start comes from
+    metrics: ClassVar[tuple[str, ...]]  # names of the values that a step measures, the loss first
+    shown: ClassVar[tuple[str, ...]]  # those that are shown while a stage runs
+    rate_option: ClassVar[str]  # the option that the learning rate comes from
 
     def __init__(
         self,
@@ -67,6 +60,7 @@ class Training(ABC):
         execution: Execution,
     ) -> None:
         self.execution = execution
+        self.steps = steps
         self.precision = execution.new_precision()
         # A captured step reads the rate from memory, where the schedule changes it.
         rate = torch.tensor(learning_rate, device=execution.device)
@@ -78,51 +72,65 @@ class Training(ABC):
             capturable=execution.cuda_graphs,
         )
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
-        self.measured: Callable[..., tuple[Tensor, Tensor]] = self.measure
-        self.taken: Callable[..., Tensor] = self.take
+        self.graph: GraphedStep | None = None
         if execution.cuda_graphs:
-            self.taken = GraphedStep(self.take, StreamCapture(torch.device(execution.device)))
-        self.is_compiled = False
+            self.graph = GraphedStep(self.learn, StreamCapture(torch.device(execution.device)))
+        self.is_to_be_compiled = execution.compile
+        self.compiled_loss: Callable[..., tuple[Tensor, Tensor]] | None = None
         self.steps_taken = 0
         self.losses_are_finite = torch.ones((), dtype=torch.bool, device=execution.device)
 
     @abstractmethod
-    def inputs(self) -> tuple[Tensor, ...]:
-        """Draw what one step learns from; the shapes are always the same."""
+    def sample(self) -> tuple[Tensor, ...]:
+        """Draw the batch that one step learns from; the shapes are always the same."""
 
     @abstractmethod
-    def measure(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss, a scalar, and the values to report, [count] without gradient."""
+    def loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, a scalar, and the values of `metrics`, [count] without gradient."""
 
     def models(self) -> dict[str, nn.Module]:
         """Return the models that take part in a step, by name, in the order they are run."""
         return {}
 
-    def take(self, *inputs: Tensor) -> Tensor:
-        """Learn from these inputs; return the values to report."""
-        loss, values = self.measured(*inputs)
+    def step(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Learn from a batch; return the values of `metrics`, which the next step overwrites."""
+        if self.is_to_be_compiled:
+            self.compile(batch)
+        values = self.learn(*batch) if self.graph is None else self.graph(*batch)
+        self.schedule.step()
+        self.steps_taken += 1
+        return values
+
+    def learn(self, *batch: Tensor) -> Tensor:
+        """Take one step of the optimizer, which a CUDA graph can hold; return the values."""
+        loss, values = (self.compiled_loss or self.loss)(*batch)
         self.losses_are_finite.logical_and_(loss.detach().isfinite())
         # A capture that failed leaves gradients that were never computed.
         self.optimizer.zero_grad(set_to_none=True)
         self.precision.step(loss, self.optimizer)
         return values
 
-    def advance(self) -> Tensor:
-        """Take the next step; return the values to report, which the following one overwrites."""
-        inputs = self.inputs()
-        if self.execution.compile and not self.is_compiled:
-            self.compile(inputs)
-        values = self.taken(*inputs)
-        self.schedule.step()
-        self.steps_taken += 1
-        return values
+    def compile(self, batch: tuple[Tensor, ...]) -> None:
+        """Compile both passes on this batch; run them eagerly, and say why, where that fails."""
+        self.is_to_be_compiled = False
+        self.compiled_loss = torch.compile(self.loss)
+        try:
+            self.compiled_loss(*batch)[0].backward()
+        except Exception as error:
+            self.compiled_loss = None
+            print(f"not compiled: {one_line(first_line(error))}", flush=True)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def run_eagerly(self) -> None:
+        """Run kernel by kernel from now on, whatever was captured or compiled."""
+        self.graph, self.compiled_loss, self.is_to_be_compiled = None, None, False
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what learns."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def is_finite(self) -> bool:
-        """Tell, waiting for the device, whether all numbers of all processes were finite so far.
+        """Return True if all numbers of all processes were finite so far; synchronizes.
 
         A gradient that was not leaves its mark in the optimizer or in the parameters.
         """
@@ -144,14 +152,14 @@ class Training(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; a CUDA graph that was captured must not be replayed after it.
+        """Resume from a state; a CUDA graph that was captured must not be replayed after it.
 
         Raises:
-            ValueError: if the state is of another training.
+            ValueError: if the state is of another trainer.
         """
         steps_taken, rates = int(state["steps_taken"]), state["learning_rates"]
-        if not 0 <= steps_taken <= self.schedule.T_max:
-            raise ValueError(f"{steps_taken} of {self.schedule.T_max} steps were taken")
+        if not 0 <= steps_taken <= self.steps:
+            raise ValueError(f"{steps_taken} of {self.steps} steps were taken")
         own_rates = [group["lr"] for group in self.optimizer.param_groups]
         parameters = self.parameters()
         states = {int(i): adam_state(s, parameters[int(i)]) for i, s in state["optimizer"].items()}
@@ -167,35 +175,3 @@ class Training(ABC):
         scaler.load_state_dict(scaling)
         self.steps_taken = steps_taken
         self.losses_are_finite.fill_(True)
-
-    def compile(self, inputs: tuple[Tensor, ...]) -> None:
-        """Compile both passes on these inputs; stay as it is, and say why, where that fails."""
-        self.is_compiled = True
-        self.measured = torch.compile(self.measure)
-        try:
-            self.measured(*inputs)[0].backward()
-        except Exception as error:
-            self.measured = self.measure
-            print(f"not compiled: {one_line(first_line(error))}", flush=True)
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def run(
-        self,
-        steps: int,
-        report: Callable[[int, list[float]], None],
-        is_due: Callable[[int], bool] = every_step,
-        after_step: Callable[[], None] = nothing,
-    ) -> None:
-        """Take the steps from the first that was not taken yet to `steps`.
-
-        Args:
-            steps: how many there are in all, from 1.
-            report: called with the number and the values of each step that is due.
-            is_due: tells, for the number of a step, whether to wait for its values.
-            after_step: called after each step.
-        """
-        for step in range(self.steps_taken + 1, steps + 1):
-            values = self.advance()
-            if is_due(step):
-                report(step, values.tolist())
-            after_step()

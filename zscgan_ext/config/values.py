@@ -20,7 +20,7 @@ def parse_bits(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"w([2-8])a([2-8])", text, re.IGNORECASE | re.ASCII)
     if match is None:
-        raise InputError(f"bits: {text!r}, accepted are w2a2 to w8a8, such as w4a4 or w4a8")
+        raise InputError(f"bits: expected w2a2 to w8a8, such as w4a4 or w4a8, got {text!r}")
     return int(match[1]), int(match[2])
 
 
@@ -36,8 +36,8 @@ def parse_formats(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in EXPORT_FORMATS:
             hint = did_you_mean(name, EXPORT_FORMATS)
-            accepted = "onnx, safetensors, both with a comma between them, and none"
-            raise InputError(f"export: unknown {name!r}{hint or ','} accepted are {accepted}")
+            accepted = "onnx, safetensors, both with a comma between them, or none"
+            raise InputError(f"export: expected {accepted}, got {name!r}{hint}")
     return names
 
 
@@ -60,7 +60,7 @@ def parse_interval(text: str) -> Interval | None:
     match = re.fullmatch(r"(\d+)|(\d+|\d*\.\d+)min", text, re.ASCII)
     if match is None or float(match[1] or match[2]) == 0:
         raise InputError(
-            f"checkpoint_every: {text!r}, accepted are steps like 500, minutes like 10min, and none"
+            f"checkpoint_every: expected steps like 500, minutes like 10min, or none, got {text!r}"
         )
     return Interval(int(match[1])) if match[1] else Interval(None, 60 * float(match[2]))
 
@@ -72,11 +72,11 @@ def resolve_device(text: str) -> torch.device:
         InputError: if the text has another form, or there is no such CUDA device.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text, re.ASCII):
-        raise InputError(f"device: {text!r}, accepted are auto, cpu, cuda and cuda:N")
+        raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {text!r}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "cpu" or (text == "auto" and not count):
         return torch.device("cpu")
     index = int(text.removeprefix("auto").removeprefix("cuda").removeprefix(":") or local_rank())
     if index >= count:
-        raise InputError(f"device: {text!r}, but torch finds {count or 'no'} CUDA device(s)")
+        raise InputError(f"device: torch finds {count or 'no'} CUDA device(s), got {text!r}")
     return torch.device("cuda", index)

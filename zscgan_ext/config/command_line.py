@@ -1,0 +1,234 @@
+"""Reading a configuration from the command line and from YAML, and writing it as YAML.
+
+All are ways to write the same options: a preset and the entries of the `--config` file become
+arguments that stand before those of the command line, which therefore win.
+"""
+
+import argparse
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+
+from zscgan_ext.config.configs import OPTIONS, SECTIONS, Option, RunConfig
+from zscgan_ext.config.fields import choices_of, hints_of, option_of
+from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.program import OneLineParser
+from zscgan_ext.regular_file import read_regular_file, regular_file_size
+
+CONFIG = "config.yaml"  # in the folder of a run
+LARGEST_CONFIG = 1 << 16  # bytes
+BOOLEAN = "tag:yaml.org,2002:bool"
+
+
+def flag(option: str) -> str:
+    """Return an option as the command line has it."""
+    return f"--{option.replace('_', '-')}"
+
+
+def boolean(text: str) -> bool:
+    """Read the value of a switch."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+def help_texts(configuration: type) -> dict[str, str]:
+    """Return the text below each field of a configuration."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(configuration))).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for statement, below in zip(definition.body, definition.body[1:], strict=False):
+        is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        if is_field and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            texts[statement.target.id] = " ".join(str(below.value.value).split())  # type: ignore[attr-defined]
+    return texts
+
+
+def make_parser() -> OneLineParser:
+    """Build the command line from all options."""
+    parser = OneLineParser(
+        prog="python -m zscgan_ext.train",
+        description="Quantize a trained image classifier without its training data.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with any of these settings; the command line wins over it",
+    )
+    for name, option in OPTIONS.items():
+        add_option(parser, name, option)
+    return parser
+
+
+def add_option(parser: OneLineParser, name: str, option: Option) -> None:
+    """Add one option to the command line; without a default, so that only given ones are set."""
+    text = help_texts(option.configuration)[option.field.name].replace("%", "%%")
+    keywords: dict[str, Any] = {
+        "dest": name,
+        "default": argparse.SUPPRESS,
+        "help": f"{text} (default: {option.field.default})",
+    }
+    hint = hints_of(option.configuration)[option.field.name]
+    kinds = [each for each in get_args(hint) or (hint,) if each is not type(None)]
+    metavar, choices = option.field.metadata["metavar"], choices_of(hint)
+    if hint is bool:
+        parser.add_argument(flag(name), nargs="?", const=True, type=boolean, **keywords)
+        keywords |= {"help": argparse.SUPPRESS, "const": False}
+        parser.add_argument(flag(f"no_{name}"), action="store_const", **keywords)
+    elif choices:
+        former = option.field.metadata["renamed"]
+        shown = f"{{{','.join(choices)}}}"
+        keywords |= {"choices": [*choices, *former], "metavar": shown}
+        parser.add_argument(flag(name), **keywords)
+    elif any(get_origin(kind) is tuple for kind in kinds):
+        parser.add_argument(flag(name), nargs="+", type=float, metavar=metavar, **keywords)
+    else:
+        parser.add_argument(flag(name), type=kinds[0], metavar=metavar, **keywords)
+
+
+def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the options that a command line gives, by name, and `config`.
+
+    Raises:
+        InputError: if one is unknown or of another type.
+    """
+    parsed, unknown = make_parser().parse_known_args(list(arguments))
+    if unknown:
+        hint = did_you_mean(unknown[0].split("=")[0], [*map(flag, OPTIONS), "--config"])
+        raise InputError(f"unknown argument {unknown[0]}{hint}; --help lists all")
+    return vars(parsed)
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> RunConfig:
+    """Read the configuration from a command line and the YAML files that it may name.
+
+    Args:
+        arguments: the command line without the name of the command; `sys.argv[1:]` for None.
+
+    Raises:
+        InputError: if an option is unknown, has the wrong type or is out of range.
+    """
+    given = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    file, resumed = given.pop("config"), given.get("resume")
+    from_files = [] if resumed is None else config_arguments(resumed / CONFIG, ("output",))
+    from_files += [] if file is None else config_arguments(file)
+    options = parse_arguments(from_files) | given
+    del options["config"]
+    config = RunConfig.of_options(options)
+    if config.resume != resumed:
+        raise InputError(f"resume: {config.resume} in a file, only the command line can give it")
+    if resumed is not None:
+        if config.output not in (None, resumed):
+            raise InputError(f"output: expected {resumed}, which --resume names, got {config.output}")
+        config = replace(config, output=resumed)
+    config.execution.resolved_device()
+    return config
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which could make a small file expand without bound.
+
+    Only true and false are booleans; on, off, yes and no are text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOLEAN]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse an alias, compose everything else."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not accepted")
+        return super().compose_node(parent, index)
+
+
+PlainLoader.add_implicit_resolver(BOOLEAN, re.compile("^(?:true|false)$", re.IGNORECASE), [*"tTfF"])
+
+
+def read_config(file: Path) -> dict[Any, Any]:
+    """Read a YAML file that holds one mapping."""
+    try:
+        if regular_file_size(file) > LARGEST_CONFIG:
+            raise InputError(f"config: {file} is larger than {LARGEST_CONFIG} bytes")
+        data = read_regular_file(file, LARGEST_CONFIG)
+        entries = yaml.load(data.decode(), PlainLoader)
+    except OSError as error:
+        raise InputError(f"config: {file} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"config: {file} is not UTF-8 text") from None
+    except InputError:
+        raise
+    except Exception as error:  # wrong tags make PyYAML raise nearly anything
+        problem = " ".join(str(error).split())
+        raise InputError(f"config: {file} is not valid YAML ({problem})") from None
+    if not isinstance(entries, dict):
+        found = type(entries).__name__
+        raise InputError(f"config: {file} holds a {found}, expected a mapping of settings")
+    return entries
+
+
+def config_arguments(file: Path, ignored: Sequence[str] = ()) -> list[str]:
+    """Turn a YAML file into the arguments that say the same, less those of ignored options.
+
+    Raises:
+        InputError: if the file cannot be read or holds an unknown setting.
+    """
+    arguments: list[str] = []
+    for name, value in options_in(file, read_config(file)):
+        if name in ignored:
+            continue
+        if isinstance(value, list) and name in ("mean", "std"):
+            arguments += [flag(name), *(scalar_text(file, name, item) for item in value)]
+        elif value is not None or OPTIONS[name].field.default is not None:
+            arguments.append(f"{flag(name)}={scalar_text(file, name, value)}")
+    return arguments
+
+
+def options_in(file: Path, entries: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the options of a YAML file, those of a section such as `generator` by its own names."""
+    for name, value in entries.items():
+        if name in SECTIONS and isinstance(value, dict):
+            names = {each.name: option_of(each) for each in fields(SECTIONS[name])}  # type: ignore[arg-type]
+            for own, inner in value.items():
+                yield known(file, names.get(own, own), names.values()), inner
+        else:
+            yield known(file, name, OPTIONS), value
+
+
+def known(file: Path, name: Any, options: Collection[str]) -> str:
+    """Return the name of an option, which has to be one of these."""
+    if name not in options:
+        hint = did_you_mean(str(name), options)
+        raise InputError(f"config: {file} has an unknown setting {name!r}{hint}")
+    return str(name)
+
+
+def scalar_text(file: Path, name: str, value: Any) -> str:
+    """Write one YAML scalar as on the command line."""
+    if not isinstance(value, str | int | float):
+        found = type(value).__name__
+        raise InputError(f"config: {file} gives {name} a {found}, which is not accepted there")
+    return str(value)
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """Write every option as YAML that `--config` reads back."""
+    entries = config.options()
+    for name, value in entries.items():
+        if isinstance(value, Path):
+            entries[name] = str(value)
+        elif isinstance(value, tuple):
+            entries[name] = list(value)
+    text: str = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+    return text

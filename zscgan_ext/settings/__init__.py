@@ -1,1 +1,0 @@
-"""Settings: their defaults and units, and reading them from arguments and files."""
