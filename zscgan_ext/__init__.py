@@ -16,11 +16,23 @@ if TYPE_CHECKING:
         quantize,
         train_generator,
     )
+    from zscgan_ext.config.configs import (
+        ExecutionConfig,
+        FineTuningConfig,
+        GeneratorConfig,
+        QuantizationConfig,
+        RunConfig,
+    )
     from zscgan_ext.errors import InputError
     from zscgan_ext.export.quantized_file import load_quantized
 
 __all__ = [
+    "ExecutionConfig",
+    "FineTuningConfig",
+    "GeneratorConfig",
     "InputError",
+    "QuantizationConfig",
+    "RunConfig",
     "evaluate",
     "export",
     "fine_tune",
@@ -29,7 +41,13 @@ __all__ = [
     "quantize",
     "train_generator",
 ]
+CONFIGS = "zscgan_ext.config.configs"
 HOMES = {  # all others are in the API
+    "ExecutionConfig": CONFIGS,
+    "FineTuningConfig": CONFIGS,
+    "GeneratorConfig": CONFIGS,
+    "QuantizationConfig": CONFIGS,
+    "RunConfig": CONFIGS,
     "InputError": "zscgan_ext.errors",
     "load_quantized": "zscgan_ext.export.quantized_file",
 }

@@ -1,7 +1,7 @@
-"""The stages of the main program as functions: what it does from files, these do from objects.
+"""The stages of the main command as functions: what it does from files, these do from objects.
 
-Each takes the settings of the command line as keyword arguments (docs/settings.md lists them), and
-runs the very stage that the program runs.
+Each takes the typed configuration of its stage, or options of the command line as keywords
+(docs/settings.md lists them), and runs the very stage that the command runs.
 """
 
 import copy
@@ -30,7 +30,16 @@ from zscgan_ext.api_arguments import (
 from zscgan_ext.classifiers import loading
 from zscgan_ext.classifiers.graph import device_of
 from zscgan_ext.classifiers.loading import Classifier
-from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.config.configs import (
+    SECTIONS,
+    ExecutionConfig,
+    FineTuningConfig,
+    GeneratorConfig,
+    QuantizationConfig,
+    RunConfig,
+    preset_of,
+)
+from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.evaluated_classifier import Evaluated
 from zscgan_ext.evaluate.evaluation import Evaluation
 from zscgan_ext.evaluate.measurement import BATCH, check_batch_size, measure, open_data
@@ -39,11 +48,11 @@ from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import lay_out, to_memory_format
 from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.run_folder.files import NoFolder
-from zscgan_ext.settings.config import PRESETS, Settings, check_settings
-from zscgan_ext.settings.values import resolve_device
 from zscgan_ext.stages import generator_stage, student_stages
 from zscgan_ext.stages.run import RandomStream, Run, new_run
+from zscgan_ext.stages.variants import FINE_TUNED, GIVEN_FINE_TUNED, Variant
 from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.training.execution import choose_execution
 
 __all__ = ["evaluate", "export", "fine_tune", "load_classifier", "quantize", "train_generator"]
 
@@ -73,21 +82,32 @@ def load_classifier(
             fit, there is no batch norm, or the model does not turn such images into logits.
     """
     if not isinstance(name, str | nn.Module):
-        raise InputError(f"classifier: {kind(name)}, needed is a name or a torch.nn.Module")
+        raise InputError(f"classifier: expected a name or a torch.nn.Module, got {kind(name)}")
     check_model(name)
     given = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std}
-    settings = settings_from(given)
+    config = RunConfig().changed(**given)
     file = None if weights is None else checked_path("weights", weights)
-    sizes = settings.num_classes, settings.image_size
-    return loading.load_classifier(name, file, *sizes, settings.mean, settings.std)
+    return loading.load_classifier(
+        name, file, config.num_classes, config.image_size, config.mean, config.std
+    )
 
 
-def train_generator(classifier: Classifier, **settings: Any) -> ConditionalGenerator:
+def train_generator(
+    classifier: Classifier,
+    config: GeneratorConfig | None = None,
+    *,
+    execution: ExecutionConfig | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> ConditionalGenerator:
     """Learn a conditional generator of labelled images from a classifier alone.
 
     Args:
         classifier: what `load_classifier` gave; moved to the device.
-        settings: such as `synthesis_steps`, `batch_size`, `seed`, `device`.
+        config: how it is learned; the defaults for None.
+        execution: on which device and how; the defaults for None.
+        seed: of all random numbers.
+        settings: options of the command line, which win, such as `synthesis_steps`, `device`.
 
     Returns:
         The generator in evaluation mode, on the device.
@@ -96,17 +116,28 @@ def train_generator(classifier: Classifier, **settings: Any) -> ConditionalGener
         InputError: if a setting is unknown or out of range, or numbers cease to be finite.
     """
     check_classifier(classifier)
-    with seeded_run(classifier, settings) as run:
+    with seeded_run(classifier, seed, settings, generator=config, execution=execution) as run:
         return generator_stage.learn_generator(run)
 
 
-def quantize(classifier: Classifier, images: ImageSource, **settings: Any) -> QuantizedClassifier:
+def quantize(
+    classifier: Classifier,
+    images: ImageSource,
+    config: QuantizationConfig | None = None,
+    *,
+    execution: ExecutionConfig | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> QuantizedClassifier:
     """Convert a classifier to a quantized one, with the ranges that fine-tuning starts from.
 
     Args:
         classifier: what `load_classifier` gave; moved to the device, and left in floats.
         images: a generator, or batches of normalized images.
-        settings: such as `bits`, `scheme`, `ranges`, `calibration_batches`, `device`.
+        config: how it is quantized; the defaults for None.
+        execution: on which device and how; the defaults for None.
+        seed: of all random numbers.
+        settings: options of the command line, which win, such as `bits`, `batch_size`, `device`.
 
     Returns:
         The student, which maps images [N, C, H, W] to logits [N, num_classes].
@@ -117,13 +148,20 @@ def quantize(classifier: Classifier, images: ImageSource, **settings: Any) -> Qu
     """
     check_classifier(classifier)
     check_images(images, classifier)
-    with seeded_run(classifier, settings) as run:
-        batches = batches_of(run, images, run.settings.batch_size)
-        return student_stages.starting_student(run, batches, row_of(images))
+    with seeded_run(classifier, seed, settings, quantization=config, execution=execution) as run:
+        batches = batches_of(run, images, run.config.generator.batch_size)
+        return student_stages.calibrated_student(run, variant_of(images), batches)
 
 
 def fine_tune(
-    student: QuantizedClassifier, classifier: Classifier, images: ImageSource, **settings: Any
+    student: QuantizedClassifier,
+    classifier: Classifier,
+    images: ImageSource,
+    config: FineTuningConfig | None = None,
+    *,
+    execution: ExecutionConfig | None = None,
+    seed: int = 0,
+    **settings: Any,
 ) -> QuantizedClassifier:
     """Fine-tune a student in place, to answer as the float classifier does.
 
@@ -132,7 +170,10 @@ def fine_tune(
         classifier: the float classifier that it was made from; moved to the device.
         images: a generator, or batches of normalized images; a sequence of batches is repeated,
             an iterator needs as many as there are steps.
-        settings: such as `fine_tuning_steps`, `fine_tuning_batch_size`, `device`.
+        config: how it is fine-tuned; the defaults for None.
+        execution: on which device and how; the defaults for None.
+        seed: of all random numbers.
+        settings: options of the command line, which win, such as `fine_tuning_steps`, `device`.
 
     Returns:
         The student.
@@ -140,18 +181,21 @@ def fine_tune(
     Raises:
         InputError: if a setting is unknown or out of range, the student is of another classifier,
             images do not fit it, there are too few batches, labels are needed and missing, numbers
-            cease to be finite, or the generator is to go on learning, which
-            `python -m zscgan_ext.train` alone does.
+            cease to be finite, or the generator is to be trained meanwhile, which only
+            `python -m zscgan_ext.train` does.
     """
     check_classifier(classifier)
     check_student(student, classifier)
     check_images(images, classifier)
     if settings.get("training", "staged") != "staged":
-        raise InputError("training: the generator goes on learning in python -m zscgan_ext.train")
-    with seeded_run(classifier, settings) as run:
+        raise InputError(
+            "training: expected staged, only python -m zscgan_ext.train trains the generator "
+            "meanwhile"
+        )
+    with seeded_run(classifier, seed, settings, fine_tuning=config, execution=execution) as run:
         lay_out(student.to(run.device), run.execution.memory_format)
-        batches = batches_of(run, images, run.settings.fine_tuning_batch_size)
-        student_stages.fine_tune_student(run, student, batches, row_of(images))
+        batches = batches_of(run, images, run.config.fine_tuning.batch_size)
+        student_stages.fine_tune(run, variant_of(images), student, batches)
     return student
 
 
@@ -225,7 +269,7 @@ def export(
     check_images(images, classifier)
     classifier, student = copy.deepcopy((classifier, student))
     lay_out(student.to("cpu").requires_grad_(False), torch.channels_last)
-    with seeded_run(classifier, {"device": "cpu"}) as run:
+    with seeded_run(classifier, 0, {"device": "cpu"}) as run:
         if isinstance(images, ConditionalGenerator):
             source: ImageSource = copy.deepcopy(images)
         else:
@@ -239,43 +283,45 @@ def export(
 
 
 @contextmanager
-def seeded_run(classifier: Classifier, changes: Mapping[str, Any]) -> Iterator[Run]:
-    """Start a run that keeps no files; torch's default generators are left as they were."""
-    settings = settings_from(changes)
-    device = resolve_device(settings.device)
+def seeded_run(
+    classifier: Classifier, seed: int, settings: Mapping[str, Any], **sections: object
+) -> Iterator[Run]:
+    """Start a run that keeps no files; torch's default generators are left as they were.
+
+    Args:
+        classifier: of the run.
+        seed: of all random numbers.
+        settings: options of the command line by name.
+        sections: configurations as `RunConfig` has them; None for the defaults.
+    """
+    config = configured(seed, settings, sections)
+    device = config.execution.resolved_device()
     is_gpu = device.type == "cuda"
     current = torch.cuda.device(device) if is_gpu else nullcontext()
     with current, torch.random.fork_rng([device] if is_gpu else []):
-        run = new_run(settings, classifier, NoFolder())
+        run = new_run(config, classifier, NoFolder(), choose_execution(config.execution, device))
         run.execution.apply()
         yield run
 
 
-def settings_from(changes: Mapping[str, Any]) -> Settings:
-    """Return settings with changes.
+def configured(seed: int, settings: Mapping[str, Any], sections: Mapping[str, object]) -> RunConfig:
+    """Return a configuration with these sections, in which settings win.
 
     Raises:
         InputError: if one is unknown, of another type or out of range.
     """
-    unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
-    if unknown:
-        hint = did_you_mean(unknown[0], Settings.__dataclass_fields__)
-        raise InputError(f"unknown setting {unknown[0]}{hint}")
-    changed: dict[str, Any] = {
-        n: tuple(v) if isinstance(v, list) else v for n, v in changes.items()
-    }
-    if isinstance(changed.get("device"), torch.device):
-        changed["device"] = str(changed["device"])
-    settings = Settings(**changed)
-    check_settings(settings)
-    settings = Settings(**{**PRESETS[settings.preset], **changed})
-    check_settings(settings)
-    return settings
+    given = {name: section for name, section in sections.items() if section is not None}
+    for name, section in given.items():
+        if not isinstance(section, SECTIONS[name]):
+            expected = SECTIONS[name].__name__
+            raise InputError(f"{name}: expected a {expected}, got {kind(section)}")
+    config = RunConfig(seed=seed, **given)  # type: ignore[arg-type]
+    return config.changed(**{**preset_of(settings), **settings})
 
 
-def row_of(images: ImageSource) -> str:
-    """Return the row that a student of these images belongs to."""
-    return "fine_tuned" if isinstance(images, ConditionalGenerator) else "given_fine_tuned"
+def variant_of(images: ImageSource) -> Variant:
+    """Return the variant that a student of these images is."""
+    return FINE_TUNED if isinstance(images, ConditionalGenerator) else GIVEN_FINE_TUNED
 
 
 def batches_of(run: Run, images: ImageSource, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -288,8 +334,8 @@ def batches_of(run: Run, images: ImageSource, batch_size: int) -> Iterator[tuple
     """
     if isinstance(images, ConditionalGenerator):
         generator = images.to(run.device).eval()
-        random = run.random(RandomStream.GENERATED_IMAGES)
-        return generator_stage.generated_batches(run, generator, random, batch_size)
+        rng = run.rng(RandomStream.GENERATED_IMAGES)
+        return generator_stage.generated_batches(run, generator, rng, batch_size)
     return given_batches(run, images)
 
 
@@ -305,11 +351,11 @@ def given_batches(run: Run, images: Iterable[Any]) -> Iterator[tuple[Tensor, Ten
         for batch in images:
             count += 1
             pixels, labels = checked_batch(batch, run.classifier)
-            if labels is None and run.settings.label_weight > 0:
-                raise InputError("images: have no labels, which label_weight needs")
+            if labels is None and run.config.fine_tuning.label_weight > 0:
+                raise InputError("images: expected labels too, which label_weight needs")
             if labels is None:
                 labels = torch.zeros(len(pixels), dtype=torch.int64)
             pixels = to_memory_format(pixels.to(run.device), run.execution.memory_format)
             yield pixels, labels.to(run.device)
         if count == 0 or isinstance(images, Iterator):
-            raise InputError(f"images: {count} batches were given, more are needed")
+            raise InputError(f"images: expected more batches, got {count}")

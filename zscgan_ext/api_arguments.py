@@ -15,7 +15,7 @@ from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
 from zscgan_ext.run_folder.files import EXPORTED
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 
-# A generator, or batches: images [N, C, H, W], alone or in a tuple with their labels [N].
+# A generator, or batches: images [N, C, H, W], or a tuple of them and their labels [N].
 ImageSource = ConditionalGenerator | Iterable[Any]
 
 
@@ -27,7 +27,7 @@ def kind(value: object) -> str:
 def check_classifier(classifier: object) -> None:
     """Require a classifier that was loaded."""
     if not isinstance(classifier, Classifier):
-        raise InputError(f"classifier: {kind(classifier)}, needed is what load_classifier gave")
+        raise InputError(f"classifier: expected what load_classifier gave, got {kind(classifier)}")
 
 
 def check_model(model: object) -> None:
@@ -45,11 +45,11 @@ def check_student(student: object, classifier: Classifier) -> None:
     """
     if isinstance(student, LoadedClassifier):
         raise InputError(
-            "student: was loaded from a file, which holds its integers alone; needed is what "
-            "quantize or fine_tune gave"
+            "student: expected what quantize or fine_tune gave, got one loaded from a file, which "
+            "holds only its integers"
         )
     if not isinstance(student, QuantizedClassifier):
-        raise InputError(f"student: {kind(student)}, needed is what quantize gave")
+        raise InputError(f"student: expected what quantize gave, got {kind(student)}")
     expected = convert(classifier.model, student.scheme, classifier.preprocessing.shape)
     shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (student, expected)]
     if shapes[0] != shapes[1] or student.image_shape != classifier.preprocessing.shape:
@@ -61,7 +61,7 @@ def check_student(student: object, classifier: Classifier) -> None:
         if tensor.is_meta or not bool(tensor.isfinite().all()):
             raise InputError(f"student: has NaN or infinite values, or none, in {name}")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise InputError(f"student: {name} is {tensor.dtype}, needed is torch.float32")
+            raise InputError(f"student: expected torch.float32 in {name}, got {tensor.dtype}")
 
 
 def check_images(images: object, classifier: Classifier) -> None:
@@ -73,13 +73,13 @@ def check_images(images: object, classifier: Classifier) -> None:
     if isinstance(images, ConditionalGenerator):
         check_generator(images, classifier)
         return
-    accepted = "needed is a generator, or batches such as [images] or a DataLoader"
+    accepted = "expected a generator, or batches such as [images] or a DataLoader"
     if isinstance(images, Tensor | str | bytes | dict):
-        raise InputError(f"images: {kind(images)}, {accepted}")
+        raise InputError(f"images: {accepted}, got {kind(images)}")
     try:
         iter(images)  # type: ignore[call-overload]
     except TypeError:
-        raise InputError(f"images: {kind(images)}, {accepted}") from None
+        raise InputError(f"images: {accepted}, got {kind(images)}") from None
 
 
 def check_generator(generator: ConditionalGenerator, classifier: Classifier) -> None:
@@ -108,7 +108,7 @@ def checked_batch(batch: Any, classifier: Classifier) -> tuple[Tensor, Tensor | 
     parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
     if len(parts) not in (1, 2):
         raise InputError(
-            f"images: a batch of {len(parts)} parts, needed are images, or images and labels"
+            f"images: expected images, or images and labels in a batch, got {len(parts)} parts"
         )
     pixels, labels = (*parts, None)[:2]
     check_pixels(pixels, classifier)
@@ -120,19 +120,19 @@ def checked_batch(batch: Any, classifier: Classifier) -> tuple[Tensor, Tensor | 
 def check_pixels(pixels: Any, classifier: Classifier) -> None:
     """Require normalized images [N, C, H, W] that a classifier takes."""
     channels, height, width = classifier.preprocessing.shape
-    needed = f"needed are normalized ones, torch.float32 [N, {channels}, {height}, {width}]"
+    expected = f"expected normalized ones, torch.float32 [N, {channels}, {height}, {width}]"
     if not isinstance(pixels, Tensor):
-        raise InputError(f"images: {kind(pixels)} in a batch, {needed}")
+        raise InputError(f"images: {expected}, got {kind(pixels)} in a batch")
     is_plain = pixels.layout == torch.strided and not pixels.is_nested and not pixels.is_meta
     if pixels.dtype != torch.float32 or not is_plain:
         found = f"{pixels.dtype}, {pixels.layout}, on {pixels.device.type}"
-        raise InputError(f"images: {found}, {needed}")
+        raise InputError(f"images: {expected}, got {found}")
     if pixels.dim() == 4 and len(pixels) == 0:
-        raise InputError("images: a batch is empty, needed are one or more images in each")
+        raise InputError("images: expected one or more images in each batch, got an empty one")
     if pixels.dim() != 4 or pixels.shape[1:] != (channels, height, width):
-        raise InputError(f"images: shape {list(pixels.shape)} in a batch, {needed}")
+        raise InputError(f"images: {expected}, got {list(pixels.shape)}")
     if not bool(pixels.isfinite().all()):
-        raise InputError("images: NaN or infinite values in a batch, needed are finite ones")
+        raise InputError("images: expected finite values, got NaN or infinity in a batch")
 
 
 def checked_labels(name: str, labels: Any, count: int, num_classes: int) -> Tensor:
@@ -147,15 +147,15 @@ def checked_labels(name: str, labels: Any, count: int, num_classes: int) -> Tens
     Raises:
         InputError: if they are something else, or of no class.
     """
-    needed = f"needed is a tensor of integers [{count}] from 0 to {num_classes - 1}"
+    expected = f"expected a tensor of integers [{count}] from 0 to {num_classes - 1}"
     if not isinstance(labels, Tensor):
-        raise InputError(f"{name}: {kind(labels)}, {needed}")
+        raise InputError(f"{name}: {expected}, got {kind(labels)}")
     integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     if labels.dtype not in integers or labels.shape != (count,) or labels.is_meta:
-        raise InputError(f"{name}: {labels.dtype} {list(labels.shape)}, {needed}")
+        raise InputError(f"{name}: {expected}, got {labels.dtype} {list(labels.shape)}")
     if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         found = f"from {int(labels.min())} to {int(labels.max())}"
-        raise InputError(f"{name}: {found}, {needed}")
+        raise InputError(f"{name}: {expected}, got them {found}")
     return labels.to(torch.int64)
 
 
@@ -163,7 +163,8 @@ def check_data(data: object, classifier: Classifier) -> None:
     """Require opened images that a classifier takes."""
     if not all(hasattr(data, name) for name in ("labels", "batches", "__len__")):
         raise InputError(
-            f"data: {kind(data)}, needed is the name of labelled images, a folder, or opened ones"
+            "data: expected the name of labelled images, a folder, or opened ones, got "
+            f"{kind(data)}"
         )
     images: Images = data  # type: ignore[assignment]
     labels = images.labels
@@ -171,25 +172,25 @@ def check_data(data: object, classifier: Classifier) -> None:
         # One that is too large is named by who knows where the images come from.
         checked_labels("data: labels", labels.clamp(max=0), len(images), classifier.num_classes)
     else:
-        raise InputError(f"data: {len(images)} images, needed are images with a label for each")
+        raise InputError(f"data: expected images with a label for each, got {len(images)} images")
     if isinstance(images, LabelledImages):
         needed = classifier.preprocessing.shape
         pixels = images.images
         if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != needed:
             raise InputError(
-                f"data: images are {pixels.dtype} {list(pixels.shape)}, needed are torch.uint8 "
-                f"[N, {', '.join(map(str, needed))}]"
+                f"data: expected images torch.uint8 [N, {', '.join(map(str, needed))}], got "
+                f"{pixels.dtype} {list(pixels.shape)}"
             )
 
 
 def checked_answers(model: object, classifier: Classifier) -> Callable[[Tensor], Tensor]:
-    """Return a model whose failures and wrong answers are told in one line.
+    """Return a model whose failures and wrong answers raise errors of one line.
 
     Raises:
         InputError: if it cannot be called, or is a student for other images.
     """
     if not callable(model):
-        raise InputError(f"model: {kind(model)}, needed is what maps images to logits")
+        raise InputError(f"model: expected what maps images to logits, got {kind(model)}")
     shape = classifier.preprocessing.shape
     if isinstance(model, QuantizedClassifier) and model.image_shape != shape:
         raise InputError(
@@ -206,14 +207,16 @@ def checked_answers(model: object, classifier: Classifier) -> Callable[[Tensor],
             found = f"{type(error).__name__}: {first_line(error)}"
             raise InputError(f"model: cannot take images {list(images.shape)} ({found})") from error
         if not isinstance(logits, Tensor):
-            raise InputError(f"model: gave {kind(logits)}, needed are logits")
+            raise InputError(f"model: expected logits from it, got {kind(logits)}")
         if logits.shape != (len(images), classifier.num_classes):
             raise InputError(
-                f"model: gave {list(logits.shape)}, needed are logits "
-                f"[{len(images)}, {classifier.num_classes}]"
+                f"model: expected logits [{len(images)}, {classifier.num_classes}] from it, got "
+                f"{list(logits.shape)}"
             )
         if not logits.is_floating_point():
-            raise InputError(f"model: gave {logits.dtype}, needed are logits in floating point")
+            raise InputError(
+                f"model: expected logits in floating point from it, got {logits.dtype}"
+            )
         return logits
 
     return answers
@@ -228,20 +231,20 @@ def check_formats(formats: object) -> Sequence[str]:
     accepted = " and ".join(EXPORTED)
     if isinstance(formats, str):
         raise InputError(
-            f"formats: {formats!r} is one text, needed is a sequence of names, such as "
-            f'["onnx"]; accepted are {accepted}'
+            f'formats: expected a sequence of names, such as ["onnx"], got the text {formats!r}; '
+            f"accepted are {accepted}"
         )
     if not isinstance(formats, Iterable):
-        raise InputError(f"formats: {kind(formats)}, needed is a sequence; accepted are {accepted}")
+        raise InputError(f"formats: expected a sequence of {accepted}, got {kind(formats)}")
     names = list(formats)
     unknown = [name for name in names if name not in list(EXPORTED)]
     if unknown:
-        raise InputError(f"formats: unknown {unknown[0]!r}, accepted are {accepted}")
+        raise InputError(f"formats: expected {accepted}, got {unknown[0]!r}")
     return list(dict.fromkeys(names))
 
 
 def checked_path(name: str, path: object) -> Path:
     """Return a path that was given as one or as text."""
     if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
-        raise InputError(f"{name}: {path!r}, needed is a path")
+        raise InputError(f"{name}: expected a path, got {path!r}")
     return Path(path)

@@ -1,4 +1,4 @@
-"""The main program: a classifier goes in, its quantized form and what that cost come out.
+"""The main command: a classifier goes in, its quantized form and what that cost come out.
 
 `python -m zscgan_ext.train --help` lists the settings. Each stage leaves its results in the run
 folder.
@@ -12,13 +12,13 @@ from functools import partial
 
 from zscgan_ext import processes
 from zscgan_ext.classifiers.trust import allowed_classifier, gives_option, is_of_a_library
+from zscgan_ext.config.command_line import CONFIG, parse_config
+from zscgan_ext.config.configs import RunConfig
+from zscgan_ext.config.values import parse_formats
 from zscgan_ext.errors import first_line, one_line
 from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.program import SMALLER_SIZES, is_out_of_memory, program, told
 from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
-from zscgan_ext.settings.command_line import CONFIG, parse_settings
-from zscgan_ext.settings.config import Settings
-from zscgan_ext.settings.values import parse_formats
 from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.stages.results import metrics, predictions, table
 from zscgan_ext.stages.run import Run
@@ -28,33 +28,33 @@ from zscgan_ext.training.stop_signals import StoppedError
 
 def export_student(run: Run) -> None:
     """Write the fine-tuned student in the formats to deploy, from the files of the run."""
-    formats = parse_formats(run.settings.export)
-    if formats and run.settings.stop_after is None:
-        print(summary(export_run(run.folder.path, formats, run.settings.classifier)))
+    formats = parse_formats(run.config.export)
+    if formats and run.config.stop_after is None:
+        print(summary(export_run(run.folder.path, formats, run.config.classifier)))
 
 
 def report(run: Run) -> None:
     """Write the page about a run that went to its end."""
-    if run.settings.report and run.settings.stop_after is None:
+    if run.config.report and run.config.stop_after is None:
         from zscgan_ext.report.page import write_report  # takes long to import
 
-        print(one_line(f"report in {write_report(run.folder.path, run.settings.classifier)}"))
+        print(one_line(f"report in {write_report(run.folder.path, run.config.classifier)}"))
 
 
-def check_resumed(settings: Settings, arguments: Sequence[str]) -> None:
+def check_resumed(config: RunConfig, arguments: Sequence[str]) -> None:
     """Require that no folder decides which code runs.
 
     Raises:
         InputError: if only the resumed run's folder names a classifier that is of no library.
     """
-    if settings.resume is not None:
-        given = settings.classifier if gives_option(arguments, "--classifier") else None
-        allowed_classifier(settings.classifier, given, settings.resume / CONFIG)
+    if config.resume is not None:
+        given = config.classifier if gives_option(arguments, "--classifier") else None
+        allowed_classifier(config.classifier, given, config.resume / CONFIG)
 
 
-def going_on(run: Run) -> str:
-    """Return the arguments that go on with a run."""
-    name = run.settings.classifier
+def resume_options(run: Run) -> str:
+    """Return the options that resume a run."""
+    name = run.config.classifier
     classifier = "" if is_of_a_library(name) else f" --classifier {name}"
     return f"--resume {run.folder.path}{classifier}"
 
@@ -64,30 +64,30 @@ def run_to_end(run: Run) -> None:
     run_stages(run)
     if run.profiler is not None:
         run.profiler.write(run.folder)
-    results = metrics(run, run.total_seconds())
-    run.folder.write_json(METRICS, results)
-    if run.logits:
+    measured = metrics(run)
+    run.folder.write_json(METRICS, measured)
+    if run.results.logits:
         run.folder.save_tensors(PREDICTIONS, predictions(run))
-        print(table(results))
+        print(table(measured))
     if processes.rank() == 0:
         with run.checkpoints.interruptible():
             run.folder.require_same_config()
             export_student(run)
             report(run)
-    print(one_line(f"{results['seconds']['total']:.0f} s, results in {run.folder.path}"))
+    print(one_line(f"{measured['seconds']['total']:.0f} s, results in {run.folder.path}"))
 
 
 def run_program(arguments: Sequence[str] | None) -> int:
-    """Run the program in one process; return its exit code."""
+    """Run the command in one process; return its exit code."""
     try:
-        settings = parse_settings(arguments)
-        check_resumed(settings, sys.argv[1:] if arguments is None else arguments)
-        run = prepare(settings)
+        config = parse_config(arguments)
+        check_resumed(config, sys.argv[1:] if arguments is None else arguments)
+        run = prepare(config)
         with contextlib.closing(run.folder), run.checkpoints.signals:
             run_to_end(run)
     except StoppedError as stopped:
         if processes.rank() == 0:
-            print(one_line(f"{stopped}; {going_on(run)} goes on from here"), file=sys.stderr)
+            print(one_line(f"{stopped}; {resume_options(run)} resumes it"), file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
         return told("stopped before anything was written", 130)
@@ -95,14 +95,14 @@ def run_program(arguments: Sequence[str] | None) -> int:
         if processes.count() == 1 or is_out_of_memory(error):
             raise
         lost = f"error: lost another process ({first_line(error)})"
-        return told(f"{lost}; --resume goes on from the last checkpoint", 1)
+        return told(f"{lost}; --resume starts from the last checkpoint", 1)
     processes.leave()
     return 0
 
 
 @partial(program, goes_on=True, if_memory_is_short=SMALLER_SIZES)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code. Of many processes the first one prints."""
+    """Run the command; return its exit code. Of many processes the first one prints."""
     processes.check_environment()
     if processes.is_first():
         return run_program(arguments)

@@ -129,7 +129,9 @@ def parse_config(arguments: Sequence[str] | None = None) -> RunConfig:
         raise InputError(f"resume: {config.resume} in a file, only the command line can give it")
     if resumed is not None:
         if config.output not in (None, resumed):
-            raise InputError(f"output: expected {resumed}, which --resume names, got {config.output}")
+            raise InputError(
+                f"output: expected {resumed}, which --resume names, got {config.output}"
+            )
         config = replace(config, output=resumed)
     config.execution.resolved_device()
     return config
@@ -189,7 +191,7 @@ def config_arguments(file: Path, ignored: Sequence[str] = ()) -> list[str]:
         if name in ignored:
             continue
         if isinstance(value, list) and name in ("mean", "std"):
-            arguments += [flag(name), *(scalar_text(file, name, item) for item in value)]
+            arguments += [flag(name), *(number_text(file, name, item) for item in value)]
         elif value is not None or OPTIONS[name].field.default is not None:
             arguments.append(f"{flag(name)}={scalar_text(file, name, value)}")
     return arguments
@@ -220,6 +222,16 @@ def scalar_text(file: Path, name: str, value: Any) -> str:
         found = type(value).__name__
         raise InputError(f"config: {file} gives {name} a {found}, which is not accepted there")
     return str(value)
+
+
+def number_text(file: Path, name: str, value: Any) -> str:
+    """Write one of several numbers as on the command line, where text could be another option."""
+    text = scalar_text(file, name, value)
+    try:
+        float(text)
+    except ValueError:
+        raise InputError(f"config: {file} gives {name} {text!r}, expected numbers") from None
+    return text
 
 
 def config_to_yaml(config: RunConfig) -> str:

@@ -85,9 +85,7 @@ class QuantizationConfig(Configuration):
 class FineTuningConfig(Configuration):
     """How the quantized classifier is fine-tuned to answer as the float one does."""
 
-    batch_size: int = setting(
-        32, "N", option="fine_tuning_batch_size", above=0, at_most=SIZES
-    )
+    batch_size: int = setting(32, "N", option="fine_tuning_batch_size", above=0, at_most=SIZES)
     """images in a batch of fine-tuning"""
     steps: int = setting(
         PRESETS["default"]["fine_tuning_steps"],
@@ -229,8 +227,7 @@ class RunConfig(Configuration):
         Raises:
             InputError: if one is unknown, of another type or out of range.
         """
-        preset = PRESETS.get(str(values.get("preset", "default")), {})
-        return cls().changed(**{**preset, **values})
+        return cls().changed(**{**preset_of(values), **values})
 
     def changed(self, **values: Any) -> "RunConfig":
         """Return a configuration in which some options have other values.
@@ -258,6 +255,11 @@ class RunConfig(Configuration):
         classifier = re.sub(r"[^\w.]+", "-", self.classifier)
         bits, scheme = self.quantization.bits.lower(), self.quantization.scheme
         return Path("runs", f"{classifier}-{bits}-{scheme}-seed{self.seed}")
+
+
+def preset_of(options: Mapping[str, Any]) -> Mapping[str, int]:
+    """Return what the preset among these options sets; nothing without one."""
+    return PRESETS.get(str(options.get("preset")), {})
 
 
 SECTIONS: dict[str, type[Configuration]] = {

@@ -9,12 +9,12 @@ from pathlib import Path
 from torch import Tensor
 
 from zscgan_ext.classifiers.loading import classifier_of
+from zscgan_ext.config.command_line import CONFIG
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.onnx_runtime import OnnxClassifier, require_onnx
 from zscgan_ext.export.quantized_file import load_quantized
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
-from zscgan_ext.run_folder.finished_run import open_run, read_settings
-from zscgan_ext.settings.command_line import CONFIG
+from zscgan_ext.run_folder.finished_run import open_run, read_run_config
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 
@@ -87,5 +87,5 @@ def float_model_of(
         return None
     if not os.path.isfile(file.parent / CONFIG):
         return None
-    settings = read_settings(file.parent)
-    return classifier_of(settings).model if settings.classifier == classifier else None
+    config = read_run_config(file.parent)
+    return classifier_of(config).model if config.classifier == classifier else None

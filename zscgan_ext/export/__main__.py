@@ -4,10 +4,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from zscgan_ext.config.values import EXPORT_FORMATS, parse_formats
 from zscgan_ext.errors import one_line
 from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.program import OneLineParser, program
-from zscgan_ext.settings.values import EXPORT_FORMATS, parse_formats
 
 
 @program

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zscgan_ext.config.command_line import CONFIG, read_config
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import Images, open_labelled
 from zscgan_ext.images.memory_format import to_channels_last
@@ -24,9 +25,8 @@ from zscgan_ext.report.quantization_errors import (
 )
 from zscgan_ext.run_folder.finished_run import FinishedRun, open_run
 from zscgan_ext.run_folder.records import read_export, read_log, read_metrics, read_predictions
-from zscgan_ext.settings.command_line import CONFIG, read_config
-from zscgan_ext.stages.results import ROWS
-from zscgan_ext.stages.run import STAGES
+from zscgan_ext.stages.run import TIMED
+from zscgan_ext.stages.variants import VARIANTS
 from zscgan_ext.synthesis.generator import default_random_seeded
 from zscgan_ext.zoo import bundled_images
 
@@ -97,14 +97,14 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
     }
     if len(names) <= LARGEST_MATRIX:
         drawn["confusion"] = charts.confusion_matrix(confusion(before, after, len(names)), names)
-    random = torch.Generator().manual_seed(run.settings.seed)
+    random = torch.Generator().manual_seed(run.config.seed)
     return Content(
         metrics=metrics,
         export=export,
         summary=summary_rows(metrics),
         settings={name: shown(value) for name, value in read_config(folder / CONFIG).items()},
         environment=environment_of(metrics),
-        first_ranges=shown_ranges(metrics.get("first_ranges", {}).get("fine_tuned")),
+        first_ranges=shown_ranges(metrics.get("initial_ranges", {}).get("fine_tuned")),
         charts=drawn,
         classes=pictures_by_class(run.classifier, run.generator(), random),
         weights=weights,
@@ -129,8 +129,8 @@ def measured_images(run: FinishedRun) -> int:
 def summary_rows(metrics: Mapping[str, Any]) -> list[SummaryRow]:
     """Return the rows of the run that were measured."""
     return [
-        SummaryRow(name, metrics["top1"][row], metrics["agreement"][row])
-        for row, name in ROWS.items()
+        SummaryRow(variant.label, metrics["top1"][row], metrics["agreement"][row])
+        for row, variant in VARIANTS.items()
         if metrics["top1"].get(row) is not None
     ]
 
@@ -156,7 +156,7 @@ def environment_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def in_order(seconds: Mapping[str, float]) -> dict[str, float]:
     """Return the seconds of each stage in the order of the stages, then all others."""
-    return {name: seconds[name] for name in (*STAGES, *seconds) if name in seconds}
+    return {name: seconds[name] for name in (*TIMED, *seconds) if name in seconds}
 
 
 def shown(value: Any) -> str:
@@ -168,7 +168,7 @@ def shown(value: Any) -> str:
 
 def evaluation_images(run: FinishedRun) -> tuple[Images | None, list[str]]:
     """Open the images that the run was evaluated on; else tell why there are none."""
-    name = run.settings.evaluation_data or bundled_images(run.settings.classifier)
+    name = run.config.evaluation_data or bundled_images(run.config.classifier)
     if name is None:
         return None, ["No real images were given: nothing here is compared with them."]
     try:
@@ -189,7 +189,8 @@ def learning_charts(log: list[dict[str, Any]]) -> dict[str, str]:
         entries = stages.pop("synthesis")
         drawn["synthesis"] = charts.loss_curves("generator learning", {"generator": entries})
     if stages:
-        names = {stage: ROWS.get(stage, stage) for stage in stages}
+        labels = {variant.training_stage: variant.label for variant in VARIANTS.values()}
+        names = {stage: labels.get(stage, stage) for stage in stages}
         shown_stages = {names[stage]: entries for stage, entries in stages.items()}
         drawn["fine_tuning"] = charts.loss_curves("fine-tuning", shown_stages)
     return drawn
@@ -198,9 +199,9 @@ def learning_charts(log: list[dict[str, Any]]) -> dict[str, str]:
 @torch.no_grad()
 def batch_norm_charts(run: FinishedRun, images: Tensor, data: Images | None) -> dict[str, str]:
     """Draw how well batch-norm statistics match before and after learning, and real images'."""
-    random = torch.Generator().manual_seed(run.settings.seed)
+    random = torch.Generator().manual_seed(run.config.seed)
     untrained = run.new_generator().train()
-    with default_random_seeded(CPU, run.settings.seed):
+    with default_random_seeded(CPU, run.config.seed):
         before = to_channels_last(untrained(*untrained.random_inputs(len(images), random)))
     sources = {"untrained generator": before, "trained generator": images}
     if data is not None:
@@ -212,7 +213,7 @@ def batch_norm_charts(run: FinishedRun, images: Tensor, data: Images | None) -> 
     }
     generators = {name: measured[name] for name in ("untrained generator", "trained generator")}
     return {
-        "distances": charts.distances_by_layer(measured, run.settings.distance),
+        "distances": charts.distances_by_layer(measured, run.config.generator.distance),
         "channels": charts.statistics_by_channel(generators),
     }
 

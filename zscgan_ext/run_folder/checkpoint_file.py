@@ -116,7 +116,7 @@ def write_checkpoint(
         folder: for it.
         number: of the checkpoint.
         state: that it holds.
-        claim: is told the file before it is written.
+        claim: called with the file before it is written.
 
     Raises:
         InputError: if it cannot be written.

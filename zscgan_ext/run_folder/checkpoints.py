@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from zscgan_ext import processes
 from zscgan_ext.config.values import Interval
@@ -164,7 +165,7 @@ class Checkpoints:
         if self.begins_rngs_anew and self.steps:
             rng.manual_seed(self._seed(name))
         self._restore(name, self.rngs[name])
-        return random
+        return rng
 
     def release(self, name: str) -> None:
         """Hold an object no longer."""

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from zscgan_ext.config.command_line import CONFIG
 from zscgan_ext.errors import InputError, printable
 from zscgan_ext.regular_file import read_regular_file
 from zscgan_ext.run_folder.own_files import (
@@ -25,7 +26,6 @@ from zscgan_ext.run_folder.own_files import (
     require_folder,
 )
 from zscgan_ext.run_folder.whole_file import json_bytes, one_line_errors
-from zscgan_ext.settings.command_line import CONFIG
 
 METRICS = "metrics.json"
 LOG = "metrics.jsonl"
@@ -53,7 +53,7 @@ GAP = 2  # pixels between images
 
 
 def is_name_of_a_run(name: str) -> bool:
-    """Tell of a path in the folder of a run whether runs write files of this name."""
+    """Return True if runs write files of this name into their folder."""
     return name in NAMES or any(pattern.fullmatch(name) for pattern in NUMBERED)
 
 
@@ -98,7 +98,7 @@ class RunFolder:
         Args:
             path: the folder.
             overwrite: whether to delete the files of the run that the folder holds.
-            resume: whether to keep them and go on writing; then nothing is deleted but files that
+            resume: whether to keep them and write on; then nothing is deleted but files that
                 a stopped run had not written to their end.
             writes: whether to create and write anything; of many processes one does.
 
@@ -115,7 +115,7 @@ class RunFolder:
         # os.path answers False where Path raises, on a name that is too long for example.
         if os.path.lexists(path):
             if os.path.isfile(path) and not os.path.islink(path):
-                raise InputError(f"output: {path} is a file, needed is a folder")
+                raise InputError(f"output: expected a folder, {path} is a file")
             require_folder(path)
         if not (overwrite or resume):
             self._check_holds_no_run()
@@ -153,7 +153,7 @@ class RunFolder:
         if resume and CONFIG not in own:  # a run of before there was a list
             return found
         for name in found:
-            # A run goes on from any whole checkpoint, and deletes none that is not on its list.
+            # A run resumes from any whole checkpoint, and deletes none that is not on its list.
             if name not in own and not (resume and CHECKPOINT_NAMES.fullmatch(name)):
                 raise InputError(not_ours(self.path, name))
         return found
@@ -300,7 +300,7 @@ def draw_grid(images: Tensor, labels: Sequence[str]) -> Image.Image:
     """Draw rows of images, [rows, columns, C, H, W] from 0 to 1, labels at their left."""
     rows, columns, _, height, width = images.shape
     if rows != len(labels):
-        raise ValueError(f"labels: {len(labels)}, needed is one for each of {rows} rows")
+        raise ValueError(f"labels: expected one for each of {rows} rows, got {len(labels)}")
     labels = [printable(label) for label in labels]
     zoom = max(1, math.ceil(SMALLEST_SAMPLE / height))
     font = ImageFont.load_default(FONT_SIZE)

@@ -11,14 +11,14 @@ from zscgan_ext.classifiers.extent import check_extent
 from zscgan_ext.classifiers.loading import Classifier, classifier_of, find_source
 from zscgan_ext.classifiers.trust import allowed_classifier, is_of_a_library
 from zscgan_ext.classifiers.weights import load_weights
+from zscgan_ext.config.command_line import CONFIG, parse_config
+from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
 from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.regular_file import regular_file_size
 from zscgan_ext.run_folder.files import GENERATOR, STUDENT
-from zscgan_ext.settings.command_line import CONFIG, parse_settings
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis.generator import (
     ConditionalGenerator,
     default_random_seeded,
@@ -31,17 +31,17 @@ BITS_OF_FLOAT = 32
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run's settings, the float classifier and the student, on the CPU."""
+    """A run's configuration, the float classifier and the student, on the CPU."""
 
     folder: Path
-    settings: Settings
+    config: RunConfig
     classifier: Classifier
     student: QuantizedClassifier
 
     def new_generator(self) -> ConditionalGenerator:
         """Return a generator of the run's shape that has learned nothing, always the same."""
-        with default_random_seeded(CPU, self.settings.seed):
-            return generator_of(self.settings, self.classifier)
+        with default_random_seeded(CPU, self.config.seed):
+            return generator_of(self.config.generator, self.classifier)
 
     def generator(self) -> ConditionalGenerator:
         """Return the generator that the run learned."""
@@ -52,19 +52,19 @@ class FinishedRun:
     @torch.no_grad()
     def generated_images(self, batch_size: int, batches: int) -> list[Tensor]:
         """Return batches of the generator's images, [batch_size, C, H, W], always the same."""
-        generator, seed = self.generator(), self.settings.seed
-        random = torch.Generator().manual_seed(seed)
+        generator, seed = self.generator(), self.config.seed
+        rng = torch.Generator().manual_seed(seed)
         with default_random_seeded(CPU, seed):
             return [
-                to_channels_last(generator(*generator.random_inputs(batch_size, random)))
+                to_channels_last(generator(*generator.random_inputs(batch_size, rng)))
                 for _ in range(batches)
             ]
 
 
-def read_settings(folder: Path) -> Settings:
-    """Return the settings of a run, to be used on the CPU."""
+def read_run_config(folder: Path) -> RunConfig:
+    """Return the configuration of a run, to be used on the CPU."""
     on_the_cpu = ("--device=cpu", "--precision=float32", "--cuda-graphs=off", "--no-compile")
-    return parse_settings(["--config", str(folder / CONFIG), *on_the_cpu])
+    return parse_config(["--config", str(folder / CONFIG), *on_the_cpu])
 
 
 def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
@@ -80,17 +80,17 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     """
     for name in (CONFIG, STUDENT, GENERATOR):
         if not os.path.isfile(folder / name):  # Path raises where a name is too long
-            raise InputError(f"{folder}: lacks {name}, needed is the folder of a finished run")
-    settings = read_settings(folder)
-    allowed = allowed_classifier(settings.classifier, classifier, folder / CONFIG)
-    settings = replace(settings, classifier=allowed)
+            raise InputError(f"{folder}: expected the folder of a finished run, it lacks {name}")
+    config = read_run_config(folder)
+    allowed = allowed_classifier(config.classifier, classifier, folder / CONFIG)
+    config = replace(config, classifier=allowed)
     if is_of_a_library(allowed):
         held = regular_file_size(folder / STUDENT)
-        shape = settings.num_classes, settings.image_size
+        shape = config.num_classes, config.image_size
         check_extent(folder / STUDENT, held, BITS_OF_FLOAT, find_source(allowed), *shape)
-    loaded = classifier_of(settings)
-    student = student_of(settings, loaded)
+    loaded = classifier_of(config)
+    student = student_of(config.quantization, loaded)
     load_weights(student, folder / STUDENT)
     student.set_activation_mode(ActivationMode.QUANTIZE)
     lay_out(student.requires_grad_(False), torch.channels_last)
-    return FinishedRun(folder, settings, loaded, student)
+    return FinishedRun(folder, config, loaded, student)

@@ -61,7 +61,7 @@ class OwnFiles:
         """
         with one_line_errors(folder / LIST):
             if kind_of(folder / LIST) == "link":
-                raise InputError(f"output: {folder / LIST} is a link, needed is a file; move it")
+                raise InputError(f"output: {folder / LIST} is a link, expected a file; move it")
             own = cls(folder, is_name)
         shared = cls.in_use.get(own.identity)
         if shared is not None:
@@ -154,7 +154,7 @@ class OwnFiles:
         if not is_same:
             raise InputError(
                 f"output: {self.folder} or its {LIST} was deleted, moved or replaced meanwhile; if "
-                "it was moved, --resume its new place goes on from its last checkpoint, otherwise "
+                "it was moved, --resume its new place resumes from its last checkpoint, otherwise "
                 "start the run again"
             )
 
@@ -228,7 +228,7 @@ def check_place(folder: Path, name: str) -> None:
     with one_line_errors(file):
         kind = kind_of(file)
     if kind not in (None, "file"):
-        raise InputError(f"output: {file} is a {kind}, needed is a file or nothing; move it")
+        raise InputError(f"output: {file} is a {kind}, expected a file or nothing; move it")
 
 
 def require_folder(path: Path) -> None:
@@ -240,7 +240,7 @@ def require_folder(path: Path) -> None:
     kind = kind_of(path)
     if kind != "folder":
         advice = "; give the folder that it leads to" if kind == "link" else ""
-        raise InputError(f"output: {path} is a {kind}, needed is a folder{advice}")
+        raise InputError(f"output: {path} is a {kind}, expected a folder{advice}")
 
 
 def kind_of(path: Path) -> str | None:
@@ -269,7 +269,7 @@ def open_list(file: Path) -> int:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no file of this folder alone; move it away")
+        raise OSError(errno.EINVAL, "is no file of only this folder; move it away")
     return descriptor
 
 

@@ -2,8 +2,6 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,37 +28,33 @@ class StepProfiler:
         self.trace: dict[str, Any] = {}
         self.tables: list[str] = []
 
-    @contextmanager
-    def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
-        """Profile some of the steps that it encloses.
+    def begin(self, stage: str, steps: int) -> None:
+        """Begin a stage of so many steps, some of which are profiled."""
+        self.stage = stage
+        self.first = min(SKIPPED_STEPS, steps - min(PROFILED_STEPS, steps))
+        self.last = self.first + min(PROFILED_STEPS, steps)
+        self.taken = 0
+        self.profiler = profile(activities=self.activities)
+        if self.first == 0 and steps:
+            self.profiler.start()
 
-        Args:
-            name: of the stage.
-            steps: how many steps the stage has.
+    def after_step(self) -> None:
+        """Begin or end profiling, where the step that was taken is the one before or the last."""
+        self.taken += 1
+        if self.taken == self.first:
+            self.profiler.start()
+        if self.taken == self.last:
+            self.stop()
 
-        Yields:
-            What is to be called after each step.
-        """
-        profiled = min(PROFILED_STEPS, steps)
-        first = min(SKIPPED_STEPS, steps - profiled)
-        profiler = profile(activities=self.activities)
-        taken = 0
+    def end(self) -> None:
+        """End a stage, maybe early: a resumed run may have few steps left."""
+        if self.first <= self.taken < self.last:
+            self.stop()
 
-        def after_step() -> None:
-            nonlocal taken
-            taken += 1
-            if taken == first:
-                profiler.start()
-            if taken == first + profiled:
-                profiler.stop()
-                self.add(f"{name}, {profiled} steps", profiler)
-
-        if first == 0 and steps:
-            profiler.start()
-        yield after_step
-        if first <= taken < first + profiled:  # the run went on from a checkpoint near the end
-            profiler.stop()
-            self.add(f"{name}, {taken - first} steps", profiler)
+    def stop(self) -> None:
+        """Keep what was profiled."""
+        self.profiler.stop()
+        self.add(f"{self.stage}, {self.taken - self.first} steps", self.profiler)
 
     @property
     def activities(self) -> list[ProfilerActivity]:

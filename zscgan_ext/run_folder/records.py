@@ -62,6 +62,9 @@ diversity = record(
 )
 bits = integer(2, 8)
 version = nullable(short)
+RANGES_CHECK: Check = mapping_of(
+    record({"chosen": name, "divergence": mapping_of(number(), name)}, strict=False), name
+)
 METRICS_CHECK: Check = record(
     {
         "classifier": short,
@@ -77,9 +80,8 @@ METRICS_CHECK: Check = record(
         "peak_memory_bytes": integer(0),
     },
     {
-        "first_ranges": mapping_of(
-            record({"chosen": name, "divergence": mapping_of(number(), name)}, strict=False), name
-        ),
+        "initial_ranges": RANGES_CHECK,
+        "first_ranges": RANGES_CHECK,
         "warnings": list_of(text()),
         **dict.fromkeys(("zscgan_ext", "torch", "torchvision", "python", "cpu", "commit"), version),
     },
@@ -111,6 +113,8 @@ def read_metrics(folder: Path, num_classes: int) -> dict[str, Any]:
         return metrics
 
     metrics: dict[str, Any] = read_json(folder / METRICS, check)
+    if "first_ranges" in metrics:  # as it was called in earlier versions
+        metrics.setdefault("initial_ranges", metrics.pop("first_ranges"))
     return metrics
 
 
@@ -211,5 +215,5 @@ def chosen(tensors: dict[str, Tensor], row: str, num_classes: int) -> Tensor:
 
 
 def exists(file: Path) -> bool:
-    """Tell whether something stands under a name, be it a link that leads nowhere."""
+    """Return True if something stands under a name, be it a link that leads nowhere."""
     return file.exists() or file.is_symlink()

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from itertools import islice
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.run_folder.files import GENERATOR
-from zscgan_ext.stages.progress import Progress
+from zscgan_ext.stages.monitor import StageMonitor
 from zscgan_ext.stages.run import RandomStream, Run
 from zscgan_ext.synthesis.diversity import (
     chosen_classes,
@@ -25,77 +24,57 @@ from zscgan_ext.synthesis.generator import (
     default_random_seeded,
     generator_of,
 )
-from zscgan_ext.synthesis.generator_training import (
-    GeneratorTraining,
-    SynthesisStep,
-    synthetic_batches,
-    train_generator,
-)
+from zscgan_ext.synthesis.generator_training import GeneratorTrainer, synthetic_batches
 
 SAMPLES_PER_CLASS = 10
 PROBES_PER_CLASS = 8
 NAMED_CLASSES = 5  # at most, in a warning
 # Fraction of the learning rate: at all of it, Adam's first steps would undo what was learned.
-GOING_ON_RATE = 0.1
+CONTINUED_RATE = 0.1
 SAMPLED_FRACTIONS = (0.1, 0.3, 1.0)  # of the synthesis steps, beside the first
 
 
 def learn_generator(run: Run) -> ConditionalGenerator:
     """Learn the generator, with samples and a log on the way."""
-    settings, classifier = run.settings, run.classifier
-    generator = generator_of(settings, classifier)
+    config, checkpoints = run.config.generator, run.checkpoints
+    generator = generator_of(config, run.classifier)
     generator.to(run.device).to(memory_format=run.execution.memory_format)
     run.separate_processes()
-    run.checkpoints.hold("generator", generator)
-    if run.checkpoints.is_finished("synthesis"):
+    checkpoints.hold("generator", generator)
+    if checkpoints.is_finished("synthesis"):
         return generator.eval()
-    random = run.random(RandomStream.GENERATOR_LEARNING)
-    run.checkpoints.hold_random("synthesis/random", random)
-    run.warn(zero_variance_warnings(classifier.model))
-    teacher = FrozenTeacher(classifier.model, settings.distance)
-    steps = settings.synthesis_steps
-    sampled = {1, *(max(1, round(fraction * steps)) for fraction in SAMPLED_FRACTIONS)}
-    with (
-        run.checkpoints.stage("synthesis"),
-        run.timed("synthesis"),
-        run.steps_of("synthesis", steps) as around,
-        Progress("synthesis", steps, settings.log_interval) as progress,
-    ):
-
-        def report(step: SynthesisStep) -> None:
-            progress.update(
-                step.step, {"loss": step.loss, "teacher accuracy": step.teacher_accuracy}
-            )
-            if progress.is_due(step.step):
-                run.log("synthesis", asdict(step))
-            if step.step in sampled:
-                save_samples(run, generator, step.step)
-
-        def is_due(step: int) -> bool:
-            return progress.wants(step) or step in sampled
-
-        train_generator(
-            *(generator, teacher, settings, random, report, is_due),
-            *(around.after_step, around.before_steps),
-        )
-        run.warn([*not_learned(run, generator), *never_generated(run, generator)])
+    rng = checkpoints.hold_rng("synthesis/rng", run.rng(RandomStream.GENERATOR_LEARNING))
+    run.results.warn(zero_variance_warnings(run.classifier.model))
+    teacher = FrozenTeacher(run.classifier.model, config.distance)
+    trainer = GeneratorTrainer(generator, teacher, config, run.execution, rng)
+    sampled = {1, *(max(1, round(fraction * config.steps)) for fraction in SAMPLED_FRACTIONS)}
+    with StageMonitor(run, "synthesis", trainer, seconds="synthesis") as monitor:
+        for step in monitor.steps():
+            values = trainer.step(trainer.sample())
+            if step in sampled:
+                save_samples(run, generator, step)
+            monitor.after_step(step, values)
+        generator.eval()
+        run.results.warn([*not_learned(run, generator), *never_generated(run, generator)])
         run.folder.save_tensors(GENERATOR, generator.state_dict())
     teacher.remove_hooks()
     return generator
 
 
-def generator_goes_on(run: Run, generator: ConditionalGenerator) -> GeneratorTraining:
-    """Return a training that goes on with the generator while the student learns."""
-    settings = replace(
-        run.settings,
-        synthesis_steps=run.settings.fine_tuning_steps,
-        synthesis_learning_rate=GOING_ON_RATE * run.settings.synthesis_learning_rate,
+def continued_generator_training(run: Run, generator: ConditionalGenerator) -> GeneratorTrainer:
+    """Return a trainer that continues with the generator while the student learns."""
+    config = run.config.generator
+    rng = run.checkpoints.hold_rng("alternating/rng", run.rng(RandomStream.ALTERNATING))
+    trainer = GeneratorTrainer(
+        generator,
+        FrozenTeacher(run.classifier.model, config.distance),
+        config,
+        run.execution,
+        rng,
+        steps=run.config.fine_tuning.steps,
+        learning_rate=CONTINUED_RATE * config.learning_rate,
     )
-    random = run.checkpoints.hold_random("alternating/random", run.random(RandomStream.ALTERNATING))
-    teacher = FrozenTeacher(run.classifier.model, settings.distance)
-    training = GeneratorTraining(generator, teacher, settings, random)
-    generator.eval()
-    return run.checkpoints.hold("alternating/training", training)
+    return run.checkpoints.hold("alternating/training", trainer)
 
 
 @torch.no_grad()
@@ -103,7 +82,7 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
     """Write a grid of generated images, one row per class; the same latent vectors each time."""
     classes = chosen_classes(generator.learned_classes())
     labels = torch.tensor(classes, device=run.device).repeat_interleave(SAMPLES_PER_CLASS)
-    latent, _ = generator.random_inputs(len(labels), run.shared_random(RandomStream.SAMPLES))
+    latent, _ = generator.random_inputs(len(labels), run.shared_rng(RandomStream.SAMPLES))
     was_training = generator.training
     generator.eval()
     images = generator(latent, labels)
@@ -122,12 +101,12 @@ def probe_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[T
     They take no random numbers from any stage.
     """
     classes = torch.tensor(generator.learned_classes(), device=run.device)
-    size, random, next_index = run.settings.batch_size, run.shared_random(RandomStream.PROBES), 0
+    size, rng, next_index = run.config.generator.batch_size, run.shared_rng(RandomStream.PROBES), 0
     while True:
         index = torch.arange(next_index, next_index + size, device=run.device)
         labels = classes[index % len(classes)]
         next_index += size
-        latent, _ = generator.random_inputs(size, random)
+        latent, _ = generator.random_inputs(size, rng)
         with default_random_seeded(run.device, next_index), torch.no_grad():
             images = generator(latent, labels)
         yield to_memory_format(images, run.execution.memory_format), labels
@@ -147,7 +126,7 @@ def not_learned(run: Run, generator: ConditionalGenerator) -> list[str]:
 @torch.no_grad()
 def never_generated(run: Run, generator: ConditionalGenerator) -> list[str]:
     """Return a line that names learned classes that came out as others, if there are any."""
-    learned, size = generator.learned_classes(), run.settings.batch_size
+    learned, size = generator.learned_classes(), run.config.generator.batch_size
     hits = torch.zeros(run.classifier.num_classes, dtype=torch.int64, device=run.device)
     batches = math.ceil(PROBES_PER_CLASS * len(learned) / size)
     for images, labels in islice(probe_batches(run, generator), batches):
@@ -168,18 +147,23 @@ def measure_diversity(run: Run, generator: ConditionalGenerator) -> None:
     data = run.reference or run.evaluation
     if checkpoints.is_finished("diversity"):
         return
-    with checkpoints.stage("diversity"), checkpoints.interruptible(), run.timed("evaluation"):
-        random, at_once = run.shared_random(RandomStream.DIVERSITY), run.settings.batch_size
-        generated = generated_classes(generator, random, at_once)
+    with (
+        checkpoints.stage("diversity"),
+        checkpoints.interruptible(),
+        run.results.timed("evaluation"),
+    ):
+        rng = run.shared_rng(RandomStream.DIVERSITY)
+        at_once = run.config.generator.batch_size
+        generated = generated_classes(generator, rng, at_once)
         real = None
         if data is not None:
             labels = chosen_classes(generator.learned_classes())
             real = real_classes(data, classifier.preprocessing, labels, run.device)
-        run.diversity = compare_diversity(classifier.model, generated, real, at_once)
+        run.results.diversity = compare_diversity(classifier.model, generated, real, at_once)
 
 
 def generated_batches(
-    run: Run, generator: ConditionalGenerator, random: torch.Generator, batch_size: int
+    run: Run, generator: ConditionalGenerator, rng: torch.Generator, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of generated images on the device, forever."""
-    return synthetic_batches(generator, batch_size, random, run.execution.memory_format)
+    return synthetic_batches(generator, batch_size, rng, run.execution.memory_format)

@@ -1,4 +1,4 @@
-"""What a run measured: its rows, `metrics.json` and the table it ends with."""
+"""The results of a run as files and on the terminal: metrics, predictions, and the table."""
 
 import resource
 from typing import Any
@@ -6,54 +6,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zscgan_ext.config.values import parse_bits
 from zscgan_ext.environment import environment
 from zscgan_ext.measures import agreement, top1
-from zscgan_ext.settings.values import parse_bits
 from zscgan_ext.stages.run import Run
-
-ROWS = {
-    "float": "float",
-    "noise_calibrated": "quantized, ranges from random noise",
-    "generated_calibrated": "quantized, ranges from generated images",
-    "fine_tuned": "fine-tuned on generated images",
-    "real_calibrated": "quantized, ranges from real images",
-    "real_fine_tuned": "fine-tuned on real images",
-}
-# What is printed while a student of a row learns; the last is that of the Python API.
-LEARNING_ROWS = {**ROWS, "given_fine_tuned": "fine-tuned on given images"}
+from zscgan_ext.stages.variants import FLOAT, VARIANTS
 
 
-def metrics(run: Run, total_seconds: float) -> dict[str, Any]:
+def metrics(run: Run) -> dict[str, Any]:
     """Collect what `metrics.json` holds; None where nothing was measured."""
-    settings = run.settings
-    weight_bits, activation_bits = parse_bits(settings.bits)
-    measured_top1: dict[str, float | None] = dict.fromkeys(ROWS)
-    measured_agreement: dict[str, float | None] = dict.fromkeys(ROWS)
+    config, results = run.config, run.results
+    weight_bits, activation_bits = parse_bits(config.quantization.bits)
+    measured_top1: dict[str, float | None] = dict.fromkeys(VARIANTS)
+    measured_agreement: dict[str, float | None] = dict.fromkeys(VARIANTS)
     if run.evaluation is not None:
-        for row, logits in run.logits.items():
-            measured_top1[row] = top1(logits, run.evaluation.labels)
-            measured_agreement[row] = agreement(logits, run.logits["float"])
+        for key, logits in results.logits.items():
+            measured_top1[key] = top1(logits, run.evaluation.labels)
+            measured_agreement[key] = agreement(logits, results.logits[FLOAT.key])
     return {
-        "classifier": settings.classifier,
+        "classifier": config.classifier,
         "bits": {"weights": weight_bits, "activations": activation_bits},
-        "scheme": settings.scheme,
-        "seed": settings.seed,
+        "scheme": config.quantization.scheme,
+        "seed": config.seed,
         "device": str(run.device),
         "execution": run.execution.facts(),
         "top1": measured_top1,
         "agreement": measured_agreement,
-        "diversity": run.diversity,
-        "first_ranges": run.first_ranges,
-        "warnings": run.warnings,
-        "seconds": {**run.seconds, "total": total_seconds},
+        "diversity": results.diversity,
+        "initial_ranges": results.initial_ranges,
+        "warnings": results.warnings,
+        "seconds": {**results.seconds, "total": results.total_seconds()},
         "peak_memory_bytes": peak_memory(run.device),
         **environment(),
     }
 
 
 def predictions(run: Run) -> dict[str, Tensor]:
-    """Return the class that each row chooses for each evaluation image, int32 [N]."""
-    return {row: logits.argmax(1).int() for row, logits in run.logits.items()}
+    """Return the class that each variant chooses for each evaluation image, int32 [N]."""
+    return {key: logits.argmax(1).int() for key, logits in run.results.logits.items()}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -63,11 +53,11 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def table(results: dict[str, Any]) -> str:
-    """Lay out the measured rows as a table."""
+def table(metrics: dict[str, Any]) -> str:
+    """Lay out the measured variants as a table."""
     lines = [f"{'':42} {'top-1 %':>8} {'agreement with float %':>23}"]
-    for row, name in ROWS.items():
-        if results["top1"][row] is not None:
-            accuracy, equal = results["top1"][row], results["agreement"][row]
-            lines.append(f"{name:42} {accuracy:8.2f} {equal:23.2f}")
+    for key, variant in VARIANTS.items():
+        if metrics["top1"][key] is not None:
+            accuracy, equal = metrics["top1"][key], metrics["agreement"][key]
+            lines.append(f"{variant.label:42} {accuracy:8.2f} {equal:23.2f}")
     return "\n".join(lines)

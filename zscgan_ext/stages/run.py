@@ -1,9 +1,9 @@
-"""A run: what its stages share."""
+"""A run: what its stages share, which is fixed, and its results, which grow."""
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import one_line
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import lay_out
@@ -21,15 +22,12 @@ from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import LOG, RunFolder
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog
-from zscgan_ext.settings.config import Settings
-from zscgan_ext.settings.values import resolve_device
-from zscgan_ext.stages.stage_steps import StageSteps
-from zscgan_ext.training.execution import Execution, choose_execution
-from zscgan_ext.training.steps import Training, nothing
+from zscgan_ext.stages.variants import FLOAT
+from zscgan_ext.training.execution import Execution
 
 
 class RandomStream(IntEnum):
-    """What random numbers are for: each has its own, which no other disturbs."""
+    """What random numbers are for: separate streams, none of which disturbs another."""
 
     GENERATOR_LEARNING = 1
     SAMPLES = 2
@@ -40,70 +38,49 @@ class RandomStream(IntEnum):
     ALTERNATING = 8
 
 
-STAGES = ("synthesis", "calibration", "fine_tuning", "evaluation")
+TIMED = ("synthesis", "calibration", "fine_tuning", "evaluation")  # what time is spent on
 
 
-@dataclass
-class Run:
-    """What the stages of one run share; checkpoints hold what was measured so far."""
+class Results:
+    """What a run measured so far, which checkpoints hold.
 
-    settings: Settings
-    device: torch.device
-    execution: Execution
-    classifier: Classifier
-    evaluation: Images | None
-    reference: Images | None
-    folder: RunFolder
-    profiler: StepProfiler | None
-    tensorboard: TensorboardLog | None
-    seconds: dict[str, float]
-    logits: dict[str, Tensor]  # [N, num_classes] of each row, on the evaluation images
-    diversity: dict[str, Any]  # of generated images, and of real ones
-    first_ranges: dict[str, Any]  # by row: which were chosen, and how far all are
-    checkpoints: Checkpoints
-    warnings: list[str]
-    start: float  # of time.perf_counter, less what the run took before it went on
-    timing: tuple[str, float] | None = None  # what `timed` encloses, and since when
+    Args:
+        folder: of the run, whose log belongs to the results.
+        shape: of the logits: evaluation images, classes.
+        start: of the run, as `time.perf_counter` tells it; now for None.
+    """
 
-    def shared_random(self, stream: int) -> torch.Generator:
-        """Return a stream of random numbers, one of `RandomStream` or a number of one's own."""
-        return torch.Generator(self.device).manual_seed(1000 * self.settings.seed + stream)
-
-    def random(self, stream: int) -> torch.Generator:
-        """Return a stream of random numbers that differs from process to process."""
-        return torch.Generator(self.device).manual_seed(
-            self.own_seed(1000 * self.settings.seed + stream)
-        )
-
-    def own_seed(self, seed: int) -> int:
-        """Turn a seed into that of this process; the only process keeps it."""
-        return seed if processes.count() == 1 else processes.seed_for(seed)
-
-    def separate_processes(self) -> None:
-        """Let the noise in the generator, so far the same, differ from process to process."""
-        if processes.count() > 1:
-            torch.manual_seed(processes.seed_for(self.settings.seed))
-
-    def log(self, stage: str, values: Mapping[str, Any]) -> None:
-        """Keep what one step of a stage measured."""
-        self.folder.append_jsonl(LOG, {"stage": stage, **values})
-        if self.tensorboard is not None:
-            self.tensorboard.scalars(stage, values)
+    def __init__(
+        self, folder: RunFolder, shape: tuple[int, int], start: float | None = None
+    ) -> None:
+        self.folder = folder
+        self.shape = shape
+        self.start = time.perf_counter() if start is None else start
+        self.seconds = dict.fromkeys(TIMED, 0.0)
+        self.logits: dict[str, Tensor] = {}  # by variant, on the evaluation images
+        self.diversity: dict[str, Any] = {}  # of generated images, and of real ones
+        self.initial_ranges: dict[str, Any] = {}  # by variant: the chosen ones, and divergences
+        self.warnings: list[str] = []
+        self.timing: tuple[str, float] | None = None  # what `timed` encloses, and since when
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of what it encloses to a stage."""
-        self.timing = stage, time.perf_counter()
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time of what it encloses to one of `TIMED`."""
+        self.timing = name, time.perf_counter()
         yield
         self.seconds = self.seconds_so_far()
         self.timing = None
 
     def seconds_so_far(self) -> dict[str, float]:
-        """Return the time of all stages, that of an unfinished one included."""
+        """Return the time of everything, that of an unfinished stage included."""
         if self.timing is None:
             return self.seconds
-        stage, start = self.timing
-        return {**self.seconds, stage: self.seconds[stage] + time.perf_counter() - start}
+        name, start = self.timing
+        return {**self.seconds, name: self.seconds[name] + time.perf_counter() - start}
+
+    def total_seconds(self) -> float:
+        """Return the time of the whole run so far, also before it was resumed."""
+        return time.perf_counter() - self.start
 
     def warn(self, warnings: Iterable[str]) -> None:
         """Print new warnings, a line each, and keep them for `metrics.json`."""
@@ -112,10 +89,6 @@ class Run:
                 print(f"warning: {one_line(warning)}", flush=True)
                 self.warnings.append(warning)
 
-    def total_seconds(self) -> float:
-        """Return the time of the whole run so far."""
-        return time.perf_counter() - self.start
-
     def state_dict(self) -> dict[str, Any]:
         """Return what was measured so far."""
         return {
@@ -123,111 +96,124 @@ class Run:
             "total_seconds": self.total_seconds(),
             "logits": dict(self.logits),
             "diversity": self.diversity,
-            "first_ranges": self.first_ranges,
+            "initial_ranges": self.initial_ranges,
             "warnings": list(self.warnings),
             "log": self.folder.read_text(LOG),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; the log loses what came after it.
+        """Resume from a state; the log loses what came after it.
 
         Raises:
             ValueError: if the state is of a run of other images.
         """
-        needed = (len(self.evaluation or ()), self.classifier.num_classes)
-        for row, logits in state["logits"].items():
-            if tuple(logits.shape) != needed or "float" not in state["logits"]:
-                raise ValueError(f"logits of {row} are {list(logits.shape)}, not {list(needed)}")
+        for key, logits in state["logits"].items():
+            if tuple(logits.shape) != self.shape or FLOAT.key not in state["logits"]:
+                expected = list(self.shape)
+                raise ValueError(f"expected logits {expected} of {key}, got {list(logits.shape)}")
         self.logits.update(state["logits"])
-        self.seconds.update({stage: float(state["seconds"][stage]) for stage in STAGES})
+        self.seconds.update({name: float(state["seconds"][name]) for name in TIMED})
         self.start = time.perf_counter() - float(state["total_seconds"])
         self.diversity = json.loads(json.dumps(state["diversity"]))
-        self.first_ranges = json.loads(json.dumps(state["first_ranges"]))
+        self.initial_ranges = json.loads(json.dumps(state["initial_ranges"]))
         self.warnings[:] = map(str, state["warnings"])
         self.folder.write_text(LOG, state["log"])
 
-    def profiled(self, stage: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
-        """Profile steps of a training if that is wanted; give what to call after each step."""
-        if self.profiler is None:
-            return nullcontext(nothing)
-        return self.profiler.stage(stage, steps)
 
-    @contextmanager
-    def steps_of(
-        self, stage: str, steps: int, feeding: Sequence[Training] = ()
-    ) -> Iterator[StageSteps]:
-        """Profile, watch and checkpoint the steps of a training; give what to call around them.
+@dataclass(frozen=True)
+class Run:
+    """What the stages of one run share; only `checkpoints` and `results` change."""
+
+    config: RunConfig  # its batch sizes are what this process has of each batch
+    device: torch.device
+    execution: Execution
+    classifier: Classifier  # on the device
+    folder: RunFolder
+    checkpoints: Checkpoints
+    results: Results
+    evaluation: Images | None = None
+    reference: Images | None = None
+    profiler: StepProfiler | None = None
+    tensorboard: TensorboardLog | None = None
+
+    def shared_rng(self, stream: int) -> torch.Generator:
+        """Return a random number generator for a `RandomStream` or a number of one's own."""
+        return torch.Generator(self.device).manual_seed(1000 * self.config.seed + stream)
+
+    def rng(self, stream: int) -> torch.Generator:
+        """Return a random number generator that differs from process to process."""
+        seed = self.own_seed(1000 * self.config.seed + stream)
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def own_seed(self, seed: int) -> int:
+        """Turn a seed into that of this process; the only process keeps it."""
+        return seed if processes.count() == 1 else processes.seed_for(seed)
+
+    def separate_processes(self) -> None:
+        """Let the noise in the generator, so far the same, differ from process to process."""
+        if processes.count() > 1:
+            torch.manual_seed(processes.seed_for(self.config.seed))
+
+    def log(self, stage: str, values: Mapping[str, Any]) -> None:
+        """Keep what one step of a stage measured."""
+        self.folder.append_jsonl(LOG, {"stage": stage, **values})
+        if self.tensorboard is not None:
+            self.tensorboard.scalars(stage, values)
+
+    def new_student(self) -> QuantizedClassifier:
+        """Convert the classifier to the wanted scheme, on its own device."""
+        student = student_of(self.config.quantization, self.classifier)
+        return lay_out(student, self.execution.memory_format)
+
+    def with_options(self, **changes: Any) -> "Run":
+        """Return a run of the same classifier and images, nothing of which is done yet.
 
         Args:
-            stage: its name.
-            steps: how many it has.
-            feeding: trainings that take a step within each of them.
+            changes: options that have other values in it, such as `bits`.
         """
-        with self.profiled(stage, steps) as profiled_step:
-            stage_steps = StageSteps(
-                stage, self.checkpoints, self.settings.log_interval, profiled_step, feeding
-            )
-            yield stage_steps
-            stage_steps.check()
+        return replace(
+            self,
+            config=self.config.changed(**changes),
+            results=Results(self.folder, self.results.shape),
+            checkpoints=unwritten_checkpoints(self.folder, self.config),
+        )
 
 
-def new_run(settings: Settings, classifier: Classifier, folder: RunFolder) -> Run:
-    """Start a run of a classifier, which is moved to the device, without any real images.
+def new_run(
+    config: RunConfig,
+    classifier: Classifier,
+    folder: RunFolder,
+    execution: Execution,
+    checkpoints: Checkpoints | None = None,
+    start: float | None = None,
+    evaluation: Images | None = None,
+    **more: Any,
+) -> Run:
+    """Start a run of a classifier, which is moved to the device.
 
-    From here on random numbers depend on the seed alone.
-    """
-    device = resolve_device(settings.device)
-    execution = choose_execution(settings, device)
-    lay_out(classifier.model.to(device), execution.memory_format)
-    torch.manual_seed(settings.seed)
-    seconds = dict.fromkeys(STAGES, 0.0)
-    return Run(
-        settings=settings,
-        device=device,
-        execution=execution,
-        classifier=classifier,
-        evaluation=None,
-        reference=None,
-        folder=folder,
-        profiler=None,
-        tensorboard=None,
-        seconds=seconds,
-        logits={},
-        diversity={},
-        first_ranges={},
-        checkpoints=checkpoints_of(folder, settings),
-        warnings=[],
-        start=time.perf_counter(),
-    )
-
-
-def run_with(run: Run, **changes: Any) -> Run:
-    """Return a run of the same classifier and images with other settings, nothing of it done yet.
+    From here on random numbers depend only on the seed.
 
     Args:
-        run: to start from; it stays as it is.
-        changes: of its settings, such as `bits`.
+        config: of the run.
+        classifier: float, on any device.
+        folder: of the run.
+        execution: chosen for the device.
+        checkpoints: of the run; None for such as are written only where it stops.
+        start: as for `Results`.
+        evaluation: images that accuracy is measured on.
+        more: reference images, profiler and TensorBoard's log, as `Run` has them.
     """
-    return replace(
-        run,
-        settings=replace(run.settings, **changes),
-        seconds=dict.fromkeys(STAGES, 0.0),
-        logits={},
-        diversity={},
-        first_ranges={},
-        warnings=[],
-        checkpoints=checkpoints_of(run.folder, run.settings),
+    device = torch.device(execution.device)
+    lay_out(classifier.model.to(device), execution.memory_format)
+    torch.manual_seed(config.seed)
+    checkpoints = checkpoints or unwritten_checkpoints(folder, config)
+    shape = len(evaluation or ()), classifier.num_classes
+    results = Results(folder, shape, start)
+    return Run(
+        config, device, execution, classifier, folder, checkpoints, results, evaluation, **more
     )
 
 
-def checkpoints_of(folder: RunFolder, settings: Settings) -> Checkpoints:
+def unwritten_checkpoints(folder: RunFolder, config: RunConfig) -> Checkpoints:
     """Return checkpoints that are written only where the run stops."""
-    return Checkpoints(folder.of_checkpoints(), None, settings.keep_checkpoints, {}, own=folder)
-
-
-def new_student(
-    settings: Settings, classifier: Classifier, execution: Execution
-) -> QuantizedClassifier:
-    """Convert the classifier to the wanted scheme, on its own device."""
-    student = student_of(settings, classifier)
-    return lay_out(student, execution.memory_format)
+    return Checkpoints(folder.of_checkpoints(), None, config.keep_checkpoints, {}, own=folder)

@@ -20,8 +20,16 @@ from zscgan_ext.stages.student_stages import (
     BatchesOfSize,
     evaluate,
     fine_tuned_student,
-    quantize,
+    quantized_student,
     real_batches,
+)
+from zscgan_ext.stages.variants import (
+    FINE_TUNED,
+    FLOAT,
+    GENERATED_CALIBRATED,
+    NOISE_CALIBRATED,
+    REAL_CALIBRATED,
+    REAL_FINE_TUNED,
 )
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import noise_batches
@@ -29,37 +37,37 @@ from zscgan_ext.synthesis.generator_training import noise_batches
 
 def run_stages(run: Run) -> None:
     """Run all stages, or those up to `stop_after`, that are not finished."""
-    settings = run.settings
+    config, batch_size = run.config, run.config.generator.batch_size
     generator = learn_generator(run)
     measure_diversity(run, generator)
-    if settings.stop_after == "synthesis":
+    if config.stop_after == "synthesis":
         return
-    evaluate(run, run.classifier.model, "float")
+    evaluate(run, FLOAT, run.classifier.model)
     warn_of_chance(run)
     shape = run.classifier.preprocessing.shape
-    noise = noise_batches(settings.batch_size, shape, run.random(RandomStream.NOISE_IMAGES))
-    quantize(run, noise, "noise_calibrated")
-    random = run.checkpoints.hold_random("image random", run.random(RandomStream.GENERATED_IMAGES))
-    batches: BatchesOfSize = partial(generated_batches, run, generator, random)
-    quantize(run, batches(settings.batch_size), "generated_calibrated")
-    learning = generator if settings.training == "alternating" else None
-    student = fine_tuned_student(run, batches, "fine_tuned", learning)
+    noise = noise_batches(batch_size, shape, run.rng(RandomStream.NOISE_IMAGES))
+    quantized_student(run, NOISE_CALIBRATED, noise)
+    rng = run.checkpoints.hold_rng("image rng", run.rng(RandomStream.GENERATED_IMAGES))
+    batches: BatchesOfSize = partial(generated_batches, run, generator, rng)
+    quantized_student(run, GENERATED_CALIBRATED, batches(batch_size))
+    continued = generator if config.training == "alternating" else None
+    student = fine_tuned_student(run, FINE_TUNED, batches, continued)
     save_student(run, student, generator)
     if run.reference is not None:
-        random = torch.Generator().manual_seed(run.own_seed(settings.seed))
-        run.checkpoints.hold_random("real image random", random)
-        batches = partial(real_batches, run, run.reference, random)
-        quantize(run, batches(settings.batch_size), "real_calibrated")
-        fine_tuned_student(run, batches, "real_fine_tuned")
+        rng = torch.Generator().manual_seed(run.own_seed(config.seed))
+        run.checkpoints.hold_rng("real image rng", rng)
+        batches = partial(real_batches, run, run.reference, rng)
+        quantized_student(run, REAL_CALIBRATED, batches(batch_size))
+        fine_tuned_student(run, REAL_FINE_TUNED, batches)
 
 
 def warn_of_chance(run: Run) -> None:
     """Warn of evaluation images on which the float classifier seems to guess."""
     if run.evaluation is not None:
-        name, labels = run.settings.evaluation_data, run.evaluation.labels
-        percent = top1(run.logits["float"], labels)
+        name, labels = run.config.evaluation_data, run.evaluation.labels
+        percent = top1(run.results.logits[FLOAT.key], labels)
         classes = run.classifier.num_classes
-        run.warn(near_chance_warnings(name, len(labels), percent, classes))
+        run.results.warn(near_chance_warnings(name, len(labels), percent, classes))
 
 
 def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalGenerator) -> None:
@@ -67,7 +75,7 @@ def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalG
     if not run.checkpoints.is_finished("saving"):
         with run.checkpoints.stage("saving"):
             images, _ = next(probe_batches(run, generator))
-            run.warn(dead_quantizers(student, images))
+            run.results.warn(dead_quantizers(student, images))
             run.folder.save_tensors(STUDENT, student.state_dict())
             run.folder.save_tensors(GENERATOR, generator.state_dict())
-            run.checkpoints.release("fine_tuned start student")
+            run.checkpoints.release(FINE_TUNED.student_name)

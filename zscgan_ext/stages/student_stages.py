@@ -1,7 +1,6 @@
 """The stages that quantize the classifier: convert, calibrate, fine-tune, evaluate."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,182 +9,152 @@ from zscgan_ext import processes
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.measures import predict
+from zscgan_ext.quantization.biases import round_biases
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier
-from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune
+from zscgan_ext.quantization.fine_tuning import StudentTrainer
 from zscgan_ext.quantization.first_ranges import choose_first_ranges, least
 from zscgan_ext.quantization.rounding import round_weights
 from zscgan_ext.quantization.student_state import StudentState
-from zscgan_ext.stages.generator_stage import generator_goes_on
-from zscgan_ext.stages.progress import Progress
-from zscgan_ext.stages.results import LEARNING_ROWS
-from zscgan_ext.stages.run import Run, new_student
+from zscgan_ext.stages.generator_stage import continued_generator_training
+from zscgan_ext.stages.monitor import StageMonitor
+from zscgan_ext.stages.run import Run
+from zscgan_ext.stages.variants import Variant
 from zscgan_ext.synthesis.generator import ConditionalGenerator
-from zscgan_ext.synthesis.generator_training import GeneratorTraining, learning_batches
+from zscgan_ext.synthesis.generator_training import GeneratorTrainer
 
 MOST_EVALUATED, EVALUATED_PIXELS = 500, 2**21  # images and their pixels in a batch, at most
 
-# Gives batches of the size it is called with: images [B, C, H, W] and labels [B], forever.
-BatchesOfSize = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+Batches = Iterator[tuple[Tensor, Tensor]]  # images [B, C, H, W] and labels [B], forever
+BatchesOfSize = Callable[[int], Batches]  # gives batches of the size that it is called with
 
 
-def quantize(run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str) -> QuantizedClassifier:
-    """Convert the classifier, round it, take its ranges from these images, and evaluate it."""
-    student = calibrated_student(run, batches, row, row, "images")
-    evaluate(run, student, row)
-    run.checkpoints.release(f"{row} student")  # nothing goes on from it
+def quantized_student(run: Run, variant: Variant, batches: Batches) -> QuantizedClassifier:
+    """Convert the classifier, calibrate it on these images, and evaluate it."""
+    student = calibrated_student(run, variant, batches)
+    evaluate(run, variant, student)
+    run.checkpoints.release(variant.student_name)  # nothing resumes from it
     return student
 
 
 def fine_tuned_student(
-    run: Run, batches: BatchesOfSize, row: str, learning: ConditionalGenerator | None = None
+    run: Run,
+    variant: Variant,
+    batches: BatchesOfSize,
+    continued: ConditionalGenerator | None = None,
 ) -> QuantizedClassifier:
     """Convert the classifier, calibrate and fine-tune it on these images, and evaluate it.
 
     Args:
-        run: that the row belongs to.
+        run: that the variant belongs to.
+        variant: that is fine-tuned.
         batches: which calibration and fine-tuning take in the sizes that are set for them.
-        row: its name.
-        learning: the generator of these images, if it goes on learning with the student.
+        continued: the generator of these images, if its training is continued meanwhile.
     """
-    student = starting_student(run, batches(run.settings.batch_size), row)
-    feeding = [] if learning is None else [generator_goes_on(run, learning)]
-    batches_of_fine_tuning = batches(run.settings.fine_tuning_batch_size)
-    fine_tune_student(run, student, batches_of_fine_tuning, row, feeding)
-    for training in feeding:
-        training.teacher.remove_hooks()
+    student = calibrated_student(run, variant, batches(run.config.generator.batch_size))
+    trainer = None if continued is None else continued_generator_training(run, continued)
+    fine_tune(run, variant, student, batches(run.config.fine_tuning.batch_size), trainer)
+    if trainer is not None:
+        trainer.teacher.remove_hooks()
     return student
 
 
-def starting_student(
-    run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str
-) -> QuantizedClassifier:
-    """Return the student that the fine-tuning of a row starts from."""
-    return calibrated_student(run, batches, row, f"{row} start", run.settings.ranges)
-
-
-def fine_tune_student(
-    run: Run,
-    student: QuantizedClassifier,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    row: str,
-    feeding: Sequence[GeneratorTraining] = (),
-) -> None:
-    """Fine-tune a calibrated student on these images, and evaluate it."""
-    if not run.checkpoints.is_finished(row):
-        train_student(run, student, batches, row, feeding)
-    evaluate(run, student, row)
-
-
-def calibrated_student(
-    run: Run, batches: Iterator[tuple[Tensor, Tensor]], row: str, stage: str, ranges: str
-) -> QuantizedClassifier:
-    """Convert the classifier, round it, and give its activations ranges.
-
-    Args:
-        run: that the stage belongs to.
-        batches: of images and labels.
-        row: that the stage is part of.
-        stage: the stage's name.
-        ranges: as the setting.
-    """
-    checkpoints, name = run.checkpoints, f"{stage} student"
-    student = new_student(run.settings, run.classifier, run.execution)
+def calibrated_student(run: Run, variant: Variant, batches: Batches) -> QuantizedClassifier:
+    """Convert the classifier, round its weights, and give its activations initial ranges."""
+    checkpoints, stage = run.checkpoints, variant.calibration_stage
+    student = run.new_student()
     if checkpoints.is_finished(stage):
-        checkpoints.hold(name, StudentState(student))
+        checkpoints.hold(variant.student_name, StudentState(student))
         return student
     with checkpoints.stage(stage):
-        with checkpoints.interruptible(), run.timed("calibration"):
-            if run.settings.rounding == "balanced":
+        with checkpoints.interruptible(), run.results.timed("calibration"):
+            if (variant.rounding or run.config.quantization.rounding) == "squant":
                 round_weights(student)
-            give_ranges(run, student, batches, row, ranges)
-        checkpoints.hold(name, StudentState(student))
+            give_ranges(run, variant, student, batches)
+        checkpoints.hold(variant.student_name, StudentState(student))
     return student
 
 
-def give_ranges(
-    run: Run,
-    student: QuantizedClassifier,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    row: str,
-    ranges: str,
-) -> None:
-    """Calibrate a student; where its logits choose the way to do so, tell which way it is."""
-    classifier, settings = run.classifier.model, run.settings
-    if ranges != "least_divergence":
-        calibrate(student, batches, settings.calibration_batches, ranges, classifier)
+def give_ranges(run: Run, variant: Variant, student: QuantizedClassifier, batches: Batches) -> None:
+    """Calibrate a student; where its logits choose the initial ranges, print which these are."""
+    classifier, count = run.classifier.model, run.config.quantization.calibration_batches
+    ranges = variant.ranges or run.config.quantization.ranges
+    if ranges != "min_kl":
+        calibrate(student, batches, count, ranges, classifier)
         return
-    divergences = choose_first_ranges(student, classifier, batches, settings)
+    temperature = run.config.fine_tuning.temperature
+    divergences = choose_first_ranges(student, classifier, batches, count, temperature)
     chosen = least(divergences)
-    run.first_ranges[row] = {"chosen": chosen, "divergence": divergences}
+    run.results.initial_ranges[variant.key] = {"chosen": chosen, "divergence": divergences}
     shown = ", ".join(f"{name} {value:.3g}" for name, value in divergences.items())
-    print(f"{LEARNING_ROWS[row]}: first ranges {chosen} (divergence: {shown})", flush=True)
+    print(f"{variant.label}: initial ranges {chosen} (KL divergence: {shown})", flush=True)
+
+
+def fine_tune(
+    run: Run,
+    variant: Variant,
+    student: QuantizedClassifier,
+    batches: Batches,
+    generator_trainer: GeneratorTrainer | None = None,
+) -> None:
+    """Fine-tune a calibrated student on these images, and evaluate it.
+
+    Args:
+        run: that the variant belongs to.
+        variant: that is fine-tuned.
+        student: calibrated; changed in place.
+        batches: of images and labels.
+        generator_trainer: takes a step before each batch, if the generator still learns.
+    """
+    if not run.checkpoints.is_finished(variant.training_stage):
+        train_student(run, variant, student, batches, generator_trainer)
+    evaluate(run, variant, student)
 
 
 def train_student(
     run: Run,
+    variant: Variant,
     student: QuantizedClassifier,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    row: str,
-    feeding: Sequence[GeneratorTraining],
+    batches: Batches,
+    generator_trainer: GeneratorTrainer | None,
 ) -> None:
-    """Fine-tune a calibrated student on these images, with a log on the way.
-
-    Args:
-        run: that the stage belongs to.
-        student: calibrated.
-        batches: of images and labels.
-        row: the stage's name.
-        feeding: trainings of the generator that take a step before each batch.
-    """
-    settings = run.settings
-    for training in feeding:
-        batches = learning_batches(training, batches)
-    with (
-        run.checkpoints.stage(row),
-        run.timed("fine_tuning"),
-        run.steps_of(row, settings.fine_tuning_steps, feeding) as around,
-        Progress(LEARNING_ROWS[row], settings.fine_tuning_steps, settings.log_interval) as progress,
-    ):
-
-        def report(step: FineTuningStep) -> None:
-            progress.update(step.step, {"loss": step.loss, "agreement": step.agreement})
-            if progress.is_due(step.step):
-                run.log(row, asdict(step))
-
-        fine_tune(
-            *(student, run.classifier.model, batches, settings, report, progress.wants),
-            *(around.after_step, around.before_steps),
-        )
+    """Take the steps of `fine_tune`; at the end biases are as integer kernels add them."""
+    config, classifier = run.config.fine_tuning, run.classifier.model
+    trainer = StudentTrainer(student, classifier, batches, config, run.execution)
+    with StageMonitor(
+        run,
+        variant.training_stage,
+        trainer,
+        seconds="fine_tuning",
+        label=variant.label,
+        upstream=() if generator_trainer is None else (generator_trainer,),
+    ) as monitor:
+        for step in monitor.steps():
+            if generator_trainer is not None:
+                generator_trainer.step(generator_trainer.sample())
+            values = trainer.step(trainer.sample())
+            monitor.after_step(step, values)
+        round_biases(student)
 
 
-def evaluate(run: Run, model: nn.Module, row: str) -> None:
+def evaluate(run: Run, variant: Variant, model: nn.Module) -> None:
     """Keep the model's logits on the evaluation images, if there are any."""
-    stage = f"{row} evaluated"
-    if run.evaluation is None or run.checkpoints.is_finished(stage):
+    checkpoints, stage = run.checkpoints, variant.evaluation_stage
+    if run.evaluation is None or checkpoints.is_finished(stage):
         return
-    with (
-        run.checkpoints.stage(stage),
-        run.checkpoints.interruptible(),
-        run.timed("evaluation"),
-    ):
-        preprocessing = run.classifier.preprocessing
-        images = run.evaluation
+    with checkpoints.stage(stage), checkpoints.interruptible(), run.results.timed("evaluation"):
+        preprocessing, images = run.classifier.preprocessing, run.evaluation
         if processes.count() > 1:
             images = images.subset(torch.tensor(processes.share(len(images)), dtype=torch.int64))
         batch_size = max(1, min(MOST_EVALUATED, EVALUATED_PIXELS // preprocessing.image_size**2))
-        logits = predict(
-            *(model, images, preprocessing, batch_size, run.device),
-            run.execution.memory_format,
-        )
-        run.logits[row] = torch.cat(processes.of_all(logits))
+        memory_format = run.execution.memory_format
+        logits = predict(model, images, preprocessing, batch_size, run.device, memory_format)
+        run.results.logits[variant.key] = torch.cat(processes.of_all(logits))
 
 
-def real_batches(
-    run: Run, reference: Images, random: torch.Generator, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def real_batches(run: Run, reference: Images, rng: torch.Generator, batch_size: int) -> Batches:
     """Yield random batches of real training images on the device."""
     preprocessing = run.classifier.preprocessing
-    for images, labels in reference.random_batches(batch_size, preprocessing, random):
+    for images, labels in reference.random_batches(batch_size, preprocessing, rng):
         images = to_memory_format(images.to(run.device), run.execution.memory_format)
         yield images, labels.to(run.device)

@@ -146,9 +146,7 @@ class ConditionalGenerator(nn.Module):
 
 def generator_of(config: GeneratorConfig, classifier: Classifier) -> ConditionalGenerator:
     """Return a generator for a classifier that has learned nothing."""
-    return ConditionalGenerator(
-        classifier.num_classes, config.latent_dim, classifier.preprocessing
-    )
+    return ConditionalGenerator(classifier.num_classes, config.latent_dim, classifier.preprocessing)
 
 
 @contextmanager
