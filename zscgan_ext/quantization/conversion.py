@@ -3,7 +3,7 @@
 import copy
 import math
 import operator
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from zscgan_ext import ops
 from zscgan_ext.classifiers.graph import calls, device_of, module_of
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.proof import Truth, require_near
-from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.classifiers.tracing import copied, trace
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
 from zscgan_ext.quantization.float_operands import float_operands
@@ -128,6 +128,10 @@ class QuantizedClassifier(nn.Module):
         self.release_weights()
         return results
 
+    def float_forms(self) -> list[Callable[[Tensor], Tensor]]:
+        """Return what the graph, and the one that is executed, compute without quantization."""
+        return [partial(self.in_floats, graph) for graph in (self.graph, self.fused_graph[0])]
+
     def in_floats(self, graph: fx.GraphModule, images: Tensor) -> Tensor:
         """Run a graph on the modules of this classifier with its weights as they are."""
         for layer in self.layers:
@@ -159,17 +163,39 @@ def convert(
         InputError: if the classifier cannot be traced or has no layer to quantize.
     """
     graph = shaped_graph(model, image_shape)
-    truth = Truth(graph, image_shape)
     if scheme.folds_batch_norm:
-        fold_batch_norm(graph)
-        require_near(truth, graph, "folding its batch norms")
+        graph = proven_folded(graph, image_shape)
+    truth = Truth(copied(graph), image_shape)
+    student = with_quantizers(graph, scheme, image_shape)
+
+    def remade(exact: fx.GraphModule, form: int) -> Callable[[Tensor], Tensor]:
+        return with_quantizers(exact, scheme, image_shape).float_forms()[form]
+
+    for form, answers in enumerate(student.float_forms()):
+        require_near(truth, answers, "converting it", partial(remade, form=form))
+    return student
+
+
+def with_quantizers(
+    graph: fx.GraphModule, scheme: Scheme, image_shape: tuple[int, int, int]
+) -> QuantizedClassifier:
+    """Put quantizers into a graph, in place, and return the classifier that it is then."""
     ends = quantize_layers(graph, scheme)
     insert_activation_quantizers(graph, scheme, ends)
     graph.recompile()
-    student = QuantizedClassifier(graph.requires_grad_(True), scheme, image_shape).eval()
-    for form in (student.graph, student.fused_graph[0]):
-        require_near(truth, partial(student.in_floats, form), "converting it")
-    return student
+    return QuantizedClassifier(graph.requires_grad_(True), scheme, image_shape).eval()
+
+
+def proven_folded(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> fx.GraphModule:
+    """Fold batch norms of a graph, in place, and prove that it computes the same."""
+
+    def fold(graph: fx.GraphModule) -> fx.GraphModule:
+        fold_batch_norm(graph)
+        return graph
+
+    truth = Truth(copied(graph), image_shape)
+    require_near(truth, fold(graph), "folding its batch norms", fold)
+    return graph
 
 
 def student_of(settings: Settings, classifier: Classifier) -> QuantizedClassifier:
@@ -200,10 +226,7 @@ def folded(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModul
     Raises:
         InputError: if the classifier cannot be traced.
     """
-    graph = shaped_graph(model, image_shape)
-    truth = Truth(graph, image_shape)
-    fold_batch_norm(graph)
-    require_near(truth, graph, "folding its batch norms")
+    graph = proven_folded(shaped_graph(model, image_shape), image_shape)
     graph.eval().requires_grad_(False)
     return graph
 
