@@ -160,6 +160,22 @@ def calling(target, *arguments):
     return in_graph(change)
 
 
+def code(name, shown=None):
+    """Call an operator with a number that is no dtype or layout, which torch does not check."""
+
+    def change(graph):
+        made = copy.deepcopy(graph["nodes"][0])
+        images = {"as_tensor": {"name": graph["inputs"][-1]["as_tensor"]["name"]}}
+        made["target"] = "torch.ops.aten.zeros_like.default"
+        made["inputs"] = [
+            {"name": "self", "arg": images, "kind": 1},
+            {"name": shown or name, "arg": {"as_int": 64}, "kind": 2},
+        ]
+        graph["nodes"].insert(0, made)
+
+    return in_graph(change)
+
+
 def renamed(new):
     """Rename the images, everywhere in a program."""
 
@@ -304,6 +320,14 @@ CASES = {
         "a public operator",
         0,
     ),
+    "operator that checks no sizes": (
+        calling("torch.ops.aten.reflection_pad1d_backward.default"),
+        "a public operator",
+        0,
+    ),
+    "number for a dtype": (code("dtype"), "needed is as_scalar_type as dtype", 0),
+    "number for a layout": (code("layout"), "needed is as_layout as layout", 0),
+    "number by another name": (code("dtype", "a0"), "needed is the name of argument 1", 0),
     "operator of others": (
         calling("torch.ops.inductor.resize_storage_bytes_.default"),
         "an operator of ATen",

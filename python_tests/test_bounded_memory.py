@@ -14,6 +14,7 @@ from torch import nn
 
 from zscgan_ext.classifiers.extent import extent
 from zscgan_ext.classifiers.loading import find_source
+from zscgan_ext.classifiers.sources.program_archive import tensors_saved_anew
 from zscgan_ext.classifiers.weights import read_state_dict
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.quantized_file import load_quantized
@@ -28,6 +29,7 @@ from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 MOST_MEMORY = 300 << 20  # bytes that a file may add to the peak
 OLD_HEADER = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
+END = b"PK\x05\x06"  # of an archive
 HUGE = struct.pack("<I", 0xFFFFFFF0)
 PICKLES = {
     "text": b"\x80\x02X" + HUGE + b"a" * 20,
@@ -61,6 +63,57 @@ def test_a_small_file_of_weights_asks_for_little(tmp_path, content, wrap):
     with pytest.raises(InputError, match=r"holds pickled code|is truncated or not a torch"):
         read_state_dict(file)
     assert peak_memory() - memory < MOST_MEMORY
+
+
+def with_a_hidden_list(content, hidden):
+    """An archive behind another one, whose list of members is where the common end says it is.
+
+    Python takes the list right before the end, torch the one at the place that the end names.
+    """
+    place, end = hidden.rindex(END), content.rindex(END)
+    start = int.from_bytes(hidden[place + 16 : place + 20], "little")
+    shown = int.from_bytes(content[end + 16 : end + 20], "little")
+    moved = bytearray(hidden[:place] + content[:end])
+    before = place - (place + shown - start)  # what Python takes for the start of the archive
+    entry = place + shown
+    while entry < len(moved):
+        offset = int.from_bytes(moved[entry + 42 : entry + 46], "little") + before
+        moved[entry + 42 : entry + 46] = (offset % (1 << 32)).to_bytes(4, "little")
+        lengths = struct.unpack_from("<HHH", moved, entry + 28)
+        entry += 46 + sum(lengths)
+    return bytes(moved) + hidden[place:]
+
+
+def archive_of_zeros(length, compression):
+    """A state dict of ten zeros as `torch.save` writes it, with a storage of so many bytes."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(10)}, buffer)
+    changed = io.BytesIO()
+    with zipfile.ZipFile(buffer) as good, zipfile.ZipFile(changed, "w", compression) as anew:
+        for name in good.namelist():
+            content = bytes(length) if name.endswith("data/0") else good.read(name)
+            anew.writestr(zipfile.ZipInfo(name), content, compression)
+    return changed.getvalue()
+
+
+def test_an_archive_holds_for_torch_what_was_checked(tmp_path):
+    file = tmp_path / "w.pth"
+    good = archive_of_zeros(40, zipfile.ZIP_STORED)
+    file.write_bytes(with_a_hidden_list(good, archive_of_zeros(1 << 30, zipfile.ZIP_DEFLATED)))
+    memory = peak_memory()
+    assert torch.equal(read_state_dict(file)["a"], torch.zeros(10))
+    tensors_saved_anew("serialized_state_dict.pt", file.read_bytes())
+    assert peak_memory() - memory < MOST_MEMORY
+
+
+def test_members_of_one_name_are_refused(tmp_path):
+    file = tmp_path / "w.pth"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/version", b"3")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("archive/version", b"3")
+    with pytest.raises(InputError, match="members of the same name"):
+        read_state_dict(file)
 
 
 @pytest.mark.parametrize(

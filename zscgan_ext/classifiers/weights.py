@@ -136,6 +136,8 @@ def check_archive(file: Path, size: int) -> None:
     for name, found in PROGRAMS.items():
         if name in names:
             raise InputError(f"weights: {file} is {found}")
+    if len(set(files)) < len(files):
+        raise InputError(f"weights: {file} is damaged, it has members of the same name")
     if unpacked > size:
         raise InputError(
             f"weights: {file} has {size:,} bytes and would unpack to {unpacked:,}, accepted are "
@@ -212,7 +214,7 @@ def read_checkpoint(file: Path) -> Any:
 
 
 def bounded(file: Path) -> BinaryIO:
-    """Open what torch is to read: of a file that is no archive, its bytes.
+    """Open what torch is to read, in memory, where nothing changes it: an archive, or bytes.
 
     A pickle announces the lengths of what it holds, and a file would be asked for as many bytes as
     that, before it is known how many there are.
@@ -224,10 +226,27 @@ def bounded(file: Path) -> BinaryIO:
         check_allocations(data)
         return io.BytesIO(data)
     with zipfile.ZipFile(file) as archive:
+        return saved_anew(archive)
+
+
+def saved_anew(archive: zipfile.ZipFile) -> io.BytesIO:
+    """Return an archive of the members of another one.
+
+    Torch's own reader may find other members in the same bytes than were checked: it looks for
+    their list elsewhere where bytes stand before an archive, or two lists in it.
+
+    Raises:
+        UnpicklingError: as `check_allocations`.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as anew:
         for entry in archive.infolist():
+            content = archive.read(entry)
             if entry.filename.endswith(".pkl"):
-                check_allocations(archive.read(entry))
-    return file.open("rb")
+                check_allocations(content)
+            anew.writestr(entry.filename, content)
+    buffer.seek(0)
+    return buffer
 
 
 def check_allocations(content: bytes) -> None:

@@ -32,6 +32,7 @@ from zscgan_ext.json_values import (
 )
 
 LONGEST_NAME = 1024  # characters
+POSITIONAL = 1  # the kind of an argument
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 TARGET = re.compile(r"torch\.ops\.aten\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
 # Sums, products and comparisons of sizes. Powers and shifts would give numbers without end.
@@ -61,8 +62,19 @@ WITH_TEXT = re.compile(
     r"|scatter\w*|searchsorted",
     re.ASCII,
 )
-# They change what memory belongs to a tensor, or what is known of it.
-REFUSED = ("from_file", "save", "set_", "resize_", "resize_as_", "record_stream", "set_data")
+# They change what memory belongs to a tensor, or what is known of it; or, with sizes that do not
+# fit, reach beyond it without a check. No classifier needs them.
+REFUSED = re.compile(
+    r"from_file|save|set_?|resize_?|resize_as_?|record_stream|set_data|native_batch_norm"
+    r"|\w+_backward\w*|(mkldnn|miopen|cudnn|fbgemm|quantized)_\w+",
+    re.ASCII,
+)
+# The kind of argument for types that ATen takes as numbers, of which it knows a few only.
+CODES = {
+    "ScalarType": "as_scalar_type",
+    "Layout": "as_layout",
+    "MemoryFormat": "as_memory_format",
+}
 
 
 def identifier(value: Any) -> Any:
@@ -102,7 +114,7 @@ def target(value: Any) -> Any:
         raise mismatch(value, "an operator of ATen")
     name, overload = match[1], match[2]
     is_internal = name.startswith("_") and INTERNAL.fullmatch(name) is None
-    if is_internal or name in REFUSED or not has_operator(name, overload):
+    if is_internal or REFUSED.fullmatch(name) or not has_operator(name, overload):
         raise mismatch(value, "a public operator of ATen that this torch has")
     return value
 
@@ -203,7 +215,31 @@ def node(value: Any) -> Any:
             "name": nullable(identifier),
         },
     )
-    return check({"metadata": {}, **value})
+    checked = check({"metadata": {}, **value})
+    if match is not None:
+        check_codes(match, checked["inputs"])
+    return checked
+
+
+def check_codes(called: re.Match[str], inputs: list[Any]) -> None:
+    """Require the arguments of an operator by its names, and codes where it takes codes.
+
+    It may look up any other number in a table.
+    """
+    operator = getattr(getattr(torch.ops.aten, called[1]), called[2])
+    names = [each.name for each in operator._schema.arguments]
+    for index, each in enumerate(inputs):
+        name = each["name"]
+        if name not in names or (each.get("kind") == POSITIONAL and names.index(name) != index):
+            raise mismatch(name, f"the name of argument {index} of {called[0]}")
+        code = CODES.get(code_of(operator._schema.arguments[names.index(name)]))
+        if code is not None and not {code, "as_none"} & each["arg"].keys():
+            raise mismatch(each["arg"], f"{code} as {name} of {called[0]}")
+
+
+def code_of(argument: Any) -> str:
+    """Return the type of an operator's argument, of an optional one that it has if it is given."""
+    return str(argument.real_type).removeprefix("Optional[").removesuffix("]")
 
 
 def graph(value: Any) -> Any:
