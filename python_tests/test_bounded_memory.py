@@ -11,8 +11,8 @@ import pytest
 import torch
 from networks import RGB8
 from torch import nn
-
 from zscgan_ext.classifiers.extent import extent
+
 from zscgan_ext.classifiers.loading import find_source
 from zscgan_ext.classifiers.weights import read_state_dict
 from zscgan_ext.errors import InputError

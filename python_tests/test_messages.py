@@ -17,8 +17,7 @@ from worker_processes import free_port
 import zscgan_ext
 from zscgan_ext import processes
 from zscgan_ext.errors import InputError
-from zscgan_ext.evaluate.evaluation import class_table
-from zscgan_ext.evaluate.measurement import open_data
+from zscgan_ext.evaluate.evaluation import class_table, open_data
 from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.images.datasets import open_labelled
 from zscgan_ext.images.preprocessing import Preprocessing

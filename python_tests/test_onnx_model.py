@@ -16,12 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.export import onnx_layers, onnx_model, verification
 from zscgan_ext.export.integers import IntegerWeight
-from zscgan_ext.export.onnx_graph import OnnxGraph, Rectified
-from zscgan_ext.export.onnx_model import IR_VERSION, OPSET, quantized_model
-from zscgan_ext.export.onnx_runtime import OnnxClassifier
-from zscgan_ext.export.verification import verify
+from zscgan_ext.export.onnx import layers as onnx_layers
+from zscgan_ext.export.onnx import model as onnx_model
+from zscgan_ext.export.onnx import verification
+from zscgan_ext.export.onnx.graph import OnnxGraph, Rectified
+from zscgan_ext.export.onnx.model import IR_VERSION, OPSET, quantized_model
+from zscgan_ext.export.onnx.runtime import OnnxClassifier
+from zscgan_ext.export.onnx.verification import verify
 from zscgan_ext.quantization.scheme import IntegerRange
 
 WIDTHS = [(2, 2), (3, 8), (4, 4), (5, 3), (8, 8)]

@@ -9,11 +9,14 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from zscgan_ext.classifiers.batch_norm import check_batch_norm
-from zscgan_ext.classifiers.sources import timm_models, torchvision_models
-from zscgan_ext.classifiers.sources.bundled import BundledSource
-from zscgan_ext.classifiers.sources.function import FunctionSource
-from zscgan_ext.classifiers.sources.model import ModelSource
-from zscgan_ext.classifiers.sources.pt2_file import SUFFIX, ProgramSource
+from zscgan_ext.classifiers.pt2.source import SUFFIX, ProgramSource
+from zscgan_ext.classifiers.sources.libraries import (
+    TIMM,
+    TORCHVISION,
+    TimmSource,
+    TorchvisionSource,
+)
+from zscgan_ext.classifiers.sources.local import BundledSource, FunctionSource, ModelSource
 from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.classifiers.weights import check_finite, load_weights
@@ -103,10 +106,10 @@ def find_source(name: str | nn.Module) -> ClassifierSource:
         return ModelSource(name)
     if name in BUNDLED_CLASSIFIERS:
         return BundledSource(name)
-    if name.startswith(torchvision_models.PREFIX):
-        return torchvision_models.TorchvisionSource(name)
-    if name.startswith(timm_models.PREFIX):
-        return timm_models.TimmSource(name)
+    if name.startswith(TORCHVISION):
+        return TorchvisionSource(name)
+    if name.startswith(TIMM):
+        return TimmSource(name)
     if name.endswith(SUFFIX):
         return ProgramSource(name)
     if ":" in name:

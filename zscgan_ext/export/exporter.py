@@ -13,7 +13,7 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.trials import random_images
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
-from zscgan_ext.export.onnx_runtime import OnnxClassifier, require_packages
+from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_packages
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.measures import latencies
@@ -114,8 +114,8 @@ def check_exports(
     if "safetensors" in formats:
         safetensors_file(classifier, student, batch)
     if "onnx" in formats:
-        from zscgan_ext.export.onnx_model import float_model, quantized_model
-        from zscgan_ext.export.verification import compare_nodes
+        from zscgan_ext.export.onnx.model import float_model, quantized_model
+        from zscgan_ext.export.onnx.verification import compare_nodes
 
         model, grids = quantized_model(student, classifier)
         compare_nodes(student, model, grids, [batch])
@@ -145,8 +145,8 @@ def onnx_file(
 ) -> tuple[bytes, dict[str, Any]]:
     """Write a student as ONNX, prove it, and measure it beside the float classifier."""
     # These import onnx, which a run without ONNX files does not need.
-    from zscgan_ext.export.onnx_model import float_model, quantized_model
-    from zscgan_ext.export.verification import verify
+    from zscgan_ext.export.onnx.model import float_model, quantized_model
+    from zscgan_ext.export.onnx.verification import verify
 
     model, grids = quantized_model(student, classifier)
     verification = verify(student, model, grids, images)
