@@ -43,8 +43,8 @@ with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextl
     from zscgan_ext.environment import environment
     from zscgan_ext.errors import InputError
     from zscgan_ext.export.quantized_file import load_quantized, quantized_file
-    from zscgan_ext.images.idx_file import read_idx
-    from zscgan_ext.images.image_file import read_image
+    from zscgan_ext.images.idx_files import read_idx
+    from zscgan_ext.images.image_files import read_image
     from zscgan_ext.images.preprocessing import Preprocessing
     from zscgan_ext.quantization.calibration import calibrate
     from zscgan_ext.quantization.conversion import convert

@@ -11,9 +11,9 @@ import pytest
 import torch
 from networks import RGB8
 from torch import nn
-from zscgan_ext.classifiers.extent import extent
 
 from zscgan_ext.classifiers.loading import find_source
+from zscgan_ext.classifiers.trust import model_size
 from zscgan_ext.classifiers.weights import read_state_dict
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.quantized_file import load_quantized
@@ -113,7 +113,7 @@ def test_the_description_of_a_file_is_checked_by_type(tmp_path, changes, message
 
 def test_the_extent_of_a_classifier_is_known_before_it_is_built():
     bundled = BUNDLED_CLASSIFIERS["resnet20"]
-    weights, largest = extent(find_source("resnet20"), None, None)
+    weights, largest = model_size(find_source("resnet20"), None, None)
     assert weights == sum(parameter.numel() for parameter in bundled.build().parameters())
     assert largest == 16 * bundled.preprocessing.image_size**2
 

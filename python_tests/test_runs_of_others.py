@@ -272,7 +272,7 @@ def test_a_checkpoint_has_to_be_a_regular_file(run, capfd):
 
 def test_pairs_of_classes_take_memory_by_the_images():
     """21,000 classes have 441 million pairs; of 50 images, 50 occur at most."""
-    from zscgan_ext.report.predictions import Change, most_frequent_changes
+    from zscgan_ext.report.measurements import Change, most_frequent_changes
 
     random = np.random.default_rng(0)
     before = torch.from_numpy(random.integers(0, 21_000, 50))

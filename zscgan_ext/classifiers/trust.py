@@ -53,7 +53,7 @@ LARGEST_FEATURE_MAPS = 1 << 26  # numbers of one image between two layers
 LEAST_SHARE = 0.5  # of a classifier's weights in a file: what only training uses may be left out
 
 
-def check_extent(
+def check_model_size(
     file: Path,
     held: int,
     bits: int,
@@ -76,7 +76,7 @@ def check_extent(
     Raises:
         InputError: if the file has too few bytes, or feature maps are huge.
     """
-    weights, largest = extent(source, num_classes, image_size)
+    weights, largest = model_size(source, num_classes, image_size)
     if held < LEAST_SHARE * weights * bits / BITS_OF_BYTE:
         raise InputError(
             f"{file}: has {held:,} bytes, too few for the {weights:,} weights of {source.name}"
@@ -89,7 +89,7 @@ def check_extent(
 
 
 @torch.no_grad()
-def extent(
+def model_size(
     source: ClassifierSource, num_classes: int | None, image_size: int | None
 ) -> tuple[int, int]:
     """Return how many weights a classifier has, and numbers its largest feature map of one image.
@@ -114,6 +114,6 @@ def extent(
             images = torch.zeros(1, usual.channels, size, size)
     except Exception:  # some build tensors of numbers that they compute
         return 0, 0
-    with contextlib.suppress(Exception):  # what does not fit is told when it is loaded
+    with contextlib.suppress(Exception):  # what does not fit is reported when it is loaded
         model(images)
     return weights, largest

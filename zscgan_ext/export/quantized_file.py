@@ -15,7 +15,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from zscgan_ext.classifiers.extent import check_extent
 from zscgan_ext.classifiers.loading import (
     Classifier,
     count_logits,
@@ -24,7 +23,7 @@ from zscgan_ext.classifiers.loading import (
     unwrapped,
 )
 from zscgan_ext.classifiers.tracing import trace
-from zscgan_ext.classifiers.trust import is_of_a_library
+from zscgan_ext.classifiers.trust import check_model_size, is_of_a_library
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
 from zscgan_ext.images.memory_format import lay_out
@@ -199,7 +198,7 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     if is_of_a_library(name):
         held = sum(tensor.nbytes for tensor in content.tensors.values())
         shape = content.num_classes, content.preprocessing.image_size
-        check_extent(Path(file), held, content.scheme.weight_bits, source, *shape)
+        check_model_size(Path(file), held, content.scheme.weight_bits, source, *shape)
     model = unwrapped(source.build(content.num_classes, trained=False))
     freeze(model)
     count = count_logits(source.name, model, content.preprocessing)

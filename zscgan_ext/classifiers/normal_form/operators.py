@@ -234,7 +234,7 @@ DESCRIPTIONS: dict[str, tuple[Any, str]] = {
 }
 OPERATORS = {name: described(*description) for name, description in DESCRIPTIONS.items()}
 # By the function that a node in normal form calls; the last two are called by rules only.
-SIGNATURES = {
+SIGNATURES: dict[Any, Operator] = {
     **{called.function: called for called in OPERATORS.values()},
     torch.div: described(torch.div, "input other; rounding_mode"),
     torch.Tensor.to: described(torch.Tensor.to, "input; dtype"),
@@ -301,7 +301,7 @@ ASSERTIONS = {
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of a node in normal form by their names; a layer takes its `input`."""
-    called = SIGNATURES.get(node.target, Operator(torch.nn.Module, ("input",)))  # type: ignore[call-overload]
+    called = SIGNATURES.get(node.target, Operator(torch.nn.Module, ("input",)))
     return called.bind(node.args, node.kwargs)
 
 

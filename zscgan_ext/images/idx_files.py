@@ -1,7 +1,8 @@
-"""One idx file, the format of MNIST, as an array."""
+"""Idx files, the format of MNIST, as arrays."""
 
 import gzip
 import math
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from zscgan_ext.regular_file import regular_file_size
 
 LARGEST_IDX = 1 << 32  # bytes
 IDX_DIMENSIONS = range(1, 5)
+Split = Literal["train", "test"]
 
 
 def read_idx(file: Path) -> np.ndarray:
@@ -58,3 +60,28 @@ def read_idx_shape(file: Path, stream: BinaryIO) -> tuple[int, ...]:
             f"{file}: its header announces shape {shape}, accepted are up to {LARGEST_IDX:,} bytes"
         )
     return shape
+
+
+def read_idx_pair(folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Read the images [N, H, W] and labels [N] of an idx folder.
+
+    Args:
+        folder: holds `{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]`, or those of one split.
+        split: `train` or `test`.
+
+    Raises:
+        InputError: if a file is missing or damaged, or the numbers of images and labels differ.
+    """
+    prefix = {"train": "train", "test": "t10k"}[split]
+    arrays = []
+    for kind in ("images-idx3", "labels-idx1"):
+        name = f"{prefix}-{kind}-ubyte"
+        candidates = [folder / f"{name}.gz", folder / name]
+        file = next((path for path in candidates if os.path.lexists(path)), None)
+        if file is None:
+            raise InputError(f"{folder}: holds neither {name} nor {name}.gz")
+        arrays.append(read_idx(file))
+    images, labels = arrays
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        raise InputError(f"{folder}: images {images.shape} and labels {labels.shape} do not match")
+    return images, labels

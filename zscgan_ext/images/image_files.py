@@ -1,9 +1,11 @@
-"""Image files: which ones a folder holds, and one of them as pixels in a classifier's size."""
+"""Image files: those of an ImageFolder tree, and one of them as pixels in a classifier's size."""
 
 import os
+import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,6 +16,7 @@ from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import functional as transforms
 
 from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.images.idx_files import Split
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.regular_file import regular_file_size
 
@@ -25,7 +28,20 @@ FOLDERS_OF_SYSTEMS = {
     *("__MACOSX", "@eaDir", "@Recycle", "@tmp", "#recycle", "$RECYCLE.BIN"),
     *("System Volume Information", "lost+found", "__pycache__"),
 }
+# The folders of a split, where a tree has them above its class folders.
+SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
+NAMES_OF_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+LARGEST_LABEL = 2**31 - 1
 LARGEST_IMAGE = 1 << 27  # pixels, as stored and as resized
+
+
+@dataclass(frozen=True)
+class TreeFiles:
+    """The image files of an ImageFolder tree with their labels, and the folder of its classes."""
+
+    root: Path
+    files: tuple[Path, ...]
+    labels: list[int]
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -132,3 +148,80 @@ def eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode}, accepted are 8 and 16 bits")
     return image
+
+
+def list_tree(folder: Path, split: Split) -> TreeFiles:
+    """List an ImageFolder tree: one folder for each class, none of them hidden.
+
+    Args:
+        folder: holds the class folders, or `train` and `test` or `val` with the class folders.
+        split: `train` or `test`, for a tree that has both.
+
+    Raises:
+        InputError: if there is no class folder, one without an image, or two of one number.
+    """
+    inner = (folder / name for name in SPLIT_FOLDERS[split])
+    root = next((path for path in inner if os.path.isdir(path)), folder)
+    require_targets(root, names_in(root))
+    classes = class_folders(root)
+    splits = sorted(NAMES_OF_SPLITS.intersection(map(str.lower, classes)))
+    if splits:
+        raise InputError(
+            f"{root}: its folder {splits[0]} is no class, but a part of the images; give the "
+            "folder that holds the class folders"
+        )
+    files = [image_files(root / name) for name in classes]
+    empty = [name for name, found in zip(classes, files, strict=True) if not found]
+    if empty:
+        raise InputError(f"{root}: not an ImageFolder tree (no image for the class {empty[0]})")
+    numbers = labels_of(root, classes)
+    labels = [label for label, found in zip(numbers, files, strict=True) for _ in found]
+    return TreeFiles(root, tuple(file for found in files for file in found), labels)
+
+
+def class_folders(root: Path) -> list[str]:
+    """Return the names of a tree's class folders, sorted.
+
+    Raises:
+        InputError: if there is none.
+    """
+    found = [name for name in names_in(root) if not is_hidden(name) and os.path.isdir(root / name)]
+    if not found:
+        raise InputError(f"{root}: not an ImageFolder tree (no folder of a class)")
+    return sorted(found)
+
+
+def labels_of(root: Path, classes: Sequence[str]) -> list[int]:
+    """Return the label of each class folder: its place among their names, or its name.
+
+    Folders that are all named by whole numbers are meant by these, in whatever order they sort.
+
+    Raises:
+        InputError: if two folders have the same number, or one is too large.
+    """
+    if not all(re.fullmatch("[0-9]+", name) for name in classes):
+        return list(range(len(classes)))
+    numbered: dict[int, str] = {}
+    for name in classes:
+        label = int(name)
+        if label in numbered:
+            raise InputError(f"{root}: its folders {numbered[label]} and {name} are one label")
+        if label > LARGEST_LABEL:
+            raise InputError(
+                f"{root}: its folder {name} is no label of a classifier, whose labels are counted "
+                "from 0; where not all names are numbers, labels are in the order of names"
+            )
+        numbered[label] = name
+    return list(numbered)
+
+
+def names_in(folder: Path) -> list[str]:
+    """List a folder.
+
+    Raises:
+        InputError: if that is not allowed.
+    """
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
