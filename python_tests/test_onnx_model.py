@@ -20,7 +20,7 @@ from zscgan_ext.export.integers import IntegerWeight
 from zscgan_ext.export.onnx import layers as onnx_layers
 from zscgan_ext.export.onnx import model as onnx_model
 from zscgan_ext.export.onnx import verification
-from zscgan_ext.export.onnx.graph import OnnxGraph, Rectified
+from zscgan_ext.export.onnx.graph import OnnxGraph, PendingClamp
 from zscgan_ext.export.onnx.model import IR_VERSION, OPSET, quantized_model
 from zscgan_ext.export.onnx.runtime import OnnxClassifier
 from zscgan_ext.export.onnx.verification import verify
@@ -178,7 +178,7 @@ def quantize_alone(x, low, high, scale, zero_point, top):
     """What a rectifier and a quantizer behind it make of x in ONNX Runtime."""
     graph = OnnxGraph()
     graph.names.add("images")
-    value = Rectified("images", low, high)
+    value = PendingClamp("images", low, high)
     grid = graph.quantize(value, "q", torch.tensor([scale]), zero_point, top)
     logits = graph.floating(grid)
     graph.nodes.append(onnx.helper.make_node("Identity", [logits], ["logits"]))

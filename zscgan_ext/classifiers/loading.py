@@ -100,7 +100,7 @@ def find_source(name: str | nn.Module) -> ClassifierSource:
     """Return where the classifier of a name comes from; a model object is its own source.
 
     Raises:
-        InputError: if there is no such classifier, as far as the name tells.
+        InputError: if there is no such classifier, as far as the name shows.
     """
     if isinstance(name, nn.Module):
         return ModelSource(name)
@@ -255,11 +255,11 @@ def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> i
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
-            f"classifier: {name} turned 2 images into {shape}, needed are logits [2, num_classes]"
+            f"classifier: {name} expected logits [2, num_classes] of 2 images, got {shape}"
         )
     if logits.shape[1] < 2:
         raise InputError(
-            f"classifier: {name} gives one logit, which no softmax can tell from another; give "
+            f"classifier: {name} gives one logit, of which softmax is always 1; give "
             "two, such as torch.cat([torch.zeros_like(logit), logit], 1)"
         )
     return logits.shape[1]

@@ -61,7 +61,7 @@ def trace_program(program: ExportedProgram, image_shape: ImageShape) -> fx.Graph
     Raises:
         InputError: if it takes anything but images, or gives anything but logits, or as `trace`.
     """
-    plain = graph_of(program)  # tells what is wrong with its inputs and outputs
+    plain = graph_of(program)  # raises what is wrong with its inputs and outputs
     truth = Truth(program.module(), image_shape)
     check_repeats(truth)
     ways: list[Way] = [

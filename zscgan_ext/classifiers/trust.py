@@ -15,7 +15,7 @@ from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 
 def is_of_a_library(name: str | nn.Module) -> bool:
-    """Tell whether a classifier is bundled, of torchvision or of timm: code that is installed."""
+    """Return True if a classifier is bundled, of torchvision or of timm: code that is installed."""
     return isinstance(name, str) and (
         name in BUNDLED_CLASSIFIERS or name.startswith((TORCHVISION, TIMM))
     )
@@ -44,7 +44,7 @@ def allowed_classifier(named: str, given: str | None, file: Path) -> str:
 
 
 def gives_option(arguments: Sequence[str], option: str) -> bool:
-    """Tell whether arguments hold an option, as `--option VALUE` or as `--option=VALUE`."""
+    """Return True if arguments hold an option, as `--option VALUE` or as `--option=VALUE`."""
     return any(each == option or each.startswith(f"{option}=") for each in arguments)
 
 

@@ -14,7 +14,7 @@ from zscgan_ext.run_folder.whole_file import write_whole
 
 @partial(program, if_memory_is_short=SMALLER_BATCHES)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code."""
+    """Run the command; return its exit code."""
     parser = OneLineParser(
         prog="python -m zscgan_ext.evaluate",
         description="Measure a quantized classifier on labelled images, on the CPU.",
@@ -44,11 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
     options = parser.parse_args(arguments)
-    evaluated = open_target(options.path, options.classifier)
-    facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
-    data = open_data(options.data, *facts)
-    evaluation = measure(evaluated, data, options.batch_size)
-    classes, percent = len(evaluated.class_names), evaluation.float_top1
+    target = open_target(options.path, options.classifier)
+    data = open_data(options.data, target.classifier, target.preprocessing, target.class_names)
+    evaluation = measure(target, data, options.batch_size)
+    classes, percent = len(target.class_names), evaluation.float_top1
     lines = few_labels_warnings(options.data, data, classes)
     if percent is not None:
         lines += near_chance_warnings(options.data, evaluation.images, percent, classes)

@@ -55,10 +55,16 @@ def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
     """
     if os.path.isdir(path):  # Path raises where a name is too long
         run = open_run(path, classifier)
-        facts = run.classifier.name, run.classifier.preprocessing, run.classifier.class_names
-        return EvaluationTarget(run.student, run.classifier.model, *facts)
+        float_one = run.classifier
+        return EvaluationTarget(
+            run.student,
+            float_one.model,
+            float_one.name,
+            float_one.preprocessing,
+            float_one.class_names,
+        )
     if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file or folder, needed is a run or an exported file")
+        raise InputError(f"{path}: expected a run or an exported file, got no such file or folder")
     if path.suffix == ".onnx":
         require_onnx()
         model = OnnxClassifier(path)
@@ -68,8 +74,8 @@ def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
     if path.suffix == ".safetensors":
         loaded = load_quantized(path, classifier)
         name = loaded.classifier
-        facts = name, loaded.preprocessing, loaded.class_names
-        return EvaluationTarget(loaded, float_model_of(path, name, classifier), *facts)
+        float_model = float_model_of(path, name, classifier)
+        return EvaluationTarget(loaded, float_model, name, loaded.preprocessing, loaded.class_names)
     raise InputError(f"{path}: accepted are the folder of a run, .onnx and .safetensors files")
 
 
@@ -77,9 +83,9 @@ def described(file: Path, metadata: dict[str, str]) -> tuple[str, Preprocessing,
     """Return what an ONNX file's metadata say: classifier, preprocessing, class names."""
     try:
         keys = ("image_size", "mean", "std", "class_names")
-        facts = {key: json.loads(metadata[key]) for key in keys}
-        preprocessing = preprocessing_from(facts | {"channels": len(facts["mean"])})
-        return metadata["classifier"], preprocessing, tuple(map(str, facts["class_names"]))
+        values = {key: json.loads(metadata[key]) for key in keys}
+        preprocessing = preprocessing_from(values | {"channels": len(values["mean"])})
+        return metadata["classifier"], preprocessing, tuple(map(str, values["class_names"]))
     except Exception:  # JSON may hold anything, nested without end
         raise InputError(
             f"{file}: its metadata lack what export writes (classifier, image_size, mean, std, "
@@ -95,7 +101,7 @@ def float_model_of(
     Args:
         file: that lies there.
         classifier: that the file names.
-        trusted: a `module:function` whose code the user has run; a file alone cannot decide that.
+        trusted: a `module:function` whose code the user has run; a file cannot decide that.
     """
     if classifier not in (*BUNDLED_CLASSIFIERS, trusted):
         return None
@@ -235,9 +241,9 @@ def check_batch_size(batch_size: object) -> None:
         InputError: if it is none, or below 1.
     """
     if not isinstance(batch_size, int) or isinstance(batch_size, bool):
-        raise InputError(f"batch_size: {batch_size!r}, needed is a whole number")
+        raise InputError(f"batch_size: expected a whole number, got {batch_size!r}")
     if batch_size < 1:
-        raise InputError(f"batch_size: {batch_size}, needed is a number above 0")
+        raise InputError(f"batch_size: expected a number above 0, got {batch_size}")
 
 
 @torch.no_grad()
@@ -247,7 +253,7 @@ def latency_by_batch(
     """Return the median time of one call, milliseconds, for one image and for a batch."""
 
     def answer(images: Tensor) -> Tensor:
-        return target.model(images).cpu()  # waits for the device
+        return target.model(images).cpu()  # synchronizes
 
     images, _ = next(data.batches(batch_size, target.preprocessing))
     images = to_channels_last(images.to(device))
@@ -259,10 +265,10 @@ def check_logits(logits: Tensor, target: EvaluationTarget) -> None:
     """Require a finite logit for each class in logits [N, num_classes].
 
     Raises:
-        InputError: telling what was found.
+        InputError: saying what was found.
     """
     classes = len(target.class_names)
     if logits.shape[1] != classes:
         raise InputError(f"the classifier gives {logits.shape[1]} logits for {classes} classes")
     if not bool(logits.isfinite().all()):
-        raise InputError("the classifier gives NaN or infinite logits, needed are finite ones")
+        raise InputError("the classifier gives NaN or infinite logits, expected finite ones")

@@ -12,7 +12,7 @@ from zscgan_ext.settings.values import EXPORT_FORMATS, parse_formats
 
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code."""
+    """Run the command; return its exit code."""
     parser = OneLineParser(
         prog="python -m zscgan_ext.export",
         description="Write the quantized classifier of a run as files to deploy, proved to compute "

@@ -117,8 +117,8 @@ def check_exports(
         from zscgan_ext.export.onnx.model import float_model, quantized_model
         from zscgan_ext.export.onnx.verification import compare_nodes
 
-        model, grids = quantized_model(student, classifier)
-        compare_nodes(student, model, grids, [batch])
+        model, quantized = quantized_model(student, classifier)
+        compare_nodes(student, model, quantized, [batch])
         float_graph = folded(classifier.model, classifier.preprocessing.shape)
         OnnxClassifier(float_model(float_graph, classifier).SerializeToString())(batch)
 
@@ -148,8 +148,8 @@ def onnx_file(
     from zscgan_ext.export.onnx.model import float_model, quantized_model
     from zscgan_ext.export.onnx.verification import verify
 
-    model, grids = quantized_model(student, classifier)
-    verification = verify(student, model, grids, images)
+    model, quantized = quantized_model(student, classifier)
+    verification = verify(student, model, quantized, images)
     float_graph = folded(classifier.model, classifier.preprocessing.shape).cpu()
     float_data = float_model(float_graph, classifier).SerializeToString()
     data: bytes = model.SerializeToString()
@@ -167,17 +167,17 @@ def summary(report: dict[str, Any]) -> str:
     sizes = report["bytes"]
     lines = [f"{EXPORTED[name]}: {sizes[name]:,} bytes" for name in EXPORTED if name in sizes]
     if "onnx" in report:
-        facts, of_float = report["onnx"], sizes["onnx"] / sizes["float_onnx"]
-        milliseconds = facts["latency_ms"]
+        measured, of_float = report["onnx"], sizes["onnx"] / sizes["float_onnx"]
+        milliseconds = measured["latency_ms"]
         lines += [
             f"float ONNX file: {sizes['float_onnx']:,} bytes; the quantized one is "
             f"{of_float:.3f} of it",
-            f"ONNX Runtime agrees with the student on {facts['agreement']:.2f} % of "
-            f"{facts['images']} generated images, the student with itself on "
-            f"{facts['own_agreement']:.2f} %",
-            f"largest difference of a logit: {facts['logit_difference']:.2g} where ties are "
-            f"rounded alike (allowed {facts['allowed_difference']:.2g}), "
-            f"{facts['end_to_end_difference']:.2g} from end to end",
+            f"ONNX Runtime agrees with the student on {measured['agreement']:.2f} % of "
+            f"{measured['images']} generated images, the student with itself on "
+            f"{measured['own_agreement']:.2f} %",
+            f"largest difference of a logit: {measured['logit_difference']:.2g} where ties are "
+            f"rounded alike (allowed {measured['allowed_difference']:.2g}), "
+            f"{measured['end_to_end_difference']:.2g} from end to end",
             f"ONNX Runtime, one image, {report['threads']} thread(s): "
             f"float {milliseconds['float']:.3f} ms, quantized {milliseconds['quantized']:.3f} ms",
         ]

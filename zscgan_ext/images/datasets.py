@@ -237,7 +237,7 @@ def check_labels(data: Images, num_classes: int) -> None:
         InputError: naming the largest label, or if there are no images.
     """
     if len(data) == 0:
-        raise InputError("no labelled images were given, needed is one or more")
+        raise InputError("expected one or more labelled images, got none")
     largest = int(data.labels.max())
     counted_from_one = isinstance(data, ImageTree) and int(data.labels.min()) == 1
     if largest >= num_classes and isinstance(data, ImageTree) and not counted_from_one:

@@ -86,7 +86,7 @@ def require_targets(folder: str | Path, names: Iterable[str]) -> None:
 
 
 def is_new(folder: str, seen: set[str]) -> bool:
-    """Tell whether a folder has not been seen under any name, and remember it."""
+    """Return True if a folder has not been seen under any name, and remember it."""
     place = os.path.realpath(folder)
     is_known = place in seen
     seen.add(place)

@@ -11,7 +11,7 @@ from zscgan_ext.report.page import write_report
 
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code."""
+    """Run the command; return its exit code."""
     parser = OneLineParser(
         prog="python -m zscgan_ext.report",
         description="Write report.html into the folder of a finished run: one page, complete in "

@@ -171,7 +171,7 @@ def summary_rows(metrics: Mapping[str, Any]) -> list[SummaryRow]:
 
 
 def shown_ranges(chosen: Mapping[str, Any] | None) -> str:
-    """Tell which ranges fine-tuning started from, and the divergences that chose them."""
+    """Say which ranges fine-tuning started from, and the divergences that chose them."""
     if chosen is None:
         return ""
     shown = ", ".join(f"{name} {value:.3g}" for name, value in chosen["divergence"].items())
@@ -181,12 +181,12 @@ def shown_ranges(chosen: Mapping[str, Any] | None) -> str:
 def environment_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the run ran on: what is neither a result nor a setting."""
     names = ("device", "cpu", "torch", "torchvision", "python", "zscgan_ext")
-    facts = {name: metrics[name] for name in names if metrics.get(name)}
+    entries = {name: metrics[name] for name in names if metrics.get(name)}
     megabytes = metrics["peak_memory_bytes"] / 1e6
     if metrics.get("commit"):
-        facts["commit"] = metrics["commit"][:COMMIT_DIGITS]
+        entries["commit"] = metrics["commit"][:COMMIT_DIGITS]
     execution = {name: as_text(value) for name, value in metrics["execution"].items()}
-    return {**facts, **execution, "peak memory": f"{megabytes:,.0f} MB"}
+    return {**entries, **execution, "peak memory": f"{megabytes:,.0f} MB"}
 
 
 def in_order(seconds: Mapping[str, float]) -> dict[str, float]:
@@ -202,13 +202,13 @@ def as_text(value: Any) -> str:
 
 
 def evaluation_images(run: FinishedRun) -> tuple[Images | None, list[str]]:
-    """Open the images that the run was evaluated on; else tell why there are none."""
+    """Open the images that the run was evaluated on; else say why there are none."""
     name = run.settings.evaluation_data or bundled_images(run.settings.classifier)
     if name is None:
         return None, ["No real images were given: nothing here is compared with them."]
     try:
-        facts = run.classifier.preprocessing, run.classifier.num_classes
-        data = open_labelled(name, "test", *facts)
+        classifier = run.classifier
+        data = open_labelled(name, "test", classifier.preprocessing, classifier.num_classes)
     except InputError as error:
         return None, [f"The evaluation images are gone: {error}."]
     return data, []
@@ -254,17 +254,17 @@ def batch_norm_charts(run: FinishedRun, images: Tensor, data: Images | None) -> 
 
 def diversity_charts(diversity: Mapping[str, Any], class_names: tuple[str, ...]) -> dict[str, str]:
     """Draw confidence, spread and duplicates of generated and, where measured, real images."""
-    sources = {name: facts for name, facts in diversity.items() if facts}
+    sources = {name: entries for name, entries in diversity.items() if entries}
     if not sources:
         return {}
 
     def by_class(key: str) -> dict[str, dict[int, float]]:
         return {
-            name: dict(zip(facts["classes"], facts[key], strict=True))
-            for name, facts in sources.items()
+            name: dict(zip(entries["classes"], entries[key], strict=True))
+            for name, entries in sources.items()
         }
 
-    histograms = {name: facts["confidence_histogram"] for name, facts in sources.items()}
+    histograms = {name: entries["confidence_histogram"] for name, entries in sources.items()}
     spread = "spread within the class / spread between classes"
     duplicates = "near-duplicates, % of the images of a class"
     return {

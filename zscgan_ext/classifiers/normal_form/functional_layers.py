@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from zscgan_ext.classifiers.graph import attribute_of, submodule
 from zscgan_ext.classifiers.normal_form.operators import arguments_of
-from zscgan_ext.classifiers.trials import TensorFacts
+from zscgan_ext.classifiers.trials import TensorMetadata
 from zscgan_ext.errors import InputError
 
 LAYERS = "functional_layers"  # submodule of the layers that the classifier called as functions
@@ -85,10 +85,10 @@ class Arguments:
 
     def channels(self) -> int:
         """Return the number of channels of the input."""
-        facts = self.results[self.node]
-        assert isinstance(facts, TensorFacts)
-        assert isinstance(facts.sizes[1], int)
-        return facts.sizes[1]
+        found = self.results[self.node]
+        assert isinstance(found, TensorMetadata)
+        assert isinstance(found.sizes[1], int)
+        return found.sizes[1]
 
     def weight(self) -> Tensor:
         """Return the weight, which has to be there."""

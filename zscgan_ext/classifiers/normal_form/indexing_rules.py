@@ -50,9 +50,9 @@ def part_of(bound: Mapping[str, Any]) -> slice:
 
 def index_dimension(rewriter: Rewriter, node: fx.Node, source: Any, dim: Any, part: Any) -> None:
     """Index one dimension of a tensor."""
-    facts = rewriter.facts(source)
-    if facts is not None and not isinstance(part, fx.Node):
-        whole = (slice(None),) * (dim % len(facts.sizes))
+    found = rewriter.metadata(source)
+    if found is not None and not isinstance(part, fx.Node):
+        whole = (slice(None),) * (dim % len(found.sizes))
         rewriter.set(node, operator.getitem, source, (*whole, part))
 
 
@@ -67,10 +67,10 @@ def put_slice(rewriter: Rewriter, node: fx.Node, name: str) -> None:
 def put_one(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     """Put one of a dimension in its place."""
     bound = named(node, "input", "src", "dim", "index")
-    facts, index = rewriter.facts(node), bound["index"]
-    if facts is None or not isinstance(index, int):
+    found, index = rewriter.metadata(node), bound["index"]
+    if found is None or not isinstance(index, int):
         return
-    sizes = list(facts.sizes)
+    sizes = list(found.sizes)
     sizes[bound["dim"]] = 1
     shape = free_size(sizes)
     if shape is not None:
@@ -83,15 +83,15 @@ def put_part(
     rewriter: Rewriter, node: fx.Node, bound: Mapping[str, Any], source: Any, part: slice
 ) -> None:
     """Let a node give a tensor in which a part of a dimension is `source`."""
-    facts = rewriter.facts(node)
+    found = rewriter.metadata(node)
     dim = bound.get("dim", 0)
-    size = None if facts is None else facts.sizes[dim]
-    if facts is None or size is None:  # a part of the batch
+    size = None if found is None else found.sizes[dim]
+    if found is None or size is None:  # a part of the batch
         if part == slice(None):
             rewriter.replace(node, source)
         return
     start, end, _ = part.indices(size)
-    whole = (slice(None),) * (dim % len(facts.sizes))
+    whole = (slice(None),) * (dim % len(found.sizes))
     pieces = [source]
     if start > 0:
         index = (*whole, slice(None, start))
@@ -108,10 +108,10 @@ def put_part(
 def overwrite(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     """Give values in the shape of the tensor that they overwrite."""
     source = named(node, "input", "src")["src"]
-    facts, before = rewriter.facts(node), rewriter.facts(source)
-    if facts == before:
+    found, before = rewriter.metadata(node), rewriter.metadata(source)
+    if found == before:
         rewriter.replace(node, source)
-    elif facts is not None and None not in facts.sizes[1:] and before is not None:
+    elif found is not None and None not in found.sizes[1:] and before is not None:
         zeros = rewriter.insert(node, operator.mul, node.args[0], 0.0)
         rewriter.set(node, operator.add, zeros, source)
 

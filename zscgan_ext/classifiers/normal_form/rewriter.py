@@ -8,7 +8,7 @@ from torch import fx
 
 from zscgan_ext.classifiers.graph import put_value
 from zscgan_ext.classifiers.normal_form.operators import OPERATORS, SYNONYMS
-from zscgan_ext.classifiers.trials import TensorFacts, Varying
+from zscgan_ext.classifiers.trials import TensorMetadata, Varying
 
 # Options that say how something is computed, not what.
 WITHOUT_MEANING = {
@@ -59,10 +59,10 @@ class Rewriter:
 
     # ---- asking ---------------------------------------------------------------------------------
 
-    def facts(self, node: Any) -> TensorFacts | None:
+    def metadata(self, node: Any) -> TensorMetadata | None:
         """Return what is known of a tensor that a node gave; None for anything else."""
         found = self.results.get(node) if isinstance(node, fx.Node) else None
-        return found if isinstance(found, TensorFacts) else None
+        return found if isinstance(found, TensorMetadata) else None
 
     def arguments(self, node: fx.Node, name: str) -> dict[str, Any]:
         """Return the arguments of a node by the names that its operator gives them."""
@@ -74,8 +74,8 @@ class Rewriter:
         """Call the operator of this name with its inputs by position and options by name."""
         called = OPERATORS[name]
         bound = called.bind(node.args, node.kwargs)
-        facts = self.facts(node)
-        if facts is not None and bound.get("dtype") in (None, facts.dtype):
+        found = self.metadata(node)
+        if found is not None and bound.get("dtype") in (None, found.dtype):
             bound.pop("dtype", None)
         inputs = [bound.pop(key, None) for key in called.inputs]
         while inputs and inputs[-1] is None:
@@ -88,7 +88,7 @@ def is_fixed(result: Any) -> bool:
     """Return True if a result is no tensor, holds none, and does not depend on the images."""
     if isinstance(result, list):
         return all(map(is_fixed, result))
-    return not isinstance(result, TensorFacts | Varying)
+    return not isinstance(result, TensorMetadata | Varying)
 
 
 def free_size(sizes: Sequence[int | None]) -> list[int] | None:

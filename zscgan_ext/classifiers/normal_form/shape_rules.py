@@ -4,13 +4,13 @@ import torch
 from torch import fx
 
 from zscgan_ext.classifiers.normal_form.rewriter import Rewriter, free_size, named
-from zscgan_ext.classifiers.trials import TensorFacts
+from zscgan_ext.classifiers.trials import TensorMetadata
 
 
 def reshape(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     """Give the shape that a trial run gave."""
-    facts = rewriter.facts(node)
-    shape = None if facts is None else free_size(facts.sizes)
+    found = rewriter.metadata(node)
+    shape = None if found is None else free_size(found.sizes)
     if shape is not None and 0 not in shape:
         rewriter.set(node, torch.reshape, node.args[0], shape=shape)
 
@@ -18,10 +18,10 @@ def reshape(rewriter: Rewriter, node: fx.Node, name: str) -> None:
 def permute(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     """Give the order of dimensions, which a tensor with a size of its own in each one shows."""
     source = node.args[0] if node.args else node.kwargs.get("input")
-    facts = rewriter.facts(source)
-    if facts is None or any(isinstance(a, fx.Node) for a in (*node.args[1:],)):
+    found = rewriter.metadata(source)
+    if found is None or any(isinstance(a, fx.Node) for a in (*node.args[1:],)):
         return
-    probe = torch.empty([2 + index for index in range(len(facts.sizes))], device="meta")
+    probe = torch.empty([2 + index for index in range(len(found.sizes))], device="meta")
     rest = node.args[1:] if node.args else ()
     keywords = {key: value for key, value in node.kwargs.items() if key != "input"}
     if node.op == "call_method":
@@ -37,24 +37,24 @@ def split(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     bound = named(node, "input", "sizes", "dim")
     source = bound.get("input", bound.get("tensor"))
     parts, dim = rewriter.results[node], bound.get("dim", 0)
-    sizes = [part.sizes[dim] for part in parts if isinstance(part, TensorFacts)]
+    sizes = [part.sizes[dim] for part in parts if isinstance(part, TensorMetadata)]
     if None not in sizes and len(sizes) == len(parts):
         rewriter.set(node, torch.split, source, split_size_or_sections=sizes, dim=dim)
 
 
 def expand(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     """Repeat along dimensions of size one, to the shape that a trial run gave."""
-    facts, source = rewriter.facts(node), rewriter.facts(node.args[0])
-    if facts is None or source is None:
+    found, source = rewriter.metadata(node), rewriter.metadata(node.args[0])
+    if found is None or source is None:
         return
-    added = len(facts.sizes) - len(source.sizes)
+    added = len(found.sizes) - len(source.sizes)
     before = (*[1] * added, *source.sizes)
-    if any(a is None and b is not None for a, b in zip(facts.sizes, before, strict=True)):
+    if any(a is None and b is not None for a, b in zip(found.sizes, before, strict=True)):
         return  # the number of images is not known
-    if facts == source:
+    if found == source:
         rewriter.replace(node, node.args[0])
         return
-    sizes = [-1 if size is None else size for size in facts.sizes]
+    sizes = [-1 if size is None else size for size in found.sizes]
     rewriter.set(node, torch.broadcast_to, node.args[0], size=sizes)
 
 
@@ -74,7 +74,7 @@ def flip(rewriter: Rewriter, node: fx.Node, name: str) -> None:
 def cast(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     """Pass the input on where the dtype stays; copies and devices mean nothing here."""
     source = node.args[0] if node.args else node.kwargs.get("input")
-    before, after = rewriter.facts(source), rewriter.facts(node)
+    before, after = rewriter.metadata(source), rewriter.metadata(node)
     if before is None or after is None:
         return
     if before == after:

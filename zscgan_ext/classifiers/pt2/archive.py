@@ -41,7 +41,7 @@ WEIGHTS_LIST = f"{WEIGHTS}model_weights_config.json"
 CONSTANTS_LIST = f"{CONSTANTS}model_constants_config.json"
 PICKLED_WEIGHTS, PICKLED_CONSTANTS = f"{WEIGHTS}model.pt", f"{CONSTANTS}model.pt"
 EXAMPLE_INPUTS = "data/sample_inputs/model.pt"
-FACTS = {
+VERSIONS = {
     "archive_format": re.compile(rb"pt2"),
     "archive_version": re.compile(rb"\d{1,4}"),
     "byteorder": re.compile(rb"little"),
@@ -148,9 +148,9 @@ def program_members(members: Mapping[str, bytes]) -> dict[str, bytes]:
     accepted = {MODEL: model_json(left.pop(MODEL)), EXAMPLE_INPUTS: b""}
     for name in UNREAD:
         left.pop(name, None)
-    for name, needed in FACTS.items():
+    for name, expected in VERSIONS.items():
         content = left.pop(name, None)
-        if content is not None and needed.fullmatch(content) is None:
+        if content is not None and expected.fullmatch(content) is None:
             raise MismatchError(f"{name} in its archive is something else")
         if content is not None:
             accepted[name] = content
@@ -174,7 +174,7 @@ def listed_tensors(folder: str, listed: str, left: dict[str, bytes]) -> dict[str
     kind = "weight" if folder == WEIGHTS else "tensor"
     entry = record(
         {
-            "path_name": text(rf"{kind}_\d{{1,9}}", needed=f"a plain tensor, such as {kind}_0"),
+            "path_name": text(rf"{kind}_\d{{1,9}}", expected=f"a plain tensor, such as {kind}_0"),
             "is_param": boolean,
             "use_pickle": one_of(False),
             "tensor_meta": stored_meta,
@@ -182,12 +182,12 @@ def listed_tensors(folder: str, listed: str, left: dict[str, bytes]) -> dict[str
     )
     content = parse_json(left.pop(listed), record({"config": mapping_of(entry, path)}))
     accepted = {listed: json.dumps(content).encode()}
-    for name, facts in content["config"].items():
-        member = folder + facts["path_name"]
+    for name, entry in content["config"].items():
+        member = folder + entry["path_name"]
         if member not in accepted and member not in left:
             raise MismatchError(f"its archive lacks {member}")
         accepted[member] = accepted[member] if member in accepted else left.pop(member)
-        check_fits(name, facts["tensor_meta"], len(accepted[member]))
+        check_fits(name, entry["tensor_meta"], len(accepted[member]))
     return accepted
 
 
@@ -200,8 +200,8 @@ def check_fits(name: str, meta: Mapping[str, Any], size: int) -> None:
         raise MismatchError(f"{name} is no plain tensor of real numbers")
     reach = sum((count - 1) * stride for count, stride in zip(sizes, strides, strict=True))
     numbers = math.prod(sizes)
-    needed = 0 if not numbers else meta["storage_offset"]["as_int"] + reach + 1
-    if max(needed, numbers) * item > size:
+    reached = 0 if not numbers else meta["storage_offset"]["as_int"] + reach + 1
+    if max(reached, numbers) * item > size:
         raise MismatchError(f"{name} needs more than the {size:,} bytes that are stored of it")
 
 
@@ -254,6 +254,6 @@ def tensors_saved_anew(name: str, data: bytes) -> bytes:
 def plain_tensor(value: Any) -> Tensor:
     """Take a tensor, and no class of it that computes otherwise."""
     if type(value) not in (Tensor, nn.Parameter):
-        raise MismatchError(f"is a {type(value).__name__}, needed is a plain tensor")
+        raise MismatchError(f"expected a plain tensor, got a {type(value).__name__}")
     tensor: Tensor = value
     return tensor

@@ -86,7 +86,7 @@ def real(value: Any) -> Any:
 
 @functools.lru_cache
 def has_operator(name: str, overload: str) -> bool:
-    """Tell whether ATen has an operator."""
+    """Return True if ATen has an operator."""
     packet = getattr(torch.ops.aten, name, None)
     return isinstance(packet, torch._ops.OpOverloadPacket) and overload in packet.overloads()
 
@@ -286,7 +286,7 @@ graph_module = record(
     },
 )
 limit = nullable(integer(-LARGEST_INTEGER, LARGEST_INTEGER))
-symbol = text(SYMBOL.pattern, needed="the name of a size, such as s0")
+symbol = text(SYMBOL.pattern, expected="the name of a size, such as s0")
 version = integer(0, 10**6)
 PROGRAM = record(
     {

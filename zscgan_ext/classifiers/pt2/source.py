@@ -22,7 +22,7 @@ WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # the environment variable that 
 
 @contextmanager
 def nothing_unpickled() -> Iterator[None]:
-    """Let torch.load read tensors alone, whatever its caller asks for."""
+    """Let torch.load read only tensors, whatever its caller asks for."""
     before = os.environ.get(WEIGHTS_ONLY)
     os.environ[WEIGHTS_ONLY] = "1"
     try:
@@ -54,7 +54,7 @@ def root_cause(error: BaseException) -> BaseException:
 class ProgramSource(ClassifierSource):
     """A file of a `torch.export` program, which is trained and has all but its normalization.
 
-    The program computes what it wants of images, but runs no code: see `program_archive.py`.
+    The program computes what it wants of images, but runs no code: see `archive.py`.
     """
 
     image_shape: tuple[int, int, int] = (0, 0, 0)  # (C, H, W), known once it is built
@@ -91,13 +91,13 @@ def image_shape(file: Path, images: list[int | None]) -> tuple[int, int, int]:
     batch, *shape = images or [None]
     if batch is not None:
         raise InputError(
-            f"classifier: {file} takes batches of {batch} alone; export it with "
+            f"classifier: {file} expected batches of any size, got {batch} only; export it with "
             "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
         )
     channels, height, width = shape if len(shape) == 3 else (None, None, None)
     if channels is None or height is None or height != width:
         raise InputError(
-            f"classifier: {file} takes {shape}, needed are square images [N, C, H, W] of one size"
+            f"classifier: {file} expected square images [N, C, H, W] of one size, got {shape}"
         )
     if height > LARGEST_IMAGE_SIZE:
         raise InputError(

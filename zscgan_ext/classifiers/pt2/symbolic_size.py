@@ -17,7 +17,7 @@ LARGEST_EXPONENT = 8
 SYMBOL = re.compile(r"(?:s|u|i)\d{1,4}", re.ASCII)
 ASSUMPTIONS = ("integer", "positive", "nonnegative")
 NAMES = ("true", "false")
-# Of sympy and torch.utils._sympy.functions; all compute on numbers and symbols alone.
+# Of sympy and torch.utils._sympy.functions; all compute on numbers and symbols only.
 FUNCTIONS = (
     *("Add", "Mul", "Max", "Min", "Mod", "Abs", "floor", "ceiling"),
     *("FloorDiv", "CleanDiv", "CeilDiv", "PythonMod", "ModularIndexing", "Where", "Identity"),
@@ -95,7 +95,7 @@ def power(function: str, arguments: list[ast.expr], whole: str) -> str:
 
 
 def is_call_of(node: ast.expr, name: str) -> bool:
-    """Tell whether an expression calls the function of this name."""
+    """Return True if an expression calls the function of this name."""
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
 
 

@@ -73,7 +73,7 @@ def require_timm() -> Any:
     """Import timm.
 
     Raises:
-        InputError: telling how to install it.
+        InputError: saying how to install it.
     """
     try:
         return importlib.import_module("timm")

@@ -56,7 +56,7 @@ class FunctionSource(ClassifierSource):
     """`module:function`: the function takes nothing, or `num_classes`, and returns a model."""
 
     def build(self, num_classes: int | None, trained: bool) -> nn.Module:
-        """Call the function, which alone knows whether its model is trained."""
+        """Call the function; only it knows whether its model is trained."""
         function = import_function(self.name)
         try:
             takes_num_classes = num_classes is not None and accepts(function, "num_classes")
@@ -67,9 +67,7 @@ class FunctionSource(ClassifierSource):
             ) from error
         if not isinstance(model, nn.Module):
             found = type(model).__name__
-            raise InputError(
-                f"classifier: {self.name} returned a {found}, needed is a torch.nn.Module"
-            )
+            raise InputError(f"classifier: {self.name} expected a torch.nn.Module, got a {found}")
         return model
 
 
@@ -94,7 +92,7 @@ def import_function(name: str) -> Callable[..., Any]:
 
 
 def accepts(function: Callable[..., Any], argument: str) -> bool:
-    """Tell whether a function takes this keyword argument."""
+    """Return True if a function takes this keyword argument."""
     parameters = inspect.signature(function).parameters.values()
     return any(
         parameter.name == argument or parameter.kind is parameter.VAR_KEYWORD

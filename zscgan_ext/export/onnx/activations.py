@@ -6,18 +6,18 @@ from typing import Any
 from torch import fx
 
 from zscgan_ext.export.onnx.call import Call, Operator, known, reshaped
-from zscgan_ext.export.onnx.graph import Grid, Rectified, Value
+from zscgan_ext.export.onnx.graph import PendingClamp, QuantizedValue, Value
 
 
 def rectify(low: float, high: float) -> Operator:
     """Return an operator that clamps between two bounds."""
-    return lambda call: Rectified(call.floating(), low, high)
+    return lambda call: PendingClamp(call.floating(), low, high)
 
 
 def hardtanh(call: Call) -> Value:
     """Clamp between bounds that are options."""
     low, high = call.option("min_val", -1.0), call.option("max_val", 1.0)
-    return Rectified(call.floating(), low, high)
+    return PendingClamp(call.floating(), low, high)
 
 
 def clamp(call: Call) -> Value:
@@ -30,7 +30,9 @@ def between(call: Call, low: Any, high: Any) -> Value:
     x = call.floating()
     if not call.is_tensor(low) and not call.is_tensor(high):
         low, high = (fx.node.map_arg(bound, call.resolved) for bound in (low, high))
-        return Rectified(x, -math.inf if low is None else low, math.inf if high is None else high)
+        return PendingClamp(
+            x, -math.inf if low is None else low, math.inf if high is None else high
+        )
     for op, bound in (("Max", low), ("Min", high)):
         if bound is not None:
             x = call.add(op, [x, call.as_floating(bound)])
@@ -148,10 +150,10 @@ def softmax_dimension(call: Call) -> int:
 def softmax_along(call: Call, x: str, dimension: int) -> str:
     """Add softmax.
 
-    Of values on a grid in steps: there ONNX Runtime would put an integer kernel in the place of
+    In steps for quantized values: there ONNX Runtime would put an integer kernel in the place of
     a Softmax node, which rounds otherwise.
     """
-    if not isinstance(call.input(), Grid):
+    if not isinstance(call.input(), QuantizedValue):
         return call.add("Softmax", [x], axis=dimension)
     axes = call.integers("axes", [dimension])
     largest = call.add("ReduceMax", [x, axes], "largest")

@@ -171,7 +171,7 @@ def logical(op: str) -> Operator:
 
 
 def unequal(call: Call) -> Value:
-    """Tell where tensors differ."""
+    """Return where tensors differ."""
     return call.add("Not", [call.add("Equal", [call.floating(), call.floating("other")], "equal")])
 
 

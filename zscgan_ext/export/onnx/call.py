@@ -1,7 +1,7 @@
 """One node of a classifier's graph, as the functions see it that turn nodes into ONNX."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +11,9 @@ from onnx import TensorProto
 from torch import fx, nn
 
 from zscgan_ext.classifiers.normal_form.operators import arguments_of
-from zscgan_ext.classifiers.trials import TensorFacts, Varying
+from zscgan_ext.classifiers.trials import TensorMetadata, Varying
 from zscgan_ext.errors import InputError
-from zscgan_ext.export.onnx.graph import Grid, OnnxGraph, Value
+from zscgan_ext.export.onnx.graph import OnnxGraph, QuantizedValue, Value
 
 ONNX_TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -32,7 +32,7 @@ class Call:
     node: fx.Node
     module: nn.Module | None  # that the node calls, if it calls one
     values: Mapping[fx.Node, Value]  # of tensors
-    results: Mapping[fx.Node, Any]  # TensorFacts of a tensor, else what the node gave in a trial
+    results: Mapping[fx.Node, Any]  # TensorMetadata of a tensor, else what the node gave in a trial
 
     @property
     def name(self) -> str:
@@ -102,11 +102,11 @@ class Call:
             return getattr(self.module, name)
         return self.argument(name, default)
 
-    def result(self, node: Any = None) -> TensorFacts:
+    def result(self, node: Any = None) -> TensorMetadata:
         """Return shape and type of the result, or of another node's; of the first of several."""
         result = self.results[self.node if node is None else node]
         result = result[0] if isinstance(result, list) else result
-        if not isinstance(result, TensorFacts):
+        if not isinstance(result, TensorMetadata):
             raise self.unsupported("gives no tensor")
         return result
 
@@ -123,8 +123,8 @@ class Call:
         return self.shape(self.raw("input"))
 
     def is_tensor(self, raw: Any) -> bool:
-        """Tell whether an argument is a tensor."""
-        return isinstance(raw, fx.Node) and isinstance(self.results[raw], TensorFacts)
+        """Return True if an argument is a tensor."""
+        return isinstance(raw, fx.Node) and isinstance(self.results[raw], TensorMetadata)
 
     def add(self, op: str, inputs: Sequence[str], part: str = "", **attributes: Any) -> str:
         """Add an ONNX node, for a part of what this node computes or for all of it."""
@@ -143,7 +143,7 @@ class Call:
         """Return the error that names this node."""
         return InputError(
             f"export: {describe(self.node, self.module)} {reason}; "
-            "write it with other operations, or export to safetensors alone"
+            "write it with other operations, or export to safetensors only"
         )
 
 
@@ -158,14 +158,11 @@ def describe(node: fx.Node, module: nn.Module | None) -> str:
     return f"{node.name} ({called or node.target})"
 
 
-def on_grid(call: Call, add: Callable[[str], str]) -> Value:
-    """Apply what keeps the grid of its input to integers where there are any."""
+def preserving_qparams(call: Call, add: Callable[[str], str]) -> Value:
+    """Apply what preserves scale and zero point to a quantized value's integers, or to floats."""
     value = call.input()
-    if isinstance(value, Grid):
-        integers = add(value.integers)
-        return Grid(
-            integers, value.scale_name, value.zero_point_name, value.scale, value.zero_point
-        )
+    if isinstance(value, QuantizedValue):
+        return replace(value, integers=add(value.integers))
     return add(call.graph.floating(value))
 
 
@@ -177,7 +174,7 @@ def reshaped(call: Call, x: str, shape: Sequence[int | None]) -> str:
     return call.add("Reshape", [x, call.integers("shape", sizes)])
 
 
-def values_alone(call: Call, value: Value) -> Value:
+def values_only(call: Call, value: Value) -> Value:
     """Return a value as the first of several where torch gives indices beside it."""
     return [value] if isinstance(call.results[call.node], list) else value
 

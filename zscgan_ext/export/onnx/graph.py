@@ -1,4 +1,4 @@
-"""Building an ONNX graph: nodes, initializers, and values on a grid of integers or in float32."""
+"""Building an ONNX graph: nodes, initializers, and values as integers or in float32."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ BITS_OF_HALF_BYTE = 4
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantizedValue:
     """A uint8 tensor with the float32 scale and the zero point that its integers stand for."""
 
     integers: str
@@ -28,7 +28,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Rectified:
+class PendingClamp:
     """A float32 tensor that is to be clamped, by itself or as part of a quantizer behind it."""
 
     source: str
@@ -37,7 +37,7 @@ class Rectified:
 
 
 # What a node of the classifier gives: a float32 tensor by its name, one of the above, or several.
-Value: TypeAlias = "str | Grid | Rectified | list[Value]"
+Value: TypeAlias = "str | QuantizedValue | PendingClamp | list[Value]"
 
 
 class OnnxGraph:
@@ -81,17 +81,17 @@ class OnnxGraph:
 
     def floating(self, value: Value) -> str:
         """Return the name of a value's float32 tensor, which is computed here where it is not."""
-        if isinstance(value, Grid):
+        if isinstance(value, QuantizedValue):
             inputs = [value.integers, value.scale_name, value.zero_point_name]
             return self.node("DequantizeLinear", inputs, f"{value.integers}_dequantized")
-        if isinstance(value, Rectified):
+        if isinstance(value, PendingClamp):
             if value.low == 0 and value.high == float("inf"):
                 return self.node("Relu", [value.source], f"{value.source}_rectified")
             low = self.initializer(f"{value.source}_low", np.float32(value.low))
             high = self.initializer(f"{value.source}_high", np.float32(value.high))
             return self.node("Clip", [value.source, low, high], f"{value.source}_clipped")
         if isinstance(value, list):
-            raise TypeError("value: several tensors, needed is one")
+            raise TypeError("value: expected one tensor, got several")
         return value
 
     def floating_apart(self, value: Value) -> str:
@@ -99,7 +99,7 @@ class OnnxGraph:
 
         Behind a DequantizeLinear, ONNX Runtime would quantize the weights of that layer as well.
         """
-        if not isinstance(value, Grid):
+        if not isinstance(value, QuantizedValue):
             return self.floating(value)
         name = value.integers
         x = self.node("Cast", [name], f"{name}_float", to=TensorProto.FLOAT)
@@ -107,7 +107,9 @@ class OnnxGraph:
         centered = self.node("Sub", [x, zero_point], f"{name}_centered")
         return self.node("Mul", [centered, value.scale_name], f"{name}_scaled")
 
-    def quantize(self, value: Value, name: str, scale: Tensor, zero_point: int, top: int) -> Grid:
+    def quantize(
+        self, value: Value, name: str, scale: Tensor, zero_point: int, top: int
+    ) -> QuantizedValue:
         """Quantize a value to 0 to `top`, between what the bounds of a rectifier become.
 
         Rounding is monotone: to clamp integers gives what clamping before rounding would.
@@ -117,7 +119,7 @@ class OnnxGraph:
         scale_name = self.initializer(f"{name}_scale", scale.detach().float().reshape(()))
         zero_point_name = self.initializer(f"{name}_zero_point", np.uint8(zero_point))
         low, high = 0, top
-        if isinstance(value, Rectified):
+        if isinstance(value, PendingClamp):
             inverse = np.float32(1) / np.float32(scale.item())
             bounds = np.rint(np.array([value.low, value.high], np.float32) * inverse) + zero_point
             low, high = (int(bound) for bound in bounds.clip(0, top))
@@ -130,7 +132,9 @@ class OnnxGraph:
                 for bound, number in (("min", low), ("max", high))
             ]
             integers = self.node("Clip", [integers, *bounds_names], f"{name}_clipped")
-        return Grid(integers, scale_name, zero_point_name, float(scale.item()), zero_point)
+        return QuantizedValue(
+            integers, scale_name, zero_point_name, float(scale.item()), zero_point
+        )
 
     def dequantized_weight(self, name: str, weight: IntegerWeight) -> str:
         """Store a weight's integers and dequantize them along its first dimension.

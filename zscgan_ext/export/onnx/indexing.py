@@ -1,5 +1,6 @@
 """Parts of tensors as ONNX nodes: by slices, by indices, or all of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,10 @@ from torch import fx
 
 from zscgan_ext.export.onnx.call import (
     Call,
-    on_grid,
+    preserving_qparams,
     reshaped,
 )
-from zscgan_ext.export.onnx.graph import Grid, Value
+from zscgan_ext.export.onnx.graph import QuantizedValue, Value
 
 END = np.iinfo(np.int64).max
 
@@ -31,7 +32,7 @@ def pick(call: Call) -> Value:
     if gathered:
         return pick_some(call, gathered, parts)
     bounds = slices_of(parts, len(call.input_shape()))
-    return on_grid(call, lambda x: reshaped(call, cut(call, x, bounds), call.shape()))
+    return preserving_qparams(call, lambda x: reshaped(call, cut(call, x, bounds), call.shape()))
 
 
 def pick_value(call: Call, values: list[Value], index: Any) -> Value:
@@ -59,7 +60,7 @@ def pick_some(call: Call, gathered: list[Any], parts: tuple[Any, ...]) -> Value:
     def add(x: str) -> str:
         return call.add("Gather", [cut(call, x, bounds), indices], axis=axis)
 
-    return on_grid(call, add)
+    return preserving_qparams(call, add)
 
 
 def index_tensor(call: Call, raw: Any) -> str:
@@ -105,7 +106,7 @@ def index_select(call: Call) -> Value:
     """Take elements of one dimension by their indices."""
     indices = index_tensor(call, call.raw("index"))
     axis = call.argument("dim")
-    return on_grid(call, lambda x: call.add("Gather", [x, indices], axis=axis))
+    return preserving_qparams(call, lambda x: call.add("Gather", [x, indices], axis=axis))
 
 
 def split(call: Call) -> Value:
@@ -116,13 +117,12 @@ def split(call: Call) -> Value:
         raise call.unsupported("cuts the batch, whose size is not known")
     sizes = call.integers("sizes", [part.sizes[dimension] for part in parts])
     value = call.input()
-    x = value.integers if isinstance(value, Grid) else call.graph.floating(value)
+    x = value.integers if isinstance(value, QuantizedValue) else call.graph.floating(value)
     names = [f"{call.name}_{index}" for index in range(len(parts))]
     outputs = call.graph.nodes_of("Split", [x, sizes], names, axis=dimension)
-    if not isinstance(value, Grid):
+    if not isinstance(value, QuantizedValue):
         return list(outputs)
-    grid = (value.scale_name, value.zero_point_name, value.scale, value.zero_point)
-    return [Grid(output, *grid) for output in outputs]
+    return [replace(value, integers=output) for output in outputs]
 
 
 def unbind(call: Call) -> Value:
@@ -134,6 +134,6 @@ def unbind(call: Call) -> Value:
 
     def one(index: int) -> Value:
         number = call.integers("index", index)
-        return on_grid(call, lambda x: call.add("Gather", [x, number], axis=dimension))
+        return preserving_qparams(call, lambda x: call.add("Gather", [x, number], axis=dimension))
 
     return [one(index) for index in range(len(parts))]

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.integers import IntegerWeight, integer_weight
-from zscgan_ext.export.onnx.graph import PADDING_MODES, Grid, OnnxGraph, Value
+from zscgan_ext.export.onnx.graph import PADDING_MODES, OnnxGraph, QuantizedValue, Value
 from zscgan_ext.ops.layout import spread
 from zscgan_ext.quantization.quantizers import QuantizedLayer, WeightedLayer
 from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
@@ -28,13 +28,13 @@ def add_layer(graph: OnnxGraph, name: str, layer: WeightedLayer | nn.Conv3d, val
 def add_quantized_layer(graph: OnnxGraph, name: str, layer: QuantizedLayer, value: Value) -> str:
     """Add a layer with quantized weights; return its output.
 
-    Where its input is on a grid and its weight symmetric, its bias is int32 with the scale of the
+    Where its input is quantized and its weight symmetric, its bias is int32 with the scale of the
     products, as integer kernels need it; elsewhere the layer computes in float32, and the bias
     stays so.
     """
     weight, bias = integer_weight(layer), layer.layer.bias
     bias_name = None
-    if bias is not None and isinstance(value, Grid) and layer.symmetric:
+    if bias is not None and isinstance(value, QuantizedValue) and layer.symmetric:
         weight = make_room_for_bias(weight, bias, value.scale)
         integers, scale = integer_bias(bias, weight.scale, value.scale)
         bias_name = graph.dequantized_bias(f"{name}_bias", integers, scale)
@@ -148,7 +148,7 @@ def add_transposed_layer(
 
 
 def add_padding(graph: OnnxGraph, name: str, value: Value, mode: str, pads: list[int]) -> Value:
-    """Pad the last dimensions in one of ONNX's modes, on the grid of the input if it has one.
+    """Pad the last dimensions in one of ONNX's modes, keeping the input's quantization.
 
     Args:
         graph: gets the node.
@@ -160,7 +160,7 @@ def add_padding(graph: OnnxGraph, name: str, value: Value, mode: str, pads: list
     half = len(pads) // 2
     whole = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
     inputs = [graph.initializer(f"{name}_pads", whole)]
-    if isinstance(value, Grid):
+    if isinstance(value, QuantizedValue):
         padded = graph.node("Pad", [value.integers, *inputs], f"{name}_padded", mode=mode)
         return replace(value, integers=padded)
     return graph.node("Pad", [graph.floating(value), *inputs], f"{name}_padded", mode=mode)
@@ -179,7 +179,9 @@ def convolution_pads(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
 def add_batch_norm(graph: OnnxGraph, name: str, layer: _BatchNorm, value: Value) -> str:
     """Add batch norm with its stored statistics; return its output."""
     if layer.running_mean is None or layer.running_var is None:
-        raise InputError(f"export: {name} keeps no statistics, needed is batch norm that does")
+        raise InputError(
+            f"export: {name} expected batch norm with running statistics, got one without"
+        )
     ones = torch.ones_like(layer.running_mean)
     parameters = {
         "weight": ones if layer.weight is None else layer.weight,

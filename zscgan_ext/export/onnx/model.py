@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext.classifiers.graph import attribute_of, module_of
 from zscgan_ext.classifiers.loading import Classifier
-from zscgan_ext.classifiers.trials import TensorFacts
+from zscgan_ext.classifiers.trials import TensorMetadata
 from zscgan_ext.errors import one_line
-from zscgan_ext.export.onnx.call import Call, on_grid, reshaped
-from zscgan_ext.export.onnx.graph import Grid, OnnxGraph, Value
+from zscgan_ext.export.onnx.call import Call, preserving_qparams, reshaped
+from zscgan_ext.export.onnx.graph import OnnxGraph, QuantizedValue, Value
 from zscgan_ext.export.onnx.layers import (
     add_batch_norm,
     add_layer,
@@ -40,7 +40,7 @@ IR_VERSION = 10  # that goes with it
 @torch.no_grad()
 def quantized_model(
     student: QuantizedClassifier, classifier: Classifier
-) -> tuple[ModelProto, dict[str, Grid]]:
+) -> tuple[ModelProto, dict[str, QuantizedValue]]:
     """Write a calibrated student as ONNX in QDQ form.
 
     Returns:
@@ -50,10 +50,10 @@ def quantized_model(
         InputError: naming the node that cannot be exported.
     """
     student.quantize_weights()
-    facts = {"scheme": student.scheme.name}
+    properties = {"scheme": student.scheme.name}
     bits = {"weights": student.scheme.weight_bits, "activations": student.scheme.activation_bits}
-    facts["bits"] = json.dumps(bits)
-    written = write(student.graph, classifier, facts)
+    properties["bits"] = json.dumps(bits)
+    written = write(student.graph, classifier, properties)
     student.release_weights()
     return written
 
@@ -64,8 +64,8 @@ def float_model(graph: fx.GraphModule, classifier: Classifier) -> ModelProto:
 
 
 def write(
-    graph: fx.GraphModule, classifier: Classifier, facts: dict[str, str]
-) -> tuple[ModelProto, dict[str, Grid]]:
+    graph: fx.GraphModule, classifier: Classifier, properties: dict[str, str]
+) -> tuple[ModelProto, dict[str, QuantizedValue]]:
     """Write a graph as ONNX, with what the classifier expects of images as metadata."""
     shape = classifier.preprocessing.shape
     tried = try_out(graph, shape)
@@ -73,14 +73,14 @@ def write(
     onnx_graph = OnnxGraph()
     onnx_graph.names.update((INPUT, OUTPUT))
     values: dict[fx.Node, Value] = {}
-    grids: dict[str, Grid] = {}
+    quantized: dict[str, QuantizedValue] = {}
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             values[node] = INPUT
         elif node.op == "output":
             logits = onnx_graph.floating(values[node.args[0]])
             onnx_graph.nodes.append(helper.make_node("Identity", [logits], [OUTPUT], OUTPUT))
-        elif isinstance(results[node], TensorFacts | list):
+        elif isinstance(results[node], TensorMetadata | list):
             call = Call(onnx_graph, node, module_of(graph, node), values, results)
             if node.op == "get_attr":
                 value = constant(call, attribute_of(graph, node))
@@ -89,8 +89,8 @@ def write(
             else:
                 value = add_node(call)
             values[node] = value
-            if isinstance(call.module, ActivationQuantizer) and isinstance(value, Grid):
-                grids[str(node.target)] = value
+            if isinstance(call.module, ActivationQuantizer) and isinstance(value, QuantizedValue):
+                quantized[str(node.target)] = value
     images = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", *shape])
     output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", classifier.num_classes])
     model = helper.make_model(
@@ -99,9 +99,9 @@ def write(
         ir_version=IR_VERSION,
         producer_name="zscgan_ext",
     )
-    helper.set_model_props(model, metadata(classifier) | facts)
+    helper.set_model_props(model, metadata(classifier) | properties)
     onnx.checker.check_model(model, full_check=True)
-    return model, grids
+    return model, quantized
 
 
 def constant(call: Call, tensor: Tensor) -> Value:
@@ -146,7 +146,7 @@ def as_vectors(call: Call, layer: nn.Module, add: Callable[[Value], str]) -> Val
     value = call.input()
     if not isinstance(layer, nn.Linear) or len(call.input_shape()) == 2:
         return add(value)
-    vectors = on_grid(call, lambda x: reshaped(call, x, (None, layer.in_features)))
+    vectors = preserving_qparams(call, lambda x: reshaped(call, x, (None, layer.in_features)))
     return reshaped(call, add(vectors), call.shape())
 
 
@@ -161,7 +161,7 @@ def metadata(classifier: Classifier) -> dict[str, str]:
     """Return what a program needs to prepare images and to name classes, as JSON each."""
     preprocessing = classifier.preprocessing
     return {
-        "classifier": one_line(classifier.name),  # a path may be no text, ONNX takes UTF-8 alone
+        "classifier": one_line(classifier.name),  # a path may be no text, ONNX takes UTF-8 only
         "image_size": json.dumps(preprocessing.image_size),
         "mean": json.dumps(preprocessing.mean),
         "std": json.dumps(preprocessing.std),

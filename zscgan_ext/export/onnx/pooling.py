@@ -12,11 +12,11 @@ from zscgan_ext.export.onnx.call import (
     Operator,
     as_list,
     known,
-    on_grid,
+    preserving_qparams,
     reshaped,
-    values_alone,
+    values_only,
 )
-from zscgan_ext.export.onnx.graph import Grid, Value
+from zscgan_ext.export.onnx.graph import QuantizedValue, Value
 
 
 @dataclass(frozen=True)
@@ -148,14 +148,14 @@ def power_average_pool(dimensions: int) -> Operator:
 
 
 def maximum_pool(dimensions: int) -> Operator:
-    """Return an operator that takes the maxima of windows, of integers on a grid."""
+    """Return an operator that takes the maxima of windows, of integers where there are any."""
 
     def add(call: Call) -> Value:
         kernel = call.option("kernel_size")
         stride, padding = call.option("stride") or kernel, call.option("padding", 0)
         options = (kernel, stride, padding, call.option("dilation", 1))
         windows = windows_of(call, dimensions, options)
-        lowest = np.uint8(0) if isinstance(call.input(), Grid) else np.float32(-math.inf)
+        lowest = np.uint8(0) if isinstance(call.input(), QuantizedValue) else np.float32(-math.inf)
 
         def maxima(x: str) -> str:
             slid = windows
@@ -168,7 +168,7 @@ def maximum_pool(dimensions: int) -> Operator:
                 slid = replace(windows, overhang=[0] * dimensions)
             return call.add("MaxPool", [x], dilations=slid.dilation, **slid.attributes())
 
-        return values_alone(call, on_grid(call, with_batch(call, dimensions, maxima)))
+        return values_only(call, preserving_qparams(call, with_batch(call, dimensions, maxima)))
 
     return add
 
@@ -226,7 +226,7 @@ def adaptive_maximum_pool(dimensions: int) -> Operator:
                 x = maxima_along(call, x, axis, *sizes_along(call, axis - dimensions - 2))
             return x
 
-        return values_alone(call, on_grid(call, with_batch(call, dimensions, maxima)))
+        return values_only(call, preserving_qparams(call, with_batch(call, dimensions, maxima)))
 
     return add
 

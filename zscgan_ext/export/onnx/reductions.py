@@ -8,9 +8,9 @@ from zscgan_ext.export.onnx.call import (
     Operator,
     as_list,
     known,
-    on_grid,
+    preserving_qparams,
     reshaped,
-    values_alone,
+    values_only,
 )
 from zscgan_ext.export.onnx.graph import Value
 
@@ -52,18 +52,18 @@ def reduce_over(
 
 
 def extremes(op: str) -> Operator:
-    """Return an operator that takes maxima or minima over dimensions, of integers on a grid."""
+    """Return an operator that takes maxima or minima over dimensions, also of integers."""
 
     def add(call: Call) -> Value:
         axes, keeps = reduced(call)
-        value = on_grid(call, lambda x: reduce_over(call, op, x, axes, keeps))
-        return values_alone(call, value)
+        value = preserving_qparams(call, lambda x: reduce_over(call, op, x, axes, keeps))
+        return values_only(call, value)
 
     return add
 
 
 def position(op: str) -> Operator:
-    """Return an operator that tells where along a dimension the largest or smallest value is."""
+    """Return an operator that gives the index of the largest or smallest value."""
 
     def add(call: Call) -> Value:
         dimension = call.argument("dim")

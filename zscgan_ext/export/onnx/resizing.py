@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from zscgan_ext.export.onnx.call import Call, known, on_grid, reshaped
+from zscgan_ext.export.onnx.call import Call, known, preserving_qparams, reshaped
 from zscgan_ext.export.onnx.graph import Value
 from zscgan_ext.export.onnx.pooling import adaptive_average_pool
 
@@ -21,7 +21,7 @@ GRID_MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
 
 
 def resize(call: Call) -> Value:
-    """Resize images: to the nearest pixel, on the grid of the input if it has one, or smoothly."""
+    """Resize images: to the nearest pixel, which keeps integers, or smoothly."""
     mode = call.option("mode", "nearest")
     corners = call.option("align_corners", None)
     smooths = call.module is None and call.argument("antialias", False)
@@ -32,7 +32,7 @@ def resize(call: Call) -> Value:
     scales = np.array([1, 1, *resizing_factors(call)], np.float32)
     inputs = ["", call.graph.initializer(f"{call.name}_scales", scales)]
     if mode in NEAREST:
-        return on_grid(
+        return preserving_qparams(
             call, lambda x: call.add("Resize", [x, *inputs], mode="nearest", **NEAREST[mode])
         )
     options: dict[str, Any] = {"mode": SMOOTH[mode]}

@@ -21,7 +21,7 @@ def require_onnx() -> None:
     """Require the packages that write and run ONNX files.
 
     Raises:
-        InputError: telling how to install them.
+        InputError: saying how to install them.
     """
     for name in ("onnx", "onnxruntime"):
         try:
@@ -37,7 +37,7 @@ def require_packages(formats: Sequence[str]) -> None:
     """Require what the files of these formats are written with.
 
     Raises:
-        InputError: telling how to install it.
+        InputError: saying how to install it.
     """
     if "onnx" in formats:
         require_onnx()
@@ -78,8 +78,8 @@ class OnnxClassifier:
         outputs = [value.name for value in self.session.get_outputs()]
         if inputs != [INPUT] or OUTPUT not in outputs:
             raise InputError(
-                f"{self.name}: takes {inputs} and gives {outputs}, needed is a model that export "
-                f"wrote, from {INPUT} to {OUTPUT}"
+                f"{self.name}: expected a model that export wrote, from {INPUT} to {OUTPUT}, got "
+                f"one from {inputs} to {outputs}"
             )
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class OnnxClassifier:
         if logits.ndim != 2 or len(logits) != len(images) or logits.dtype != np.float32:
             found = f"{logits.dtype} {logits.shape}"
             raise InputError(
-                f"{self.name}: gives {found}, needed are logits, float32 ({len(images)}, N)"
+                f"{self.name}: expected logits, float32 ({len(images)}, N), got {found}"
             )
         return torch.from_numpy(logits)
 
@@ -110,7 +110,7 @@ class OnnxClassifier:
         return results
 
     def metadata(self) -> dict[str, str]:
-        """Return what the file says of itself."""
+        """Return the metadata of the file."""
         return dict(self.session.get_modelmeta().custom_metadata_map)
 
 
@@ -134,7 +134,7 @@ def read_model(file: Path) -> bytes:
 
 
 def has_external_data(message: Any) -> bool:
-    """Tell whether a tensor anywhere in a protobuf message lies in another file."""
+    """Return True if a tensor anywhere in a protobuf message lies in another file."""
     for field, value in message.ListFields():
         if field.name == "external_data":
             return True

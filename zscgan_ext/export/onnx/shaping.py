@@ -12,10 +12,10 @@ from zscgan_ext.export.onnx.call import (
     Call,
     as_list,
     known,
-    on_grid,
+    preserving_qparams,
     reshaped,
 )
-from zscgan_ext.export.onnx.graph import PADDING_MODES, Grid, Value
+from zscgan_ext.export.onnx.graph import PADDING_MODES, QuantizedValue, Value
 from zscgan_ext.export.onnx.indexing import END, cut
 from zscgan_ext.export.onnx.pooling import each
 from zscgan_ext.export.onnx.runtime import INPUT
@@ -23,7 +23,7 @@ from zscgan_ext.export.onnx.runtime import INPUT
 
 def reshape(call: Call) -> Value:
     """Give the shape that a trial run gave."""
-    return on_grid(call, lambda x: reshaped(call, x, call.shape()))
+    return preserving_qparams(call, lambda x: reshaped(call, x, call.shape()))
 
 
 def permute(call: Call) -> Value:
@@ -32,8 +32,8 @@ def permute(call: Call) -> Value:
 
 
 def in_order(call: Call, order: list[int]) -> Value:
-    """Order dimensions anew, on the grid of the input if it has one."""
-    return on_grid(call, lambda x: call.add("Transpose", [x], perm=order))
+    """Permute dimensions, keeping the input's scale and zero point."""
+    return preserving_qparams(call, lambda x: call.add("Transpose", [x], perm=order))
 
 
 def regrouped(call: Call, shape: Sequence[int | None], order: list[int]) -> Value:
@@ -43,7 +43,7 @@ def regrouped(call: Call, shape: Sequence[int | None], order: list[int]) -> Valu
         x = call.add("Transpose", [reshaped(call, x, shape)], perm=order)
         return reshaped(call, x, call.shape())
 
-    return on_grid(call, add)
+    return preserving_qparams(call, add)
 
 
 def channel_shuffle(call: Call) -> Value:
@@ -87,14 +87,14 @@ def stack(call: Call) -> Value:
 
 
 def flip(call: Call) -> Value:
-    """Turn dimensions round."""
+    """Reverse dimensions."""
     return flipped(call, as_list(call.argument("dims")))
 
 
 def flipped(call: Call, dimensions: list[int]) -> Value:
-    """Turn dimensions round, on the grid of the input if it has one."""
+    """Reverse dimensions, keeping the input's scale and zero point."""
     bounds = [(-1, -END, dimension, -1) for dimension in dimensions]
-    return on_grid(call, lambda x: cut(call, x, bounds))
+    return preserving_qparams(call, lambda x: cut(call, x, bounds))
 
 
 def roll(call: Call) -> Value:
@@ -114,12 +114,12 @@ def roll(call: Call) -> Value:
 
     if any(call.shape()[axis] is None for _, axis in pairs):
         raise call.unsupported("rolls images, whose count is not known")
-    return on_grid(call, add)
+    return preserving_qparams(call, add)
 
 
 def expand(call: Call) -> Value:
     """Repeat along dimensions of size one."""
-    return on_grid(call, lambda x: expanded(call, x, call.input_shape(), call.shape()))
+    return preserving_qparams(call, lambda x: expanded(call, x, call.input_shape(), call.shape()))
 
 
 def expanded(call: Call, x: str, before: Sequence[int | None], after: Sequence[int | None]) -> str:
@@ -166,7 +166,7 @@ def repeat(call: Call) -> Value:
             x = call.add("Tile", [x, call.integers("repeats", factors)])
         return expanded(call, x, middle, call.shape()) if any(along_batch) else x
 
-    return on_grid(call, add)
+    return preserving_qparams(call, add)
 
 
 def repeat_elements(call: Call) -> Value:
@@ -183,11 +183,11 @@ def repeat_elements(call: Call) -> Value:
         x = call.add("Tile", [reshaped(call, x, tiled), call.integers("repeats", factors)])
         return reshaped(call, x, call.shape())
 
-    return on_grid(call, add)
+    return preserving_qparams(call, add)
 
 
 def pad(call: Call) -> Value:
-    """Pad the last dimensions; on the grid of the input where what is padded lies on it."""
+    """Pad the last dimensions; integers stay integers where the padding is one of them."""
     pads, mode = list(call.argument("pad")), call.argument("mode", "constant")
     number = call.argument("value")
     pairs = [(0, 0)] * (len(call.input_shape()) - len(pads) // 2)
@@ -197,7 +197,7 @@ def pad(call: Call) -> Value:
     value = call.input()
     if mode_name == "constant":
         number = number or 0
-        if isinstance(value, Grid) and number in (0, -math.inf):
+        if isinstance(value, QuantizedValue) and number in (0, -math.inf):
             constant: Any = np.uint8(value.zero_point if number == 0 else 0)
         else:
             value, constant = call.floating(), np.float32(number)
@@ -206,7 +206,11 @@ def pad(call: Call) -> Value:
     def add(x: str) -> str:
         return call.add("Pad", [x, *inputs], mode=mode_name)
 
-    return on_grid(call, add) if isinstance(value, Grid) else add(call.graph.floating(value))
+    return (
+        preserving_qparams(call, add)
+        if isinstance(value, QuantizedValue)
+        else add(call.graph.floating(value))
+    )
 
 
 def unfold(call: Call) -> Value:
@@ -220,7 +224,7 @@ def unfold(call: Call) -> Value:
         starts = range(0, reach, stride[i])
         places.append([[s + k * dilation[i] for s in starts] for k in range(kernel[i])])
     value = call.input()
-    zero = np.uint8(value.zero_point) if isinstance(value, Grid) else np.float32(0)
+    zero = np.uint8(value.zero_point) if isinstance(value, QuantizedValue) else np.float32(0)
 
     def add(x: str) -> str:
         if any(padding):
@@ -231,7 +235,7 @@ def unfold(call: Call) -> Value:
         x = call.add("Transpose", [x], perm=[0, 1, 2, 4, 3, 5])
         return reshaped(call, x, call.shape())
 
-    return on_grid(call, add)
+    return preserving_qparams(call, add)
 
 
 def unfold_dimension(call: Call) -> Value:
@@ -246,4 +250,4 @@ def unfold_dimension(call: Call) -> Value:
         x = call.add("Gather", [x, call.integers("windows", places)], axis=axis)
         return call.add("Transpose", [x], perm=order)
 
-    return on_grid(call, add)
+    return preserving_qparams(call, add)

@@ -10,7 +10,7 @@ from zscgan_ext.classifiers.graph import like_images
 from zscgan_ext.classifiers.normal_form.operators import name_of
 from zscgan_ext.classifiers.trials import (
     BATCH_SIZES,
-    TensorFacts,
+    TensorMetadata,
     Trial,
     Varying,
     merged,
@@ -52,7 +52,7 @@ class ConstantTrial(Trial):
         """
         if node.op in ("placeholder", "call_module", "output"):
             return True
-        gives_tensors = isinstance(self.results[node], TensorFacts | list)
+        gives_tensors = isinstance(self.results[node], TensorMetadata | list)
         reads = gives_tensors and name_of(node.target) not in READS_SHAPE
         return reads and any(source in self.of_images for source in node.all_input_nodes)
 
@@ -98,8 +98,8 @@ def try_out(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> TriedGr
         if constant is None:
             raise InputError(
                 f"export: {node.name} gives other numbers for {BATCH_SIZES[0]} images than for "
-                f"{BATCH_SIZES[1]}, which no ONNX file can; let it depend on the images alone, or "
-                "export to safetensors alone"
+                f"{BATCH_SIZES[1]}, which no ONNX file can; let it depend on the images only, or "
+                "export to safetensors only"
             )
         constants[node] = constant
     results = {node: merged(result, second.results[node]) for node, result in first.results.items()}

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.errors import InputError
-from zscgan_ext.export.onnx.graph import Grid
+from zscgan_ext.export.onnx.graph import QuantizedValue
 from zscgan_ext.export.onnx.runtime import OUTPUT, OnnxClassifier
 from zscgan_ext.measures import agreement
 from zscgan_ext.quantization.conversion import QuantizedClassifier
@@ -29,7 +29,7 @@ LEAST_AGREEMENT = 99.5  # percent, of a student that agrees with itself
 NUDGE = 1e-6  # relative change of an image that moves ties and nothing else
 # How far from the middle between two integers a value may lie, in steps, to count as a tie.
 TIE = 0.01
-# Where nothing on a grid stands before the last layer, logits differ by less than this part.
+# Where no quantized value stands before the last layer, logits differ by less than this part.
 FLOAT_ERROR = 1e-4
 BATCHES_BY_NODE = 4  # that are compared node by node
 
@@ -51,7 +51,7 @@ class Verification:
 def verify(
     student: QuantizedClassifier,
     model: ModelProto,
-    grids: dict[str, Grid],
+    quantized: dict[str, QuantizedValue],
     batches: Sequence[Tensor],
 ) -> Verification:
     """Compare a student with its ONNX model in ONNX Runtime.
@@ -59,7 +59,7 @@ def verify(
     Args:
         student: calibrated, on the CPU.
         model: the student's ONNX model.
-        grids: for each activation quantizer, in order, where its integers are in the model.
+        quantized: for each activation quantizer, in order, where its integers are in the model.
         batches: normalized images [N, C, H, W].
 
     Raises:
@@ -70,7 +70,7 @@ def verify(
     session = OnnxClassifier(model.SerializeToString())
     expected = torch.cat([student(batch) for batch in batches])
     found = torch.cat([session(batch) for batch in batches])
-    ties, difference, gain = compare_nodes(student, model, grids, batches[:BATCHES_BY_NODE])
+    ties, difference, gain = compare_nodes(student, model, quantized, batches[:BATCHES_BY_NODE])
     result = Verification(
         len(expected),
         agreement(found, expected),
@@ -80,11 +80,11 @@ def verify(
         difference,
         gain * product_step(student) or FLOAT_ERROR * float(expected.abs().max()),
     )
-    needed = LEAST_AGREEMENT - 2 * (100 - result.own_agreement)
-    if result.agreement < needed:
+    least = LEAST_AGREEMENT - 2 * (100 - result.own_agreement)
+    if result.agreement < least:
         raise InputError(
             f"export: ONNX Runtime agrees with the student on {result.agreement:.2f} % of "
-            f"{result.images} images, needed are {needed:.2f} %; every node agrees by itself, "
+            f"{result.images} images, expected {least:.2f} % or more; every node agrees by itself, "
             "so these images lie between classes: learn the generator for more steps"
         )
     if not result.logit_difference <= result.allowed_difference:  # also for NaN
@@ -160,7 +160,7 @@ class Follower(fx.Interpreter):
 def compare_nodes(
     student: QuantizedClassifier,
     model: ModelProto,
-    grids: dict[str, Grid],
+    quantized: dict[str, QuantizedValue],
     batches: Sequence[Tensor],
 ) -> tuple[int, float, float]:
     """Compare node by node.
@@ -171,7 +171,7 @@ def compare_nodes(
     """
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    names = [grid.integers for grid in grids.values()]
+    names = [value.integers for value in quantized.values()]
     for name in names:
         probe.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, None))
     session = OnnxClassifier(probe.SerializeToString())
@@ -179,7 +179,7 @@ def compare_nodes(
     for images in batches:
         *found, logits = map(torch.from_numpy, session.run([*names, OUTPUT], images))
         student.quantize_weights()
-        follower = Follower(student, dict(zip(grids, found, strict=True)))
+        follower = Follower(student, dict(zip(quantized, found, strict=True)))
         expected = follower.run(images)
         ties += follower.ties
         differences.append((expected - logits).abs().max())
