@@ -205,7 +205,7 @@ def test_old_checkpoints_lack_num_batches_tracked(models):
         ("models:smal", {}, ["has no function 'smal', did you mean small"]),
         ("models:number", {}, ["has no function 'number'"]),
         ("models:raises", {}, ["raised RuntimeError: first line"]),
-        ("models:not_a_model", {}, ["returned a int, needed is a torch.nn.Module"]),
+        ("models:not_a_model", {}, ["expected a torch.nn.Module, got a int"]),
         (
             "models:without_convolution",
             {},
@@ -215,7 +215,11 @@ def test_old_checkpoints_lack_num_batches_tracked(models):
         ("models:without_running_statistics", {}, ["needs at least one BatchNorm layer"]),
         ("models:partly_without_running_statistics", {}, ["1 is a BatchNorm layer without"]),
         ("models:one_logit", {}, ["gives one logit", "torch.cat([torch.zeros_like(logit), logit]"]),
-        ("models:feature_maps", {"image_size": 8}, ["into (2, 4, 6, 6), needed are logits"]),
+        (
+            "models:feature_maps",
+            {"image_size": 8},
+            ["expected logits [2, num_classes]", "got (2, 4, 6, 6)"],
+        ),
         ("models:fixed_size", {"image_size": 9}, ["image_size:", "9x9 images", "cannot be multi"]),
         ("models:infinite", {}, ["NaN or infinite values in 1.running_var"]),
         ("models:fixed_size", {"image_size": 8, "num_classes": 9}, ["gives 5 logits"]),

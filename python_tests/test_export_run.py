@@ -214,7 +214,7 @@ EVALUATION_ERRORS = {
     "no ONNX": (["text.onnx"], "text.onnx: cannot be read as an ONNX model"),
     "no safetensors": (["text.safetensors"], "text.safetensors: cannot be read as safetensors"),
     "no data": (["RUN", "--data", "nowhere"], "nowhere: no such folder"),
-    "no batch": (["RUN", "--batch-size", "0"], "batch_size: 0, needed is a number above 0"),
+    "no batch": (["RUN", "--batch-size", "0"], "batch_size: expected a number above 0, got 0"),
 }
 
 

@@ -290,7 +290,7 @@ def test_a_student_that_disagrees_with_itself_allows_twice_as_much(monkeypatch, 
     if passes:
         assert verify(student, model, grids, noise(classifier)).own_agreement == 97.0
     else:
-        with pytest.raises(InputError, match=r"on 93.40 % of 128 images, needed are 93.50 %"):
+        with pytest.raises(InputError, match=r"on 93.40 % of 128 images, expected 93.50 % or more"):
             verify(student, model, grids, noise(classifier))
 
 

@@ -1,4 +1,4 @@
-"""Pooling of any window in ONNX Runtime against torch, in floats and on grids of integers."""
+"""Pooling of any window in ONNX Runtime against torch, in floats and on integers."""
 
 import random
 

@@ -64,7 +64,7 @@ def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
             float_one.class_names,
         )
     if not os.path.isfile(path):
-        raise InputError(f"{path}: expected a run or an exported file, got no such file or folder")
+        raise InputError(f"{path}: no such file or folder, expected a run or an exported file")
     if path.suffix == ".onnx":
         require_onnx()
         model = OnnxClassifier(path)

@@ -228,9 +228,7 @@ def read_file(file: Path) -> FileContent:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as safetensors ({reason})") from None
     if description_text is None:
-        raise InputError(
-            f"{file}: expected a quantized classifier that export wrote, got other tensors"
-        )
+        raise InputError(f"{file}: holds no quantized classifier, expected what export wrote")
     try:
         metadata = parse_json(description_text, DESCRIPTION)
         class_names = tuple(metadata["class_names"])
