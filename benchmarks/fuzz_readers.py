@@ -187,9 +187,11 @@ class Reader:
     seeds: Callable[[], Iterator[bytes]]
 
 
-def read_weights(file: Path) -> None:
-    """Fill the small classifier."""
-    load_weights(small_classifier(), file)
+def read_weights(file: Path) -> nn.Module:
+    """Return the small classifier with a file's weights."""
+    model = small_classifier()
+    load_weights(model, file)
+    return model
 
 
 class CheckpointReader:
@@ -198,8 +200,8 @@ class CheckpointReader:
     def __init__(self) -> None:
         self.run: Run | None = None
 
-    def __call__(self, file: Path) -> None:
-        """Go on from the only checkpoint."""
+    def __call__(self, file: Path) -> int:
+        """Go on from the only checkpoint; return how many steps were made then."""
         if self.run is None:
             self.run = small_run()
             self.training = fine_tuning(self.run)
@@ -216,6 +218,7 @@ class CheckpointReader:
             self.training.advance()
             checkpoints.count_step()
             checkpoints.write()
+            return checkpoints.steps
 
 
 def small_run_folders() -> Iterator[bytes]:
