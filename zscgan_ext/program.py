@@ -5,6 +5,7 @@ import errno
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -35,6 +36,21 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong as one line."""
         raise InputError(message)
+
+
+def run_parser(name: str, description: str) -> OneLineParser:
+    """Return a parser for a command on a finished run: `RUN` and `--classifier`."""
+    parser = OneLineParser(
+        prog=f"python -m zscgan_ext.{name}", description=description, allow_abbrev=False
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "--classifier",
+        metavar="NAME",
+        help="for a run of a classifier of your own: the module:function or .pt2 file, which is "
+        "not run because a folder names it",
+    )
+    return parser
 
 
 def program(

@@ -65,8 +65,8 @@ def merged(first: Any, second: Any) -> Any:
 
 def random_images(count: int, image_shape: tuple[int, int, int], like: Tensor) -> Tensor:
     """Return standard normal images [count, C, H, W], the same ones at each call."""
-    random = torch.Generator().manual_seed(count)
-    return torch.randn(count, *image_shape, generator=random).to(like.device, like.dtype)
+    rng = torch.Generator().manual_seed(count)
+    return torch.randn(count, *image_shape, generator=rng).to(like.device, like.dtype)
 
 
 @torch.no_grad()

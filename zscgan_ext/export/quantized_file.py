@@ -15,13 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from zscgan_ext.classifiers.loading import (
-    Classifier,
-    count_logits,
-    find_source,
-    freeze,
-    unwrapped,
-)
+from zscgan_ext.classifiers.loading import Classifier, count_logits, find_source, freeze, unwrapped
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.classifiers.trust import check_model_size, is_of_a_library
 from zscgan_ext.errors import InputError, first_line

@@ -63,7 +63,7 @@ class Images(Protocol):
         """Yield every image once, in order: normalized [B, C, H, W] float32 and labels [B]."""
 
     def random_batches(
-        self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
+        self, batch_size: int, preprocessing: Preprocessing, rng: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches drawn uniformly with replacement, forever."""
 
@@ -92,11 +92,11 @@ class IndexedImages(ABC):
             yield self.read(index, preprocessing), self.labels[index]
 
     def random_batches(
-        self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
+        self, batch_size: int, preprocessing: Preprocessing, rng: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches drawn uniformly with replacement, forever."""
         while True:
-            index = torch.randint(len(self), (batch_size,), generator=random)
+            index = torch.randint(len(self), (batch_size,), generator=rng)
             yield self.read(index, preprocessing), self.labels[index]
 
 

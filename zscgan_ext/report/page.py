@@ -132,7 +132,7 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
     }
     if len(names) <= LARGEST_MATRIX:
         drawn["confusion"] = charts.confusion_matrix(confusion(before, after, len(names)), names)
-    random = torch.Generator().manual_seed(run.settings.seed)
+    rng = torch.Generator().manual_seed(run.settings.seed)
     return Content(
         metrics=metrics,
         export=export,
@@ -141,7 +141,7 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
         environment=environment_of(metrics),
         first_ranges=shown_ranges(metrics.get("first_ranges", {}).get("fine_tuned")),
         charts=drawn,
-        classes=pictures_by_class(run.classifier, run.generator(), random),
+        classes=pictures_by_class(run.classifier, run.generator(), rng),
         weights=weights,
         activations=activations,
         worst=worst([*weights, *activations], WORST),
@@ -233,10 +233,10 @@ def learning_charts(log: list[dict[str, Any]]) -> dict[str, str]:
 @torch.no_grad()
 def batch_norm_charts(run: FinishedRun, images: Tensor, data: Images | None) -> dict[str, str]:
     """Draw how well batch-norm statistics match before and after learning, and real images'."""
-    random = torch.Generator().manual_seed(run.settings.seed)
+    rng = torch.Generator().manual_seed(run.settings.seed)
     untrained = run.new_generator().train()
     with default_random_seeded(CPU, run.settings.seed):
-        before = to_channels_last(untrained(*untrained.random_inputs(len(images), random)))
+        before = to_channels_last(untrained(*untrained.random_inputs(len(images), rng)))
     sources = {"untrained generator": before, "trained generator": images}
     if data is not None:
         index = torch.linspace(0, len(data) - 1, min(len(data), len(images))).long()

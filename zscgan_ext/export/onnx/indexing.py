@@ -7,11 +7,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from zscgan_ext.export.onnx.call import (
-    Call,
-    preserving_qparams,
-    reshaped,
-)
+from zscgan_ext.export.onnx.call import Call, preserving_qparams, reshaped
 from zscgan_ext.export.onnx.graph import QuantizedValue, Value
 
 END = np.iinfo(np.int64).max

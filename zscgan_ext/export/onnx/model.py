@@ -26,11 +26,7 @@ from zscgan_ext.export.onnx.runtime import INPUT, OUTPUT
 from zscgan_ext.export.onnx.shaping import expanded
 from zscgan_ext.export.onnx.trial import try_out
 from zscgan_ext.quantization.conversion import QuantizedClassifier
-from zscgan_ext.quantization.quantizers import (
-    ActivationQuantizer,
-    QuantizedLayer,
-    WeightedLayer,
-)
+from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer, WeightedLayer
 from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
 
 OPSET = 21  # the first with 4-bit integers

@@ -8,13 +8,7 @@ import numpy as np
 from torch import fx
 
 from zscgan_ext.classifiers.trials import Varying
-from zscgan_ext.export.onnx.call import (
-    Call,
-    as_list,
-    known,
-    preserving_qparams,
-    reshaped,
-)
+from zscgan_ext.export.onnx.call import Call, as_list, known, preserving_qparams, reshaped
 from zscgan_ext.export.onnx.graph import PADDING_MODES, QuantizedValue, Value
 from zscgan_ext.export.onnx.indexing import END, cut
 from zscgan_ext.export.onnx.pooling import each

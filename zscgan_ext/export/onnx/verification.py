@@ -97,8 +97,8 @@ def verify(
 
 def nudged(batch: Tensor) -> Tensor:
     """Change images by about a millionth, the same way each time."""
-    random = torch.Generator().manual_seed(0)
-    noise = torch.randn(batch.shape, generator=random)
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(batch.shape, generator=rng)
     return batch * (1 + NUDGE * noise)
 
 
