@@ -27,7 +27,7 @@ WEIGHTS = {
     "text as safetensors": ("w.safetensors", make.data(b"no weights"), NO_SAFETENSORS),
     "wrong shape": (
         *("w.safetensors", make.safetensors_of(fc__bias=torch.zeros(7))),
-        r"has fc.bias of shape \(7,\), the model needs \(10,\)",
+        r"expected fc.bias of shape \(10,\), got \(7,\)",
     ),
     "missing key": ("w.safetensors", make.safetensors_of(fc__bias=None), "lacks fc.bias"),
     "extra key": ("w.safetensors", make.safetensors_of(more=torch.zeros(1)), "has more, which"),

@@ -305,10 +305,10 @@ def test_bad_weights_files_give_one_line(models, kind, suffix, part):
         ({"4.weight": None, "4.bias": None}, ["lacks 4.weight, 2 missing in all"]),
         ({"fc.bias": torch.zeros(1)}, ["has fc.bias, which the model lacks"]),
         ({"4.bias": None, "fc.bias": torch.zeros(7)}, ["lacks 4.bias (it has fc.bias instead)"]),
-        ({"4.bias": torch.zeros(9)}, ["4.bias of shape (9,), the model needs (7,)"]),
+        ({"4.bias": torch.zeros(9)}, ["expected 4.bias of shape (7,), got (9,)"]),
         (
             {"4.bias": torch.zeros(9), "4.weight": torch.zeros(9, 4)},
-            ["4.weight of shape (9, 4), the model needs (7, 4), 2 wrong shapes in all"],
+            ["expected 4.weight of shape (7, 4), got (9, 4), 2 wrong shapes in all"],
         ),
         ({"4.bias": torch.full((7,), float("nan"))}, ["NaN or infinite values in 4.bias"]),
     ],

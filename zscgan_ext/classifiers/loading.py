@@ -255,7 +255,7 @@ def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> i
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
-            f"classifier: {name} expected logits [2, num_classes] of 2 images, got {shape}"
+            f"classifier: {name}: expected logits [2, num_classes] of 2 images, got {shape}"
         )
     if logits.shape[1] < 2:
         raise InputError(

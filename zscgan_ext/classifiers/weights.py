@@ -150,7 +150,7 @@ def check_tensors(file: Path, tensors: Mapping[str, Tensor], size: int) -> None:
         if not is_plain or value.is_quantized or value.is_complex():
             kind = f"{value.dtype}, {value.layout}, {value.device.type}"
             raise InputError(
-                f"weights: {file} expected real numbers in a plain tensor, got {name} as {kind}"
+                f"weights: {file}: expected real numbers in a plain tensor, got {name} as {kind}"
             )
     storages = (value.untyped_storage() for value in tensors.values())
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -278,6 +278,6 @@ def check_shapes(file: Path, found: Mapping[str, Tensor], expected: Mapping[str,
         name = wrong[0]
         more = f", {len(wrong)} wrong shapes in all" if len(wrong) > 1 else ""
         raise InputError(
-            f"weights: {file} has {name} of shape {tuple(found[name].shape)}, "
-            f"the model has {tuple(expected[name].shape)}{more}"
+            f"weights: {file}: expected {name} of shape {tuple(expected[name].shape)}, "
+            f"got {tuple(found[name].shape)}{more}"
         )

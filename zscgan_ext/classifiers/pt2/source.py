@@ -91,13 +91,13 @@ def image_shape(file: Path, images: list[int | None]) -> tuple[int, int, int]:
     batch, *shape = images or [None]
     if batch is not None:
         raise InputError(
-            f"classifier: {file} expected batches of any size, got {batch} only; export it with "
+            f"classifier: {file}: expected batches of any size, got {batch} only; export it with "
             "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
         )
     channels, height, width = shape if len(shape) == 3 else (None, None, None)
     if channels is None or height is None or height != width:
         raise InputError(
-            f"classifier: {file} expected square images [N, C, H, W] of one size, got {shape}"
+            f"classifier: {file}: expected square images [N, C, H, W] of one size, got {shape}"
         )
     if height > LARGEST_IMAGE_SIZE:
         raise InputError(

@@ -67,7 +67,7 @@ class FunctionSource(ClassifierSource):
             ) from error
         if not isinstance(model, nn.Module):
             found = type(model).__name__
-            raise InputError(f"classifier: {self.name} expected a torch.nn.Module, got a {found}")
+            raise InputError(f"classifier: {self.name}: expected a torch.nn.Module, got a {found}")
         return model
 
 

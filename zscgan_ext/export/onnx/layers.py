@@ -180,7 +180,7 @@ def add_batch_norm(graph: OnnxGraph, name: str, layer: _BatchNorm, value: Value)
     """Add batch norm with its stored statistics; return its output."""
     if layer.running_mean is None or layer.running_var is None:
         raise InputError(
-            f"export: {name} expected batch norm with running statistics, got one without"
+            f"export: {name}: expected batch norm with running statistics, got one without"
         )
     ones = torch.ones_like(layer.running_mean)
     parameters = {
