@@ -95,7 +95,7 @@ def test_a_small_quantized_file_asks_for_little(tmp_path, changes, message):
         ),
         (
             {"scheme": {"name": "deploy", "weight_bits": True, "activation_bits": 4}},
-            "scheme.weight_bits: True",
+            "scheme.weight_bits: expected an integer from 2 to 8, got True",
         ),
         ({"scheme": [1]}, "scheme: expected a mapping.*got a list of 1"),
         ({"class_names": ["a"] * 4 + [5]}, "class_names.4: expected text.*got 5"),

@@ -117,7 +117,7 @@ DAMAGE = {
     ),
     "wrong dtype": (
         replaced("stem.weight_scale", torch.zeros(8, dtype=torch.int32)),
-        "has stem.weight_scale as torch.int32",
+        "expected stem.weight_scale as torch.float32 .*got torch.int32",
     ),
     "no numbers": (
         replaced("stem.bias", torch.full((8,), torch.nan)),
