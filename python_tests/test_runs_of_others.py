@@ -212,7 +212,10 @@ DAMAGED = {
         log_line(r'{"stage": "a", "step": 1, "$\\frac{$": 1}'),
         "expected a name of letters",
     ),
-    "log loss a list": (log_line('{"stage": "a", "step": 1, "loss": []}'), "loss: .*got a list of 0"),
+    "log loss a list": (
+        log_line('{"stage": "a", "step": 1, "loss": []}'),
+        "loss: .*got a list of 0",
+    ),
     "log nested": (log_line("[" * 10_000), r"line \d+: is nested too deeply"),
     "log cut off": (log_line('{"stage": "a", "st'), r"line \d+: is not JSON"),
     "export {}": (text("export.json", "{}"), "export.json: lacks bytes"),
