@@ -33,8 +33,8 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import first_line
-from zscgan_ext.export.onnx_model import quantized_model
-from zscgan_ext.export.verification import compare_nodes, product_step
+from zscgan_ext.export.onnx.model import quantized_model
+from zscgan_ext.export.onnx.verification import compare_nodes, product_step
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import QuantizedClassifier, convert, folded

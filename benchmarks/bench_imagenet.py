@@ -30,7 +30,7 @@ from torchvision.transforms import functional as transforms
 
 from zscgan_ext.environment import environment
 from zscgan_ext.images.datasets import LabelledImages
-from zscgan_ext.images.image_file import read_image
+from zscgan_ext.images.image_files import read_image
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.measures import agreement, predict
 from zscgan_ext.quantization.fine_tuning import logit_divergence

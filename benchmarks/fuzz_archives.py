@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 from torch._export.serde.serialize import serialize
 
-from zscgan_ext.classifiers.loading import load_classifier
+from zscgan_ext.classifiers.loading import Classifier, load_classifier
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import open_images
 from zscgan_ext.images.preprocessing import Preprocessing
@@ -56,14 +56,14 @@ def archive(members: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def canary_checked(read: Callable[[Path], Any]) -> Callable[[Path], None]:
+def canary_checked(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
     """Let a reader run where code of a file would leave the canary, and fail if it does."""
 
-    def reading(file: Path) -> None:
+    def reading(file: Path) -> Any:
         place = os.getcwd()
         os.chdir(file.parent)
         try:
-            read(file)
+            return read(file)
         finally:
             found = os.path.lexists(CANARY)
             os.chdir(place)
@@ -115,9 +115,9 @@ def program_files(model: nn.Module, images: torch.Tensor) -> Iterator[bytes]:
         yield archive({**members, f"{folder}/data/constants/opaque_obj_0": code})
 
 
-def read_program(file: Path) -> None:
+def read_program(file: Path) -> Classifier:
     """Load the classifier of a program."""
-    load_classifier(str(file))
+    return load_classifier(str(file))
 
 
 # ---- folders ------------------------------------------------------------------------------------
@@ -211,12 +211,12 @@ class RunReader:
     def __init__(self, classifier: str) -> None:
         self.classifier = classifier
 
-    def __call__(self, file: Path) -> None:
-        """Read the folder that is packed in a file."""
+    def __call__(self, file: Path) -> list[Any]:
+        """Read the folder that is packed in a file; return what was read of it, part by part."""
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             unpacked(file, folder)
             place = Path(folder)
-            errors = []
+            errors, found = [], []
             parts: tuple[Callable[[], Any], ...] = (
                 lambda: read_metrics(place, 3),
                 lambda: read_log(place),
@@ -227,7 +227,7 @@ class RunReader:
             )
             for part in parts:
                 try:
-                    part()
+                    found.append(part())
                 except InputError as error:
                     errors.append(error)
             named = [error for error in errors if "--classifier" in str(error)]
@@ -239,6 +239,7 @@ class RunReader:
                 open_run(place, self.classifier).generator()
             if errors:
                 raise errors[0]
+            return found
 
 
 def image_trees() -> Iterator[bytes]:
@@ -254,9 +255,10 @@ def image_trees() -> Iterator[bytes]:
     yield archive({**members, "dog/notes.txt": b"none", "readme.md": b"none", "owl/y.png": b""})
 
 
-def read_tree(file: Path, preprocessing: Preprocessing) -> None:
-    """Read all images of the tree that is packed in a file."""
+def read_tree(file: Path, preprocessing: Preprocessing) -> list[Tensor]:
+    """Return all images and labels of the tree that is packed in a file."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         unpacked(file, folder)
-        for _ in open_images(folder, "test", preprocessing).batches(4, preprocessing):
-            pass
+        batches = open_images(folder, "test", preprocessing).batches(4, preprocessing)
+        images, labels = zip(*batches, strict=True)
+        return [torch.cat(images), torch.cat(labels)]

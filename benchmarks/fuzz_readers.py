@@ -43,8 +43,8 @@ with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextl
     from zscgan_ext.environment import environment
     from zscgan_ext.errors import InputError
     from zscgan_ext.export.quantized_file import load_quantized, quantized_file
-    from zscgan_ext.images.idx_file import read_idx
-    from zscgan_ext.images.image_file import read_image
+    from zscgan_ext.images.idx_files import read_idx
+    from zscgan_ext.images.image_files import read_image
     from zscgan_ext.images.preprocessing import Preprocessing
     from zscgan_ext.quantization.calibration import calibrate
     from zscgan_ext.quantization.conversion import convert
@@ -187,9 +187,11 @@ class Reader:
     seeds: Callable[[], Iterator[bytes]]
 
 
-def read_weights(file: Path) -> None:
-    """Fill the small classifier."""
-    load_weights(small_classifier(), file)
+def read_weights(file: Path) -> nn.Module:
+    """Return the small classifier with a file's weights."""
+    model = small_classifier()
+    load_weights(model, file)
+    return model
 
 
 class CheckpointReader:
@@ -198,8 +200,8 @@ class CheckpointReader:
     def __init__(self) -> None:
         self.run: Run | None = None
 
-    def __call__(self, file: Path) -> None:
-        """Go on from the only checkpoint."""
+    def __call__(self, file: Path) -> int:
+        """Go on from the only checkpoint; return how many steps were made then."""
         if self.run is None:
             self.run = small_run()
             self.training = fine_tuning(self.run)
@@ -216,6 +218,7 @@ class CheckpointReader:
             self.training.advance()
             checkpoints.count_step()
             checkpoints.write()
+            return checkpoints.steps
 
 
 def small_run_folders() -> Iterator[bytes]:

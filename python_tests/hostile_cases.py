@@ -11,7 +11,7 @@ from torch import nn
 NO_TORCH_FILE = "is truncated or not a torch file"
 NO_SAFETENSORS = "is truncated or not a safetensors file"
 CODE = "holds pickled code, which is never run"
-PLAIN = "needed are real numbers in a plain tensor"
+PLAIN = "expected real numbers in a plain tensor"
 
 # What is given as --weights: (name of the file, what writes it, what the line says).
 WEIGHTS = {
@@ -27,7 +27,7 @@ WEIGHTS = {
     "text as safetensors": ("w.safetensors", make.data(b"no weights"), NO_SAFETENSORS),
     "wrong shape": (
         *("w.safetensors", make.safetensors_of(fc__bias=torch.zeros(7))),
-        r"has fc.bias of shape \(7,\), the model needs \(10,\)",
+        r"expected fc.bias of shape \(10,\), got \(7,\)",
     ),
     "missing key": ("w.safetensors", make.safetensors_of(fc__bias=None), "lacks fc.bias"),
     "extra key": ("w.safetensors", make.safetensors_of(more=torch.zeros(1)), "has more, which"),
@@ -252,9 +252,9 @@ ONNX = {
     "other image size": (make.onnx_model(shape=(None, 3, 9, 9)), "cannot run the model on images"),
     "other shape of logits": (
         make.onnx_model(axes=0),
-        r"gives float32 \(1, 21\), needed are logits",
+        r"expected logits, float32 \(\d+, N\), got float32 \(1, 21\)",
     ),
-    "other input": (make.onnx_model(name="pixels"), r"takes \['pixels'\]"),
+    "other input": (make.onnx_model(name="pixels"), r"got one from \['pixels'\]"),
     "tensor in another file": (make.onnx_model(external="weights.bin"), OTHER_FILES),
     "tensor in a file above": (make.onnx_model(external="../../../etc/passwd"), OTHER_FILES),
     "tensor in a file anywhere": (make.onnx_model(external="/etc/passwd"), OTHER_FILES),
@@ -289,8 +289,8 @@ QUANTIZED = {
     "scale of zero": (make.with_tensor(SCALE, torch.zeros_like), f"has scales in {SCALE} that"),
     "negative scale": (make.with_tensor(SCALE, torch.neg), f"has scales in {SCALE} that"),
     "infinite scale": (make.with_tensor(SCALE, lambda x: x / 0), "has NaN or infinite values in"),
-    "wrong dtype": (make.with_tensor(SCALE, torch.Tensor.double), "needed is torch.float32"),
-    "wrong shape": (make.with_tensor(SCALE, lambda x: x.repeat(2)), "needed is torch.float32"),
+    "wrong dtype": (make.with_tensor(SCALE, torch.Tensor.double), "scale as torch.float32"),
+    "wrong shape": (make.with_tensor(SCALE, lambda x: x.repeat(2)), "scale as torch.float32"),
     "endless device": (make.link_to("/dev/zero"), "m.safetensors: no such file"),
 }
 

@@ -12,9 +12,9 @@ import torch
 from networks import RGB8
 from torch import nn
 
-from zscgan_ext.classifiers.extent import extent
 from zscgan_ext.classifiers.loading import find_source
-from zscgan_ext.classifiers.sources.program_archive import tensors_saved_anew
+from zscgan_ext.classifiers.pt2.archive import tensors_saved_anew
+from zscgan_ext.classifiers.trust import model_size
 from zscgan_ext.classifiers.weights import read_state_dict
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.quantized_file import load_quantized
@@ -144,17 +144,17 @@ def test_a_small_quantized_file_asks_for_little(tmp_path, changes, message):
     [
         (
             {"scheme": {"name": "deploy", "weight_bits": 4.0, "activation_bits": 4}},
-            "scheme.weight_bits: 4.0, needed is an integer from 2 to 8",
+            "scheme.weight_bits: expected an integer from 2 to 8.*got 4.0",
         ),
         (
             {"scheme": {"name": "deploy", "weight_bits": True, "activation_bits": 4}},
-            "scheme.weight_bits: True",
+            "scheme.weight_bits: expected an integer from 2 to 8, got True",
         ),
-        ({"scheme": [1]}, "scheme: a list of 1, needed is a mapping"),
-        ({"class_names": ["a"] * 4 + [5]}, "class_names.4: 5, needed is text"),
-        ({"num_classes": 5.0}, "num_classes: 5.0, needed is an integer"),
-        ({"preprocessing": {"image_size": 8.0}}, "preprocessing.image_size: 8.0, needed is"),
-        ({"preprocessing": {"mean": [True] * 3}}, "preprocessing.mean.0: True, needed is"),
+        ({"scheme": [1]}, "scheme: expected a mapping.*got a list of 1"),
+        ({"class_names": ["a"] * 4 + [5]}, "class_names.4: expected text.*got 5"),
+        ({"num_classes": 5.0}, "num_classes: expected an integer.*got 5.0"),
+        ({"preprocessing": {"image_size": 8.0}}, "preprocessing.image_size: expected .*got 8.0"),
+        ({"preprocessing": {"mean": [True] * 3}}, "preprocessing.mean.0: expected .*got True"),
     ],
 )
 def test_the_description_of_a_file_is_checked_by_type(tmp_path, changes, message):
@@ -166,7 +166,7 @@ def test_the_description_of_a_file_is_checked_by_type(tmp_path, changes, message
 
 def test_the_extent_of_a_classifier_is_known_before_it_is_built():
     bundled = BUNDLED_CLASSIFIERS["resnet20"]
-    weights, largest = extent(find_source("resnet20"), None, None)
+    weights, largest = model_size(find_source("resnet20"), None, None)
     assert weights == sum(parameter.numel() for parameter in bundled.build().parameters())
     assert largest == 16 * bundled.preprocessing.image_size**2
 

@@ -284,11 +284,11 @@ def test_a_folded_classifier_has_the_same_logits_and_is_a_frozen_copy():
 
 @pytest.mark.parametrize("rectify", [torch.relu_, F.relu_], ids=["torch", "functional"])
 def test_an_activation_in_place_gets_one_quantizer(rectify):
-    class Rectified(nn.Sequential):
+    class PendingClamp(nn.Sequential):
         def forward(self, x):
             return self[1](rectify(self[0](x)).flatten(1))
 
-    model = as_trained(Rectified(nn.Conv2d(3, 2, 3), nn.Linear(72, 5)))
+    model = as_trained(PendingClamp(nn.Conv2d(3, 2, 3), nn.Linear(72, 5)))
     student = convert(model, deploy(), RGB8.shape)
     assert len(student.activation_quantizers) == 2  # of the images and of the activation
     fused = [node.kwargs.get("activation") for node in student.fused_graph[0].graph.nodes]

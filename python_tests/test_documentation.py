@@ -26,7 +26,6 @@ from zscgan_ext.stages import generator_stage
 from zscgan_ext.train import main as train
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "zscgan_ext"
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON = (".venv/bin/python", "python", "python3")
 
@@ -251,47 +250,3 @@ def test_the_readme_leads_to_every_document():
     readme = (ROOT / "README.md").read_text()
     names = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS[1:]]
     assert [name for name in names if f"]({name})" not in readme] == []
-
-
-def imported(file: Path) -> set[Path]:
-    """Return the modules of the package that a module imports."""
-    tree = ast.parse(file.read_text())
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    paths = {ROOT / name.replace(".", "/") for name in names if name.startswith("zscgan_ext.")}
-    return {path for path in paths if path.is_dir() or path.with_suffix(".py").is_file()}
-
-
-def documented_modules() -> list[Path]:
-    """Return the modules and packages of the architecture's table, in its order, less `.py`."""
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    table = text[text.index("### The package") : text.index("### The native core")]
-    names = re.findall(r"^\| `([\w/.]+)` \|", table, re.MULTILINE)
-    return [PACKAGE / name.removesuffix(".py").removesuffix("/") for name in names]
-
-
-def place(path: Path, order: list[Path]) -> int | None:
-    """Return the row of a module, or of the package that holds it."""
-    return next((order.index(p) for p in (path, *path.parents) if p in order), None)
-
-
-def test_the_architecture_names_every_module():
-    order = documented_modules()
-    assert all(path.is_dir() or path.with_suffix(".py").is_file() for path in order)
-    modules = [file for file in PACKAGE.rglob("*.py") if file.name != "__init__.py"]
-    assert [f for f in modules if place(f.with_suffix(""), order) is None] == []
-
-
-def test_modules_import_only_what_stands_above_them():
-    order = documented_modules()
-    for file in PACKAGE.rglob("*.py"):
-        own = place(file.with_suffix(""), order)
-        if own is None:
-            continue
-        for other in imported(file):
-            row = place(other, order)
-            assert row is None or row <= own, f"{file.name} imports {other.name}"

@@ -128,7 +128,7 @@ def test_an_export_is_proven_in_the_scale_of_the_logits(factor, tmp_path):
 
 
 def test_logits_that_differ_by_more_are_refused_at_any_scale(tmp_path, monkeypatch):
-    from zscgan_ext.export import verification
+    from zscgan_ext.export.onnx import verification
 
     model = gray_with(last=Scaled(4000.0))
     classifier = load_classifier(model, image_size=28, mean=(0.5,), std=(0.25,))

@@ -27,8 +27,16 @@ def changed(change):
     return graph
 
 
-def test_the_graph_of_the_model_is_accepted(truth):
-    require_same(truth, symbolic_graph(small_residual()))
+def test_the_graph_of_the_model_is_accepted_and_left_as_it_was(truth):
+    """Its logits are those that the model gives, computed here without the proof."""
+    graph = symbolic_graph(small_residual())
+    before, images = graph.code, [batch.clone() for batch in truth.images]
+    require_same(truth, graph)
+    assert graph.code == before
+    for batch, seen, logits in zip(images, truth.images, truth.logits, strict=True):
+        assert torch.equal(seen, batch)
+        assert torch.equal(small_residual()(batch), logits)
+        assert torch.equal(graph(batch), logits)
 
 
 class SumsInTwo(nn.Module):

@@ -19,18 +19,20 @@ from safetensors.torch import load_file
 
 from zscgan_ext.measures import agreement
 from zscgan_ext.report.__main__ import main as report
-from zscgan_ext.report.batch_norms import layer_statistics
 from zscgan_ext.report.charts import confusion_matrix, set_scale_of_losses
-from zscgan_ext.report.content import collect
-from zscgan_ext.report.pictures import data_address
-from zscgan_ext.report.predictions import Change, confusion, most_frequent_changes
-from zscgan_ext.report.quantization_errors import (
+from zscgan_ext.report.measurements import (
+    Change,
     activation_errors,
     clipped_percent,
+    confusion,
+    layer_statistics,
+    most_frequent_changes,
     signal_to_noise,
     weight_errors,
     worst,
 )
+from zscgan_ext.report.page import collect
+from zscgan_ext.report.pictures import data_address
 from zscgan_ext.train import main as train
 
 SECTIONS = ["summary", "learning", "images", "diversity", "batch-norm", "layers"]

@@ -60,7 +60,7 @@ def answer(model: nn.Module, images: Tensor) -> Any:
         return model(images)
     except Exception as error:
         raise InputError(
-            f"classifier: cannot take {len(images)} images ({first_line(error)}); needed is one "
+            f"classifier: cannot take {len(images)} images ({first_line(error)}); expected one "
             "that takes any number"
         ) from None
 

@@ -15,16 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from zscgan_ext.classifiers.extent import check_extent
-from zscgan_ext.classifiers.loading import (
-    Classifier,
-    count_logits,
-    find_source,
-    freeze,
-    unwrapped,
-)
+from zscgan_ext.classifiers.loading import Classifier, count_logits, find_source, freeze, unwrapped
 from zscgan_ext.classifiers.tracing import trace
-from zscgan_ext.classifiers.trust import is_of_a_library
+from zscgan_ext.classifiers.trust import check_model_size, is_of_a_library
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
 from zscgan_ext.images.memory_format import lay_out
@@ -154,7 +147,7 @@ def other_tensors(student: QuantizedClassifier) -> dict[str, Tensor]:
 def description(
     student: QuantizedClassifier, classifier: Classifier, shapes: dict[str, list[int]]
 ) -> dict[str, Any]:
-    """Return what the file says of itself, as JSON's types."""
+    """Return the metadata of the file, as JSON's types."""
     return {
         "classifier": classifier.name,
         "num_classes": classifier.num_classes,
@@ -175,7 +168,7 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
 
     Args:
         file: such as `runs/NAME/model.safetensors`.
-        classifier: needed where the file names a `module:function` or a program of your own, so
+        classifier: required where the file names a `module:function` or a program of your own, so
             that no file decides which code runs: the same name, or a model object, whose weights
             are not looked at. None for a bundled classifier and for those of torchvision and timm.
 
@@ -183,10 +176,10 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
         InputError: if the file cannot be read, is damaged, or does not fit the classifier.
     """
     if not isinstance(file, str | Path):
-        raise InputError(f"file: a {type(file).__name__}, needed is a path")
+        raise InputError(f"file: expected a path, got a {type(file).__name__}")
     if not isinstance(classifier, str | nn.Module | None):
         raise InputError(
-            f"classifier: a {type(classifier).__name__}, needed is a name or a torch.nn.Module"
+            f"classifier: expected a name or a torch.nn.Module, got a {type(classifier).__name__}"
         )
     content = read_file(Path(file))
     name = content.classifier if classifier is None else classifier
@@ -199,7 +192,7 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     if is_of_a_library(name):
         held = sum(tensor.nbytes for tensor in content.tensors.values())
         shape = content.num_classes, content.preprocessing.image_size
-        check_extent(Path(file), held, content.scheme.weight_bits, source, *shape)
+        check_model_size(Path(file), held, content.scheme.weight_bits, source, *shape)
     model = unwrapped(source.build(content.num_classes, trained=False))
     freeze(model)
     count = count_logits(source.name, model, content.preprocessing)
@@ -215,7 +208,7 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
 
 
 def read_file(file: Path) -> FileContent:
-    """Read a file's tensors and what it says of itself.
+    """Read a file's tensors and metadata.
 
     Raises:
         InputError: if it cannot be read or was not written by `quantized_file`.
@@ -229,18 +222,18 @@ def read_file(file: Path) -> FileContent:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as safetensors ({reason})") from None
     if description_text is None:
-        raise InputError(f"{file}: holds no quantized classifier, needed is what export wrote")
+        raise InputError(f"{file}: holds no quantized classifier, expected what export wrote")
     try:
-        facts = parse_json(description_text, DESCRIPTION)
-        class_names = tuple(facts["class_names"])
-        if facts["num_classes"] != len(class_names):
-            raise ValueError(f"{facts['num_classes']} classes with {len(class_names)} names")
+        metadata = parse_json(description_text, DESCRIPTION)
+        class_names = tuple(metadata["class_names"])
+        if metadata["num_classes"] != len(class_names):
+            raise ValueError(f"{metadata['num_classes']} classes with {len(class_names)} names")
         return FileContent(
-            facts["classifier"],
+            metadata["classifier"],
             len(class_names),
             class_names,
-            preprocessing_from(facts["preprocessing"]),
-            Scheme(**facts["scheme"]),
+            preprocessing_from(metadata["preprocessing"]),
+            Scheme(**metadata["scheme"]),
             tensors,
         )
     except Exception as error:  # JSON may hold anything, nested without end
@@ -258,8 +251,8 @@ def fill(student: QuantizedClassifier, content: FileContent, file: Path) -> None
             raise InputError(f"{file}: lacks {name}, which the classifier {content.classifier} has")
         if tensor.shape != shape or tensor.dtype != dtype:
             found = f"{tensor.dtype} {tuple(tensor.shape)}"
-            needed = f"{dtype} {tuple(shape)}"
-            raise InputError(f"{file}: has {name} as {found}, needed is {needed}")
+            expected = f"{dtype} {tuple(shape)}"
+            raise InputError(f"{file}: expected {name} as {expected}, got {found}")
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{file}: has NaN or infinite values in {name}")
         if name.endswith("scale") and not bool((tensor > 0).all()):
