@@ -2,9 +2,10 @@
 
 import json
 
-from bench_coverage import CHECKS, check, passes
 from benchmark_scripts import BENCHMARKS
-from coverage_models import LARGE, all_names
+
+from benchmarks.checks.bench_coverage import CHECKS, check, passes
+from benchmarks.checks.coverage_models import LARGE, all_names
 
 
 def test_coverage_checks_a_classifier():

@@ -1,10 +1,10 @@
-"""A little of what `benchmarks/fuzz_readers.py` does, without atheris: a few files per reader."""
+"""A little of what `benchmarks/checks/fuzz_readers.py` does, without atheris: a few files per reader."""
 
 import random
 
-import fuzz_readers
 import pytest
 
+from benchmarks.checks import fuzz_readers
 from zscgan_ext.errors import InputError
 
 FILES = 60
