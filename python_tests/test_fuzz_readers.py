@@ -1,4 +1,4 @@
-"""A little of what `benchmarks/checks/fuzz_readers.py` does, without atheris: a few files per reader."""
+"""A little of what `benchmarks/checks/fuzz_readers.py` does, without atheris."""
 
 import random
 

@@ -24,11 +24,8 @@ from zscgan_ext.training.stop_signals import StopSignals
 
 TRAIN = [sys.executable, "-m", "zscgan_ext.train"]
 ENDLESS = [*TINY, "--synthesis-steps=1000000"]
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": PYTHONPATH,
-    "OMP_NUM_THREADS": str(torch.get_num_threads()),
-}
+THREADS = str(torch.get_num_threads())
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": THREADS}
 
 
 def steps_of(folder: Path) -> list[int]:

@@ -1,8 +1,8 @@
 """Mutates good files and gives them to every reader: each has to be read, or refused in one line.
 
-`python -m benchmarks.checks.fuzz_readers --output results.json` runs libFuzzer (by atheris, which watches
-what code of the package each file reaches) on one reader after the other, each in a process of its
-own. Anything but an `InputError` counts as a crash, and so do a signal, more than 30 seconds and
+`python -m benchmarks.checks.fuzz_readers --output results.json` runs libFuzzer (by atheris, which
+watches what code of the package each file reaches) on one reader after the other, each in a process
+of its own. Anything but an `InputError` counts as a crash, and so do a signal, more than 30 seconds and
 more than 2 GB; the file is kept.
 Code that a file holds would leave a canary, which counts too. To add a reader, add a line to
 `READERS`.
@@ -61,7 +61,8 @@ with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextl
     from zscgan_ext.synthesis.generator_training import noise_batches
 
 PREPROCESSING = Preprocessing(3, 4, (0.5,) * 3, (0.25,) * 3)
-CLASSIFIER = "benchmarks.checks.fuzz_readers:small_classifier"
+PROGRAM = "benchmarks.checks.fuzz_readers"
+CLASSIFIER = f"{PROGRAM}:small_classifier"
 FACTS = {"seed": "0", "weights of the classifier": "0123456789abcdef"}
 SECONDS, MEGABYTES = 30, 2048  # that one file may take
 LARGEST = 1 << 17  # bytes of a mutated file
@@ -401,7 +402,7 @@ def fuzz_in_a_process(name: str, files: int) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
-        "benchmarks.checks.fuzz_readers",
+        PROGRAM,
         "--reader",
         name,
         "--files",
