@@ -2,10 +2,9 @@
 
 `python -m benchmarks.checks.fuzz_readers --output results.json` runs libFuzzer (by atheris, which
 watches what code of the package each file reaches) on one reader after the other, each in a process
-of its own. Anything but an `InputError` counts as a crash, and so do a signal, more than 30 seconds and
-more than 2 GB; the file is kept.
-Code that a file holds would leave a canary, which counts too. To add a reader, add a line to
-`READERS`.
+of its own. Anything but an `InputError` counts as a crash, and so do a signal, more than 30 seconds
+and more than 2 GB; the file is kept. Code that a file holds would leave a canary, which counts too.
+To add a reader, add a line to `READERS`.
 """
 
 import argparse
@@ -399,15 +398,7 @@ def fuzz(name: str, files: int, folder: Path) -> None:
 def fuzz_in_a_process(name: str, files: int) -> dict[str, Any]:
     """Run `fuzz` in a process of its own; return what was counted."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    command = [
-        sys.executable,
-        "-m",
-        PROGRAM,
-        "--reader",
-        name,
-        "--files",
-        str(files),
-    ]
+    command = [sys.executable, "-m", PROGRAM, "--reader", name, "--files", str(files)]
     start = time.perf_counter()
     done = subprocess.run([*command, "--folder", str(folder)], capture_output=True, text=True)
     counts: dict[str, Any] = json.loads((folder / "counts.json").read_text())

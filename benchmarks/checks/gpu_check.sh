@@ -27,7 +27,7 @@ options:
   --weights FILE   checkpoint of torchvision's mobilenet_v2, for the schedule
   --limit SECONDS  time for all stages together (default: 530)
   --commit TEXT    what is checked, where this is no git checkout
-  --dry-run        only print the commands
+  --dry-run        only print the commands, with the time of each
 
 The variable PYTHON names the interpreter that has torch and the build's requirements (default:
 python3). Exit status: 0 if every step succeeded, 1 if one failed, 2 for wrong arguments.
@@ -92,7 +92,7 @@ run() {
     shift 2
     if [[ $dry_run ]]; then
         printf -v command ' %q' "$@"
-        printf '%s:%s\n' "$name" "$command" # at once: another step may print beside it
+        printf '%s: timeout %d%s\n' "$name" "$seconds" "$command" # at once: another step may print beside it
         return
     fi
     ((seconds = limit - start < seconds ? limit - start : seconds))

@@ -9,7 +9,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 compile() { "${CXX:-g++}" -std=c++17 -O1 -g1 -fsanitize=thread -ffp-contract=off "-I$csrc" "$@"; }
 
-kernels=(kernel_set fixed_scale learned_scale ranges batch_norm_statistics frozen_batch_norm)
+once=("$csrc"/cpu/{dispatch,batch_norm_distance}.cpp)  # the others are compiled for each instruction set
 sets=("portable")
 definitions=()
 if [[ $(uname -m) == x86_64 ]]; then
@@ -19,13 +19,14 @@ if [[ $(uname -m) == x86_64 ]]; then
 fi
 for set in "${sets[@]}"; do
     read -ra flags <<< "$set"
-    for kernel in "${kernels[@]}"; do
+    for source in "$csrc"/cpu/*.cpp; do
+        [[ " ${once[*]} " != *" $source "* ]] || continue
         compile -fopenmp "-DZSCGAN_ISA=${flags[0]}" "${flags[@]:1}" \
-            -c "$csrc/cpu/$kernel.cpp" -o "$work/${flags[0]}_$kernel.o"
+            -c "$source" -o "$work/${flags[0]}_$(basename "$source").o"
     done
 done
-compile "${definitions[@]}" -pthread "$here/driver.cpp" "$here/openmp.cpp" "$csrc/cpu/dispatch.cpp" \
-    "$csrc/cpu/batch_norm_distance.cpp" "$work"/*.o -o "$work/driver"
+compile "${definitions[@]}" -pthread "$here/driver.cpp" "$here/openmp.cpp" \
+    "${once[@]}" "$work"/*.o -o "$work/driver"
 
 if "$work/driver" race > /dev/null 2> "$work/race" || ! grep -q 'WARNING: ThreadSanitizer: data race' "$work/race"; then
     echo "error: the sanitizer does not see a race that is there" >&2
