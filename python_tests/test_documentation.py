@@ -56,7 +56,7 @@ def is_program(command: str) -> bool:
 def is_script(command: str) -> bool:
     """Tell whether a command starts a script of this repository."""
     words = shlex.split(command)
-    return words[0] in PYTHON and words[1] != "-m"
+    return words[0] in PYTHON and (words[1] != "-m" or words[2].startswith("benchmarks."))
 
 
 PROGRAMS = [command for command in commands() if is_program(command)]
@@ -177,18 +177,19 @@ def test_programs_run(command, capsys):
 
 
 @functools.cache
-def options_of(script: str) -> set[str]:
+def options_of(*script: str) -> set[str]:
     """Return the options that the help of a script names."""
-    command = [sys.executable, ROOT / script, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, *script, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return set(re.findall(r"--[\w-]+", done.stdout))
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_scripts_know_the_options_they_are_given(command):
     """Scripts may run for long, and have tests of their own."""
-    _, script, *arguments = shlex.split(command)
-    assert {word for word in arguments if word.startswith("--")} <= options_of(script)
+    _, *words = shlex.split(command)
+    script, arguments = (words[:2], words[2:]) if words[0] == "-m" else (words[:1], words[1:])
+    assert {word for word in arguments if word.startswith("--")} <= options_of(*script)
 
 
 @pytest.mark.parametrize("command", OTHERS)

@@ -1,15 +1,15 @@
-"""A little of what `benchmarks/fuzz_readers.py` does, without atheris: a few files per reader."""
+"""A little of what `benchmarks/checks/fuzz_readers.py` does, without atheris."""
 
 import io
 import random
 
-import fuzz_readers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load
 
+from benchmarks.checks import fuzz_readers
 from zscgan_ext.errors import InputError
 from zscgan_ext.settings.command_line import settings_to_yaml
 
