@@ -51,7 +51,7 @@ def help_or_version(argument: str) -> str:
 
 def answer(argument: str) -> int:
     """Print the help or the version, or what is wrong; return the exit code."""
-    with safe_outputs(goes_on=False):
+    with safe_outputs(False):
         try:
             print(help_or_version(argument))
             sys.stdout.flush()
