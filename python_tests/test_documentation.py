@@ -330,6 +330,15 @@ def test_messages_of_refused_models_are_those_of_the_program():
             assert part.strip() in known, text
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_tests_that_documents_name_exist(document):
+    files = {file.name: file.read_text() for file in (ROOT / "python_tests").rglob("test_*.py")}
+    defined = set(re.findall(r"^def (test_\w+)", "\n".join(files.values()), re.MULTILINE))
+    text = document.read_text()
+    assert set(re.findall(r"\btest_\w+\.py", text)) <= set(files)
+    assert set(re.findall(r"\b(test_\w+)\b(?!\.py)", text)) <= defined
+
+
 def test_the_readme_is_short_and_leads_on():
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 150
