@@ -121,7 +121,8 @@ def markdown(content: dict[str, Any], sources: Sequence[Path], chart: str) -> st
         "",
         f"Top-1 in percent on the {settings['measured_on']} of {settings['data']}, after the last"
         f" step: mean ± standard deviation over seeds {seeds}, with their number in brackets where"
-        " some are missing. What each row is stands in [docs/accuracy.md](../../docs/accuracy.md).",
+        " some are missing. What each row is stands in"
+        " [docs/research/accuracy.md](../../docs/research/accuracy.md).",
         "",
         f"{settings['synthesis_steps']} steps of generator learning and"
         f" {settings['fine_tuning_steps']} of fine-tuning, batches of {settings['batch_size']}"
