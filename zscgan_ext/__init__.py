@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from zscgan_ext.errors import InputError
     from zscgan_ext.export.quantized_file import load_quantized
 
+__version__ = "0.1.0"
+
 __all__ = [
     "InputError",
+    "__version__",
     "evaluate",
     "export",
     "fine_tune",

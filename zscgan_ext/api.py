@@ -31,13 +31,18 @@ from zscgan_ext.classifiers import loading
 from zscgan_ext.classifiers.graph import device_of
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError, did_you_mean
-from zscgan_ext.evaluate.evaluated_classifier import Evaluated
-from zscgan_ext.evaluate.evaluation import Evaluation
-from zscgan_ext.evaluate.measurement import BATCH, check_batch_size, measure, open_data
+from zscgan_ext.evaluate.evaluation import (
+    BATCH,
+    Evaluation,
+    EvaluationTarget,
+    check_batch_size,
+    measure,
+    open_data,
+)
 from zscgan_ext.export import exporter
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import lay_out, to_memory_format
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import NoFolder
 from zscgan_ext.settings.config import PRESETS, Settings, check_settings
 from zscgan_ext.settings.values import resolve_device
@@ -191,7 +196,7 @@ def evaluate(
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     if device_of(float_model) != device:
         float_model = copy.deepcopy(float_model).to(device)
-    return measure(Evaluated(answers, float_model, *facts), opened, batch_size, device)
+    return measure(EvaluationTarget(answers, float_model, *facts), opened, batch_size, device)
 
 
 def export(

@@ -1,16 +1,17 @@
 """From a float classifier to a quantized one, through its graph."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from zscgan_ext.classifiers.graph import device_of, module_of
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.proof import Truth, require_near
-from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.classifiers.tracing import copied, trace
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
@@ -41,17 +42,43 @@ def convert(
         InputError: if the classifier cannot be traced or has no layer to quantize.
     """
     graph = shaped_graph(model, image_shape)
-    truth = Truth(graph, image_shape)
     if scheme.folds_batch_norm:
-        fold_batch_norm(graph)
-        require_near(truth, graph, "folding its batch norms")
+        graph = proven_folded(graph, image_shape)
+    truth = Truth(copied(graph), image_shape)
+    student = with_quantizers(graph, scheme, image_shape)
+
+    def remade(exact: fx.GraphModule, form: str) -> Callable[[Tensor], Tensor]:
+        answers: Callable[[Tensor], Tensor] = getattr(
+            with_quantizers(exact, scheme, image_shape), form
+        )
+        return answers
+
+    for form in ("graph", "fused"):  # both compute in floats, as nothing is quantized yet
+        answers = getattr(student, form)
+        require_near(truth, answers, "converting it", partial(remade, form=form))
+    return student
+
+
+def with_quantizers(
+    graph: fx.GraphModule, scheme: Scheme, image_shape: tuple[int, int, int]
+) -> QuantizedClassifier:
+    """Put quantizers into a graph, in place, and return the classifier that it is then."""
     ends = quantize_layers(graph, scheme)
     insert_activation_quantizers(graph, scheme, ends)
     graph.recompile()
-    student = QuantizedClassifier(graph.requires_grad_(True), scheme, image_shape).eval()
-    for form in (student.graph, student.fused):  # in floats, as nothing is quantized yet
-        require_near(truth, form, "converting it")
-    return student
+    return QuantizedClassifier(graph.requires_grad_(True), scheme, image_shape).eval()
+
+
+def proven_folded(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> fx.GraphModule:
+    """Fold batch norms of a graph, in place, and prove that it computes the same."""
+
+    def fold(graph: fx.GraphModule) -> fx.GraphModule:
+        fold_batch_norm(graph)
+        return graph
+
+    truth = Truth(copied(graph), image_shape)
+    require_near(truth, fold(graph), "folding its batch norms", fold)
+    return graph
 
 
 def student_of(settings: Settings, classifier: Classifier) -> QuantizedClassifier:
@@ -82,10 +109,7 @@ def folded(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModul
     Raises:
         InputError: if the classifier cannot be traced.
     """
-    graph = shaped_graph(model, image_shape)
-    truth = Truth(graph, image_shape)
-    fold_batch_norm(graph)
-    require_near(truth, graph, "folding its batch norms")
+    graph = proven_folded(shaped_graph(model, image_shape), image_shape)
     graph.eval().requires_grad_(False)
     return graph
 

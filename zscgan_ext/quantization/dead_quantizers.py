@@ -36,7 +36,7 @@ def dead_activations(student: QuantizedClassifier, images: Tensor) -> list[str]:
     faulty: dict[str, dict[str, float]] = {}  # by the fault, scales by the names of quantizers
 
     def inspect(quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
-        y = quantizer(x)
+        y: Tensor = quantizer(x)
         fault = activation_fault(quantizer, x, y)
         if fault:
             scale = quantizer.qparams().scale.item()

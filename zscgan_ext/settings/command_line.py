@@ -147,7 +147,7 @@ def config_arguments(file: Path, ignored: Sequence[str] = ()) -> list[str]:
             continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, list) and name in ("mean", "std"):
-            arguments += [option, *(scalar_text(file, name, item) for item in value)]
+            arguments += [option, *(number_text(file, name, item) for item in value)]
         elif value is not None or defaults[name] is not None:
             arguments.append(f"{option}={scalar_text(file, name, value)}")
     return arguments
@@ -159,6 +159,16 @@ def scalar_text(file: Path, name: str, value: Any) -> str:
         found = type(value).__name__
         raise InputError(f"config: {file} gives {name} a {found}, which is not accepted there")
     return str(value)
+
+
+def number_text(file: Path, name: str, value: Any) -> str:
+    """Write one of several numbers as on the command line, where text could be another option."""
+    text = scalar_text(file, name, value)
+    try:
+        float(text)
+    except ValueError:
+        raise InputError(f"config: {file} gives {name} {text!r}, expected numbers") from None
+    return text
 
 
 def settings_to_yaml(settings: Settings) -> str:

@@ -15,7 +15,7 @@ from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
 from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.export.exporter import check_exports
-from zscgan_ext.export.onnx_runtime import require_packages
+from zscgan_ext.export.onnx.runtime import require_packages
 from zscgan_ext.images.datasets import Images, few_labels_warnings, open_labelled
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import LOG, RunFolder, own_files
