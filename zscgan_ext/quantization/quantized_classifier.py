@@ -1,8 +1,8 @@
 """The quantized classifier, and the graph with fewer passes over memory that it executes."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -77,19 +77,12 @@ class QuantizedClassifier(nn.Module):
         for quantizer in self.activation_quantizers:
             quantizer.enabled = enabled
 
-    @contextmanager
-    def quantized_weights(self) -> Iterator[None]:
+    def quantized_weights(self) -> AbstractContextManager[None]:
         """Let layers compute with quantized weights for a while, in one thread at a time.
 
         Weights are quantized once, on entry. Zero points of asymmetric ones stay with the layers.
         """
-        for layer, weight in zip(self.layers, self.quantize_weights(), strict=True):
-            layer.quantized_weight = weight
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                layer.quantized_weight = None
+        return QuantizedWeights(self)
 
     def quantize_weights(self) -> list[Tensor]:
         """Quantize the weights of all layers; those with learned scales by a single kernel."""
@@ -146,6 +139,24 @@ class QuantizerSubstitute(fx.Interpreter):
         if isinstance(module, ActivationQuantizer):
             return self.quantize(module, module.before_rounding(*args, **kwargs))
         return module(*args, **kwargs)
+
+
+class QuantizedWeights(AbstractContextManager[None]):
+    """See `QuantizedClassifier.quantized_weights`; a class, which every torch.compile can trace."""
+
+    def __init__(self, student: QuantizedClassifier) -> None:
+        self.student = student
+
+    def __enter__(self) -> None:
+        """Quantize the weights."""
+        student = self.student
+        for layer, weight in zip(student.layers, student.quantize_weights(), strict=True):
+            layer.quantized_weight = weight
+
+    def __exit__(self, *_: object) -> None:
+        """Release them, and the graph of their gradients."""
+        for layer in self.student.layers:
+            layer.quantized_weight = None
 
 
 # ---- fusion -------------------------------------------------------------------------------------
