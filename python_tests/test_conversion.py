@@ -372,3 +372,25 @@ class TwoHeads(nn.Module):
 
 def test_logits_of_several_heads_stay_in_floats():
     assert len(bits_of_activations(TwoHeads())) == 2  # images and activation
+
+
+@pytest.mark.parametrize("scheme", [deploy(), paper()], ids=["deploy", "paper"])
+def test_weights_are_quantized_only_within_their_context(scheme):
+    student, layers, _ = convert_small(scheme)
+    x = sample(2, *RGB8.shape)
+    stem = layers["stem"]
+    floats = stem(x)
+    with pytest.raises(ValueError, match="stop"), student.quantized_weights():  # noqa: PT012
+        assert not torch.equal(stem(x), floats)
+        raise ValueError("stop")
+    assert torch.equal(stem(x), floats)
+
+
+@pytest.mark.parametrize("scheme", [deploy(), paper()], ids=["deploy", "paper"])
+def test_asking_for_qparams_writes_nothing(scheme):
+    student = convert_small(scheme)[0]
+    before = copy.deepcopy(student.state_dict())
+    for quantizer in (*student.layers, *student.activation_quantizers):
+        scale, zero_point = quantizer.qparams()
+        assert scale.shape == zero_point.shape
+    assert all(torch.equal(own, before[name]) for name, own in student.state_dict().items())
