@@ -8,7 +8,7 @@ from simple_parsing.docstring import get_attribute_docstring
 
 from zscgan_ext.settings.config import PRESETS, Settings
 
-DOCUMENT = Path(__file__).parent / "settings.md"
+DOCUMENT = Path(__file__).parent / "reference" / "settings.md"
 BEGIN, END = "<!-- settings:begin -->", "<!-- settings:end -->"
 
 

@@ -7,14 +7,19 @@ real or emulated, may be skipped.
 """
 
 import os
+import sys
+from pathlib import Path
 
 import browser as headless_browser
 import pytest
 import torch
+from tensors import NO_GPU
 
 from zscgan_ext.ops import implementation as choice
 
-NO_GPU = "no GPU"
+# For the modules of benchmarks/. Last, so that the package is the installed one where there is one.
+sys.path.append(str(Path(__file__).parents[1]))
+
 NO_EMULATION = "no emulated GPU: ZSCGAN_EXT_EMULATE_CUDA is not 1"
 NO_BROWSER = "no browser: install Debian's package chromium"
 

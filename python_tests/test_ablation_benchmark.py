@@ -22,7 +22,7 @@ def measured(tmp_path_factory):
         *("--data", write_fashion_mnist(folder, "train", count=120), "--json", file),
         *("--bits", "w8a8", "--variations", "the recipe", LARGER, FEWER),
     ]
-    done = run_benchmark("bench_ablation.py", *options)
+    done = run_benchmark("accuracy.bench_ablation", *options)
     assert done.returncode == 0, done.stderr
     return options, done.stdout, file
 
@@ -43,7 +43,7 @@ def test_the_benchmark_goes_on_where_it_ended(measured):
     content = json.loads(file.read_text())
     kept = content["rows"][:-1]
     file.write_text(json.dumps({**content, "rows": kept}))
-    done = run_benchmark("bench_ablation.py", *options)
+    done = run_benchmark("accuracy.bench_ablation", *options)
     assert done.returncode == 0, done.stderr
     again = json.loads(file.read_text())
     assert again["rows"] == content["rows"]
@@ -53,7 +53,7 @@ def test_the_benchmark_goes_on_where_it_ended(measured):
 def test_other_settings_are_refused(measured):
     options, _, file = measured
     before = file.read_bytes()
-    done = run_benchmark("bench_ablation.py", *options, "--scheme", "deploy")
+    done = run_benchmark("accuracy.bench_ablation", *options, "--scheme", "deploy")
     assert done.returncode == 1
     assert "was measured with scheme paper, not deploy" in done.stderr
     assert "Traceback" not in done.stderr
@@ -61,7 +61,7 @@ def test_other_settings_are_refused(measured):
 
 
 def test_larger_batches_have_as_many_images():
-    from bench_ablation import steps_of_as_many_images
+    from benchmarks.accuracy.bench_ablation import steps_of_as_many_images
 
     def run(steps, size):
         settings = Settings(fine_tuning_steps=steps, fine_tuning_batch_size=size)

@@ -35,13 +35,13 @@ def measured(tmp_path_factory, data):
         *(*SHORT, "--classifiers", "resnet20", "--schemes", "paper", "--bits", "w4a4"),
         *("--seeds", 1, "--data", data, "--json", file),
     ]
-    done = run_benchmark("bench_accuracy.py", *options)
+    done = run_benchmark("accuracy.bench_accuracy", *options)
     assert done.returncode == 0, done.stderr
     return options, done.stdout, file
 
 
 def test_every_row_is_measured_once(measured):
-    from accuracy_cells import ROWS
+    from benchmarks.accuracy.accuracy_cells import ROWS
 
     content = json.loads(measured[2].read_text())
     rows = {row["row"]: row for row in content["rows"]}
@@ -77,7 +77,7 @@ def test_the_benchmark_goes_on_where_it_ended(measured, tmp_path):
     removed = ("generated_calibrated", "fine_tuned", "squant")
     rest = [row for row in content["rows"] if row["row"] not in removed]
     resumed.write_text(json.dumps({**content, "rows": rest}))
-    done = run_benchmark("bench_accuracy.py", *options[:-1], resumed)
+    done = run_benchmark("accuracy.bench_accuracy", *options[:-1], resumed)
     assert done.returncode == 0, done.stderr
     again = json.loads(resumed.read_text())
     figures = {row["row"]: (row["top1"], row["agreement"]) for row in content["rows"]}
@@ -92,7 +92,7 @@ def test_a_second_width_is_measured_as_if_it_were_the_first(measured, tmp_path):
     for bits in (["w4a4", "w3a3"], ["w3a3"]):
         other = tmp_path / f"{len(bits)}.json"
         words = [*options[:-1], other, "--bits", *bits, "--rows", *rows]
-        done = run_benchmark("bench_accuracy.py", *words)
+        done = run_benchmark("accuracy.bench_accuracy", *words)
         assert done.returncode == 0, done.stderr
         found = json.loads(other.read_text())["rows"]
         figures.append([{k: r[k] for k in ("row", "top1", "agreement")} for r in found[-2:]])
@@ -103,7 +103,7 @@ def test_a_second_width_is_measured_as_if_it_were_the_first(measured, tmp_path):
 def test_rows_without_generated_images_learn_no_generator(measured, tmp_path):
     options, _, file = measured
     other = tmp_path / "accuracy.json"
-    done = run_benchmark("bench_accuracy.py", *options[:-1], other, "--rows", "squant")
+    done = run_benchmark("accuracy.bench_accuracy", *options[:-1], other, "--rows", "squant")
     assert done.returncode == 0, done.stderr
     figures = [
         {row["row"]: row["top1"] for row in json.loads(name.read_text())["rows"]}["squant"]
@@ -117,7 +117,7 @@ def test_rows_without_generated_images_learn_no_generator(measured, tmp_path):
 def test_other_settings_are_refused(measured):
     options, _, file = measured
     before = file.read_bytes()
-    done = run_benchmark("bench_accuracy.py", *options, "--fine-tuning-steps", 3)
+    done = run_benchmark("accuracy.bench_accuracy", *options, "--fine-tuning-steps", 3)
     assert done.returncode == 2
     assert "was measured with fine_tuning_steps 2, not 3" in done.stderr
     assert "Traceback" not in done.stderr
@@ -125,7 +125,7 @@ def test_other_settings_are_refused(measured):
 
 
 def test_held_out_images_are_the_last_twelfth_of_the_training_images(data, tmp_path):
-    from accuracy_rows import prepare_run
+    from benchmarks.accuracy.accuracy_rows import prepare_run
 
     settings = Settings(output=tmp_path / "run", device="cpu")
     run = prepare_run(settings, str(data), held_out=True)
@@ -137,7 +137,15 @@ def test_held_out_images_are_the_last_twelfth_of_the_training_images(data, tmp_p
 
 
 def test_important_cells_come_first():
-    from accuracy_cells import BITS, CLASSIFIERS, IMPORTANT, SCHEMES, SEEDS, Cell, ordered_cells
+    from benchmarks.accuracy.accuracy_cells import (
+        BITS,
+        CLASSIFIERS,
+        IMPORTANT,
+        SCHEMES,
+        SEEDS,
+        Cell,
+        ordered_cells,
+    )
 
     cells = ordered_cells(CLASSIFIERS, SCHEMES, BITS, SEEDS)
     assert len(set(cells)) == len(cells) == 2 * 2 * 5 * 3
@@ -171,7 +179,7 @@ def test_files_of_several_processes_give_one_report(tmp_path):
     second = [(1, "fine_tuned", 90.0), (1, "real_fine_tuned", 91.5), (0, "gdfq", 50.0)]
     files = [results(tmp_path / "a.json", first), results(tmp_path / "b.json", second)]
     output = tmp_path / "accuracy.md"
-    done = run_benchmark("accuracy_report.py", "--json", *files, "--output", output)
+    done = run_benchmark("accuracy.accuracy_report", "--json", *files, "--output", output)
     assert done.returncode == 0, done.stderr
     text = output.read_text()
     spread = statistics.stdev([91, 90])
@@ -190,7 +198,7 @@ def test_rows_of_other_settings_are_marked(tmp_path):
     content["rows"][2]["other_settings"] = {"synthesis_steps": 5, "fine_tuning_steps": 9}
     file.write_text(json.dumps(content))
     output = tmp_path / "accuracy.md"
-    done = run_benchmark("accuracy_report.py", "--json", file, "--output", output)
+    done = run_benchmark("accuracy.accuracy_report", "--json", file, "--output", output)
     assert done.returncode == 0, done.stderr
     text = output.read_text()
     assert "\n° measured with `--fine-tuning-steps 9`.\n" in text
@@ -208,7 +216,7 @@ def test_rows_of_other_settings_are_marked(tmp_path):
     ],
 )
 def test_files_that_do_not_fit_together_are_refused(tmp_path, rows, settings, message):
-    from accuracy_results import merged
+    from benchmarks.accuracy.accuracy_results import merged
 
     files = [
         results(tmp_path / "a.json", [(0, "gdfq", 50.0)]),
@@ -219,7 +227,7 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path, rows, settings, me
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
-    from accuracy_results import read_file
+    from benchmarks.accuracy.accuracy_results import read_file
 
     file = tmp_path / "other.json"
     file.write_text('{"rows": []}')

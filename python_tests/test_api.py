@@ -19,7 +19,7 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import LabelledImages
 from zscgan_ext.measures import agreement, predict, top1
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.stages import generator_stage
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.train import main as train
@@ -251,10 +251,13 @@ LOADING = {
         lambda _: zscgan_ext.load_classifier(small_residual().to("meta")),
         "classifier: some of its weights are on the meta device",
     ),
-    "no quantized file": (lambda _: zscgan_ext.load_quantized(5), "file: a int, needed is a path"),
+    "no quantized file": (
+        lambda _: zscgan_ext.load_quantized(5),
+        "file: expected a path, got a int",
+    ),
     "quantized classifier that is none": (
         lambda _: zscgan_ext.load_quantized("x", 5),
-        "classifier: a int, needed is a name or",
+        "classifier: expected a name or a torch.nn.Module, got a int",
     ),
 }
 
@@ -411,7 +414,9 @@ def test_data_that_does_not_fit_is_named(classifier, student, data, message):
 @pytest.mark.parametrize("batch_size", ["8", 8.0, None, True])
 def test_batch_sizes_that_are_none_are_named(classifier, student, batch_size):
     data = LabelledImages(PIXELS, LABELS[:2])
-    with pytest.raises(InputError, match=f"^batch_size: {batch_size!r}, needed is a whole number"):
+    with pytest.raises(
+        InputError, match=f"^batch_size: expected a whole number, got {batch_size!r}"
+    ):
         zscgan_ext.evaluate(student, classifier, data, batch_size)
 
 
@@ -474,7 +479,7 @@ def test_missing_images_and_labels_are_named(classifier, student, tmp_path):
     data = LabelledImages(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 5]))
     with pytest.raises(InputError, match="labels up to 5 were found, the classifier has 5"):
         zscgan_ext.evaluate(student, classifier, data)
-    with pytest.raises(InputError, match="batch_size: 0, needed is a number above 0"):
+    with pytest.raises(InputError, match="batch_size: expected a number above 0, got 0"):
         zscgan_ext.evaluate(student, classifier, data.subset(torch.tensor([0])), batch_size=0)
 
 

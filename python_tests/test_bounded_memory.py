@@ -12,8 +12,9 @@ import torch
 from networks import RGB8
 from torch import nn
 
-from zscgan_ext.classifiers.extent import extent
 from zscgan_ext.classifiers.loading import find_source
+from zscgan_ext.classifiers.pt2.archive import tensors_saved_anew
+from zscgan_ext.classifiers.trust import model_size
 from zscgan_ext.classifiers.weights import read_state_dict
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.quantized_file import load_quantized
@@ -28,6 +29,7 @@ from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 MOST_MEMORY = 300 << 20  # bytes that a file may add to the peak
 OLD_HEADER = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
+END = b"PK\x05\x06"  # of an archive
 HUGE = struct.pack("<I", 0xFFFFFFF0)
 PICKLES = {
     "text": b"\x80\x02X" + HUGE + b"a" * 20,
@@ -63,6 +65,57 @@ def test_a_small_file_of_weights_asks_for_little(tmp_path, content, wrap):
     assert peak_memory() - memory < MOST_MEMORY
 
 
+def with_a_hidden_list(content, hidden):
+    """An archive behind another one, whose list of members is where the common end says it is.
+
+    Python takes the list right before the end, torch the one at the place that the end names.
+    """
+    place, end = hidden.rindex(END), content.rindex(END)
+    start = int.from_bytes(hidden[place + 16 : place + 20], "little")
+    shown = int.from_bytes(content[end + 16 : end + 20], "little")
+    moved = bytearray(hidden[:place] + content[:end])
+    before = place - (place + shown - start)  # what Python takes for the start of the archive
+    entry = place + shown
+    while entry < len(moved):
+        offset = int.from_bytes(moved[entry + 42 : entry + 46], "little") + before
+        moved[entry + 42 : entry + 46] = (offset % (1 << 32)).to_bytes(4, "little")
+        lengths = struct.unpack_from("<HHH", moved, entry + 28)
+        entry += 46 + sum(lengths)
+    return bytes(moved) + hidden[place:]
+
+
+def archive_of_zeros(length, compression):
+    """A state dict of ten zeros as `torch.save` writes it, with a storage of so many bytes."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(10)}, buffer)
+    changed = io.BytesIO()
+    with zipfile.ZipFile(buffer) as good, zipfile.ZipFile(changed, "w", compression) as anew:
+        for name in good.namelist():
+            content = bytes(length) if name.endswith("data/0") else good.read(name)
+            anew.writestr(zipfile.ZipInfo(name), content, compression)
+    return changed.getvalue()
+
+
+def test_an_archive_holds_for_torch_what_was_checked(tmp_path):
+    file = tmp_path / "w.pth"
+    good = archive_of_zeros(40, zipfile.ZIP_STORED)
+    file.write_bytes(with_a_hidden_list(good, archive_of_zeros(1 << 30, zipfile.ZIP_DEFLATED)))
+    memory = peak_memory()
+    assert torch.equal(read_state_dict(file)["a"], torch.zeros(10))
+    tensors_saved_anew("serialized_state_dict.pt", file.read_bytes())
+    assert peak_memory() - memory < MOST_MEMORY
+
+
+def test_members_of_one_name_are_refused(tmp_path):
+    file = tmp_path / "w.pth"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/version", b"3")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("archive/version", b"3")
+    with pytest.raises(InputError, match="members of the same name"):
+        read_state_dict(file)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -91,17 +144,17 @@ def test_a_small_quantized_file_asks_for_little(tmp_path, changes, message):
     [
         (
             {"scheme": {"name": "deploy", "weight_bits": 4.0, "activation_bits": 4}},
-            "scheme.weight_bits: 4.0, needed is an integer from 2 to 8",
+            "scheme.weight_bits: expected an integer from 2 to 8.*got 4.0",
         ),
         (
             {"scheme": {"name": "deploy", "weight_bits": True, "activation_bits": 4}},
-            "scheme.weight_bits: True",
+            "scheme.weight_bits: expected an integer from 2 to 8, got True",
         ),
-        ({"scheme": [1]}, "scheme: a list of 1, needed is a mapping"),
-        ({"class_names": ["a"] * 4 + [5]}, "class_names.4: 5, needed is text"),
-        ({"num_classes": 5.0}, "num_classes: 5.0, needed is an integer"),
-        ({"preprocessing": {"image_size": 8.0}}, "preprocessing.image_size: 8.0, needed is"),
-        ({"preprocessing": {"mean": [True] * 3}}, "preprocessing.mean.0: True, needed is"),
+        ({"scheme": [1]}, "scheme: expected a mapping.*got a list of 1"),
+        ({"class_names": ["a"] * 4 + [5]}, "class_names.4: expected text.*got 5"),
+        ({"num_classes": 5.0}, "num_classes: expected an integer.*got 5.0"),
+        ({"preprocessing": {"image_size": 8.0}}, "preprocessing.image_size: expected .*got 8.0"),
+        ({"preprocessing": {"mean": [True] * 3}}, "preprocessing.mean.0: expected .*got True"),
     ],
 )
 def test_the_description_of_a_file_is_checked_by_type(tmp_path, changes, message):
@@ -113,7 +166,7 @@ def test_the_description_of_a_file_is_checked_by_type(tmp_path, changes, message
 
 def test_the_extent_of_a_classifier_is_known_before_it_is_built():
     bundled = BUNDLED_CLASSIFIERS["resnet20"]
-    weights, largest = extent(find_source("resnet20"), None, None)
+    weights, largest = model_size(find_source("resnet20"), None, None)
     assert weights == sum(parameter.numel() for parameter in bundled.build().parameters())
     assert largest == 16 * bundled.preprocessing.image_size**2
 

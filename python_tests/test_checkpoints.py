@@ -11,7 +11,7 @@ from pathlib import Path
 import networks
 import pytest
 import torch
-from runs import OWN, TINY, results_of, write_fashion_mnist
+from runs import OWN, PYTHONPATH, TINY, results_of, write_fashion_mnist
 
 from zscgan_ext.run_folder import whole_file
 from zscgan_ext.run_folder.checkpoint_file import (
@@ -108,7 +108,7 @@ def test_a_run_goes_on_bit_for_bit(
     ("module", "function", "call"),
     [
         *[("stages.student_stages", "calibrate", call) for call in (1, 2, 3)],
-        *[("stages.student_stages", "choose_first_ranges", call) for call in (1, 2)],
+        *[("stages.student_stages", "choose_initial_ranges", call) for call in (1, 2)],
         *[("stages.student_stages", "predict", call) for call in (1, 3)],
         ("train", "export_student", 1),
     ],
@@ -364,13 +364,12 @@ sys.exit(main(sys.argv[2:]))
 
 def start(folder, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-c", PROGRAM, *arguments, *TINY, "--synthesis-steps=1000000"]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [*command, f"--output={folder}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
     )
     for line in process.stdout:
         if line.startswith("synthesis 2/"):

@@ -17,8 +17,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from zscgan_ext.classifiers.loading import Classifier, load_classifier
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.rounding import round_weights
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.quantization.squant import round_weights
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 MODELS = """
@@ -205,7 +205,7 @@ def test_old_checkpoints_lack_num_batches_tracked(models):
         ("models:smal", {}, ["has no function 'smal', did you mean small"]),
         ("models:number", {}, ["has no function 'number'"]),
         ("models:raises", {}, ["raised RuntimeError: first line"]),
-        ("models:not_a_model", {}, ["returned a int, needed is a torch.nn.Module"]),
+        ("models:not_a_model", {}, ["expected a torch.nn.Module, got a int"]),
         (
             "models:without_convolution",
             {},
@@ -215,7 +215,11 @@ def test_old_checkpoints_lack_num_batches_tracked(models):
         ("models:without_running_statistics", {}, ["needs at least one BatchNorm layer"]),
         ("models:partly_without_running_statistics", {}, ["1 is a BatchNorm layer without"]),
         ("models:one_logit", {}, ["gives one logit", "torch.cat([torch.zeros_like(logit), logit]"]),
-        ("models:feature_maps", {"image_size": 8}, ["into (2, 4, 6, 6), needed are logits"]),
+        (
+            "models:feature_maps",
+            {"image_size": 8},
+            ["expected logits [2, num_classes]", "got (2, 4, 6, 6)"],
+        ),
         ("models:fixed_size", {"image_size": 9}, ["image_size:", "9x9 images", "cannot be multi"]),
         ("models:infinite", {}, ["NaN or infinite values in 1.running_var"]),
         ("models:fixed_size", {"image_size": 8, "num_classes": 9}, ["gives 5 logits"]),
@@ -301,10 +305,10 @@ def test_bad_weights_files_give_one_line(models, kind, suffix, part):
         ({"4.weight": None, "4.bias": None}, ["lacks 4.weight, 2 missing in all"]),
         ({"fc.bias": torch.zeros(1)}, ["has fc.bias, which the model lacks"]),
         ({"4.bias": None, "fc.bias": torch.zeros(7)}, ["lacks 4.bias (it has fc.bias instead)"]),
-        ({"4.bias": torch.zeros(9)}, ["4.bias of shape (9,), the model needs (7,)"]),
+        ({"4.bias": torch.zeros(9)}, ["expected 4.bias of shape (7,), got (9,)"]),
         (
             {"4.bias": torch.zeros(9), "4.weight": torch.zeros(9, 4)},
-            ["4.weight of shape (9, 4), the model needs (7, 4), 2 wrong shapes in all"],
+            ["expected 4.weight of shape (7, 4), got (9, 4), 2 wrong shapes in all"],
         ),
         ({"4.bias": torch.full((7,), float("nan"))}, ["NaN or infinite values in 4.bias"]),
     ],

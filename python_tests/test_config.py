@@ -134,6 +134,8 @@ def test_saved_settings_load_again(tmp_path, settings):
         ("bits: null", "gives bits a NoneType"),
         ("mean: [[1]]", "gives mean a list"),
         ("mean: []", "--mean: expected at least one argument"),
+        ("mean: [0.5, --help]", "gives mean '--help', expected numbers"),
+        ("std: [0.5, '--output=elsewhere']", "gives std '--output=elsewhere', expected numbers"),
         ("scheme: fast", "invalid choice: 'fast'"),
         ("overwrite: perhaps", "perhaps"),
         ("- bits", "holds a list, needed is a mapping"),

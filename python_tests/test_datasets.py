@@ -1,13 +1,13 @@
 """Labelled images from idx files and ImageFolder trees."""
 
 import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import write_idx
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
@@ -24,13 +24,6 @@ from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 RGB16 = Preprocessing(3, 16, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
 GRAY4 = Preprocessing(1, 4, (0.5,), (0.25,))
-
-
-def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, prefix: str = "t10k") -> None:
-    folder.mkdir(exist_ok=True)
-    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-        header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-        (folder / f"{prefix}-{kind}-ubyte").write_bytes(header + array.tobytes())
 
 
 def write_tree(folder: Path, suffix: str = ".png") -> None:

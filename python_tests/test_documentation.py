@@ -1,4 +1,4 @@
-"""What README.md and docs/ say is so: commands, snippets, links, settings, modules."""
+"""What README.md and docs/ say is so: commands, snippets, links, settings, packages."""
 
 import ast
 import functools
@@ -20,6 +20,7 @@ from PIL import Image
 from runs import SHORT, write_fashion_mnist
 from safetensors.torch import save_file
 
+from zscgan_ext import cli
 from zscgan_ext.images import datasets
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.stages import generator_stage
@@ -27,8 +28,12 @@ from zscgan_ext.train import main as train
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "zscgan_ext"
-DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+OF_THE_ROOT = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = [*(ROOT / name for name in OF_THE_ROOT), *sorted(DOCS.rglob("*.md"))]
+NAMES = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS]
 PYTHON = (".venv/bin/python", "python", "python3")
+CONSOLE_COMMAND = (".venv/bin/zscgan-ext", "zscgan-ext")
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -49,21 +54,40 @@ def commands() -> list[str]:
 
 
 def is_program(command: str) -> bool:
-    """Tell whether a command starts a program of this package."""
+    """Return True if a command starts a program of this package."""
     words = shlex.split(command)
+    if words[0] in CONSOLE_COMMAND:
+        return True
     return words[0] in PYTHON and words[1] == "-m" and words[2].startswith("zscgan_ext.")
 
 
 def is_script(command: str) -> bool:
-    """Tell whether a command starts a script of this repository."""
+    """Return True if a command starts a script of this repository."""
     words = shlex.split(command)
-    return words[0] in PYTHON and words[1] != "-m"
+    if words[0] not in PYTHON:
+        return False
+    return words[1] != "-m" or words[2].startswith("benchmarks.")
+
+
+def split(command: str) -> tuple[str, str, list[str]]:
+    """Return the module that a command starts, the name of the program, and its arguments."""
+    words = shlex.split(command)
+    if words[0] in CONSOLE_COMMAND:
+        return "zscgan_ext.cli", words[1], words[2:]
+    return words[2], words[2].removeprefix("zscgan_ext."), words[3:]
 
 
 PROGRAMS = [command for command in commands() if is_program(command)]
-FIRST_OF_EACH = {shlex.split(command)[2]: command for command in reversed(PROGRAMS)}.values()
+FIRST_OF_EACH = {split(command)[0]: command for command in reversed(PROGRAMS)}.values()
 SCRIPTS = [command for command in commands() if is_script(command)]
 OTHERS = [command for command in commands() if command not in (*PROGRAMS, *SCRIPTS)]
+
+
+OPTIONS_OF_OTHER_PROGRAMS = {
+    *("data", "json", "formats", "help", "version"),
+    *("archive", "held-out", "sanitize", "update-docs"),  # of benchmarks and .ci/emulate
+    *("max-restarts", "nnodes", "node-rank", "master-addr"),  # of torchrun
+}
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +104,7 @@ def small_costs(monkeypatch):
 def workplace(tmp_path_factory):
     """A folder with the files that the commands name."""
     folder = tmp_path_factory.mktemp("readme")
-    model = next(block for block in blocks(ROOT / "README.md", "python") if "def build" in block)
+    model = snippet_with("def build", DOCS / "guide" / "your_model.md")
     (folder / "my_model.py").write_text(model)
     namespace: dict = {}
     exec(model, namespace)
@@ -111,12 +135,18 @@ def inside(workplace, monkeypatch):
     return workplace
 
 
-def write_pytorchcv_models(folder: Path) -> None:
-    """Write the module that `docs/imagenet.md` shows, and a small library in place of pytorchcv.
+def snippet_with(text: str, document: Path) -> str:
+    """Return the one Python snippet of a document that holds a text."""
+    (snippet,) = [block for block in blocks(document, "python") if text in block]
+    return snippet
 
-    Its weights cannot be had without a network.
+
+def write_pytorchcv_models(folder: Path) -> None:
+    """Write the module that the document about ImageNet shows, and a library for pytorchcv.
+
+    The weights of pytorchcv cannot be had without a network.
     """
-    (snippet,) = blocks(ROOT / "docs" / "imagenet.md", "python")
+    snippet = snippet_with("pytorchcv", DOCS / "research" / "imagenet.md")
     (folder / "pytorchcv_models.py").write_text(snippet)
     (folder / "pytorchcv").mkdir()
     (folder / "pytorchcv" / "model_provider.py").write_text(
@@ -128,17 +158,17 @@ def write_pytorchcv_models(folder: Path) -> None:
 
 
 def write_program(folder: Path) -> None:
-    """Run the snippet that exports a program, as `docs/your_model.md` has it."""
-    (snippet,) = blocks(ROOT / "docs" / "your_model.md", "python")
+    """Run the snippet that exports a program."""
+    snippet = snippet_with("torch.export.save", DOCS / "guide" / "your_model.md")
     words = [sys.executable, "-c", snippet]
     subprocess.run(words, cwd=folder, check=True, capture_output=True)
 
 
 def shortened(program: str, arguments: list[str]) -> list[str]:
     """Add arguments that make a program a matter of seconds, on a run that may be there."""
-    if program == "zscgan_ext.evaluate":
+    if program == "evaluate":
         return [*arguments, "--data", "few-images"]
-    if program != "zscgan_ext.train" or "--help" in arguments:
+    if program != "train" or "--help" in arguments:
         return arguments
     added = [*SHORT, "--batch-size=4", "--overwrite"]
     large = ("torchvision:", "pytorchcv_models:", "--image-size")
@@ -152,8 +182,10 @@ def shortened(program: str, arguments: list[str]) -> list[str]:
 @pytest.mark.parametrize("command", FIRST_OF_EACH)
 def test_programs_start(workplace, command):
     """The first command of each program, as a user starts it."""
-    _, module, program, *arguments = shlex.split(command)
-    words = [sys.executable, "-W", "error", module, program, *shortened(program, arguments)]
+    module, program, arguments = split(command)
+    given = [program] if module == "zscgan_ext.cli" else []
+    start = [sys.executable, "-W", "error", "-m", module, *given]
+    words = [*start, *shortened(program, arguments)]
     # Threads would cost more than they give on so few images.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -167,29 +199,27 @@ def test_programs_start(workplace, command):
 @pytest.mark.parametrize("command", [c for c in PROGRAMS if c not in FIRST_OF_EACH])
 def test_programs_run(command, capsys):
     """All other commands, in this process, which has imported all that they need."""
-    _, _, program, *arguments = shlex.split(command)
-    module = importlib.import_module(program)
-    if hasattr(module, "__path__"):
-        module = importlib.import_module(f"{program}.__main__")
-    code = module.main(shortened(program, arguments))
+    _, program, arguments = split(command)
+    code = cli.main([program, *shortened(program, arguments)])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     assert printed.out
 
 
 @functools.cache
-def options_of(script: str) -> set[str]:
+def options_of(script: tuple[str, ...]) -> set[str]:
     """Return the options that the help of a script names."""
-    command = [sys.executable, ROOT / script, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, *script, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return set(re.findall(r"--[\w-]+", done.stdout))
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_scripts_know_the_options_they_are_given(command):
     """Scripts may run for long, and have tests of their own."""
-    _, script, *arguments = shlex.split(command)
-    assert {word for word in arguments if word.startswith("--")} <= options_of(script)
+    _, *words = shlex.split(command)
+    script = tuple(words[: 2 if words[0] == "-m" else 1])
+    assert {word for word in words if word.startswith("--")} <= options_of(script)
 
 
 @pytest.mark.parametrize("command", OTHERS)
@@ -209,7 +239,9 @@ def test_both_commands_for_a_fresh_machine_are_there():
     assert ".venv/bin/python -m zscgan_ext.train" in PROGRAMS
 
 
-SNIPPETS = [(d.name, block) for d in DOCUMENTS for block in blocks(d, "python")]
+SNIPPETS = [
+    (n, block) for n, d in zip(NAMES, DOCUMENTS, strict=True) for block in blocks(d, "python")
+]
 
 
 @pytest.mark.usefixtures("inside")
@@ -222,7 +254,7 @@ def test_snippets_run(document, snippet):
         assert list(eval(expression, namespace).shape) == ast.literal_eval(shape), document
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_links_lead_to_files(document):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text())
     for link in links:
@@ -230,10 +262,28 @@ def test_links_lead_to_files(document):
             assert (document.parent / link).exists(), link
 
 
-def test_the_readme_names_every_setting_and_no_other():
-    named = set(re.findall(r"`--([\w-]+)", (ROOT / "README.md").read_text()))
-    settings = {field.name.replace("_", "-") for field in fields(Settings)}
-    assert named == settings | {"config"}
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_anchors_name_headings(document):
+    links = re.findall(r"\]\(([^)#]*)#([^)]+)\)", document.read_text())
+    for link, anchor in links:
+        if not link.startswith(("http://", "https://")):
+            target = (document.parent / link) if link else document
+            assert anchor in anchors(target), (link, anchor)
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {text.strip().replace(" ", "-") for text in plain}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_documents_name_settings_that_exist(document):
+    named = set(re.findall(r"`--([\w-]+)", document.read_text()))
+    settings = {field.name.replace("_", "-") for field in fields(Settings)} | {"config"}
+    switches = {f"no-{name}" for name in settings}
+    assert named - settings - switches <= OPTIONS_OF_OTHER_PROGRAMS
 
 
 def test_the_table_of_settings_is_the_programs():
@@ -247,51 +297,57 @@ def test_the_table_of_settings_is_the_programs():
     }
 
 
-def test_the_readme_leads_to_every_document():
-    readme = (ROOT / "README.md").read_text()
-    names = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS[1:]]
-    assert [name for name in names if f"]({name})" not in readme] == []
+def test_the_home_page_leads_to_every_document():
+    home = (DOCS / "index.md").read_text()
+    pages = [document.relative_to(DOCS).as_posix() for document in DOCS.rglob("*.md")]
+    assert [page for page in pages if page != "index.md" and f"]({page})" not in home] == []
 
 
-def imported(file: Path) -> set[Path]:
-    """Return the modules of the package that a module imports."""
-    tree = ast.parse(file.read_text())
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    paths = {ROOT / name.replace(".", "/") for name in names if name.startswith("zscgan_ext.")}
-    return {path for path in paths if path.is_dir() or path.with_suffix(".py").is_file()}
-
-
-def documented_modules() -> list[Path]:
-    """Return the modules and packages of the architecture's table, in its order, less `.py`."""
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    table = text[text.index("### The package") : text.index("### The native core")]
-    names = re.findall(r"^\| `([\w/.]+)` \|", table, re.MULTILINE)
-    return [PACKAGE / name.removesuffix(".py").removesuffix("/") for name in names]
-
-
-def place(path: Path, order: list[Path]) -> int | None:
-    """Return the row of a module, or of the package that holds it."""
-    return next((order.index(p) for p in (path, *path.parents) if p in order), None)
-
-
-def test_the_architecture_names_every_module():
-    order = documented_modules()
-    assert all(path.is_dir() or path.with_suffix(".py").is_file() for path in order)
-    modules = [file for file in PACKAGE.rglob("*.py") if file.name != "__init__.py"]
-    assert [f for f in modules if place(f.with_suffix(""), order) is None] == []
-
-
-def test_modules_import_only_what_stands_above_them():
-    order = documented_modules()
+def messages() -> str:
+    """Return the texts in the sources of the package, less docstrings; NUL stands for a value."""
+    texts = []
     for file in PACKAGE.rglob("*.py"):
-        own = place(file.with_suffix(""), order)
-        if own is None:
-            continue
-        for other in imported(file):
-            row = place(other, order)
-            assert row is None or row <= own, f"{file.name} imports {other.name}"
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "\0" for v in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and id(node) not in docstrings:
+                texts.append(str(node.value))
+    return "\n".join(texts)
+
+
+def test_messages_of_refused_models_are_those_of_the_program():
+    document = (DOCS / "guide" / "your_model.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", document.partition("## What is refused")[2], re.MULTILINE)
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 20
+    known = messages()
+    for text in quoted:
+        # A word in capitals stands for a name or a number.
+        for part in re.split(r"\b(?:[A-Z]{4,}|N)\b", text.removeprefix("export: ")):
+            assert part.strip() in known, text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_tests_that_documents_name_exist(document):
+    files = {file.name: file.read_text() for file in (ROOT / "python_tests").rglob("test_*.py")}
+    defined = set(re.findall(r"^def (test_\w+)", "\n".join(files.values()), re.MULTILINE))
+    text = document.read_text()
+    assert set(re.findall(r"\btest_\w+\.py", text)) <= set(files)
+    assert set(re.findall(r"\b(test_\w+)\b(?!\.py)", text)) <= defined
+
+
+def test_the_readme_is_short_and_leads_on():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    assert [name for name in OF_THE_ROOT[1:] if f"]({name})" not in readme] == []
+    assert "](docs/index.md)" in readme
+
+
+def test_the_architecture_names_every_package():
+    text = (DOCS / "developer" / "architecture.md").read_text()
+    assert len(text.splitlines()) <= 150
+    packages = [file.parent.name for file in PACKAGE.glob("*/__init__.py")]
+    assert [name for name in packages if f"| `{name}/` |" not in text] == []

@@ -1,7 +1,7 @@
 """The GPU that csrc/emulation plays: what it does to kernels, and that it refuses what a GPU does.
 
-That it finds missing barriers and fences is shown by `benchmarks/emulation_proof.py`, which takes
-them away.
+That it finds missing barriers and fences is shown by `benchmarks/checks/emulation_proof.py`,
+which takes them away.
 """
 
 import contextlib

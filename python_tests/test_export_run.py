@@ -13,8 +13,9 @@ from runs import SHORT, write_fashion_mnist
 
 import zscgan_ext
 from zscgan_ext.evaluate.__main__ import main as evaluate
-from zscgan_ext.export import exporter, onnx_layers
+from zscgan_ext.export import exporter
 from zscgan_ext.export.__main__ import main as export
+from zscgan_ext.export.onnx import layers as onnx_layers
 from zscgan_ext.images.datasets import open_images
 from zscgan_ext.measures import predict, top1
 from zscgan_ext.run_folder.files import EXPORT, EXPORTED
@@ -213,7 +214,7 @@ EVALUATION_ERRORS = {
     "no ONNX": (["text.onnx"], "text.onnx: cannot be read as an ONNX model"),
     "no safetensors": (["text.safetensors"], "text.safetensors: cannot be read as safetensors"),
     "no data": (["RUN", "--data", "nowhere"], "nowhere: no such folder"),
-    "no batch": (["RUN", "--batch-size", "0"], "batch_size: 0, needed is a number above 0"),
+    "no batch": (["RUN", "--batch-size", "0"], "batch_size: expected a number above 0, got 0"),
 }
 
 

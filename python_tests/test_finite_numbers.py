@@ -10,7 +10,7 @@ import pytest
 import torch
 from networks import RGB8, normal_batches, small_gray, small_residual
 from runs import TINY
-from test_training import SMALL, SeenOps, new_training
+from small_training import SMALL, SeenOps, new_training
 
 from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
 from zscgan_ext.quantization.calibration import calibrate

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from distances import closed_form
 from networks import RGB8, as_trained, small_residual
 from tensors import sample
-from test_batch_norm_distance import closed_form
 from torch import nn
 
 from zscgan_ext.classifiers.batch_norm import batch_norm_layers

@@ -2,13 +2,13 @@
 
 import copy
 
-import gdfq
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy_rows import prepare_run
 from runs import write_fashion_mnist
 
+from benchmarks.accuracy.accuracy_rows import prepare_run
+from benchmarks.baselines import gdfq
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 

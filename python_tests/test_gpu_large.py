@@ -5,9 +5,8 @@ On the CPU a few copies show that the comparison holds.
 
 import pytest
 import torch
-from conftest import NO_GPU
 from kernel_results import Inputs, make_inputs, quantization_results, statistics_results
-from tensors import DEVICES, relative_error, same_bits
+from tensors import DEVICES, NO_GPU, relative_error, same_bits
 
 from zscgan_ext.ops import reference
 

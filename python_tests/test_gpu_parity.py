@@ -1,7 +1,7 @@
 """Every kernel on every device against plain torch on the CPU.
 
 The shapes are small and reach every branch of the CUDA kernels, so that this file is also what
-`benchmarks/gpu_check.sh` runs under the sanitizers.
+`benchmarks/checks/gpu_check.sh` runs under the sanitizers.
 """
 
 from types import SimpleNamespace

@@ -39,7 +39,7 @@ def measured(tmp_path_factory):
     pytest.importorskip("matplotlib")
     path = tmp_path_factory.mktemp("benchmark") / "kernels.json"
     options = ("--elements", 256, "--samples", 1, "--json", path)
-    completed = run_benchmark("bench_kernels.py", *options, ZSCGAN_EXT_IMPL="native")
+    completed = run_benchmark("kernels.bench_kernels", *options, ZSCGAN_EXT_IMPL="native")
     assert completed.returncode == 0, completed.stderr
     return path, completed.stdout
 
@@ -94,7 +94,7 @@ def test_the_run_describes_itself(measured):
 
 
 def test_documents_get_the_table(measured, tmp_path):
-    from kernel_report import update_documentation
+    from benchmarks.kernels.kernel_report import update_documentation
 
     document = tmp_path / "kernels.md"
     document.write_text(DOCUMENT)
@@ -108,7 +108,7 @@ def test_documents_get_the_table(measured, tmp_path):
 
 
 def test_a_document_without_markers_is_left_alone(measured, tmp_path):
-    from kernel_report import update_documentation
+    from benchmarks.kernels.kernel_report import update_documentation
 
     document = tmp_path / "kernels.md"
     document.write_text("no table here\n")
@@ -125,15 +125,14 @@ def test_a_document_without_markers_is_left_alone(measured, tmp_path):
     ],
 )
 def test_refusals_are_one_clear_line(arguments, environment, message):
-    completed = run_benchmark("bench_kernels.py", *arguments, **environment)
+    completed = run_benchmark("kernels.bench_kernels", *arguments, **environment)
     assert completed.returncode == 1
     assert message in completed.stderr
     assert "Traceback" not in completed.stderr
 
 
 def test_plain_torch_learns_the_same():
-    import plain_torch
-
+    from benchmarks.baselines import plain_torch
     from zscgan_ext.ops import fake_quantize_learned
 
     # Steps well inside, and well outside, of the range: eager rounding is inexact at its ends.
@@ -151,8 +150,7 @@ def test_plain_torch_learns_the_same():
 
 
 def test_plain_torch_matches_the_same():
-    import plain_torch
-
+    from benchmarks.baselines import plain_torch
     from zscgan_ext.ops import batch_norm_distance, batch_norm_statistics
 
     x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()

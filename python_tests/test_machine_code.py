@@ -1,6 +1,6 @@
 """Reading inner loops off machine code, in a listing as `cuobjdump -sass` prints it."""
 
-import sass
+from benchmarks.kernels import sass
 
 LISTING = """
 		Function : first
@@ -48,7 +48,7 @@ def test_code_without_a_loop_is_one_pass():
 
 
 def test_occupancy_is_bound_by_registers_threads_and_shared_memory():
-    from ptxas_report import Usage
+    from benchmarks.kernels.ptxas_report import Usage
 
     loop = sass.Loop(1, 1, 1)
 

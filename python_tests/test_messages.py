@@ -17,15 +17,14 @@ from worker_processes import free_port
 import zscgan_ext
 from zscgan_ext import processes
 from zscgan_ext.errors import InputError
-from zscgan_ext.evaluate.evaluation import class_table
-from zscgan_ext.evaluate.measurement import open_data
+from zscgan_ext.evaluate.evaluation import class_table, open_data
 from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.images.datasets import open_labelled
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.measures import ClassResult
 from zscgan_ext.program import program
 from zscgan_ext.report.charts import tick_labels
-from zscgan_ext.report.page import shown
+from zscgan_ext.report.page import escaped
 from zscgan_ext.train import main
 
 STEERING = "\x1b[2J\x1b]0;x\x07\u202egnp.\u2066\x9b\x7f\r"
@@ -67,7 +66,7 @@ def test_names_of_classes_add_no_lines(capsys):
 
 
 def test_names_in_a_page_reorder_nothing():
-    assert shown("cat\u202egnp") == "cat\\u202egnp"
+    assert escaped("cat\u202egnp") == "cat\\u202egnp"
     assert tick_labels(["a\x1b", "b\u2066"]) == ["a\\x1b", "b\\u2066"]
 
 

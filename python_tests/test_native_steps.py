@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import STAGES, new_training
+from small_training import STAGES, new_training
 
 from zscgan_ext.ops import implementation as choice
 

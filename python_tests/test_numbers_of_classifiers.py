@@ -28,7 +28,7 @@ from zscgan_ext.export.exporter import export
 from zscgan_ext.images.datasets import LabelledImages
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.features import feature_distance
+from zscgan_ext.quantization.feature_distillation import feature_distance
 from zscgan_ext.quantization.quantizers import best_symmetric_scale
 from zscgan_ext.quantization.scheme import Scheme, symmetric_range
 from zscgan_ext.train import main
@@ -128,7 +128,7 @@ def test_an_export_is_proven_in_the_scale_of_the_logits(factor, tmp_path):
 
 
 def test_logits_that_differ_by_more_are_refused_at_any_scale(tmp_path, monkeypatch):
-    from zscgan_ext.export import verification
+    from zscgan_ext.export.onnx import verification
 
     model = gray_with(last=Scaled(4000.0))
     classifier = load_classifier(model, image_size=28, mean=(0.5,), std=(0.25,))

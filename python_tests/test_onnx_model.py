@@ -16,13 +16,15 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.export import onnx_layers, onnx_model, verification
 from zscgan_ext.export.integers import IntegerWeight
-from zscgan_ext.export.onnx_graph import OnnxGraph, Rectified
-from zscgan_ext.export.onnx_model import IR_VERSION, OPSET, quantized_model
-from zscgan_ext.export.onnx_runtime import OnnxClassifier
-from zscgan_ext.export.verification import verify
-from zscgan_ext.quantization.scheme import IntegerRange
+from zscgan_ext.export.onnx import layers as onnx_layers
+from zscgan_ext.export.onnx import model as onnx_model
+from zscgan_ext.export.onnx import verification
+from zscgan_ext.export.onnx.graph import OnnxGraph, PendingClamp
+from zscgan_ext.export.onnx.model import IR_VERSION, OPSET, quantized_model
+from zscgan_ext.export.onnx.runtime import OnnxClassifier
+from zscgan_ext.export.onnx.verification import verify
+from zscgan_ext.quantization.scheme import QuantRange
 
 WIDTHS = [(2, 2), (3, 8), (4, 4), (5, 3), (8, 8)]
 
@@ -131,7 +133,7 @@ def test_narrow_weights_are_stored_two_in_a_byte(bits, scheme):
 def test_narrow_weights_are_widened_exactly(signed, shape):
     integers = torch.arange(math.prod(shape)).reshape(shape) % 16 - 8 * signed
     scale, zero_point = torch.ones(shape[0]), torch.zeros(shape[0], dtype=torch.int16)
-    range_ = IntegerRange(-8, 7) if signed else IntegerRange(0, 15)
+    range_ = QuantRange(-8, 7) if signed else QuantRange(0, 15)
     weight = IntegerWeight(integers.short(), scale, zero_point, range_)
     graph = OnnxGraph()
     graph.names.update(("images", "logits"))
@@ -176,7 +178,7 @@ def quantize_alone(x, low, high, scale, zero_point, top):
     """What a rectifier and a quantizer behind it make of x in ONNX Runtime."""
     graph = OnnxGraph()
     graph.names.add("images")
-    value = Rectified("images", low, high)
+    value = PendingClamp("images", low, high)
     grid = graph.quantize(value, "q", torch.tensor([scale]), zero_point, top)
     logits = graph.floating(grid)
     graph.nodes.append(onnx.helper.make_node("Identity", [logits], ["logits"]))
@@ -288,7 +290,7 @@ def test_a_student_that_disagrees_with_itself_allows_twice_as_much(monkeypatch, 
     if passes:
         assert verify(student, model, grids, noise(classifier)).own_agreement == 97.0
     else:
-        with pytest.raises(InputError, match=r"on 93.40 % of 128 images, needed are 93.50 %"):
+        with pytest.raises(InputError, match=r"on 93.40 % of 128 images, expected 93.50 % or more"):
             verify(student, model, grids, noise(classifier))
 
 

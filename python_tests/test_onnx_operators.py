@@ -11,9 +11,9 @@ from torch import nn
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
-from zscgan_ext.export.onnx_model import float_model, quantized_model
-from zscgan_ext.export.onnx_runtime import OnnxClassifier
-from zscgan_ext.export.verification import compare_nodes, product_step
+from zscgan_ext.export.onnx.model import float_model, quantized_model
+from zscgan_ext.export.onnx.runtime import OnnxClassifier
+from zscgan_ext.export.onnx.verification import compare_nodes, product_step
 
 
 class Between(nn.Module):
@@ -195,7 +195,7 @@ def test_what_is_not_exported_is_named(function, message):
     assert "\n" not in str(error.value)
 
 
-class OnGrid(nn.Module):
+class BetweenQuantizers(nn.Module):
     """A function of four quantized channels, which another branch reads too, and a linear layer."""
 
     def __init__(self, function):
@@ -218,7 +218,7 @@ class OnGrid(nn.Module):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_operator_between_quantizers_gives_the_integers_of_the_student(bits, name):
     torch.manual_seed(0)
-    classifier = small_classifier(as_trained(OnGrid(FUNCTIONS[name]).eval()))
+    classifier = small_classifier(as_trained(BetweenQuantizers(FUNCTIONS[name]).eval()))
     student = calibrated(classifier, "deploy", bits, bits)
     model, grids = quantized_model(student, classifier)
     _, difference, _ = compare_nodes(student, model, grids, noise(classifier, 8, 2))

@@ -1,4 +1,4 @@
-"""Pooling of any window in ONNX Runtime against torch, in floats and on grids of integers."""
+"""Pooling of any window in ONNX Runtime against torch, in floats and on integers."""
 
 import random
 
@@ -10,9 +10,9 @@ from torch import nn
 
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.tracing import trace
-from zscgan_ext.export.onnx_model import float_model, quantized_model
-from zscgan_ext.export.onnx_runtime import OnnxClassifier
-from zscgan_ext.export.verification import compare_nodes, product_step
+from zscgan_ext.export.onnx.model import float_model, quantized_model
+from zscgan_ext.export.onnx.runtime import OnnxClassifier
+from zscgan_ext.export.onnx.verification import compare_nodes, product_step
 from zscgan_ext.images.preprocessing import Preprocessing
 
 

@@ -5,12 +5,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import parallel_steps
 import pytest
 import torch
-from runs import OWN, TINY, results_of, write_fashion_mnist
+from runs import OWN, PYTHONPATH, TINY, results_of, write_fashion_mnist
 from torch import nn
 from worker_processes import free_port, run_together
 
@@ -21,8 +20,6 @@ from zscgan_ext.settings.config import Settings
 from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.synthesis.synchronized_batch_norm import SynchronizedBatchNorm
 from zscgan_ext.train import main
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +170,6 @@ sys.exit((parallel_steps.run_and_die if first else parallel_steps.main)(sys.argv
 
 def test_a_job_that_torchrun_restarts_goes_on(tmp_path, data):
     (tmp_path / "dying.py").write_text(DYING_ONCE)
-    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     options = ["--max-restarts=1", f"--master-port={free_port()}", str(tmp_path / "dying.py")]
     arguments = [*TINY, "--checkpoint-every=2", f"--output={tmp_path / 'run'}"]
@@ -181,7 +177,7 @@ def test_a_job_that_torchrun_restarts_goes_on(tmp_path, data):
         [*launcher, *options, *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
         check=False,
         timeout=120,
     )

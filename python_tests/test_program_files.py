@@ -13,7 +13,7 @@ from hostile_files import MARKER, RunsCode
 from networks import small_residual
 
 from zscgan_ext.classifiers.loading import load_classifier
-from zscgan_ext.classifiers.sources.symbolic_size import symbolic_size
+from zscgan_ext.classifiers.pt2.symbolic_size import symbolic_size
 from zscgan_ext.errors import InputError
 from zscgan_ext.json_values import MismatchError
 

@@ -27,8 +27,16 @@ def changed(change):
     return graph
 
 
-def test_the_graph_of_the_model_is_accepted(truth):
-    require_same(truth, symbolic_graph(small_residual()))
+def test_the_graph_of_the_model_is_accepted_and_left_as_it_was(truth):
+    """Its logits are those that the model gives, computed here without the proof."""
+    graph = symbolic_graph(small_residual())
+    before, images = graph.code, [batch.clone() for batch in truth.images]
+    require_same(truth, graph)
+    assert graph.code == before
+    for batch, seen, logits in zip(images, truth.images, truth.logits, strict=True):
+        assert torch.equal(seen, batch)
+        assert torch.equal(small_residual()(batch), logits)
+        assert torch.equal(graph(batch), logits)
 
 
 class SumsInTwo(nn.Module):
@@ -107,16 +115,59 @@ def test_other_shapes_are_told(truth):
         require_same(truth, symbolic_graph(small_residual(num_classes=4)))
 
 
+def itself(model):
+    """The same model in float64: a change that changes nothing."""
+    return model
+
+
 def test_weights_rounded_to_float32_are_near_and_others_are_not(truth):
     rounded = copy.deepcopy(small_residual())
     with torch.no_grad():
         for parameter in rounded.parameters():
             parameter.mul_(1 + 1e-7)
-    require_near(truth, rounded, "rounding")
+    require_near(truth, rounded, "rounding", itself)
     with torch.no_grad():
         rounded.project.weight.mul_(1.01)
     with pytest.raises(InputError, match=r"^classifier: rounding changes what it computes"):
-        require_near(truth, rounded, "rounding")
+        require_near(truth, rounded, "rounding", itself)
+
+
+class Amplifier(nn.Module):
+    """Doubles a difference between two images in each of its many steps, rounded each time."""
+
+    def __init__(self, first=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(first))
+
+    def forward(self, x):
+        x = x.flatten(1)[:, :5].sigmoid()
+        for _ in range(14):  # the logistic map, which is chaotic
+            x = 3.99 * self.weight * x * (1 - x)
+        return x
+
+
+def test_a_network_that_amplifies_rounding_is_proven_in_float64():
+    rounded = Amplifier(1 + 1e-7)
+    truth = Truth(Amplifier(), RGB8.shape)
+    assert (rounded(truth.images[0]) - truth.logits[0]).abs().max() > 1e-4
+    require_near(truth, rounded, "rounding", itself)
+
+
+@pytest.mark.parametrize(
+    ("found", "remade"),
+    [(1 + 1e-3, 1.0), (1 + 1e-7, 1 + 1e-7)],
+    ids=["far in float32", "another function in float64"],
+)
+def test_amplified_rounding_excuses_no_other_function(found, remade):
+    truth = Truth(Amplifier(), RGB8.shape)
+
+    def remake(model):
+        with torch.no_grad():
+            model.weight.fill_(remade)
+        return model
+
+    with pytest.raises(InputError, match=r"^classifier: rounding changes what it computes"):
+        require_near(truth, Amplifier(found), "rounding", remake)
 
 
 def test_where_every_way_fails_each_says_why():

@@ -13,7 +13,7 @@ IMAGES = 1_280_000
 def test_a_trial_measures_both_stages(tmp_path):
     path = tmp_path / "schedule.json"
     done = run_benchmark(
-        "bench_published_schedule.py", "--device", "cpu", "--quick", "--json", path
+        "baselines.bench_published_schedule", "--device", "cpu", "--quick", "--json", path
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())
@@ -30,7 +30,7 @@ def test_a_trial_measures_both_stages(tmp_path):
 
 
 def test_only_steps_after_the_warm_up_count(monkeypatch):
-    import bench_published_schedule
+    from benchmarks.baselines import bench_published_schedule
 
     times = iter([10.0, 11.0, 15.0])
     monkeypatch.setattr(bench_published_schedule.time, "perf_counter", lambda: next(times))
@@ -49,7 +49,7 @@ def test_only_steps_after_the_warm_up_count(monkeypatch):
     ],
 )
 def test_refusals_are_clear(arguments, message):
-    done = run_benchmark("bench_published_schedule.py", "--device", "cpu", *arguments)
+    done = run_benchmark("baselines.bench_published_schedule", "--device", "cpu", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

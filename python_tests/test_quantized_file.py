@@ -113,11 +113,11 @@ DAMAGE = {
     "unknown tensor": (replaced("more", torch.zeros(1)), "has more, which the classifier"),
     "wrong shape": (
         replaced("depthwise.weight", torch.zeros(3, dtype=torch.uint8)),
-        r"has depthwise.weight as torch.uint8 \(3,\), needed is torch.uint8 \(36,\)",
+        r"expected depthwise.weight as torch.uint8 \(36,\), got torch.uint8 \(3,\)",
     ),
     "wrong dtype": (
         replaced("stem.weight_scale", torch.zeros(8, dtype=torch.int32)),
-        "has stem.weight_scale as torch.int32",
+        "expected stem.weight_scale as torch.float32 .*got torch.int32",
     ),
     "no numbers": (
         replaced("stem.bias", torch.full((8,), torch.nan)),

@@ -19,18 +19,20 @@ from safetensors.torch import load_file
 
 from zscgan_ext.measures import agreement
 from zscgan_ext.report.__main__ import main as report
-from zscgan_ext.report.batch_norms import layer_statistics
 from zscgan_ext.report.charts import confusion_matrix, set_scale_of_losses
-from zscgan_ext.report.content import collect
-from zscgan_ext.report.pictures import data_address
-from zscgan_ext.report.predictions import Change, confusion, most_frequent_changes
-from zscgan_ext.report.quantization_errors import (
+from zscgan_ext.report.measurements import (
+    Change,
     activation_errors,
     clipped_percent,
+    confusion,
+    layer_statistics,
+    most_frequent_changes,
     signal_to_noise,
     weight_errors,
     worst,
 )
+from zscgan_ext.report.page import collect
+from zscgan_ext.report.pictures import data_address
 from zscgan_ext.train import main as train
 
 SECTIONS = ["summary", "learning", "images", "diversity", "batch-norm", "layers"]
@@ -99,14 +101,14 @@ def test_errors_are_those_of_torchs_own_quantizers(scheme):
     assert len(weights) == len(student.layers)
     assert len(activations) == len(student.activation_quantizers)
     for error, layer in zip(weights, student.layers, strict=True):
-        low, high = layer.integers.quant_min, layer.integers.quant_max
-        scale = layer.weight_scale().detach()
+        low, high = layer.quant_range.quant_min, layer.quant_range.quant_max
+        scale = layer.qparams().scale.detach()
         quantized = torch.fake_quantize_per_channel_affine(
             layer.layer.weight, scale, layer.zero_point.int(), 0, low, high
         )
         assert error.sqnr == pytest.approx(signal_to_noise(layer.layer.weight, quantized), abs=0.01)
         assert error.maximum == float(layer.layer.weight.max())
-        assert error.bits == layer.integers.bits
+        assert error.bits == layer.quant_range.bits
     first = student.activation_quantizers[0]
     if scheme == "deploy":  # the first quantizer takes the images themselves
         quantized = torch.fake_quantize_per_tensor_affine(

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import OWN, TINY, results_of
+from runs import OWN, PYTHONPATH, TINY, results_of
 
-import zscgan_ext
 from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.measures import latencies
 from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
@@ -23,14 +22,10 @@ from zscgan_ext.stages.progress import Progress
 from zscgan_ext.train import main
 from zscgan_ext.training.stop_signals import StopSignals
 
-HERE = Path(__file__).parent
 TRAIN = [sys.executable, "-m", "zscgan_ext.train"]
 ENDLESS = [*TINY, "--synthesis-steps=1000000"]
-# The package that these tests import, so that both write the same commit.
-PACKAGE = Path(zscgan_ext.__file__).parents[1]
-# Without an empty part, which is the current folder.
-PATHS = os.pathsep.join(filter(None, [str(HERE), str(PACKAGE), os.environ.get("PYTHONPATH")]))
-ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+THREADS = str(torch.get_num_threads())
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": THREADS}
 
 
 def steps_of(folder: Path) -> list[int]:

@@ -106,7 +106,7 @@ CASES = {
     ),
     "weights of another shape": (
         "--weights wrong_shape.safetensors",
-        r"weights: wrong_shape.safetensors has fc.bias of shape \(7,\), the model needs \(10,\)",
+        r"weights: wrong_shape.safetensors: expected fc.bias of shape \(10,\), got \(7,\)",
     ),
     "weights of another model": (
         "--weights other_model.safetensors",

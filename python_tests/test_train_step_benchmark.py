@@ -15,7 +15,7 @@ def measured_steps(tmp_path_factory):
     """What a run on two images of resnet20 wrote and printed."""
     path = tmp_path_factory.mktemp("benchmark") / "train_step.json"
     options = ("--quick", "--stages", "teacher", "--batch", 2, "--samples", 1, "--json", path)
-    completed = run_benchmark("bench_train_step.py", *options, OMP_NUM_THREADS="1")
+    completed = run_benchmark("training.bench_train_step", *options, OMP_NUM_THREADS="1")
     assert completed.returncode == 0, completed.stderr
     return path, completed.stdout
 
@@ -36,7 +36,7 @@ def test_every_subject_has_a_row(measured_steps):
 
 
 def test_the_table_of_steps_has_the_ratios(measured_steps, tmp_path):
-    from train_step_report import update_documentation
+    from benchmarks.training.train_step_report import update_documentation
 
     path, printed = measured_steps
     eager, native, matched = rows_of(measured_steps[0])
@@ -54,7 +54,7 @@ def test_the_table_of_steps_has_the_ratios(measured_steps, tmp_path):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_plan_has_every_classifier_stage_and_implementation(device):
-    from bench_train_step import groups, parse
+    from benchmarks.training.bench_train_step import groups, parse
 
     planned = [s for group in groups(parse(["--device", device])) for s in group]
     assert len(set(planned)) == len(planned)
@@ -77,7 +77,7 @@ def test_the_plan_has_every_classifier_stage_and_implementation(device):
 
 @pytest.mark.parametrize("stage", ["generator_step", "fine_tuning_step"])
 def test_eager_steps_are_plain_and_native_ones_are_the_trainers(stage):
-    from training_subjects import Subject, new_step
+    from benchmarks.training.training_subjects import Subject, new_step
 
     def formats(implementation):
         training = new_step(Subject("resnet20", stage, implementation, 2, "cpu")).__self__
@@ -92,7 +92,7 @@ def test_eager_steps_are_plain_and_native_ones_are_the_trainers(stage):
 
 
 def test_torchvision_classifiers_get_statistics_of_their_activations():
-    from training_subjects import build_classifier
+    from benchmarks.training.training_subjects import build_classifier
 
     torch.manual_seed(0)
     model, preprocessing = build_classifier("resnet18")
@@ -109,8 +109,8 @@ def test_torchvision_classifiers_get_statistics_of_their_activations():
 
 
 def test_a_worker_that_fails_ends_the_benchmark():
-    from bench_train_step import measure
-    from training_subjects import Subject
+    from benchmarks.training.bench_train_step import measure
+    from benchmarks.training.training_subjects import Subject
 
     with pytest.raises(SystemExit, match=r"resnet20.*exit code 1"):
         list(measure([Subject("resnet20", "no_such_stage", "native", 2, "cpu")], 1))

@@ -7,10 +7,10 @@ import torch
 from written_models import SHAPE, WRITTEN, build, images
 
 from zscgan_ext.classifiers.loading import load_classifier
-from zscgan_ext.classifiers.operators import OPERATORS
+from zscgan_ext.classifiers.normal_form.operators import OPERATORS
 from zscgan_ext.export.exporter import check_exports
-from zscgan_ext.export.onnx_model import quantized_model
-from zscgan_ext.export.onnx_runtime import OnnxClassifier
+from zscgan_ext.export.onnx.model import quantized_model
+from zscgan_ext.export.onnx.runtime import OnnxClassifier
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme

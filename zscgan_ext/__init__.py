@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from zscgan_ext.errors import InputError
     from zscgan_ext.export.quantized_file import load_quantized
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ExecutionConfig",
     "FineTuningConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "InputError",
     "QuantizationConfig",
     "RunConfig",
+    "__version__",
     "evaluate",
     "export",
     "fine_tune",

@@ -40,13 +40,18 @@ from zscgan_ext.config.configs import (
     preset_of,
 )
 from zscgan_ext.errors import InputError
-from zscgan_ext.evaluate.evaluated_classifier import Evaluated
-from zscgan_ext.evaluate.evaluation import Evaluation
-from zscgan_ext.evaluate.measurement import BATCH, check_batch_size, measure, open_data
+from zscgan_ext.evaluate.evaluation import (
+    BATCH,
+    Evaluation,
+    EvaluationTarget,
+    check_batch_size,
+    measure,
+    open_data,
+)
 from zscgan_ext.export import exporter
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import lay_out, to_memory_format
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import NoFolder
 from zscgan_ext.stages import generator_stage, student_stages
 from zscgan_ext.stages.run import RandomStream, Run, new_run
@@ -235,7 +240,7 @@ def evaluate(
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     if device_of(float_model) != device:
         float_model = copy.deepcopy(float_model).to(device)
-    return measure(Evaluated(answers, float_model, *facts), opened, batch_size, device)
+    return measure(EvaluationTarget(answers, float_model, *facts), opened, batch_size, device)
 
 
 def export(

@@ -36,7 +36,7 @@ def printable(text: str) -> str:
 
 
 def current_folder_is_gone() -> bool:
-    """Tell whether the current folder was deleted, so that no relative path leads anywhere."""
+    """Return True if the current folder was deleted, so that no relative path leads anywhere."""
     try:
         os.getcwd()
     except OSError:

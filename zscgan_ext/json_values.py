@@ -21,7 +21,7 @@ SHOWN = 60  # characters of a value that a message quotes
 
 
 class MismatchError(ValueError):
-    """A value that is not what is needed; the message is one line and begins with its place."""
+    """A value that is not what was expected; the message is one line and begins with its place."""
 
     def __init__(self, problem: str, place: tuple[str, ...] = ()) -> None:
         self.problem = problem
@@ -42,9 +42,9 @@ def shown(value: Any) -> str:
     return quoted if len(quoted) <= SHOWN else f"{quoted[:SHOWN]}..."
 
 
-def mismatch(value: Any, needed: str) -> MismatchError:
+def mismatch(value: Any, expected: str) -> MismatchError:
     """Return the error for a value that is something else."""
-    return MismatchError(f"{shown(value)}, needed is {needed}")
+    return MismatchError(f"expected {expected}, got {shown(value)}")
 
 
 def inside(place: str, check: Check, value: Any) -> Any:
@@ -86,15 +86,15 @@ def number(least: float = -math.inf, most: float = math.inf, finite: bool = True
     return check
 
 
-def text(pattern: str | None = None, longest: int = LONGEST_TEXT, needed: str = "") -> Check:
+def text(pattern: str | None = None, longest: int = LONGEST_TEXT, expected: str = "") -> Check:
     """Take text, which a regular expression may have to match as a whole."""
     compiled = None if pattern is None else re.compile(pattern, re.ASCII)
 
     def check(value: Any) -> Any:
         if not isinstance(value, str) or len(value) > longest:
-            raise mismatch(value, needed or f"text of at most {longest:,} characters")
+            raise mismatch(value, expected or f"text of at most {longest:,} characters")
         if compiled is not None and compiled.fullmatch(value) is None:
-            raise mismatch(value, needed or f"text like {pattern}")
+            raise mismatch(value, expected or f"text like {pattern}")
         return value
 
     return check
@@ -159,12 +159,12 @@ def mapping_of(check: Check, key: Check | None = None) -> Check:
 
 
 def record(
-    needed: dict[str, Check], optional: dict[str, Check] | None = None, strict: bool = True
+    required: dict[str, Check], optional: dict[str, Check] | None = None, strict: bool = True
 ) -> Check:
     """Take a mapping with certain entries.
 
     Args:
-        needed: entries that it must have.
+        required: entries that it must have.
         optional: entries that it may have.
         strict: whether to refuse entries of other names, unless they are empty (None, false, [],
             {}, ""), which says nothing. All that are not refused are left out.
@@ -174,10 +174,10 @@ def record(
     def check_record(value: Any) -> Any:
         if not isinstance(value, dict):
             raise mismatch(value, "a mapping")
-        for name in needed:
+        for name in required:
             if name not in value:
                 raise MismatchError(f"lacks {name}")
-        checks = {**needed, **optional}
+        checks = {**required, **optional}
         for name, entry in value.items():
             if strict and name not in checks and entry not in (None, False, [], {}, ""):
                 raise MismatchError(f"has an entry {shown(name)} that is not known")

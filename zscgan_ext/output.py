@@ -23,17 +23,17 @@ class OutputError(OSError):
 
 
 class Output:
-    """An output on which no text steers a terminal, and whose failure is told or borne.
+    """An output on which no text steers a terminal, and whose failure is reported or ignored.
 
     Args:
         stream: that takes the text.
-        goes_on: whether to go on without an output that fails.
+        ignores_failure: whether an output that fails is left out.
         draws: whether a bar of progress is drawn there, which moves within the lines.
     """
 
-    def __init__(self, stream: Any, goes_on: bool, draws: bool) -> None:
+    def __init__(self, stream: Any, ignores_failure: bool, draws: bool) -> None:
         self.stream = stream
-        self.goes_on = goes_on
+        self.ignores_failure = ignores_failure
         self.draws = draws
 
     def __getattr__(self, name: str) -> Any:
@@ -55,28 +55,28 @@ class Output:
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """Go on without the output where writing fails, or raise `OutputError`."""
+        """Leave out the output where writing fails, or raise `OutputError`."""
         try:
             yield
         except OSError as error:
             discard(self.stream)
             reason = one_line(error.strerror or str(error))
-            if not self.goes_on:
+            if not self.ignores_failure:
                 raise OutputError(error.errno, reason) from error
-            # Nobody is left to be told of a reader or a terminal that ended.
+            # Nobody is left to hear of a reader or a terminal that ended.
             if not self.draws and error.errno not in ENDED:
                 lost = f"warning: standard output: {reason}; the run goes on without it"
                 print(lost, file=sys.stderr)
 
 
 @contextlib.contextmanager
-def safe_outputs(goes_on: bool) -> Iterator[None]:
+def safe_outputs(ignores_failure: bool) -> Iterator[None]:
     """Let programs print whatever they want, wherever the standard outputs lead.
 
     Closed ones take text and lose it. The standard error output never ends a program.
 
     Args:
-        goes_on: whether a program goes on without a standard output that fails.
+        ignores_failure: whether a standard output that fails is left out.
     """
     before = sys.stdout, sys.stderr
     open_closed_descriptors()
@@ -88,8 +88,8 @@ def safe_outputs(goes_on: bool) -> Iterator[None]:
             for stream in before
         )
         try:
-            sys.stderr = cast(TextIO, Output(errors, goes_on=True, draws=True))
-            sys.stdout = cast(TextIO, Output(output, goes_on, draws=False))
+            sys.stderr = cast(TextIO, Output(errors, ignores_failure=True, draws=True))
+            sys.stdout = cast(TextIO, Output(output, ignores_failure, draws=False))
             yield
         finally:
             for stream in (sys.stdout, sys.stderr):

@@ -1,10 +1,11 @@
-"""How every program of the package ends: with its exit code, or with one line and 2."""
+"""How every command of the package ends: with its exit code, or with one line and 2."""
 
 import argparse
 import errno
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -21,9 +22,9 @@ from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.output import OutputError, safe_outputs
 
 Main = Callable[..., int]  # takes the command line, or None for that of the process
-# How torch tells that memory is used up, where it does not raise `torch.OutOfMemoryError`.
+# How torch says that memory is used up, where it does not raise `torch.OutOfMemoryError`.
 OUT_OF_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")
-# What helps where memory is short: for programs with sizes to set, and for all others.
+# What helps where memory is short: for commands with sizes to set, and for all others.
 SMALLER_SIZES = "a smaller --batch-size or --image-size needs less"
 SMALLER_BATCHES = "a smaller --batch-size needs less"
 LESS_OF_ALL = "end other programs, or use a machine with more"
@@ -37,15 +38,32 @@ class OneLineParser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def program(main: Main, goes_on: bool = False, if_memory_is_short: str = LESS_OF_ALL) -> Main:
-    """Let a program's main function end with one line and exit code 2 where a user can help it.
+def run_parser(name: str, description: str) -> OneLineParser:
+    """Return a parser for a command on a finished run: `RUN` and `--classifier`."""
+    parser = OneLineParser(
+        prog=f"python -m zscgan_ext.{name}", description=description, allow_abbrev=False
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "--classifier",
+        metavar="NAME",
+        help="for a run of a classifier of your own: the module:function or .pt2 file, which is "
+        "not run because a folder names it",
+    )
+    return parser
+
+
+def program(
+    main: Main, ignores_output_failure: bool = False, if_memory_is_short: str = LESS_OF_ALL
+) -> Main:
+    """Let a command's main function end with one line and exit code 2 on user errors.
 
     That is an `InputError`, memory that is used up, and an output that cannot be written: a full
-    disk, a closed pipe. Ctrl-C gives 130. All else is a defect and keeps its traceback.
+    disk, a closed pipe. Ctrl-C gives 130. Every other error is a defect and keeps its traceback.
 
     Args:
         main: the function.
-        goes_on: whether it goes on without a standard output that cannot be written.
+        ignores_output_failure: whether it runs on without a standard output that cannot be written.
         if_memory_is_short: what helps then.
     """
 
@@ -53,29 +71,31 @@ def program(main: Main, goes_on: bool = False, if_memory_is_short: str = LESS_OF
         try:
             # Libraries end a process that computes there.
             if current_folder_is_gone():
-                return told(f"error: {CURRENT_FOLDER_IS_GONE}", 2)
+                return exit_with_message(f"error: {CURRENT_FOLDER_IS_GONE}", 2)
             require_implementation()
             code = code_of(main, arguments)
             sys.stdout.flush()
             return code
         except KeyboardInterrupt:
-            return told("interrupted", 130)
+            return exit_with_message("interrupted", 130)
         except InputError as error:
-            return told(f"error: {error}", 2)
+            return exit_with_message(f"error: {error}", 2)
         except OutputError as error:
-            return told(f"error: standard output: {output_reason(error)}", 2)
+            return exit_with_message(f"error: standard output: {output_reason(error)}", 2)
         except OSError as error:
             place = "" if error.filename is None else f"{error.filename}: "
-            return told(f"error: {place}{error.strerror or error}", 2)
+            return exit_with_message(f"error: {place}{error.strerror or error}", 2)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = first_line(error)
-            return told(f"error: memory is used up ({reason}); {if_memory_is_short}", 2)
+            return exit_with_message(
+                f"error: memory is used up ({reason}); {if_memory_is_short}", 2
+            )
 
     @functools.wraps(main)
     def ending(arguments: Sequence[str] | None = None) -> int:
-        with safe_outputs(goes_on):
+        with safe_outputs(ignores_output_failure):
             return ended(arguments)
 
     return ending
@@ -97,7 +117,7 @@ def output_reason(error: OutputError) -> str:
     return str(error.strerror)
 
 
-def told(text: str, code: int) -> int:
+def exit_with_message(text: str, code: int) -> int:
     """Print a line to the standard error output, one of many processes; return the exit code."""
     if processes.tells_the_error():
         print(processes.name() + one_line(text), file=sys.stderr)
@@ -105,7 +125,7 @@ def told(text: str, code: int) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory is used up."""
+    """Return True if an error means that memory is used up."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(text in str(error) for text in OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""Files that a user names: regular ones alone, since devices and pipes may never end."""
+"""Files that a user names: only regular ones, since devices and pipes may never end."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ def regular_file_size(file: Path) -> int:
 
 
 def size_of(status: os.stat_result, file: Path) -> int:
-    """Return the bytes that a status tells of a regular file.
+    """Return the bytes of a regular file by its status.
 
     Raises:
         OSError: if it is the status of something else.
@@ -35,7 +35,7 @@ def size_of(status: os.stat_result, file: Path) -> int:
 
 @contextmanager
 def utf8_path(file: Path) -> Iterator[Path]:
-    """Give a path under which libraries open a file that take paths in UTF-8 alone.
+    """Give a path under which libraries open a file that take only paths in UTF-8.
 
     Names of files are bytes, such as those of an old archive, and need not be text.
     """

@@ -17,7 +17,7 @@ from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.config.values import parse_formats
 from zscgan_ext.errors import first_line, one_line
 from zscgan_ext.export.exporter import export_run, summary
-from zscgan_ext.program import SMALLER_SIZES, is_out_of_memory, program, told
+from zscgan_ext.program import SMALLER_SIZES, exit_with_message, is_out_of_memory, program
 from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
 from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.stages.results import metrics, predictions, table
@@ -90,17 +90,17 @@ def run_program(arguments: Sequence[str] | None) -> int:
             print(one_line(f"{stopped}; {resume_options(run)} resumes it"), file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
-        return told("stopped before anything was written", 130)
+        return exit_with_message("stopped before anything was written", 130)
     except RuntimeError as error:
         if processes.count() == 1 or is_out_of_memory(error):
             raise
         lost = f"error: lost another process ({first_line(error)})"
-        return told(f"{lost}; --resume starts from the last checkpoint", 1)
+        return exit_with_message(f"{lost}; --resume starts from the last checkpoint", 1)
     processes.leave()
     return 0
 
 
-@partial(program, goes_on=True, if_memory_is_short=SMALLER_SIZES)
+@partial(program, ignores_output_failure=True, if_memory_is_short=SMALLER_SIZES)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code. Of many processes the first one prints."""
     processes.check_environment()

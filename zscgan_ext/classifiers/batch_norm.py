@@ -11,7 +11,7 @@ from zscgan_ext.errors import InputError, some_of
 
 
 def stores_statistics(module: nn.Module | None) -> TypeGuard[_BatchNorm]:
-    """Tell whether a module is a batch norm that stores the statistics of its training."""
+    """Return True if a module is a batch norm that stores the statistics of its training."""
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 

@@ -42,7 +42,7 @@ def export_program(model: nn.Module, image_shape: tuple[int, int, int]) -> Expor
 
 @contextlib.contextmanager
 def quiet_export() -> Iterator[None]:
-    """Keep `torch.export` from logging, warning and printing graphs; errors tell what matters."""
+    """Keep `torch.export` from logging, warning and printing graphs; errors say what matters."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):

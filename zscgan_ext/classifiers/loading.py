@@ -9,11 +9,14 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from zscgan_ext.classifiers.batch_norm import check_batch_norm
-from zscgan_ext.classifiers.sources import timm_models, torchvision_models
-from zscgan_ext.classifiers.sources.bundled import BundledSource
-from zscgan_ext.classifiers.sources.function import FunctionSource
-from zscgan_ext.classifiers.sources.model import ModelSource
-from zscgan_ext.classifiers.sources.pt2_file import SUFFIX, ProgramSource
+from zscgan_ext.classifiers.pt2.source import SUFFIX, ProgramSource
+from zscgan_ext.classifiers.sources.libraries import (
+    TIMM,
+    TORCHVISION,
+    TimmSource,
+    TorchvisionSource,
+)
+from zscgan_ext.classifiers.sources.local import BundledSource, FunctionSource, ModelSource
 from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.classifiers.weights import check_finite, load_weights
@@ -97,16 +100,16 @@ def find_source(name: str | nn.Module) -> ClassifierSource:
     """Return where the classifier of a name comes from; a model object is its own source.
 
     Raises:
-        InputError: if there is no such classifier, as far as the name tells.
+        InputError: if there is no such classifier, as far as the name shows.
     """
     if isinstance(name, nn.Module):
         return ModelSource(name)
     if name in BUNDLED_CLASSIFIERS:
         return BundledSource(name)
-    if name.startswith(torchvision_models.PREFIX):
-        return torchvision_models.TorchvisionSource(name)
-    if name.startswith(timm_models.PREFIX):
-        return timm_models.TimmSource(name)
+    if name.startswith(TORCHVISION):
+        return TorchvisionSource(name)
+    if name.startswith(TIMM):
+        return TimmSource(name)
     if name.endswith(SUFFIX):
         return ProgramSource(name)
     if ":" in name:
@@ -252,11 +255,11 @@ def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> i
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
-            f"classifier: {name} turned 2 images into {shape}, needed are logits [2, num_classes]"
+            f"classifier: {name}: expected logits [2, num_classes] of 2 images, got {shape}"
         )
     if logits.shape[1] < 2:
         raise InputError(
-            f"classifier: {name} gives one logit, which no softmax can tell from another; give "
+            f"classifier: {name} gives one logit, of which softmax is always 1; give "
             "two, such as torch.cat([torch.zeros_like(logit), logit], 1)"
         )
     return logits.shape[1]

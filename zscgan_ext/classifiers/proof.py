@@ -7,9 +7,9 @@ network amplifies errors a millionfold, while functions that differ do not.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,9 @@ from zscgan_ext.classifiers.trials import random_images
 from zscgan_ext.errors import InputError, first_line
 
 BATCH_SIZES = (2, 3)
+LOST_DIGITS = 100  # times the rounding error of the model itself: two digits
+
+Answers: TypeAlias = Callable[[Tensor], Any]
 
 
 class Truth:
@@ -57,7 +60,7 @@ def answer(model: nn.Module, images: Tensor) -> Any:
         return model(images)
     except Exception as error:
         raise InputError(
-            f"classifier: cannot take {len(images)} images ({first_line(error)}); needed is one "
+            f"classifier: cannot take {len(images)} images ({first_line(error)}); expected one "
             "that takes any number"
         ) from None
 
@@ -99,28 +102,70 @@ def require_same(truth: Truth, graph: fx.GraphModule) -> None:
 
 
 @torch.no_grad()
-def require_near(truth: Truth, graph: Callable[[Tensor], Any], change: str) -> None:
-    """Require that a graph with other weights, rounded to their dtype, computes what a model does.
+def require_near(
+    truth: Truth, graph: Answers, change: str, remake: Callable[[Any], Answers]
+) -> None:
+    """Require that a changed graph, its weights rounded to their dtype, computes what a model does.
+
+    Where both differ by more than rounding usually leaves, the network may amplify it, as very deep
+    ones do. Then the same change of the model in float64 has to compute what the model does there,
+    up to `LOST_DIGITS` times what rounding the images changes; and the graph may be that many times
+    as far from float64 as the model itself is.
 
     Args:
-        truth: of the model.
+        truth: of the model, a graph in normal form.
         graph: called with images.
         change: what was done to the model, for the error.
+        remake: makes the same change to a copy of the model in float64.
 
     Raises:
         InputError: if it does not, or overwrites its images, or answers differently each time.
     """
     copies = [images.clone() for images in truth.images]
-    found = [graph(images) for images in copies]
-    again = graph(copies[0])
+    found = [*map(graph, copies), graph(copies[0])]
+    wanted = [*truth.logits, truth.logits[0]]
     if not all(map(torch.equal, copies, truth.images)):
         raise InputError(f"classifier: {change} makes it overwrite the images that it is given")
-    pairs = zip([*found, again], [*truth.logits, truth.logits[0]], strict=True)
-    if not all(same(ours, theirs, theirs.dtype) for ours, theirs in pairs):
+    if all(same(ours, theirs, theirs.dtype) for ours, theirs in zip(found, wanted, strict=True)):
+        return
+    if not differs_by_rounding(truth, found[: len(truth.images)], remake):
         raise InputError(
             f"classifier: {change} changes what it computes; its weights or stored variances may "
             "differ by more orders of magnitude than float32 can tell apart"
         )
+
+
+def differs_by_rounding(truth: Truth, found: list[Any], remake: Callable[[Any], Answers]) -> bool:
+    """Return True if a change is right in float64, and loses about as much as the model itself.
+
+    Args:
+        truth: of the model.
+        found: what the changed model gives for each batch, in the model's own dtype.
+        remake: see `require_near`.
+    """
+    batches = [images.double() for images in truth.images]
+    try:
+        model = copy.deepcopy(truth.model).double()
+        exact = [model(images.clone()) for images in batches]
+        ulp = 1 + torch.finfo(torch.float64).eps
+        with_rounded_images = [model(images * ulp) for images in batches]
+        changed = remake(model)
+        remade = [changed(images.clone()) for images in batches]
+    except Exception:  # of a model that converts tensors to float32 itself
+        return False
+    pairs = zip(remade, exact, strict=True)
+    if not all(same(ours, theirs, torch.float64) for ours, theirs in pairs):
+        amplified = largest_error(with_rounded_images, exact)
+        if not largest_error(remade, exact) <= LOST_DIGITS * amplified < torch.inf:
+            return False
+    lost = largest_error(truth.logits, exact)
+    return largest_error(found, exact) <= LOST_DIGITS * lost < torch.inf
+
+
+def largest_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """Return the largest error of logits, infinite where a number is not finite."""
+    errors = [(ours - theirs).abs().max() for ours, theirs in zip(found, exact, strict=True)]
+    return float(torch.stack(errors).nan_to_num(torch.inf).max())
 
 
 def exact_copies(truth: Truth, graph: fx.GraphModule) -> tuple[Truth, fx.GraphModule]:

@@ -22,7 +22,7 @@ PREFIX = "classifier."  # of the names in what is traced
 
 
 class TakesImages(nn.Module):
-    """A classifier that is called with images alone, so that its other parameters are defaults.
+    """A classifier that is called with images only, so that its other parameters are defaults.
 
     It is called, not only its `forward`, so that its own hooks run.
     """

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from zscgan_ext.classifiers.exported_program import export_program, functional, graph_of
-from zscgan_ext.classifiers.normal_form import normalize
+from zscgan_ext.classifiers.normal_form.normalize import normalize
 from zscgan_ext.classifiers.proof import Truth, check_repeats, require_same
 from zscgan_ext.classifiers.symbolic_tracing import symbolic_graph, with_shared_tensors
 from zscgan_ext.errors import InputError, first_line
@@ -61,7 +61,7 @@ def trace_program(program: ExportedProgram, image_shape: ImageShape) -> fx.Graph
     Raises:
         InputError: if it takes anything but images, or gives anything but logits, or as `trace`.
     """
-    plain = graph_of(program)  # tells what is wrong with its inputs and outputs
+    plain = graph_of(program)  # raises what is wrong with its inputs and outputs
     truth = Truth(program.module(), image_shape)
     check_repeats(truth)
     ways: list[Way] = [

@@ -12,8 +12,8 @@ BATCH_SIZES = (2, 4)
 
 
 @dataclass(frozen=True)
-class TensorFacts:
-    """A tensor that a node gives.
+class TensorMetadata:
+    """Shape and type of a tensor that a node gives.
 
     Args:
         sizes: its shape; None for a size that depends on the number of images.
@@ -40,24 +40,24 @@ class Trial(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
         result = super().run_node(n)
-        self.results[n] = facts_of(result)
+        self.results[n] = metadata_of(result)
         return result
 
 
-def facts_of(result: Any) -> Any:
-    """Replace tensors by their facts, also in lists and named tuples."""
+def metadata_of(result: Any) -> Any:
+    """Replace tensors by their metadata, also in lists and named tuples."""
     if isinstance(result, Tensor):
-        return TensorFacts(tuple(result.shape), result.dtype)
+        return TensorMetadata(tuple(result.shape), result.dtype)
     if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
-        return [facts_of(part) for part in result]
+        return [metadata_of(part) for part in result]
     return result
 
 
 def merged(first: Any, second: Any) -> Any:
     """Merge the results of trials with two numbers of images."""
-    if isinstance(first, TensorFacts):
+    if isinstance(first, TensorMetadata):
         pairs = zip(first.sizes, second.sizes, strict=True)
-        return TensorFacts(tuple(a if a == b else None for a, b in pairs), first.dtype)
+        return TensorMetadata(tuple(a if a == b else None for a, b in pairs), first.dtype)
     if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         return [merged(a, b) for a, b in zip(first, second, strict=True)]
     return first if first == second else Varying()
@@ -65,15 +65,15 @@ def merged(first: Any, second: Any) -> Any:
 
 def random_images(count: int, image_shape: tuple[int, int, int], like: Tensor) -> Tensor:
     """Return standard normal images [count, C, H, W], the same ones at each call."""
-    random = torch.Generator().manual_seed(count)
-    return torch.randn(count, *image_shape, generator=random).to(like.device, like.dtype)
+    rng = torch.Generator().manual_seed(count)
+    return torch.randn(count, *image_shape, generator=rng).to(like.device, like.dtype)
 
 
 @torch.no_grad()
 def try_out(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> dict[fx.Node, Any]:
     """Run a graph on two numbers of images; return what is known of the result of every node.
 
-    That is `TensorFacts` for a tensor, a list of them, or the value itself; `Varying` for a value
+    That is `TensorMetadata` for a tensor, a list of them, or the value itself; `Varying` for one
     that depends on the number of images.
     """
     trials = []

@@ -1,20 +1,24 @@
-"""Which classifiers a file may name, and which only the user may."""
+"""What a file may decide: which classifiers it may name, and how much memory they may take."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from zscgan_ext.classifiers.sources import timm_models, torchvision_models
+from zscgan_ext.classifiers.sources.libraries import TIMM, TORCHVISION
+from zscgan_ext.classifiers.sources.source import ClassifierSource
 from zscgan_ext.errors import InputError
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
-LIBRARIES = (torchvision_models.PREFIX, timm_models.PREFIX)
-
 
 def is_of_a_library(name: str | nn.Module) -> bool:
-    """Tell whether a classifier is bundled, of torchvision or of timm: code that is installed."""
-    return isinstance(name, str) and (name in BUNDLED_CLASSIFIERS or name.startswith(LIBRARIES))
+    """Return True if a classifier is bundled, of torchvision or of timm: code that is installed."""
+    return isinstance(name, str) and (
+        name in BUNDLED_CLASSIFIERS or name.startswith((TORCHVISION, TIMM))
+    )
 
 
 def allowed_classifier(named: str, given: str | None, file: Path) -> str:
@@ -40,5 +44,76 @@ def allowed_classifier(named: str, given: str | None, file: Path) -> str:
 
 
 def gives_option(arguments: Sequence[str], option: str) -> bool:
-    """Tell whether arguments hold an option, as `--option VALUE` or as `--option=VALUE`."""
+    """Return True if arguments hold an option, as `--option VALUE` or as `--option=VALUE`."""
     return any(each == option or each.startswith(f"{option}=") for each in arguments)
+
+
+BITS_OF_BYTE = 8
+LARGEST_FEATURE_MAPS = 1 << 26  # numbers of one image between two layers
+LEAST_SHARE = 0.5  # of a classifier's weights in a file: what only training uses may be left out
+
+
+def check_model_size(
+    file: Path,
+    held: int,
+    bits: int,
+    source: ClassifierSource,
+    num_classes: int | None,
+    image_size: int | None,
+) -> None:
+    """Require that a file is as large as the classifier that it names.
+
+    A small file could otherwise name a large classifier, or images that fill the memory.
+
+    Args:
+        file: for messages.
+        held: bytes that it has.
+        bits: that it has of each weight, at least.
+        source: of the classifier.
+        num_classes: as the source takes them.
+        image_size: pixels; None for those of the source.
+
+    Raises:
+        InputError: if the file has too few bytes, or feature maps are huge.
+    """
+    weights, largest = model_size(source, num_classes, image_size)
+    if held < LEAST_SHARE * weights * bits / BITS_OF_BYTE:
+        raise InputError(
+            f"{file}: has {held:,} bytes, too few for the {weights:,} weights of {source.name}"
+        )
+    if largest > LARGEST_FEATURE_MAPS:
+        raise InputError(
+            f"{file}: image_size {image_size} gives feature maps of {largest:,} numbers in "
+            f"{source.name}, accepted from a file are {LARGEST_FEATURE_MAPS:,}"
+        )
+
+
+@torch.no_grad()
+def model_size(
+    source: ClassifierSource, num_classes: int | None, image_size: int | None
+) -> tuple[int, int]:
+    """Return how many weights a classifier has, and numbers its largest feature map of one image.
+
+    It is built without memory for that. Both are 0 where it cannot be.
+    """
+    largest = 0
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor):
+            largest = max(largest, output.numel())
+
+    try:
+        with torch.device("meta"):
+            model = source.build(num_classes, trained=False).eval()
+            for module in model.modules():
+                module.register_forward_hook(look)
+            weights = sum(parameter.numel() for parameter in model.parameters())
+            usual = source.preprocessing(model)
+            size = image_size or usual.image_size
+            images = torch.zeros(1, usual.channels, size, size)
+    except Exception:  # some build tensors of numbers that they compute
+        return 0, 0
+    with contextlib.suppress(Exception):  # what does not fit is reported when it is loaded
+        model(images)
+    return weights, largest

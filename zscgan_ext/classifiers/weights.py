@@ -33,7 +33,7 @@ EXPORTED_PROGRAM = "a program of torch.export; give it as --classifier, named .p
 # What archives hold that are programs: the name of a file in them, and what is said of it.
 PROGRAMS = {
     "constants.pkl": (
-        "a TorchScript archive, which is a program; needed is what "
+        "a TorchScript archive, which is a program; expected what "
         "torch.save(model.state_dict(), FILE) or safetensors writes"
     ),
     "archive_format": EXPORTED_PROGRAM,
@@ -55,12 +55,12 @@ def load_weights(model: nn.Module, file: Path) -> None:
     Raises:
         InputError: if the file is missing, damaged, holds pickled code or does not fit the model.
     """
-    needed = {
+    expected = {
         name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)
     }
-    found = unwrap_names(read_state_dict(file), needed)
-    check_names(file, found, needed)
-    check_shapes(file, found, needed)
+    found = unwrap_names(read_state_dict(file), expected)
+    check_names(file, found, expected)
+    check_shapes(file, found, expected)
     try:
         model.load_state_dict(found, strict=False)
     except RuntimeError as error:
@@ -107,7 +107,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 
 
 def is_safetensors(file: Path, start: bytes, size: int) -> bool:
-    """Tell from the first bytes of a file whether it is safetensors, else from its name."""
+    """Return True if a file is safetensors by its first bytes, else by its name."""
     if start.startswith(ZIP_SIGNATURE):
         return False
     length = int.from_bytes(start[:SAFETENSORS_LENGTH], "little")
@@ -136,6 +136,8 @@ def check_archive(file: Path, size: int) -> None:
     for name, found in PROGRAMS.items():
         if name in names:
             raise InputError(f"weights: {file} is {found}")
+    if len(set(files)) < len(files):
+        raise InputError(f"weights: {file} is damaged, it has members of the same name")
     if unpacked > size:
         raise InputError(
             f"weights: {file} has {size:,} bytes and would unpack to {unpacked:,}, accepted are "
@@ -150,7 +152,7 @@ def check_tensors(file: Path, tensors: Mapping[str, Tensor], size: int) -> None:
         if not is_plain or value.is_quantized or value.is_complex():
             kind = f"{value.dtype}, {value.layout}, {value.device.type}"
             raise InputError(
-                f"weights: {file} has {name} as {kind}, needed are real numbers in a plain tensor"
+                f"weights: {file}: expected real numbers in a plain tensor, got {name} as {kind}"
             )
     storages = (value.untyped_storage() for value in tensors.values())
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -202,17 +204,17 @@ def read_checkpoint(file: Path) -> Any:
         named = f" ({refused[1]})" if refused else ""
         raise InputError(
             f"weights: {file} holds pickled code, which is never run{named}, or is damaged; "
-            "needed is a safetensors file or a state dict of tensors"
+            "expected a safetensors file or a state dict of tensors"
         ) from None
     except Exception:  # a damaged file raises nearly anything
         raise InputError(
             f"weights: {file} is truncated or not a torch file; "
-            "needed is a safetensors file or a state dict of tensors"
+            "expected a safetensors file or a state dict of tensors"
         ) from None
 
 
 def bounded(file: Path) -> BinaryIO:
-    """Open what torch is to read: of a file that is no archive, its bytes.
+    """Open what torch is to read, in memory, where nothing changes it: an archive, or bytes.
 
     A pickle announces the lengths of what it holds, and a file would be asked for as many bytes as
     that, before it is known how many there are.
@@ -224,10 +226,27 @@ def bounded(file: Path) -> BinaryIO:
         check_allocations(data)
         return io.BytesIO(data)
     with zipfile.ZipFile(file) as archive:
+        return saved_anew(archive)
+
+
+def saved_anew(archive: zipfile.ZipFile) -> io.BytesIO:
+    """Return an archive of the members of another one.
+
+    Torch's own reader may find other members in the same bytes than were checked: it looks for
+    their list elsewhere where bytes stand before an archive, or two lists in it.
+
+    Raises:
+        UnpicklingError: as `check_allocations`.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as anew:
         for entry in archive.infolist():
+            content = archive.read(entry)
             if entry.filename.endswith(".pkl"):
-                check_allocations(archive.read(entry))
-    return file.open("rb")
+                check_allocations(content)
+            anew.writestr(entry.filename, content)
+    buffer.seek(0)
+    return buffer
 
 
 def check_allocations(content: bytes) -> None:
@@ -240,28 +259,28 @@ def check_allocations(content: bytes) -> None:
         raise pickle.UnpicklingError("makes an array of bytes")
 
 
-def unwrap_names(found: dict[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unwrap_names(found: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Remove what wrappers put before every name (`module.`, `_orig_mod.`, `model.`)."""
-    if COUNTER not in needed:
+    if COUNTER not in expected:
         found = {name: value for name, value in found.items() if name != COUNTER}
     while True:
         wrappers = {name.partition(".")[0] for name in found if "." in name}
         if len(wrappers) != 1 or not all("." in name for name in found):
             return found
         wrapper = f"{wrappers.pop()}."
-        if any(name.startswith(wrapper) for name in needed):
+        if any(name.startswith(wrapper) for name in expected):
             return found
         found = {name.removeprefix(wrapper): value for name, value in found.items()}
 
 
-def check_names(file: Path, found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+def check_names(file: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Require the model's names; files older than torch 0.4.1 have no num_batches_tracked."""
     missing = [
         name
-        for name in needed
+        for name in expected
         if name not in found and not name.endswith(("num_batches_tracked", "_extra_state"))
     ]
-    unexpected = [name for name in found if name not in needed]
+    unexpected = [name for name in found if name not in expected]
     if missing:
         more = f", {len(missing)} missing in all" if len(missing) > 1 else ""
         hint = f" (it has {unexpected[0]} instead)" if unexpected else ""
@@ -271,13 +290,13 @@ def check_names(file: Path, found: Mapping[str, Tensor], needed: Mapping[str, Te
         raise InputError(f"weights: {file} has {unexpected[0]}, which the model lacks{more}")
 
 
-def check_shapes(file: Path, found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+def check_shapes(file: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Require the model's shapes."""
-    wrong = [name for name, value in found.items() if value.shape != needed[name].shape]
+    wrong = [name for name, value in found.items() if value.shape != expected[name].shape]
     if wrong:
         name = wrong[0]
         more = f", {len(wrong)} wrong shapes in all" if len(wrong) > 1 else ""
         raise InputError(
-            f"weights: {file} has {name} of shape {tuple(found[name].shape)}, "
-            f"the model needs {tuple(needed[name].shape)}{more}"
+            f"weights: {file}: expected {name} of shape {tuple(expected[name].shape)}, "
+            f"got {tuple(found[name].shape)}{more}"
         )

@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from zscgan_ext.errors import one_line
-from zscgan_ext.evaluate.evaluated_classifier import open_evaluated
-from zscgan_ext.evaluate.evaluation import as_json
-from zscgan_ext.evaluate.measurement import BATCH, measure, open_data
+from zscgan_ext.evaluate.evaluation import BATCH, as_json, measure, open_data, open_target
 from zscgan_ext.images.datasets import few_labels_warnings, near_chance_warnings
 from zscgan_ext.program import SMALLER_BATCHES, OneLineParser, program
 from zscgan_ext.run_folder.whole_file import write_whole
@@ -16,7 +14,7 @@ from zscgan_ext.run_folder.whole_file import write_whole
 
 @partial(program, if_memory_is_short=SMALLER_BATCHES)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code."""
+    """Run the command; return its exit code."""
     parser = OneLineParser(
         prog="python -m zscgan_ext.evaluate",
         description="Measure a quantized classifier on labelled images, on the CPU.",
@@ -46,11 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
     options = parser.parse_args(arguments)
-    evaluated = open_evaluated(options.path, options.classifier)
-    facts = evaluated.classifier, evaluated.preprocessing, evaluated.class_names
-    data = open_data(options.data, *facts)
-    evaluation = measure(evaluated, data, options.batch_size)
-    classes, percent = len(evaluated.class_names), evaluation.float_top1
+    target = open_target(options.path, options.classifier)
+    data = open_data(options.data, target.classifier, target.preprocessing, target.class_names)
+    evaluation = measure(target, data, options.batch_size)
+    classes, percent = len(target.class_names), evaluation.float_top1
     lines = few_labels_warnings(options.data, data, classes)
     if percent is not None:
         lines += near_chance_warnings(options.data, evaluation.images, percent, classes)

@@ -1,11 +1,114 @@
-"""What was measured of a classifier, and how it is told."""
+"""Evaluating a run or an exported file on labelled images, beside the float classifier."""
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from zscgan_ext.errors import one_line
-from zscgan_ext.measures import ClassResult
+import torch
+from torch import Tensor
+
+from zscgan_ext.classifiers.loading import classifier_of
+from zscgan_ext.config.command_line import CONFIG
+from zscgan_ext.errors import InputError, one_line
+from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_onnx
+from zscgan_ext.export.quantized_file import load_quantized
+from zscgan_ext.images.datasets import Images, check_labels, open_labelled
+from zscgan_ext.images.memory_format import to_channels_last
+from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
+from zscgan_ext.measures import (
+    ClassResult,
+    agreement,
+    expected_calibration_error,
+    latencies,
+    per_class,
+    predict,
+    top1,
+    top5,
+)
+from zscgan_ext.run_folder.finished_run import open_run, read_run_config
 from zscgan_ext.run_folder.whole_file import json_bytes
+from zscgan_ext.zoo import BUNDLED_CLASSIFIERS, open_bundled
+
+
+@dataclass(frozen=True)
+class EvaluationTarget:
+    """What is evaluated: a quantized classifier and, where it is at hand, the float one."""
+
+    model: Callable[[Tensor], Tensor]  # [N, C, H, W] to logits [N, num_classes]
+    float_model: Callable[[Tensor], Tensor] | None
+    classifier: str
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+
+def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
+    """Open a run's folder, an ONNX file or a safetensors file.
+
+    Args:
+        path: the folder or the file.
+        classifier: for a run or a file of a classifier that is of no library: its name.
+
+    Raises:
+        InputError: if it is something else or cannot be read.
+    """
+    if os.path.isdir(path):  # Path raises where a name is too long
+        run = open_run(path, classifier)
+        float_one = run.classifier
+        return EvaluationTarget(
+            run.student,
+            float_one.model,
+            float_one.name,
+            float_one.preprocessing,
+            float_one.class_names,
+        )
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file or folder, expected a run or an exported file")
+    if path.suffix == ".onnx":
+        require_onnx()
+        model = OnnxClassifier(path)
+        name, preprocessing, class_names = described(path, model.metadata())
+        float_model = float_model_of(path, name, classifier)
+        return EvaluationTarget(model, float_model, name, preprocessing, class_names)
+    if path.suffix == ".safetensors":
+        loaded = load_quantized(path, classifier)
+        name = loaded.classifier
+        float_model = float_model_of(path, name, classifier)
+        return EvaluationTarget(loaded, float_model, name, loaded.preprocessing, loaded.class_names)
+    raise InputError(f"{path}: accepted are the folder of a run, .onnx and .safetensors files")
+
+
+def described(file: Path, metadata: dict[str, str]) -> tuple[str, Preprocessing, tuple[str, ...]]:
+    """Return what an ONNX file's metadata say: classifier, preprocessing, class names."""
+    try:
+        keys = ("image_size", "mean", "std", "class_names")
+        values = {key: json.loads(metadata[key]) for key in keys}
+        preprocessing = preprocessing_from(values | {"channels": len(values["mean"])})
+        return metadata["classifier"], preprocessing, tuple(map(str, values["class_names"]))
+    except Exception:  # JSON may hold anything, nested without end
+        raise InputError(
+            f"{file}: its metadata lack what export writes (classifier, image_size, mean, std, "
+            "class_names)"
+        ) from None
+
+
+def float_model_of(
+    file: Path, classifier: str, trusted: str | None
+) -> Callable[[Tensor], Tensor] | None:
+    """Load the float classifier of the run in whose folder an exported file lies, if it does.
+
+    Args:
+        file: that lies there.
+        classifier: that the file names.
+        trusted: a `module:function` whose code the user has run; a file cannot decide that.
+    """
+    if classifier not in (*BUNDLED_CLASSIFIERS, trusted):
+        return None
+    if not os.path.isfile(file.parent / CONFIG):
+        return None
+    config = read_run_config(file.parent)
+    return classifier_of(config).model if config.classifier == classifier else None
 
 
 @dataclass(frozen=True)
@@ -60,3 +163,112 @@ def as_json(evaluation: Evaluation) -> bytes:
     for entry in entries["classes"]:
         entry["name"] = names[entry["label"]]
     return json_bytes(entries)
+
+
+BATCH = 250  # images
+CPU = torch.device("cpu")
+
+
+def open_data(
+    data: str | Images | None,
+    classifier: str,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+) -> Images:
+    """Open labelled images that fit a classifier.
+
+    Args:
+        data: their name, or opened ones; None for those that come with a bundled classifier.
+        classifier: its name.
+        preprocessing: of the classifier.
+        class_names: of the classifier.
+
+    Raises:
+        InputError: if there are no such images, or they do not fit.
+    """
+    if data is not None and not isinstance(data, str):
+        check_labels(data, len(class_names))
+        return data
+    if data is not None:
+        return open_labelled(data, "test", preprocessing, len(class_names))
+    bundled = open_bundled(classifier, preprocessing, len(class_names))
+    if bundled is None:
+        raise InputError("data: give labelled images, only bundled classifiers have their own")
+    return bundled
+
+
+def measure(
+    target: EvaluationTarget,
+    data: Images,
+    batch_size: int = BATCH,
+    device: torch.device = CPU,
+) -> Evaluation:
+    """Measure a classifier on labelled images.
+
+    Args:
+        target: its models on `device`.
+        data: the images.
+        batch_size: images in a batch.
+        device: where the models are.
+
+    Raises:
+        InputError: if the batch size is below 1, or there are logits of other classes.
+    """
+    check_batch_size(batch_size)
+    preprocessing, labels = target.preprocessing, data.labels
+    logits = predict(target.model, data, preprocessing, batch_size, device)
+    check_logits(logits, target)
+    float_logits = None
+    if target.float_model is not None:
+        float_logits = predict(target.float_model, data, preprocessing, batch_size, device)
+    return Evaluation(
+        images=len(data),
+        top1=top1(logits, labels),
+        top5=top5(logits, labels),
+        calibration_error=expected_calibration_error(logits, labels),
+        float_top1=None if float_logits is None else top1(float_logits, labels),
+        agreement=None if float_logits is None else agreement(logits, float_logits),
+        latency_ms=latency_by_batch(target, data, batch_size, device),
+        classes=per_class(logits, labels),
+        class_names=target.class_names,
+    )
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Require a number of images.
+
+    Raises:
+        InputError: if it is none, or below 1.
+    """
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+        raise InputError(f"batch_size: expected a whole number, got {batch_size!r}")
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected a number above 0, got {batch_size}")
+
+
+@torch.no_grad()
+def latency_by_batch(
+    target: EvaluationTarget, data: Images, batch_size: int, device: torch.device
+) -> dict[int, float]:
+    """Return the median time of one call, milliseconds, for one image and for a batch."""
+
+    def answer(images: Tensor) -> Tensor:
+        return target.model(images).cpu()  # synchronizes
+
+    images, _ = next(data.batches(batch_size, target.preprocessing))
+    images = to_channels_last(images.to(device))
+    batches = {len(batch): batch for batch in (images[:1], images)}
+    return {size: latencies([answer], batch)[0] for size, batch in batches.items()}
+
+
+def check_logits(logits: Tensor, target: EvaluationTarget) -> None:
+    """Require a finite logit for each class in logits [N, num_classes].
+
+    Raises:
+        InputError: saying what was found.
+    """
+    classes = len(target.class_names)
+    if logits.shape[1] != classes:
+        raise InputError(f"the classifier gives {logits.shape[1]} logits for {classes} classes")
+    if not bool(logits.isfinite().all()):
+        raise InputError("the classifier gives NaN or infinite logits, expected finite ones")

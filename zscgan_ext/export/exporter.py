@@ -13,12 +13,13 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.trials import random_images
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
-from zscgan_ext.export.onnx_runtime import OnnxClassifier, require_packages
+from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_packages
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.measures import latencies
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
+from zscgan_ext.quantization.conversion import folded
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import EXPORT, EXPORTED, write_own
 from zscgan_ext.run_folder.finished_run import open_run
 from zscgan_ext.run_folder.whole_file import json_bytes, one_line_errors, write_whole
@@ -114,11 +115,11 @@ def check_exports(
     if "safetensors" in formats:
         safetensors_file(classifier, student, batch)
     if "onnx" in formats:
-        from zscgan_ext.export.onnx_model import float_model, quantized_model
-        from zscgan_ext.export.verification import compare_nodes
+        from zscgan_ext.export.onnx.model import float_model, quantized_model
+        from zscgan_ext.export.onnx.verification import compare_nodes
 
-        model, grids = quantized_model(student, classifier)
-        compare_nodes(student, model, grids, [batch])
+        model, quantized = quantized_model(student, classifier)
+        compare_nodes(student, model, quantized, [batch])
         float_graph = folded(classifier.model, classifier.preprocessing.shape)
         OnnxClassifier(float_model(float_graph, classifier).SerializeToString())(batch)
 
@@ -145,11 +146,11 @@ def onnx_file(
 ) -> tuple[bytes, dict[str, Any]]:
     """Write a student as ONNX, prove it, and measure it beside the float classifier."""
     # These import onnx, which a run without ONNX files does not need.
-    from zscgan_ext.export.onnx_model import float_model, quantized_model
-    from zscgan_ext.export.verification import verify
+    from zscgan_ext.export.onnx.model import float_model, quantized_model
+    from zscgan_ext.export.onnx.verification import verify
 
-    model, grids = quantized_model(student, classifier)
-    verification = verify(student, model, grids, images)
+    model, quantized = quantized_model(student, classifier)
+    verification = verify(student, model, quantized, images)
     float_graph = folded(classifier.model, classifier.preprocessing.shape).cpu()
     float_data = float_model(float_graph, classifier).SerializeToString()
     data: bytes = model.SerializeToString()
@@ -167,17 +168,17 @@ def summary(report: dict[str, Any]) -> str:
     sizes = report["bytes"]
     lines = [f"{EXPORTED[name]}: {sizes[name]:,} bytes" for name in EXPORTED if name in sizes]
     if "onnx" in report:
-        facts, of_float = report["onnx"], sizes["onnx"] / sizes["float_onnx"]
-        milliseconds = facts["latency_ms"]
+        measured, of_float = report["onnx"], sizes["onnx"] / sizes["float_onnx"]
+        milliseconds = measured["latency_ms"]
         lines += [
             f"float ONNX file: {sizes['float_onnx']:,} bytes; the quantized one is "
             f"{of_float:.3f} of it",
-            f"ONNX Runtime agrees with the student on {facts['agreement']:.2f} % of "
-            f"{facts['images']} generated images, the student with itself on "
-            f"{facts['own_agreement']:.2f} %",
-            f"largest difference of a logit: {facts['logit_difference']:.2g} where ties are "
-            f"rounded alike (allowed {facts['allowed_difference']:.2g}), "
-            f"{facts['end_to_end_difference']:.2g} from end to end",
+            f"ONNX Runtime agrees with the student on {measured['agreement']:.2f} % of "
+            f"{measured['images']} generated images, the student with itself on "
+            f"{measured['own_agreement']:.2f} %",
+            f"largest difference of a logit: {measured['logit_difference']:.2g} where ties are "
+            f"rounded alike (allowed {measured['allowed_difference']:.2g}), "
+            f"{measured['end_to_end_difference']:.2g} from end to end",
             f"ONNX Runtime, one image, {report['threads']} thread(s): "
             f"float {milliseconds['float']:.3f} ms, quantized {milliseconds['quantized']:.3f} ms",
         ]

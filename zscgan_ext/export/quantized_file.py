@@ -6,6 +6,7 @@ Nothing in a file is ever run: it holds tensors, and JSON that names the classif
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from zscgan_ext.classifiers.extent import check_extent
-from zscgan_ext.classifiers.loading import (
-    Classifier,
-    count_logits,
-    find_source,
-    freeze,
-    unwrapped,
-)
+from zscgan_ext.classifiers.loading import Classifier, count_logits, find_source, freeze, unwrapped
 from zscgan_ext.classifiers.tracing import trace
-from zscgan_ext.classifiers.trust import is_of_a_library
+from zscgan_ext.classifiers.trust import check_model_size, is_of_a_library
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
 from zscgan_ext.images.memory_format import lay_out
@@ -39,8 +33,9 @@ from zscgan_ext.json_values import (
     record,
     text,
 )
-from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
-from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
+from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
+from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.regular_file import regular_file_size, utf8_path
 
@@ -100,13 +95,9 @@ class LoadedClassifier(QuantizedClassifier):
         self.class_names = content.class_names
         self.preprocessing = content.preprocessing
 
-    def quantize_weights(self) -> None:
-        """Take the weights as they are."""
-        for layer in self.layers:
-            layer.quantized_weight = layer.layer.weight.detach()
-
-    def release_weights(self) -> None:
-        """Keep them: another thread may be computing with them."""
+    def quantized_weights(self) -> AbstractContextManager[None]:
+        """Leave the weights as they are, since the file has quantized ones."""
+        return nullcontext()
 
 
 def quantized_file(student: QuantizedClassifier, classifier: Classifier) -> bytes:
@@ -121,8 +112,8 @@ def quantized_file(student: QuantizedClassifier, classifier: Classifier) -> byte
             if module.layer.bias is not None:
                 tensors[f"{name}.bias"] = module.layer.bias
         elif isinstance(module, ActivationQuantizer):
-            tensors[f"{name}.scale"] = module.scale()
-            tensors[f"{name}.zero_point"] = module.integer_zero_point().byte()
+            scale, zero_point = module.qparams()
+            tensors |= {f"{name}.scale": scale, f"{name}.zero_point": zero_point.byte()}
     tensors |= other_tensors(student)
     plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     metadata = {METADATA: json.dumps(description(student, classifier, shapes))}
@@ -154,7 +145,7 @@ def other_tensors(student: QuantizedClassifier) -> dict[str, Tensor]:
 def description(
     student: QuantizedClassifier, classifier: Classifier, shapes: dict[str, list[int]]
 ) -> dict[str, Any]:
-    """Return what the file says of itself, as JSON's types."""
+    """Return the metadata of the file, as JSON's types."""
     return {
         "classifier": classifier.name,
         "num_classes": classifier.num_classes,
@@ -175,7 +166,7 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
 
     Args:
         file: such as `runs/NAME/model.safetensors`.
-        classifier: needed where the file names a `module:function` or a program of your own, so
+        classifier: required where the file names a `module:function` or a program of your own, so
             that no file decides which code runs: the same name, or a model object, whose weights
             are not looked at. None for a bundled classifier and for those of torchvision and timm.
 
@@ -183,10 +174,10 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
         InputError: if the file cannot be read, is damaged, or does not fit the classifier.
     """
     if not isinstance(file, str | Path):
-        raise InputError(f"file: a {type(file).__name__}, needed is a path")
+        raise InputError(f"file: expected a path, got a {type(file).__name__}")
     if not isinstance(classifier, str | nn.Module | None):
         raise InputError(
-            f"classifier: a {type(classifier).__name__}, needed is a name or a torch.nn.Module"
+            f"classifier: expected a name or a torch.nn.Module, got a {type(classifier).__name__}"
         )
     content = read_file(Path(file))
     name = content.classifier if classifier is None else classifier
@@ -199,7 +190,7 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     if is_of_a_library(name):
         held = sum(tensor.nbytes for tensor in content.tensors.values())
         shape = content.num_classes, content.preprocessing.image_size
-        check_extent(Path(file), held, content.scheme.weight_bits, source, *shape)
+        check_model_size(Path(file), held, content.scheme.weight_bits, source, *shape)
     model = unwrapped(source.build(content.num_classes, trained=False))
     freeze(model)
     count = count_logits(source.name, model, content.preprocessing)
@@ -209,13 +200,13 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     model = trace(model, content.preprocessing.shape)
     student = convert(model, content.scheme, content.preprocessing.shape)
     fill(student, content, Path(file))
-    student.set_activation_mode(ActivationMode.QUANTIZE)
+    student.quantize_activations()
     lay_out_weights(lay_out(student, torch.channels_last))
     return LoadedClassifier(student, content).eval().requires_grad_(False)
 
 
 def read_file(file: Path) -> FileContent:
-    """Read a file's tensors and what it says of itself.
+    """Read a file's tensors and metadata.
 
     Raises:
         InputError: if it cannot be read or was not written by `quantized_file`.
@@ -229,18 +220,18 @@ def read_file(file: Path) -> FileContent:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as safetensors ({reason})") from None
     if description_text is None:
-        raise InputError(f"{file}: holds no quantized classifier, needed is what export wrote")
+        raise InputError(f"{file}: holds no quantized classifier, expected what export wrote")
     try:
-        facts = parse_json(description_text, DESCRIPTION)
-        class_names = tuple(facts["class_names"])
-        if facts["num_classes"] != len(class_names):
-            raise ValueError(f"{facts['num_classes']} classes with {len(class_names)} names")
+        metadata = parse_json(description_text, DESCRIPTION)
+        class_names = tuple(metadata["class_names"])
+        if metadata["num_classes"] != len(class_names):
+            raise ValueError(f"{metadata['num_classes']} classes with {len(class_names)} names")
         return FileContent(
-            facts["classifier"],
+            metadata["classifier"],
             len(class_names),
             class_names,
-            preprocessing_from(facts["preprocessing"]),
-            Scheme(**facts["scheme"]),
+            preprocessing_from(metadata["preprocessing"]),
+            Scheme(**metadata["scheme"]),
             tensors,
         )
     except Exception as error:  # JSON may hold anything, nested without end
@@ -258,8 +249,8 @@ def fill(student: QuantizedClassifier, content: FileContent, file: Path) -> None
             raise InputError(f"{file}: lacks {name}, which the classifier {content.classifier} has")
         if tensor.shape != shape or tensor.dtype != dtype:
             found = f"{tensor.dtype} {tuple(tensor.shape)}"
-            needed = f"{dtype} {tuple(shape)}"
-            raise InputError(f"{file}: has {name} as {found}, needed is {needed}")
+            expected = f"{dtype} {tuple(shape)}"
+            raise InputError(f"{file}: expected {name} as {expected}, got {found}")
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{file}: has NaN or infinite values in {name}")
         if name.endswith("scale") and not bool((tensor > 0).all()):
@@ -286,7 +277,8 @@ def fill_layer(
     layer: QuantizedLayer, name: str, take: Callable[[str, torch.Size, torch.dtype], Tensor]
 ) -> None:
     """Put a file's integers, scales and bias into a layer."""
-    shape, bits, signed = layer.layer.weight.shape, layer.integers.bits, layer.integers.signed
+    shape = layer.layer.weight.shape
+    bits, signed = layer.quant_range.bits, layer.quant_range.signed
     if bits == BITS_OF_BYTE:
         whole = torch.int8 if signed else torch.uint8
         integers = take(f"{name}.weight", shape, whole).short()
@@ -299,7 +291,7 @@ def fill_layer(
     zero_point = torch.zeros_like(scale, dtype=torch.int16)
     if not signed:
         zero_point = take(f"{name}.weight_zero_point", channels, torch.uint8).short()
-    weight = IntegerWeight(integers, scale, zero_point, layer.integers)
+    weight = IntegerWeight(integers, scale, zero_point, layer.quant_range)
     layer.layer.weight.copy_(weight.dequantize())
     layer.zero_point.copy_(zero_point)
     if layer.symmetric:
@@ -311,12 +303,9 @@ def fill_layer(
 @torch.no_grad()
 def lay_out_weights(student: QuantizedClassifier) -> None:
     """Give weights the memory layout that quantizing gives; another changes the order of sums."""
-    student.quantize_weights()
-    for layer in student.layers:
-        assert layer.quantized_weight is not None
-        laid_out = torch.empty_like(layer.quantized_weight).copy_(layer.layer.weight)
+    for layer, quantized in zip(student.layers, student.quantize_weights(), strict=True):
+        laid_out = torch.empty_like(quantized).copy_(layer.layer.weight)
         layer.layer.weight = nn.Parameter(laid_out)
-        layer.quantized_weight = None
 
 
 def logarithm_of(scale: Tensor) -> Tensor:

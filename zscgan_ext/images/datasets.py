@@ -5,25 +5,23 @@ rows that had the data (`--reference-data`).
 """
 
 import os
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.images.idx_file import read_idx
-from zscgan_ext.images.image_file import (
+from zscgan_ext.images.idx_files import Split, read_idx_pair
+from zscgan_ext.images.image_files import (
     IMAGE_MODES,
-    image_files,
-    is_hidden,
+    list_tree,
+    names_in,
     read_image,
-    require_targets,
     silent_decoders,
 )
 from zscgan_ext.images.preprocessing import Preprocessing
@@ -45,14 +43,9 @@ BUNDLED_FASHION_MNIST = Path(__file__).parents[1] / "zoo" / "fashion_mnist"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-# The folders of a split, where a tree has them above its class folders.
-SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
-NAMES_OF_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 IDX_ENDINGS = ("-ubyte", "-ubyte.gz")
 NEAR_CHANCE = 0.1  # of the way from guessing to always being right
 FEWEST_TO_JUDGE = 10  # images
-LARGEST_LABEL = 2**31 - 1
-Split = Literal["train", "test"]
 
 
 class Images(Protocol):
@@ -70,7 +63,7 @@ class Images(Protocol):
         """Yield every image once, in order: normalized [B, C, H, W] float32 and labels [B]."""
 
     def random_batches(
-        self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
+        self, batch_size: int, preprocessing: Preprocessing, rng: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches drawn uniformly with replacement, forever."""
 
@@ -99,11 +92,11 @@ class IndexedImages(ABC):
             yield self.read(index, preprocessing), self.labels[index]
 
     def random_batches(
-        self, batch_size: int, preprocessing: Preprocessing, random: torch.Generator
+        self, batch_size: int, preprocessing: Preprocessing, rng: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches drawn uniformly with replacement, forever."""
         while True:
-            index = torch.randint(len(self), (batch_size,), generator=random)
+            index = torch.randint(len(self), (batch_size,), generator=rng)
             yield self.read(index, preprocessing), self.labels[index]
 
 
@@ -150,95 +143,17 @@ class ImageTree(IndexedImages):
 
 
 def read_idx_folder(folder: Path, split: Split) -> LabelledImages:
-    """Read `{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]` from a folder.
-
-    Args:
-        folder: the folder that holds the four (or two) idx files.
-        split: `train` or `test`.
-
-    Raises:
-        InputError: if a file is missing or damaged, or the numbers of images and labels differ.
-    """
-    prefix = {"train": "train", "test": "t10k"}[split]
-    arrays = []
-    for kind in ("images-idx3", "labels-idx1"):
-        name = f"{prefix}-{kind}-ubyte"
-        candidates = [folder / f"{name}.gz", folder / name]
-        file = next((path for path in candidates if os.path.lexists(path)), None)
-        if file is None:
-            raise InputError(f"{folder}: holds neither {name} nor {name}.gz")
-        arrays.append(read_idx(file))
-    images, labels = arrays
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise InputError(f"{folder}: images {images.shape} and labels {labels.shape} do not match")
+    """Read an idx folder into memory; raises as `read_idx_pair`."""
+    images, labels = read_idx_pair(folder, split)
     return LabelledImages(
         torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).to(torch.int64)
     )
 
 
 def read_tree(folder: Path, split: Split) -> ImageTree:
-    """List an ImageFolder tree: one folder for each class, none of them hidden.
-
-    Args:
-        folder: holds the class folders, or `train` and `test` or `val` with the class folders.
-        split: `train` or `test`, for a tree that has both.
-
-    Raises:
-        InputError: if there is no class folder, one without an image, or two of one number.
-    """
-    inner = (folder / name for name in SPLIT_FOLDERS[split])
-    root = next((path for path in inner if os.path.isdir(path)), folder)
-    require_targets(root, names_in(root))
-    classes = class_folders(root)
-    splits = sorted(NAMES_OF_SPLITS.intersection(map(str.lower, classes)))
-    if splits:
-        raise InputError(
-            f"{root}: its folder {splits[0]} is no class, but a part of the images; give the "
-            "folder that holds the class folders"
-        )
-    files = [image_files(root / name) for name in classes]
-    empty = [name for name, found in zip(classes, files, strict=True) if not found]
-    if empty:
-        raise InputError(f"{root}: not an ImageFolder tree (no image for the class {empty[0]})")
-    numbers = labels_of(root, classes)
-    labels = [label for label, found in zip(numbers, files, strict=True) for _ in found]
-    return ImageTree(tuple(file for found in files for file in found), torch.tensor(labels), root)
-
-
-def class_folders(root: Path) -> list[str]:
-    """Return the names of a tree's class folders, sorted.
-
-    Raises:
-        InputError: if there is none.
-    """
-    found = [name for name in names_in(root) if not is_hidden(name) and os.path.isdir(root / name)]
-    if not found:
-        raise InputError(f"{root}: not an ImageFolder tree (no folder of a class)")
-    return sorted(found)
-
-
-def labels_of(root: Path, classes: Sequence[str]) -> list[int]:
-    """Return the label of each class folder: its place among their names, or its name.
-
-    Folders that are all named by whole numbers are meant by these, in whatever order they sort.
-
-    Raises:
-        InputError: if two folders have the same number, or one is too large.
-    """
-    if not all(re.fullmatch("[0-9]+", name) for name in classes):
-        return list(range(len(classes)))
-    numbered: dict[int, str] = {}
-    for name in classes:
-        label = int(name)
-        if label in numbered:
-            raise InputError(f"{root}: its folders {numbered[label]} and {name} are one label")
-        if label > LARGEST_LABEL:
-            raise InputError(
-                f"{root}: its folder {name} is no label of a classifier, whose labels are counted "
-                "from 0; where not all names are numbers, labels are in the order of names"
-            )
-        numbered[label] = name
-    return list(numbered)
+    """List an ImageFolder tree, whose images are read when they are needed; as `list_tree`."""
+    tree = list_tree(folder, split)
+    return ImageTree(tree.files, torch.tensor(tree.labels), tree.root)
 
 
 def fashion_mnist_folder(split: Split) -> Path:
@@ -302,18 +217,6 @@ def open_labelled(
     return data
 
 
-def names_in(folder: Path) -> list[str]:
-    """List a folder.
-
-    Raises:
-        InputError: if that is not allowed.
-    """
-    try:
-        return os.listdir(folder)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
-
-
 def few_labels_warnings(name: str | None, data: Images | None, num_classes: int) -> list[str]:
     """Return a line where labels end before the classes do: then they may count other classes."""
     if data is None:
@@ -334,7 +237,7 @@ def check_labels(data: Images, num_classes: int) -> None:
         InputError: naming the largest label, or if there are no images.
     """
     if len(data) == 0:
-        raise InputError("no labelled images were given, needed is one or more")
+        raise InputError("expected one or more labelled images, got none")
     largest = int(data.labels.max())
     counted_from_one = isinstance(data, ImageTree) and int(data.labels.min()) == 1
     if largest >= num_classes and isinstance(data, ImageTree) and not counted_from_one:

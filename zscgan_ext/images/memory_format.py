@@ -13,7 +13,7 @@ def to_memory_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
 
     For one channel or one pixel `Tensor.contiguous(memory_format=torch.channels_last)` returns the
     tensor as it is, because its strides satisfy both formats, and the layers after it then take
-    the contiguous path. The strides set here are those of the wanted format alone.
+    the contiguous path. The strides set here are only those of the wanted format.
     """
     wanted = torch.empty_like(x, memory_format=memory_format)
     if x.stride() == wanted.stride():

@@ -30,11 +30,11 @@ class Preprocessing:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels or not all(map(math.isfinite, values)):
                 raise InputError(
-                    f"{name}: {values}, needed are {self.channels} finite numbers, one for each "
-                    "channel"
+                    f"{name}: expected {self.channels} finite numbers, one for each channel, "
+                    f"got {values}"
                 )
         if min(self.std) <= 0:
-            raise InputError(f"std: {min(self.std)}, needed are numbers above 0")
+            raise InputError(f"std: expected numbers above 0, got {min(self.std)}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,17 +55,17 @@ class Preprocessing:
         return pixels.clamp(0, 1)
 
 
-def preprocessing_from(facts: Any) -> Preprocessing:
-    """Read what a file says of a classifier's input.
+def preprocessing_from(metadata: Any) -> Preprocessing:
+    """Read a file's metadata of a classifier's input.
 
     Args:
-        facts: `channels`, `image_size`, `mean` and `std`, as JSON's types.
+        metadata: `channels`, `image_size`, `mean` and `std`, as JSON's types.
 
     Raises:
         ValueError, TypeError, KeyError: if it is something else, or cannot be.
     """
-    channels, size = facts["channels"], facts["image_size"]
-    mean, std = (tuple(map(float, facts[name])) for name in ("mean", "std"))
+    channels, size = metadata["channels"], metadata["image_size"]
+    mean, std = (tuple(map(float, metadata[name])) for name in ("mean", "std"))
     if not isinstance(channels, int) or not len(mean) == len(std) == channels > 0:
         raise ValueError(f"{channels!r} channels, {len(mean)} means, {len(std)} deviations")
     if not isinstance(size, int) or not 0 < size <= LARGEST_IMAGE_SIZE:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from zscgan_ext.config.configs import FineTuningConfig
 from zscgan_ext.images.memory_format import lay_out
-from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
-from zscgan_ext.quantization.features import feature_distance, pair_features
+from zscgan_ext.quantization.conversion import folded
+from zscgan_ext.quantization.feature_distillation import feature_distance, pair_features
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.training.execution import Execution
 from zscgan_ext.training.trainer import Trainer
 
@@ -69,9 +70,9 @@ class StudentTrainer(Trainer):
         execution: Execution,
     ) -> None:
         self.student = student.eval()
-        frozen = lay_out(folded(teacher, student.image_shape), execution.memory_format)
+        self.teacher = lay_out(folded(teacher, student.image_shape), execution.memory_format)
         self.student_graph, self.teacher_graph = pair_features(
-            student.fused_graph[0], frozen, wanted=config.feature_weight > 0
+            student, self.teacher, wanted=config.feature_weight > 0
         )
         self.batches = batches
         self.config = config
@@ -86,7 +87,7 @@ class StudentTrainer(Trainer):
 
     def models(self) -> dict[str, nn.Module]:
         """Return the models that take part in a step."""
-        return {"classifier": self.teacher_graph, "student": self.student}
+        return {"classifier": self.teacher, "student": self.student}
 
     def sample(self) -> tuple[Tensor, ...]:
         """Return the next batch."""
@@ -98,7 +99,8 @@ class StudentTrainer(Trainer):
         with self.precision.autocast():
             with torch.no_grad():
                 teacher_logits, teacher_features = self.teacher_graph(images)
-            logits, features = self.student.execute(self.student_graph, images)
+            with self.student.quantized_weights():
+                logits, features = self.student_graph(images)
         loss = student_loss(logits, teacher_logits, labels, self.config)
         if features:
             distance = feature_distance(features, teacher_features)

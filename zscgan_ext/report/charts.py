@@ -16,8 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from zscgan_ext.errors import printable
-from zscgan_ext.report.batch_norms import LayerStatistics
-from zscgan_ext.report.quantization_errors import MeasuredTensor
+from zscgan_ext.report.measurements import LayerStatistics, MeasuredTensor
 
 INK = "#010203"  # stands for the text colour of the page
 COLOURS = ("#3b82c4", "#e07b39", "#3a9d6e", "#b05cc6", "#c44e52", "#8c8c8c")

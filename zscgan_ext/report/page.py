@@ -1,22 +1,79 @@
-"""Writing a run's content as one page that needs nothing else: no network, no other file."""
+"""One page about a run, measured from its folder, that needs no network and no other file."""
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 from markupsafe import Markup
+from torch import Tensor
 
-from zscgan_ext.errors import printable
-from zscgan_ext.report.content import collect, decibels
+from zscgan_ext.config.command_line import CONFIG, read_config
+from zscgan_ext.errors import InputError, printable
+from zscgan_ext.images.datasets import Images, open_labelled
+from zscgan_ext.images.memory_format import to_channels_last
+from zscgan_ext.report import charts
+from zscgan_ext.report.measurements import (
+    LayerStatistics,
+    MeasuredTensor,
+    activation_errors,
+    confusion,
+    layer_statistics,
+    most_frequent_changes,
+    weight_errors,
+    worst,
+)
+from zscgan_ext.report.pictures import ClassPictures, pictures_by_class
 from zscgan_ext.run_folder.files import REPORT, write_own
+from zscgan_ext.run_folder.finished_run import FinishedRun, open_run
+from zscgan_ext.run_folder.records import read_export, read_log, read_metrics, read_predictions
+from zscgan_ext.stages.run import TIMED
+from zscgan_ext.stages.variants import FINE_TUNED, VARIANTS
+from zscgan_ext.synthesis.generator import default_random_seeded
+from zscgan_ext.zoo import bundled_images
 
+MEASURED_PIXELS = 128 * 64**2  # for batch-norm statistics and activations
+MOST_IMAGES, FEWEST_IMAGES = 128, 32  # that these may be
+COMPARED_BATCHES = 8  # of as many, where no labelled images were predicted
+WORST = 6
+MOST_CHANGES = 8
+LARGEST_MATRIX = 12  # classes
+COMMIT_DIGITS = 12
+CPU = torch.device("cpu")
 TEMPLATES = Path(__file__).parent
 
 
-def shown(value: Any) -> Any:
-    """Escape what is not printable in text, such as marks that reorder a line; markup stays."""
-    is_text = isinstance(value, str) and not isinstance(value, Markup)
-    return printable(value) if is_text else value
+@dataclass(frozen=True)
+class SummaryRow:
+    """One row of the run's table."""
+
+    name: str
+    top1: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything the page shows."""
+
+    metrics: Mapping[str, Any]
+    export: Mapping[str, Any] | None
+    summary: list[SummaryRow]
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    initial_ranges: str  # empty where they were set
+    charts: Mapping[str, str]  # svg elements
+    classes: list[ClassPictures]
+    weights: list[MeasuredTensor]
+    activations: list[MeasuredTensor]
+    worst: list[MeasuredTensor]
+    compared_on: str
+    changes: list[tuple[str, str, int]]
+    changed_percent: float
+    notes: list[str]
 
 
 def write_report(folder: Path, classifier: str | None = None) -> Path:
@@ -32,7 +89,7 @@ def write_report(folder: Path, classifier: str | None = None) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
-        finalize=shown,
+        finalize=escaped,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -40,3 +97,203 @@ def write_report(folder: Path, classifier: str | None = None) -> Path:
     environment.filters["decibels"] = decibels
     page = environment.get_template("page.html.jinja").render(content=collect(folder, classifier))
     return write_own(folder, REPORT, page.encode(errors="backslashreplace"))
+
+
+def escaped(value: Any) -> Any:
+    """Escape what is not printable in text, such as marks that reorder a line; markup stays."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return printable(value) if is_text else value
+
+
+def collect(folder: Path, classifier: str | None = None) -> Content:
+    """Read the folder of a run that went to its end, and measure what its files do not hold.
+
+    Args:
+        folder: of the run.
+        classifier: as `open_run` takes it.
+
+    Raises:
+        InputError: if a file is missing or cannot be read.
+    """
+    run = open_run(folder, classifier)
+    metrics, log = read_metrics(folder, run.classifier.num_classes), read_log(folder)
+    export = read_export(folder)
+    data, notes = evaluation_images(run)
+    (images,) = run.generated_images(measured_images(run), 1)
+    weights, activations = weight_errors(run.student), activation_errors(run.student, images)
+    before, after, compared_on = compared_classes(run)
+    names = run.classifier.class_names
+    drawn = {
+        **learning_charts(log),
+        **batch_norm_charts(run, images, data),
+        **diversity_charts(metrics.get("diversity") or {}, names),
+        "errors": charts.errors_by_layer({"weights": weights, "activations": activations}),
+        "seconds": charts.stage_times(in_order(metrics["seconds"])),
+    }
+    if len(names) <= LARGEST_MATRIX:
+        drawn["confusion"] = charts.confusion_matrix(confusion(before, after, len(names)), names)
+    rng = torch.Generator().manual_seed(run.config.seed)
+    return Content(
+        metrics=metrics,
+        export=export,
+        summary=summary_rows(metrics),
+        settings={name: as_text(value) for name, value in read_config(folder / CONFIG).items()},
+        environment=environment_of(metrics),
+        initial_ranges=shown_ranges(metrics.get("initial_ranges", {}).get(FINE_TUNED.key)),
+        charts=drawn,
+        classes=pictures_by_class(run.classifier, run.generator(), rng),
+        weights=weights,
+        activations=activations,
+        worst=worst([*weights, *activations], WORST),
+        compared_on=compared_on,
+        changes=[
+            (names[change.float_class], names[change.quantized_class], change.images)
+            for change in most_frequent_changes(before, after, MOST_CHANGES)
+        ],
+        changed_percent=100 * float((before != after).double().mean()),
+        notes=notes,
+    )
+
+
+def measured_images(run: FinishedRun) -> int:
+    """Return how many images to measure at once: the fewer, the larger they are."""
+    pixels = run.classifier.preprocessing.image_size**2
+    return max(FEWEST_IMAGES, min(MOST_IMAGES, MEASURED_PIXELS // pixels))
+
+
+def summary_rows(metrics: Mapping[str, Any]) -> list[SummaryRow]:
+    """Return the variants that the run measured."""
+    return [
+        SummaryRow(variant.label, metrics["top1"][key], metrics["agreement"][key])
+        for key, variant in VARIANTS.items()
+        if metrics["top1"].get(key) is not None
+    ]
+
+
+def shown_ranges(chosen: Mapping[str, Any] | None) -> str:
+    """Say which ranges fine-tuning started from, and the divergences that chose them."""
+    if chosen is None:
+        return ""
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in chosen["divergence"].items())
+    return f"{chosen['chosen']} (divergence of the logits: {shown})"
+
+
+def environment_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the run ran on: what is neither a result nor a setting."""
+    names = ("device", "cpu", "torch", "torchvision", "python", "zscgan_ext")
+    entries = {name: metrics[name] for name in names if metrics.get(name)}
+    megabytes = metrics["peak_memory_bytes"] / 1e6
+    if metrics.get("commit"):
+        entries["commit"] = metrics["commit"][:COMMIT_DIGITS]
+    execution = {name: as_text(value) for name, value in metrics["execution"].items()}
+    return {**entries, **execution, "peak memory": f"{megabytes:,.0f} MB"}
+
+
+def in_order(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds of each stage in the order of the stages, then all others."""
+    return {name: seconds[name] for name in (*TIMED, *seconds) if name in seconds}
+
+
+def as_text(value: Any) -> str:
+    """Write one setting as the page shows it."""
+    if isinstance(value, tuple | list):
+        return " ".join(str(item) for item in value)
+    return "none" if value is None else str(value)
+
+
+def evaluation_images(run: FinishedRun) -> tuple[Images | None, list[str]]:
+    """Open the images that the run was evaluated on; else say why there are none."""
+    name = run.config.evaluation_data or bundled_images(run.config.classifier)
+    if name is None:
+        return None, ["No real images were given: nothing here is compared with them."]
+    try:
+        classifier = run.classifier
+        data = open_labelled(name, "test", classifier.preprocessing, classifier.num_classes)
+    except InputError as error:
+        return None, [f"The evaluation images are gone: {error}."]
+    return data, []
+
+
+def learning_charts(log: list[dict[str, Any]]) -> dict[str, str]:
+    """Draw the losses of generator learning, and of all fine-tunings together."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for entry in log:
+        stages.setdefault(entry["stage"], []).append(entry)
+    drawn = {}
+    if "synthesis" in stages:
+        entries = stages.pop("synthesis")
+        drawn["synthesis"] = charts.loss_curves("generator learning", {"generator": entries})
+    if stages:
+        labels = {variant.training_stage: variant.label for variant in VARIANTS.values()}
+        names = {stage: labels.get(stage, stage) for stage in stages}
+        shown_stages = {names[stage]: entries for stage, entries in stages.items()}
+        drawn["fine_tuning"] = charts.loss_curves("fine-tuning", shown_stages)
+    return drawn
+
+
+@torch.no_grad()
+def batch_norm_charts(run: FinishedRun, images: Tensor, data: Images | None) -> dict[str, str]:
+    """Draw how well batch-norm statistics match before and after learning, and real images'."""
+    rng = torch.Generator().manual_seed(run.config.seed)
+    untrained = run.new_generator().train()
+    with default_random_seeded(CPU, run.config.seed):
+        before = to_channels_last(untrained(*untrained.random_inputs(len(images), rng)))
+    sources = {"untrained generator": before, "trained generator": images}
+    if data is not None:
+        index = torch.linspace(0, len(data) - 1, min(len(data), len(images))).long()
+        real, _ = next(data.subset(index).batches(len(index), run.classifier.preprocessing))
+        sources["real images"] = to_channels_last(real)
+    measured: dict[str, list[LayerStatistics]] = {
+        name: layer_statistics(run.classifier.model, batch) for name, batch in sources.items()
+    }
+    generators = {name: measured[name] for name in ("untrained generator", "trained generator")}
+    return {
+        "distances": charts.distances_by_layer(measured, run.config.generator.distance),
+        "channels": charts.statistics_by_channel(generators),
+    }
+
+
+def diversity_charts(diversity: Mapping[str, Any], class_names: tuple[str, ...]) -> dict[str, str]:
+    """Draw confidence, spread and duplicates of generated and, where measured, real images."""
+    sources = {name: entries for name, entries in diversity.items() if entries}
+    if not sources:
+        return {}
+
+    def by_class(key: str) -> dict[str, dict[int, float]]:
+        return {
+            name: dict(zip(entries["classes"], entries[key], strict=True))
+            for name, entries in sources.items()
+        }
+
+    histograms = {name: entries["confidence_histogram"] for name, entries in sources.items()}
+    spread = "spread within the class / spread between classes"
+    duplicates = "near-duplicates, % of the images of a class"
+    return {
+        "confidence": charts.confidence_histogram(histograms),
+        "spread": charts.bars_by_class("spread", spread, by_class("spread"), class_names),
+        "duplicates": charts.bars_by_class(
+            "duplicates", duplicates, by_class("near_duplicates"), class_names
+        ),
+    }
+
+
+def compared_classes(run: FinishedRun) -> tuple[Tensor, Tensor, str]:
+    """Return the classes that the float classifier and the student choose for some images.
+
+    Returns:
+        int64 [N] of either, and the name of the images.
+    """
+    predictions = read_predictions(run.folder, run.classifier.num_classes)
+    if predictions is not None:
+        return *predictions, f"the {len(predictions[0]):,} evaluation images"
+    pairs = [
+        (run.classifier.model(images).argmax(1), run.student(images).argmax(1))
+        for images in run.generated_images(measured_images(run), COMPARED_BATCHES)
+    ]
+    before, after = (torch.cat(classes) for classes in zip(*pairs, strict=True))
+    return before, after, f"{len(before):,} generated images"
+
+
+def decibels(value: float) -> str:
+    """Write a ratio in decibels."""
+    return "exact" if math.isinf(value) else f"{value:.1f} dB"

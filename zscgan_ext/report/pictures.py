@@ -39,12 +39,12 @@ class ClassPictures:
 
 @torch.no_grad()
 def pictures_by_class(
-    classifier: Classifier, generator: ConditionalGenerator, random: torch.Generator
+    classifier: Classifier, generator: ConditionalGenerator, rng: torch.Generator
 ) -> list[ClassPictures]:
     """Generate images of some classes and ask the classifier about them."""
     rows = []
     for label in chosen_classes(generator.learned_classes()):
-        images = images_of_class(generator, label, IMAGES_PER_CLASS, random)
+        images = images_of_class(generator, label, IMAGES_PER_CLASS, rng)
         probabilities = model_probabilities(classifier.model, images)  # [N, num_classes]
         pixels = classifier.preprocessing.denormalize(images)
         pictures = [

@@ -7,16 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zscgan_ext.classifiers.extent import check_extent
 from zscgan_ext.classifiers.loading import Classifier, classifier_of, find_source
-from zscgan_ext.classifiers.trust import allowed_classifier, is_of_a_library
+from zscgan_ext.classifiers.trust import allowed_classifier, check_model_size, is_of_a_library
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.config.command_line import CONFIG, parse_config
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
-from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
-from zscgan_ext.quantization.quantizers import ActivationMode
+from zscgan_ext.quantization.conversion import student_of
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.regular_file import regular_file_size
 from zscgan_ext.run_folder.files import GENERATOR, STUDENT
 from zscgan_ext.synthesis.generator import (
@@ -87,10 +86,10 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     if is_of_a_library(allowed):
         held = regular_file_size(folder / STUDENT)
         shape = config.num_classes, config.image_size
-        check_extent(folder / STUDENT, held, BITS_OF_FLOAT, find_source(allowed), *shape)
+        check_model_size(folder / STUDENT, held, BITS_OF_FLOAT, find_source(allowed), *shape)
     loaded = classifier_of(config)
     student = student_of(config.quantization, loaded)
     load_weights(student, folder / STUDENT)
-    student.set_activation_mode(ActivationMode.QUANTIZE)
+    student.quantize_activations()
     lay_out(student.requires_grad_(False), torch.channels_last)
     return FinishedRun(folder, config, loaded, student)

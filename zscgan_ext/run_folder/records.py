@@ -35,7 +35,7 @@ NAME = r"[\w -]{1,64}"
 LARGEST_LOSS = 1e30
 COMPARED = ("float", "fine_tuned")
 
-name = text(NAME, needed="a name of letters, digits and underscores")
+name = text(NAME, expected="a name of letters, digits and underscores")
 short = text(longest=1000)
 percent = number(0, 100)
 at_least_zero = number(0, LARGEST)

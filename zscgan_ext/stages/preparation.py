@@ -18,7 +18,7 @@ from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.config.values import parse_formats, parse_interval
 from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.export.exporter import check_exports
-from zscgan_ext.export.onnx_runtime import require_packages
+from zscgan_ext.export.onnx.runtime import require_packages
 from zscgan_ext.images.datasets import Images, few_labels_warnings, open_labelled
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.quantization.conversion import student_of

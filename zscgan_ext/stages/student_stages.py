@@ -9,13 +9,13 @@ from zscgan_ext import processes
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.measures import predict
-from zscgan_ext.quantization.biases import round_biases
-from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.calibration import calibrate, choose_initial_ranges, least
 from zscgan_ext.quantization.fine_tuning import StudentTrainer
-from zscgan_ext.quantization.first_ranges import choose_first_ranges, least
-from zscgan_ext.quantization.rounding import round_weights
-from zscgan_ext.quantization.student_state import StudentState
+from zscgan_ext.quantization.quantized_classifier import (
+    QuantizedClassifier,
+    round_biases_to_int32,
+)
+from zscgan_ext.quantization.squant import round_weights
 from zscgan_ext.stages.generator_stage import continued_generator_training
 from zscgan_ext.stages.monitor import StageMonitor
 from zscgan_ext.stages.run import Run
@@ -64,14 +64,15 @@ def calibrated_student(run: Run, variant: Variant, batches: Batches) -> Quantize
     checkpoints, stage = run.checkpoints, variant.calibration_stage
     student = run.new_student()
     if checkpoints.is_finished(stage):
-        checkpoints.hold(variant.student_name, StudentState(student))
+        checkpoints.hold(variant.student_name, student)
+        student.quantize_activations()
         return student
     with checkpoints.stage(stage):
         with checkpoints.interruptible(), run.results.timed("calibration"):
             if (variant.rounding or run.config.quantization.rounding) == "squant":
                 round_weights(student)
             give_ranges(run, variant, student, batches)
-        checkpoints.hold(variant.student_name, StudentState(student))
+        checkpoints.hold(variant.student_name, student)
     return student
 
 
@@ -83,7 +84,7 @@ def give_ranges(run: Run, variant: Variant, student: QuantizedClassifier, batche
         calibrate(student, batches, count, ranges, classifier)
         return
     temperature = run.config.fine_tuning.temperature
-    divergences = choose_first_ranges(student, classifier, batches, count, temperature)
+    divergences = choose_initial_ranges(student, classifier, batches, count, temperature)
     chosen = least(divergences)
     run.results.initial_ranges[variant.key] = {"chosen": chosen, "divergence": divergences}
     shown = ", ".join(f"{name} {value:.3g}" for name, value in divergences.items())
@@ -134,7 +135,7 @@ def train_student(
                 generator_trainer.step(generator_trainer.sample())
             values = trainer.step(trainer.sample())
             monitor.after_step(step, values)
-        round_biases(student)
+        round_biases_to_int32(student)
 
 
 def evaluate(run: Run, variant: Variant, model: nn.Module) -> None:

@@ -7,6 +7,7 @@ their inputs.
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,6 +82,15 @@ def matched_graph(model: nn.Module, measured: Measured) -> fx.GraphModule | None
     image_shape = image_shape_of(model)
     if image_shape is None:
         return None
+
+    graph = rewritten(model, measured)
+    truth, remake = Truth(model, image_shape), partial(rewritten, measured=measured)
+    require_near(truth, graph, "measuring its batch norms", remake)
+    return graph
+
+
+def rewritten(model: nn.Module, measured: Measured) -> fx.GraphModule:
+    """Return a copy of a graph whose batch norms measure their inputs."""
     graph = copied(model)
     for node in list(graph.graph.nodes):
         layer = module_of(graph, node)
@@ -90,7 +100,6 @@ def matched_graph(model: nn.Module, measured: Measured) -> fx.GraphModule | None
             graph.set_submodule(str(node.target), FrozenConvolution(layer))
     graph.delete_all_unused_submodules()
     graph.recompile()
-    require_near(Truth(model, image_shape), graph, "measuring its batch norms")
     return graph
 
 

@@ -1,0 +1,136 @@
+"""Measures every op against plain PyTorch, ATen, torch.compile and a copy of the same memory.
+
+    python -m benchmarks.kernels.bench_kernels [--device cpu|cuda] [--json FILE] [--chart FILE]
+        [--quick]
+
+Prints a table and draws a bar chart. `versus_copy` is the time over the floor: the fewest bytes
+that the op may move, at the bandwidth that a copy has in the same run on the same size.
+"""
+
+import argparse
+import gc
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+if os.environ.setdefault("ZSCGAN_EXT_IMPL", "native") != "native":
+    sys.exit(f"ZSCGAN_EXT_IMPL is {os.environ['ZSCGAN_EXT_IMPL']!r}, accepted here is native")
+
+import torch
+
+from benchmarks.kernels.kernel_report import draw_chart, print_table, update_documentation
+from benchmarks.kernels.plans import Plan, full_plan, quick_plan, sized_plan, without_repetition
+from benchmarks.kernels.subject import Subject
+from benchmarks.results_file import made_with, write_rows
+from benchmarks.timing import Implementation, allocator_in_use, median_milliseconds
+from zscgan_ext.ops.implementation import cuda_missing_reason
+
+
+def copy_implementation(subject: Subject, device: torch.device) -> Implementation:
+    """Copy as many elements between rotating buffers."""
+    pairs = [
+        [torch.ones(subject.elements, dtype=subject.dtype, device=device) for _ in range(2)]
+        for _ in subject.buffers
+    ]
+    return lambda index: lambda: [pairs[index][0].copy_(pairs[index][1])]
+
+
+def measure_subject(subject: Subject, plan: Plan, samples: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one subject: every direction by every implementation."""
+    device = plan.kind.device
+    moved_by_copy = 2 * subject.elements * subject.dtype.itemsize
+    copy = copy_implementation(subject, device)
+    for direction, floor in subject.bytes.items():
+        compared = subject.implementations(direction, plan.names[direction])
+        times = median_milliseconds(
+            compared | {"copy": copy}, len(subject.buffers), subject.elements, samples, device
+        )
+        for name, median in times.items():
+            moved = moved_by_copy if name == "copy" else floor
+            yield {
+                "op": subject.op,
+                "direction": direction,
+                "layout": subject.layout,
+                "dtype": str(subject.dtype).removeprefix("torch."),
+                "shape": list(subject.shape),
+                "device": device.type,
+                "implementation": name,
+                "median_ms": median,
+                "bytes": round(moved),
+                "gb_per_s": moved / median / 1e6,
+                "versus_copy": median / (times["copy"] * moved / moved_by_copy),
+            }
+
+
+def measure(plans: Sequence[Plan], samples: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each plan, with a line of progress for each."""
+    for number, plan in enumerate(plans, 1):
+        torch.compiler.reset()
+        subject = plan.make(plan.kind)
+        print(f"[{number}/{len(plans)}] {subject.op} {subject.layout}", file=sys.stderr)
+        yield list(measure_subject(subject, plan, samples))
+        del subject
+        gc.collect()
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows")
+    parser.add_argument(
+        "--chart", type=Path, metavar="FILE", help="default: beside the JSON, or kernels.png"
+    )
+    parser.add_argument("--quick", action="store_true", help="the main cases, in a few minutes")
+    parser.add_argument("--samples", type=int, default=20, help="default: %(default)s")
+    parser.add_argument(
+        "--elements", type=int, nargs="+", help="only float32 tensors of about these sizes"
+    )
+    parser.add_argument(
+        "--update-docs",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing; write the rows of --json into the table of this document",
+    )
+    return parser.parse_args(arguments)
+
+
+def plans_for(options: argparse.Namespace, device: torch.device) -> list[Plan]:
+    """Choose what to measure."""
+    if options.elements:
+        return without_repetition(sized_plan(device, options.elements))
+    return without_repetition(quick_plan(device) if options.quick else full_plan(device))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, write the JSON file, draw the chart and print the table."""
+    options = parse(arguments)
+    if options.update_docs:
+        if options.json is None or not options.json.is_file():
+            sys.exit(
+                f"--update-docs: needs --json with a file of an earlier run, got {options.json}"
+            )
+        return update_documentation(options.update_docs, options.json)
+    if options.device == "cuda" and (reason := cuda_missing_reason()):
+        sys.exit(f"--device cuda: {reason}, accepted here is cpu")
+    device = torch.device(options.device)
+    allocator = allocator_in_use()
+    torch.manual_seed(0)
+    gc.disable()
+    rows: list[dict[str, Any]] = []
+    made = made_with(device, allocator=allocator, samples=options.samples)
+    for measured in measure(plans_for(options, device), options.samples):
+        rows += measured
+        write_rows(options.json, made, rows)
+    gc.enable()
+    print_table(rows)
+    chart = options.json.with_suffix(".png") if options.json else Path("kernels.png")
+    draw_chart(rows, options.chart or chart)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The steps that `bench_train_step` measures, made of the trainer's own parts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from zscgan_ext.classifiers.loading import load_classifier
+from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.images.memory_format import to_memory_format
+from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.quantization.calibration import calibrate
+from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.fine_tuning import StudentTraining
+from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.settings.config import Settings
+from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_training import GeneratorTraining, synthetic_batches
+from zscgan_ext.training.cuda_graphs import GraphedStep, StreamCapture
+from zscgan_ext.training.execution import Execution, choose_execution
+from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
+
+IMAGENET = Preprocessing(3, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+STATISTICS_BATCH = 8  # images
+# How an ordinary torch program runs, and the same compiled; `native` is what the trainer chooses,
+# `reference` the same precision and layout without what is ours.
+PLAIN_SETTINGS = Settings(
+    precision="float32", memory_format="contiguous", keep_freed_memory=False, cuda_graphs="off"
+)
+SETTINGS = {
+    "eager": PLAIN_SETTINGS,
+    "compiled": Settings(**{**vars(PLAIN_SETTINGS), "compile": True}),
+    "reference": Settings(cuda_graphs="off"),
+    "native": Settings(),
+}
+IMPLEMENTATIONS = tuple(SETTINGS)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One step to measure, as `implementation` executes it."""
+
+    classifier: str  # a bundled one, or the name of a torchvision model
+    stage: str  # generator_step, fine_tuning_step, teacher or teacher_matched
+    implementation: str  # one of IMPLEMENTATIONS
+    batch: int  # images
+    device: str  # cpu or cuda
+
+
+class Parts:
+    """Classifier, generator and settings of one subject, ready on its device."""
+
+    def __init__(self, subject: Subject) -> None:
+        torch.manual_seed(0)
+        self.device = torch.device(subject.device)
+        self.settings = Settings(
+            **{**vars(SETTINGS[subject.implementation]), "batch_size": subject.batch}
+        )
+        self.execution: Execution = choose_execution(self.settings, self.device)
+        if subject.implementation in ("native", "reference"):
+            self.execution.apply()
+        self.model, self.preprocessing = build_classifier(subject.classifier)
+        self.model = self.placed(self.model)
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device and the memory format."""
+        return model.to(self.device).to(memory_format=self.execution.memory_format)
+
+    def random(self, seed: int) -> torch.Generator:
+        """Return random numbers of their own."""
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def new_generator(self) -> ConditionalGenerator:
+        """Return an untrained generator for the classifier."""
+        count = self.model(torch.zeros(1, *self.preprocessing.shape, device=self.device)).shape[1]
+        generator = ConditionalGenerator(count, self.settings.latent_dim, self.preprocessing)
+        self.placed(generator)
+        return generator
+
+
+@torch.no_grad()
+def build_classifier(name: str) -> tuple[nn.Module, Preprocessing]:
+    """Return a frozen classifier: a bundled one, or an untrained one of torchvision.
+
+    The untrained one gets batch-norm statistics that its activations have on noise: otherwise they
+    would grow or vanish from layer to layer, and with them the losses.
+    """
+    if name in BUNDLED_CLASSIFIERS:
+        bundled = load_classifier(name)
+        return bundled.model, bundled.preprocessing
+    model = torchvision.models.get_model(name).train()
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.momentum = None  # the mean over all batches
+    for _ in range(2):
+        model(torch.randn(STATISTICS_BATCH, *IMAGENET.shape))
+    model.eval().requires_grad_(False)
+    return trace(model, IMAGENET.shape), IMAGENET
+
+
+def generator_step(parts: Parts) -> Callable[[], Tensor]:
+    """One step of generator learning."""
+    teacher = FrozenTeacher(parts.model, parts.settings.distance)
+    generator = parts.new_generator()
+    return GeneratorTraining(generator, teacher, parts.settings, parts.random(1)).advance
+
+
+def fine_tuning_step(parts: Parts) -> Callable[[], Tensor]:
+    """One step of fine-tuning a W4A4 student, with the synthetic batch that it learns from."""
+    memory_format, settings = parts.execution.memory_format, parts.settings
+    generator = parts.new_generator().eval()
+    batches = synthetic_batches(generator, settings.batch_size, parts.random(1), memory_format)
+    student = convert(parts.model, Scheme("deploy", 4, 4), parts.preprocessing.shape)
+    parts.placed(student)
+    calibrate(student, batches, 1)
+    return StudentTraining(student, parts.model, batches, settings).advance
+
+
+def teacher(parts: Parts) -> Callable[[], Tensor]:
+    """The frozen classifier forward, and backward to the images; nothing is matched."""
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(parts.model(images).float(), labels)
+
+    return forward_and_backward(parts, loss)
+
+
+def teacher_matched(parts: Parts) -> Callable[[], Tensor]:
+    """The same with the distance of batch-norm statistics in the loss."""
+    teacher = FrozenTeacher(parts.model, parts.settings.distance)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        logits, distance, _ = teacher.match(images)
+        weight = parts.settings.batch_norm_weight
+        return F.cross_entropy(logits.float(), labels) + weight * distance
+
+    return forward_and_backward(parts, loss)
+
+
+def forward_and_backward(
+    parts: Parts, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[], Tensor]:
+    """Return both passes from images to the gradient of the images; it gives the loss."""
+    shape = (parts.settings.batch_size, *parts.preprocessing.shape)
+    images = torch.randn(shape, generator=parts.random(1), device=parts.device)
+    images = to_memory_format(images, parts.execution.memory_format).requires_grad_()
+    labels = torch.zeros(len(images), dtype=torch.int64, device=parts.device)
+    precision = parts.execution.new_precision()
+
+    def step() -> Tensor:
+        with precision.autocast():
+            value = loss(images, labels)
+        torch.autograd.grad(value, images)
+        return value.detach()
+
+    if parts.execution.cuda_graphs:
+        return GraphedStep(step, StreamCapture(parts.device))
+    return step
+
+
+STAGES = {
+    "generator_step": generator_step,
+    "fine_tuning_step": fine_tuning_step,
+    "teacher": teacher,
+    "teacher_matched": teacher_matched,
+}
+
+
+def new_step(subject: Subject) -> Callable[[], Tensor]:
+    """Return the step of a subject, to be taken again and again."""
+    return STAGES[subject.stage](Parts(subject))

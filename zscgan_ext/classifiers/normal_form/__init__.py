@@ -1,0 +1,1 @@
+"""The normal form of a classifier's graph: one function per operator, layers as modules."""

@@ -1,0 +1,107 @@
+"""Classifiers that `torch.export.save` wrote: `FILE.pt2`."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from zscgan_ext.classifiers.exported_program import images_of
+from zscgan_ext.classifiers.pt2.archive import checked_archive
+from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
+from zscgan_ext.classifiers.tracing import trace_program
+from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.images.preprocessing import LARGEST_IMAGE_SIZE, Preprocessing
+
+SUFFIX = ".pt2"
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # the environment variable that torch.load obeys
+
+
+@contextmanager
+def nothing_unpickled() -> Iterator[None]:
+    """Let torch.load read only tensors, whatever its caller asks for."""
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[WEIGHTS_ONLY]
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
+
+
+@contextmanager
+def nothing_logged() -> Iterator[None]:
+    """Keep torch from telling at length of archives of its earlier versions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that others were raised for; torch's own quote whole nodes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+class ProgramSource(ClassifierSource):
+    """A file of a `torch.export` program, which is trained and has all but its normalization.
+
+    The program computes what it wants of images, but runs no code: see `archive.py`.
+    """
+
+    image_shape: tuple[int, int, int] = (0, 0, 0)  # (C, H, W), known once it is built
+
+    def build(self, num_classes: int | None, trained: bool) -> nn.Module:
+        """Read the program; weights of another file take the names of the graph's modules."""
+        file = Path(self.name)
+        archive = checked_archive(file)
+        try:
+            with nothing_unpickled(), nothing_logged():
+                program = torch.export.load(archive)
+            self.image_shape = image_shape(file, images_of(program))
+            return trace_program(program, self.image_shape)
+        except InputError:
+            raise
+        except Exception as error:  # what was checked may still not fit together
+            reason = first_line(root_cause(error))
+            raise InputError(
+                f"classifier: {file} cannot be read as a torch.export program ({reason})"
+            ) from None
+
+    def preprocessing(self, model: nn.Module) -> Preprocessing:
+        """Return the program's image shape, and ImageNet's normalization for three channels."""
+        channels, size, _ = self.image_shape
+        return usual_preprocessing(channels, size)
+
+
+def image_shape(file: Path, images: list[int | None]) -> tuple[int, int, int]:
+    """Return the shape of one image (C, H, W), of that of a batch with None for what may vary.
+
+    Raises:
+        InputError: unless a batch may have any number of square images of one size.
+    """
+    batch, *shape = images or [None]
+    if batch is not None:
+        raise InputError(
+            f"classifier: {file}: expected batches of any size, got {batch} only; export it with "
+            "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+        )
+    channels, height, width = shape if len(shape) == 3 else (None, None, None)
+    if channels is None or height is None or height != width:
+        raise InputError(
+            f"classifier: {file}: expected square images [N, C, H, W] of one size, got {shape}"
+        )
+    if height > LARGEST_IMAGE_SIZE:
+        raise InputError(
+            f"classifier: {file} takes images of {height} pixels, accepted are "
+            f"{LARGEST_IMAGE_SIZE} or fewer"
+        )
+    return channels, height, height

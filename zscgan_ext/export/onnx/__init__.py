@@ -1,0 +1,1 @@
+"""A classifier's graph as an ONNX file: written operator by operator, then proven."""

@@ -1,0 +1,188 @@
+"""Proof that an exported ONNX file computes what the student computes.
+
+Integer kernels sum exactly, torch sums in float32. A value that lies within a rounding error of the
+middle between two integers can therefore become either, and at few bits such a tie changes logits
+visibly. So the proof has two parts. From end to end, both must choose the same class, but for
+images on which ties decide: there the student itself chooses another class when the image changes
+by less than can be seen. Node by node, with the integers of ONNX Runtime as the input of each next
+node, the integers must be equal but for ties, and the logits equal to less than one quantization
+step of the last layer, in the scale that the classifier then gives its results.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+from onnx import ModelProto, TensorProto, helper
+from torch import Tensor, fx
+
+from zscgan_ext.classifiers.graph import module_of
+from zscgan_ext.errors import InputError
+from zscgan_ext.export.onnx.graph import QuantizedValue
+from zscgan_ext.export.onnx.runtime import OUTPUT, OnnxClassifier
+from zscgan_ext.measures import agreement
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
+from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
+
+LEAST_AGREEMENT = 99.5  # percent, of a student that agrees with itself
+NUDGE = 1e-6  # relative change of an image that moves ties and nothing else
+# How far from the middle between two integers a value may lie, in steps, to count as a tie.
+TIE = 0.01
+# Where no quantized value stands before the last layer, logits differ by less than this part.
+FLOAT_ERROR = 1e-4
+BATCHES_BY_NODE = 4  # that are compared node by node
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How near an exported model is to the student, on the images it was tried on."""
+
+    images: int
+    agreement: float  # percent of images on which both choose the same class
+    own_agreement: float  # the same of the student with itself, on images changed by `NUDGE`
+    end_to_end_difference: float  # the largest of a logit
+    ties: int  # integers that were rounded to the other side
+    logit_difference: float  # the largest where ties are rounded alike
+    allowed_difference: float  # one step of the last layer's products, in the logits' scale
+
+
+@torch.no_grad()
+def verify(
+    student: QuantizedClassifier,
+    model: ModelProto,
+    quantized: dict[str, QuantizedValue],
+    batches: Sequence[Tensor],
+) -> Verification:
+    """Compare a student with its ONNX model in ONNX Runtime.
+
+    Args:
+        student: calibrated, on the CPU.
+        model: the student's ONNX model.
+        quantized: for each activation quantizer, in order, where its integers are in the model.
+        batches: normalized images [N, C, H, W].
+
+    Raises:
+        InputError: naming the first node that differs, or if the classes agree on fewer than
+            99.5 % of the images, less twice the part on which the student disagrees with itself,
+            or a logit differs by more than a quantization step.
+    """
+    session = OnnxClassifier(model.SerializeToString())
+    expected = torch.cat([student(batch) for batch in batches])
+    found = torch.cat([session(batch) for batch in batches])
+    ties, difference, gain = compare_nodes(student, model, quantized, batches[:BATCHES_BY_NODE])
+    result = Verification(
+        len(expected),
+        agreement(found, expected),
+        agreement(torch.cat([student(nudged(batch)) for batch in batches]), expected),
+        float((found - expected).abs().max()),
+        ties,
+        difference,
+        gain * product_step(student) or FLOAT_ERROR * float(expected.abs().max()),
+    )
+    least = LEAST_AGREEMENT - 2 * (100 - result.own_agreement)
+    if result.agreement < least:
+        raise InputError(
+            f"export: ONNX Runtime agrees with the student on {result.agreement:.2f} % of "
+            f"{result.images} images, expected {least:.2f} % or more; every node agrees by itself, "
+            "so these images lie between classes: learn the generator for more steps"
+        )
+    if not result.logit_difference <= result.allowed_difference:  # also for NaN
+        raise InputError(
+            f"export: the first node that differs is the last layer, whose logits differ by up to "
+            f"{result.logit_difference:.3g}, allowed is {result.allowed_difference:.3g}"
+        )
+    return result
+
+
+def nudged(batch: Tensor) -> Tensor:
+    """Change images by about a millionth, the same way each time."""
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(batch.shape, generator=rng)
+    return batch * (1 + NUDGE * noise)
+
+
+def product_step(student: QuantizedClassifier) -> float:
+    """Return one step of what the last layer sums: input scale times the largest weight scale.
+
+    0 where no activation is quantized.
+    """
+    input_scale = step = 0.0
+    for node in student.graph.graph.nodes:
+        module = module_of(student.graph, node)
+        if isinstance(module, ActivationQuantizer):
+            input_scale = float(module.qparams().scale)
+        elif isinstance(module, QuantizedLayer):
+            step = input_scale * float(module.qparams().scale.max())
+    return step
+
+
+class Follower(fx.Interpreter):
+    """Runs a student on the integers that ONNX Runtime gave, and compares them with its own."""
+
+    def __init__(self, student: QuantizedClassifier, integers: dict[str, Tensor]) -> None:
+        super().__init__(student.graph)
+        self.extra_traceback = False  # which would make several lines of an error
+        self.integers = integers
+        self.ties = 0
+        self.largest_of_last_layer = 0.0
+
+    def run_node(self, n: fx.Node) -> object:
+        """Run one node; for a quantizer, give what ONNX Runtime gave.
+
+        Raises:
+            InputError: if a quantizer's integers differ by more than ties.
+        """
+        quantizer = module_of(self.module, n)  # type: ignore[arg-type]
+        if not isinstance(quantizer, ActivationQuantizer):
+            result = super().run_node(n)
+            if isinstance(quantizer, QuantizedLayer):
+                self.largest_of_last_layer = float(result.abs().max())
+            return result
+        (x, *others), _ = self.fetch_args_kwargs_from_env(n)
+        scale, zero_point = quantizer.qparams()
+        found = (self.integers[str(n.target)].float() - zero_point) * scale
+        margin = TIE * scale
+        below, own, above = (quantizer(x + shift, *others) for shift in (-margin, 0, margin))
+        tolerance = scale / 2  # between one integer and the next
+        wrong = (found < below - tolerance) | (found > above + tolerance) | found.isnan()
+        if bool(wrong.any()):
+            steps = ((found - own).abs() / scale).max()
+            raise InputError(
+                f"export: the first node that differs is {n.target}: ONNX Runtime gives other "
+                f"integers in {100 * float(wrong.float().mean()):.2g} % of its elements, "
+                f"by up to {float(steps):.0f}"
+            )
+        self.ties += int(((found - own).abs() > tolerance).sum())
+        return found
+
+
+def compare_nodes(
+    student: QuantizedClassifier,
+    model: ModelProto,
+    quantized: dict[str, QuantizedValue],
+    batches: Sequence[Tensor],
+) -> tuple[int, float, float]:
+    """Compare node by node.
+
+    Returns:
+        the number of ties, the largest difference of a logit, and how much larger logits are than
+        the results of the last layer, which a classifier may scale.
+    """
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    names = [value.integers for value in quantized.values()]
+    for name in names:
+        probe.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, None))
+    session = OnnxClassifier(probe.SerializeToString())
+    ties, differences, gain = 0, [], 0.0
+    for images in batches:
+        *found, logits = map(torch.from_numpy, session.run([*names, OUTPUT], images))
+        follower = Follower(student, dict(zip(quantized, found, strict=True)))
+        with student.quantized_weights():
+            expected = follower.run(images)
+        ties += follower.ties
+        differences.append((expected - logits).abs().max())
+        if follower.largest_of_last_layer > 0:
+            gain = max(gain, float(expected.abs().max()) / follower.largest_of_last_layer)
+    return ties, float(torch.stack(differences).max()), gain  # NaN if a difference is
