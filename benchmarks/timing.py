@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext.training.allocator import is_glibc, keep_freed_memory
+from zscgan_ext.training.execution import is_glibc, keep_freed_memory
 
 # Prepares a call on one of the rotating buffers; the call alone is timed and returns its results.
 Implementation = Callable[[int], Callable[[], Sequence[Tensor]]]

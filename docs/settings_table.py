@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from simple_parsing.docstring import get_attribute_docstring
-
 from zscgan_ext.settings.config import PRESETS, Settings
 
 DOCUMENT = Path(__file__).parent / "reference" / "settings.md"

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 from benchmark_scripts import run_benchmark
 from runs import write_fashion_mnist
-
 from zscgan_ext.settings.config import Settings
 
 LARGER, FEWER = "batches of 128, with as many images", "a third of the generator's steps"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from benchmark_scripts import run_benchmark
 from runs import write_fashion_mnist
+from zscgan_ext.settings.config import Settings
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.settings.config import Settings
 
 SHORT = [
     *("--synthesis-steps=3", "--fine-tuning-steps=2", "--batch-size=8", "--latent-dim=8"),

@@ -8,12 +8,12 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 import yaml
-
-from zscgan_ext.errors import InputError
-from zscgan_ext.ops import DISTANCES
 from zscgan_ext.settings.command_line import parse_settings, settings_to_yaml
 from zscgan_ext.settings.config import PRESETS, Settings
 from zscgan_ext.settings.values import parse_bits, resolve_device
+
+from zscgan_ext.errors import InputError
+from zscgan_ext.ops import DISTANCES
 
 
 def config_file(tmp_path: Path, text: str) -> list[str]:

@@ -19,10 +19,10 @@ import torchvision
 from PIL import Image
 from runs import SHORT, write_fashion_mnist
 from safetensors.torch import save_file
+from zscgan_ext.settings.config import Settings
 
 from zscgan_ext import cli
 from zscgan_ext.images import datasets
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.stages import generator_stage
 from zscgan_ext.train import main as train
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from zscgan_ext.settings.config import Settings
+from zscgan_ext.training.precision import resolve_precision
+
 from zscgan_ext.training import execution as execution_module
 from zscgan_ext.training.execution import choose_execution
-from zscgan_ext.training.precision import resolve_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

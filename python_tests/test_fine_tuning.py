@@ -8,12 +8,12 @@ import torch
 from networks import RGB8, normal_batches, small_residual
 from tensors import sample
 from torch import nn
+from zscgan_ext.settings.config import Settings
 
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTraining, fine_tune, student_loss
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.settings.config import Settings
 
 LABELS = torch.tensor([0, 2, 1])
 TOY = Settings(

@@ -6,11 +6,11 @@ import pytest
 import torch
 from networks import RGB8
 from torch import nn
+from zscgan_ext.settings.config import Settings
 
 from zscgan_ext.quantization.calibration import RANGES, calibrate, choose_initial_ranges, least
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.settings.config import Settings
 
 SETTINGS = Settings(calibration_batches=2, device="cpu", temperature=3.0)
 

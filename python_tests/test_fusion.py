@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from networks import RGB8, as_trained, normal_batches, small_residual
 from tensors import sample
 from torch import nn
+from zscgan_ext.settings.config import Settings
 
 from zscgan_ext.ops import implementation
 from zscgan_ext.quantization import quantizers
@@ -16,7 +17,6 @@ from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import student_loss
 from zscgan_ext.quantization.quantized_classifier import BoundGraph
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 SCHEMES = [Scheme("deploy", 4, 4), Scheme("paper", 4, 4)]

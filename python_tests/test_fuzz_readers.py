@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load
+from zscgan_ext.settings.command_line import settings_to_yaml
 
 from benchmarks.checks import fuzz_readers
 from zscgan_ext.errors import InputError
-from zscgan_ext.settings.command_line import settings_to_yaml
 
 FILES = 60
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from runs import write_fashion_mnist
+from zscgan_ext.settings.config import Settings
 
 from benchmarks.accuracy.accuracy_rows import prepare_run
 from benchmarks.baselines import gdfq
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 

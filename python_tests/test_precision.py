@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-
 from zscgan_ext.training.precision import PRECISIONS, Precision
 
 CPU = torch.device("cpu")

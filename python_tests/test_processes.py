@@ -12,11 +12,11 @@ import torch
 from runs import OWN, PYTHONPATH, TINY, results_of, write_fashion_mnist
 from torch import nn
 from worker_processes import free_port, run_together
+from zscgan_ext.settings.config import Settings
 
 from zscgan_ext import processes
 from zscgan_ext.errors import InputError
 from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.synthesis.synchronized_batch_norm import SynchronizedBatchNorm
 from zscgan_ext.train import main

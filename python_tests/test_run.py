@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 from runs import TINY, write_fashion_mnist
+from zscgan_ext.settings.config import Settings
 
 from zscgan_ext.classifiers.loading import load_classifier
 from zscgan_ext.run_folder.files import NoFolder
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.stages import student_stages
 from zscgan_ext.stages.generator_stage import generated_batches, generator_goes_on
 from zscgan_ext.stages.run import new_run, run_with

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from runs import OWN, PYTHONPATH, TINY, results_of
+from zscgan_ext.settings.values import Interval
+from zscgan_ext.stages.progress import Progress
 
 from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.measures import latencies
 from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
 from zscgan_ext.run_folder.checkpoints import Checkpoints
-from zscgan_ext.settings.values import Interval
-from zscgan_ext.stages.progress import Progress
 from zscgan_ext.train import main
 from zscgan_ext.training.stop_signals import StopSignals
 

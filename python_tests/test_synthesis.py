@@ -7,9 +7,9 @@ from itertools import islice
 import pytest
 import torch
 from networks import RGB8, small_residual
+from zscgan_ext.settings.config import Settings
 
 from zscgan_ext.classifiers.tracing import trace
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import (

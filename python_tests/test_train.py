@@ -13,14 +13,14 @@ from networks import RGB8
 from PIL import Image
 from runs import SHORT, write_fashion_mnist
 from safetensors.torch import load_file
+from zscgan_ext.settings.command_line import parse_settings
+from zscgan_ext.settings.config import Settings
 
 from zscgan_ext.classifiers.loading import load_classifier
 from zscgan_ext.environment import environment
 from zscgan_ext.images.datasets import open_images
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.settings.command_line import parse_settings
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.stages.results import ROWS
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.train import main

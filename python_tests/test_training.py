@@ -10,11 +10,11 @@ import torch
 from networks import RGB8, normal_batches
 from small_training import CPU, SMALL, STAGES, SeenOps, new_training
 from torch import nn
+from zscgan_ext.training.steps import Training
 
 from zscgan_ext.training import steps as training_module
 from zscgan_ext.training.cuda_graphs import WARM_UP_STEPS, GraphedStep
 from zscgan_ext.training.execution import choose_execution
-from zscgan_ext.training.steps import Training
 
 
 @pytest.mark.parametrize("stage", STAGES)

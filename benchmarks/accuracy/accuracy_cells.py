@@ -1,7 +1,16 @@
 """What is measured: the rows, the cells of classifier, scheme, width and seed, and their order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from zscgan_ext.stages.variants import (
+    FINE_TUNED,
+    FLOAT,
+    GENERATED_CALIBRATED,
+    REAL_CALIBRATED,
+    REAL_FINE_TUNED,
+    Variant,
+)
 
 CLASSIFIERS = ("resnet20", "mobilenet_v2_small")
 Scheme = Literal["paper", "deploy"]
@@ -18,20 +27,28 @@ IMPORTANT: tuple[tuple[str, Scheme, str], ...] = (
     ("mobilenet_v2_small", "paper", "w4a4"),
     ("mobilenet_v2_small", "paper", "w3a3"),
 )
-FLOAT = "float"
-ROWS = {
-    FLOAT: "float",
-    "noise_nearest": "nearest, ranges from noise",
-    "generated_nearest": "nearest, ranges from generated images",
-    "real_nearest": "nearest, ranges from real images",
-    "squant": "balanced, ranges from batch norm (SQuant-like)",
-    "gdfq": "GDFQ's settings, same number of images",
-    "generated_calibrated": "balanced, ranges from generated images",
-    "real_calibrated": "balanced, ranges from real images",
-    "fine_tuned": "fine-tuned on generated images",
-    "real_fine_tuned": "fine-tuned on real images",
+VARIANTS = {
+    variant.key: variant
+    for variant in (
+        FLOAT,
+        Variant("noise_nearest", "nearest, ranges from noise", "noise", "nearest", "images"),
+        Variant(
+            key="generated_nearest",
+            label="nearest, ranges from generated images",
+            images="generated",
+            rounding="nearest",
+            ranges="images",
+        ),
+        Variant("real_nearest", "nearest, ranges from real images", "real", "nearest", "images"),
+        Variant("squant", "SQuant rounding, ranges from batch norm", None, "squant", "batch_norm"),
+        Variant("gdfq", "GDFQ's settings, same number of images", "generated", fine_tune=True),
+        replace(GENERATED_CALIBRATED, label="SQuant rounding, ranges from generated images"),
+        replace(REAL_CALIBRATED, label="SQuant rounding, ranges from real images"),
+        FINE_TUNED,
+        REAL_FINE_TUNED,
+    )
 }
-QUANTIZED_ROWS = tuple(row for row in ROWS if row != FLOAT)
+QUANTIZED = tuple(key for key in VARIANTS if key != FLOAT.key)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.accuracy_cells import BITS, FLOAT, QUANTIZED_ROWS, ROWS
+from benchmarks.accuracy.accuracy_cells import BITS, QUANTIZED, VARIANTS
 from benchmarks.accuracy.accuracy_results import Row, merged
 from zscgan_ext.errors import InputError
 from zscgan_ext.run_folder.whole_file import write_whole
+from zscgan_ext.stages.variants import FLOAT
 
 GENERATED, REAL = "fine_tuned", "real_fine_tuned"
 # Rows that the chart shows: color, marker, line. The table has all.
@@ -43,7 +44,7 @@ class Figures:
     def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
         self.classifiers = list(dict.fromkeys(row["classifier"] for row in rows))
-        quantized = [row for row in rows if row["row"] != FLOAT]
+        quantized = [row for row in rows if row["row"] != FLOAT.key]
         self.schemes = list(dict.fromkeys(row["scheme"] for row in quantized))
         present = dict.fromkeys(row["bits"] for row in quantized)
         self.bits = [*(b for b in BITS if b in present), *(b for b in present if b not in BITS)]
@@ -74,7 +75,9 @@ class Figures:
 
     def of_float(self, classifier: str) -> float | None:
         """Return the float classifier's top-1."""
-        found = [r["top1"] for r in self.rows if (r["classifier"], r["row"]) == (classifier, FLOAT)]
+        found = [
+            r["top1"] for r in self.rows if (r["classifier"], r["row"]) == (classifier, FLOAT.key)
+        ]
         return found[0] if found else None
 
     def cell(self, values: dict[int, float], sign: str = "") -> str:
@@ -93,12 +96,12 @@ def table(figures: Figures, classifier: str, scheme: str) -> list[str]:
         "| | " + " | ".join(bits.upper() for bits in figures.bits) + " |",
         "|---|" + "--:|" * len(figures.bits),
     ]
-    for name in QUANTIZED_ROWS:
+    for name in QUANTIZED:
         values = [figures.top1(classifier, scheme, bits, name) for bits in figures.bits]
         if any(values):
             marks = [figures.mark(classifier, scheme, bits, name) for bits in figures.bits]
             cells = [figures.cell(value) + mark for value, mark in zip(values, marks, strict=True)]
-            lines.append(f"| {ROWS[name]} | " + " | ".join(cells) + " |")
+            lines.append(f"| {VARIANTS[name].label} | " + " | ".join(cells) + " |")
     gaps = [figures.gaps(classifier, scheme, bits) for bits in figures.bits]
     if any(gaps):
         cells = [figures.cell(gap, "+") for gap in gaps]
@@ -168,7 +171,7 @@ def draw_chart(content: dict[str, Any], path: Path) -> None:
     axes.set_yticks(ticks, map(str, ticks))
     axes.set_ylim(ticks[-1], -0.15)  # nothing lost is at the top
     axes.set_xticks(range(len(figures.bits)), [bits.upper() for bits in figures.bits])
-    labels = [ROWS[name] for name in lines]
+    labels = [VARIANTS[name].label for name in lines]
     title = "bars: lowest and highest of the seeds"
     figure.legend(
         lines.values(), labels, title=title, loc="outside lower center", ncols=2, fontsize=8

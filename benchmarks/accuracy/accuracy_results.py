@@ -3,14 +3,14 @@
 import json
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.accuracy_cells import FLOAT, Cell
+from benchmarks.accuracy.accuracy_cells import Cell
+from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.run_folder.whole_file import write_whole
-from zscgan_ext.settings.config import Settings
+from zscgan_ext.stages.variants import FLOAT
 
 Row = dict[str, Any]
 KEY = ("classifier", "scheme", "bits", "seed", "row")
@@ -23,7 +23,7 @@ def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def described(cell: Cell, row: str) -> Row:
     """Return the part of a row that names it; the float one has no scheme, width or seed."""
-    if row == FLOAT:
+    if row == FLOAT.key:
         return {"classifier": cell.classifier, "scheme": None, "bits": None, "seed": None} | {
             "row": row
         }
@@ -87,15 +87,15 @@ class Results:
         write_whole(self.file, (json.dumps(self.content, indent=1) + "\n").encode())
 
 
-def shared_settings(settings: Settings, own: AbstractSet[str], **more: str) -> dict[str, Any]:
+def shared_settings(config: RunConfig, own: AbstractSet[str], **more: str) -> dict[str, Any]:
     """Return, as JSON has them, the settings that all rows of a file have in common.
 
     Args:
-        settings: of any row.
+        config: of any row.
         own: names of settings in which rows differ, or that say nothing about what is measured.
         more: what else all rows have in common.
     """
-    values = {name: value for name, value in asdict(settings).items() if name not in own}
+    values = {name: value for name, value in config.options().items() if name not in own}
     return {n: str(v) if isinstance(v, Path) else v for n, v in values.items()} | more
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.accuracy.accuracy_cells import VARIANTS
 from benchmarks.baselines.gdfq import quantize_as_gdfq, warmed_up_generator
 from zscgan_ext.classifiers.weights import load_weights
+from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import Images, LabelledImages
 from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
@@ -16,11 +18,15 @@ from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.squant import round_weights
 from zscgan_ext.run_folder.files import GENERATOR
 from zscgan_ext.run_folder.whole_file import write_whole
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.stages.generator_stage import generated_batches, learn_generator
 from zscgan_ext.stages.preparation import prepare
-from zscgan_ext.stages.run import RandomStream, Run, new_student
-from zscgan_ext.stages.student_stages import evaluate, fine_tuned_student, quantize, real_batches
+from zscgan_ext.stages.run import RandomStream, Run
+from zscgan_ext.stages.student_stages import (
+    evaluate,
+    fine_tuned_student,
+    quantized_student,
+    real_batches,
+)
 from zscgan_ext.synthesis.generator import ConditionalGenerator, generator_of
 from zscgan_ext.synthesis.generator_training import noise_batches
 
@@ -29,66 +35,67 @@ GeneratorSource = Callable[[], ConditionalGenerator]  # learns or reads it when 
 Rows = Callable[[Run, GeneratorSource], Iterator[str]]
 
 
-def real_random(run: Run) -> torch.Generator:
+def real_rng(run: Run) -> torch.Generator:
     """Return what real images are drawn with."""
-    return torch.Generator().manual_seed(run.settings.seed)
+    return torch.Generator().manual_seed(run.config.seed)
 
 
 def nearest_rows(run: Run, generator: GeneratorSource) -> Iterator[str]:
     """Round to nearest; ranges from standard normal noise, generated and real images."""
     assert run.reference is not None
-    nearest = replace(run, settings=replace(run.settings, rounding="nearest"))
-    size, shape = run.settings.batch_size, run.classifier.preprocessing.shape
-    images = run.random(RandomStream.GENERATED_IMAGES)
+    size, shape = run.config.generator.batch_size, run.classifier.preprocessing.shape
+    rng = run.rng(RandomStream.GENERATED_IMAGES)
     sources = {
-        "noise_nearest": noise_batches(size, shape, run.random(RandomStream.NOISE_IMAGES)),
-        "generated_nearest": generated_batches(run, generator(), images, size),
-        "real_nearest": real_batches(run, run.reference, real_random(run), size),
+        "noise_nearest": noise_batches(size, shape, run.rng(RandomStream.NOISE_IMAGES)),
+        "generated_nearest": generated_batches(run, generator(), rng, size),
+        "real_nearest": real_batches(run, run.reference, real_rng(run), size),
     }
     for row, batches in sources.items():
-        quantize(nearest, batches, row)
+        quantized_student(run, VARIANTS[row], batches)
         yield row
 
 
 def generated_rows(run: Run, generator: GeneratorSource) -> Iterator[str]:
     """Round so that errors cancel, then calibrate and fine-tune, all on generated images."""
-    random = run.random(RandomStream.GENERATED_IMAGES)
-    batches = partial(generated_batches, run, generator(), random)
-    quantize(run, batches(run.settings.batch_size), "generated_calibrated")
+    rng = run.rng(RandomStream.GENERATED_IMAGES)
+    batches = partial(generated_batches, run, generator(), rng)
+    quantized_student(
+        run, VARIANTS["generated_calibrated"], batches(run.config.generator.batch_size)
+    )
     yield "generated_calibrated"
-    fine_tuned_student(run, batches, "fine_tuned")
+    fine_tuned_student(run, VARIANTS["fine_tuned"], batches)
     yield "fine_tuned"
 
 
 def real_rows(run: Run, _: GeneratorSource) -> Iterator[str]:
     """Do as with generated images, with real ones."""
     assert run.reference is not None
-    batches = partial(real_batches, run, run.reference, real_random(run))
-    quantize(run, batches(run.settings.batch_size), "real_calibrated")
+    batches = partial(real_batches, run, run.reference, real_rng(run))
+    quantized_student(run, VARIANTS["real_calibrated"], batches(run.config.generator.batch_size))
     yield "real_calibrated"
-    fine_tuned_student(run, batches, "real_fine_tuned")
+    fine_tuned_student(run, VARIANTS["real_fine_tuned"], batches)
     yield "real_fine_tuned"
 
 
 def squant_rows(run: Run, _: GeneratorSource) -> Iterator[str]:
     """Round and calibrate without any image."""
-    evaluate(run, squant(run), "squant")
+    evaluate(run, VARIANTS["squant"], squant(run))
     yield "squant"
 
 
 def squant(run: Run) -> QuantizedClassifier:
     """Round weights so that errors cancel, and take ranges from batch norm."""
-    student = new_student(run.settings, run.classifier, run.execution)
+    student = run.new_student()
     round_weights(student)
     preprocessing = run.classifier.preprocessing
-    calibrate_from_batch_norm(student, run.classifier.model, preprocessing, run.random(20))
+    calibrate_from_batch_norm(student, run.classifier.model, preprocessing, run.rng(20))
     return student
 
 
 def gdfq_rows(run: Run, _: GeneratorSource) -> Iterator[str]:
     """Quantize by GDFQ's settings, on as many generated images as both trainings here take."""
     generator = warmed_up_generator(run, run.folder.path.with_suffix(".gdfq.safetensors"))
-    evaluate(run, quantize_as_gdfq(run, generator), "gdfq")
+    evaluate(run, VARIANTS["gdfq"], quantize_as_gdfq(run, generator))
     yield "gdfq"
 
 
@@ -118,7 +125,7 @@ def measure_rows(run: Run, generator: GeneratorSource, wanted: set[str]) -> Iter
         missing = wanted.intersection(names)
         if not missing:
             continue
-        torch.manual_seed(run.settings.seed)
+        torch.manual_seed(run.config.seed)
         for name in rows(run, generator):
             if name in missing:
                 missing.remove(name)
@@ -127,11 +134,11 @@ def measure_rows(run: Run, generator: GeneratorSource, wanted: set[str]) -> Iter
                 break
 
 
-def prepare_run(settings: Settings, data: str, held_out: bool) -> Run:
+def prepare_run(config: RunConfig, data: str, held_out: bool) -> Run:
     """Prepare what the cells of one classifier and seed share.
 
     Args:
-        settings: with a classifier, a seed and an output folder.
+        config: with a classifier, a seed and an output folder.
         data: `fashion-mnist` or a folder of idx files with training and test images.
         held_out: whether to evaluate on the last twelfth of the training images, and to take real
             images from the others; otherwise on the test images.
@@ -139,7 +146,7 @@ def prepare_run(settings: Settings, data: str, held_out: bool) -> Run:
     Raises:
         InputError: if anything does not fit.
     """
-    run = prepare(replace(settings, overwrite=True, evaluation_data=data, reference_data=data))
+    run = prepare(replace(config, overwrite=True, evaluation_data=data, reference_data=data))
     if not held_out:
         return run
     if not isinstance(run.reference, LabelledImages):
@@ -156,7 +163,7 @@ def part(data: LabelledImages, start: int, stop: int | None) -> Images:
 
 def seeded_generator(run: Run) -> ConditionalGenerator:
     """Learn a generator with the random numbers of the run's seed alone."""
-    torch.manual_seed(run.settings.seed)
+    torch.manual_seed(run.config.seed)
     return learn_generator(run)
 
 
@@ -169,7 +176,7 @@ def cached_generator(run: Run, file: Path) -> ConditionalGenerator:
         if not file.is_file():
             seeded_generator(run)
             write_whole(file, (run.folder.path / GENERATOR).read_bytes())
-        generator = generator_of(run.settings, run.classifier)
+        generator = generator_of(run.config.generator, run.classifier)
     load_weights(generator, file)
     generator.to(run.device).to(memory_format=run.execution.memory_format)
     return generator.eval()

@@ -33,24 +33,25 @@ from benchmarks.accuracy.accuracy_rows import (
     prepare_run,
     seeded_generator,
 )
+from zscgan_ext.config.configs import PRESETS, RunConfig
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.measures import top1
 from zscgan_ext.run_folder.whole_file import write_whole
-from zscgan_ext.settings.config import PRESETS, Settings
 from zscgan_ext.stages.generator_stage import generated_batches
 from zscgan_ext.stages.preparation import WITHOUT_EFFECT
-from zscgan_ext.stages.run import RandomStream, Run, run_with
+from zscgan_ext.stages.run import RandomStream, Run
 from zscgan_ext.stages.student_stages import fine_tuned_student
+from zscgan_ext.stages.variants import FINE_TUNED
 
 STUDENT_VARIATIONS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "weights start rounded to nearest": {"rounding": "nearest"},
-    "first ranges narrower": {"ranges": "narrower"},
-    "first ranges from generated images": {"ranges": "images"},
-    "first ranges from batch norm": {"ranges": "batch_norm"},
+    "initial ranges narrower": {"ranges": "narrower"},
+    "initial ranges from generated images": {"ranges": "images"},
+    "initial ranges from batch norm": {"ranges": "batch_norm"},
     "no feature maps": {"feature_weight": 0.0},
-    "feature maps alone, no logits": {"distillation_weight": 0.0},
+    "feature maps only, no logits": {"distillation_weight": 0.0},
     "labels as well": {"label_weight": 1.0},
     "learning rate twice as high": {"fine_tuning_learning_rate": 1e-3},
     "learning rate half as high": {"fine_tuning_learning_rate": 2.5e-4},
@@ -94,8 +95,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def steps_of_as_many_images(run: Run, changed: Run) -> int:
     """Return the fine-tuning steps in which a changed run sees the images of another."""
-    images = run.settings.fine_tuning_steps * run.settings.fine_tuning_batch_size
-    return max(1, images // changed.settings.fine_tuning_batch_size)
+    images = run.config.fine_tuning.steps * run.config.fine_tuning.batch_size
+    return max(1, images // changed.config.fine_tuning.batch_size)
 
 
 class Ablation:
@@ -109,16 +110,12 @@ class Ablation:
         self.options = options
         given = {"synthesis_steps", "fine_tuning_steps"}
         steps = {name: getattr(options, name) for name in given if getattr(options, name)}
-        self.settings = Settings(
-            classifier=options.classifier,
-            scheme=options.scheme,
-            preset=options.preset,
-            **{**PRESETS[options.preset], **steps},
-        )
+        names = {name: getattr(options, name) for name in ("classifier", "scheme", "preset")}
+        self.config = RunConfig.of_options(names | steps)
         self.generators = options.json.with_suffix("")  # a folder beside the file
         command = shlex.join(["python", *sys.orig_argv[1:]])
         date = time.strftime("%Y-%m-%d")
-        shared = shared_settings(self.settings, OWN, data=options.data)
+        shared = shared_settings(self.config, OWN, data=options.data)
         self.content: dict[str, Any] = {"settings": shared, "made_with": [], "rows": []}
         discard_old_generators(options.json)
         if options.json.exists():
@@ -141,19 +138,20 @@ class Ablation:
     ) -> None:
         """Calibrate and fine-tune a student of each width, and write its accuracy down."""
         for bits in self.options.bits:
-            seed = run.settings.seed
+            seed = run.config.seed
             if self.has(variation, bits, seed):
                 continue
             learned = generator()
             torch.manual_seed(seed)
-            changed = run_with(run, bits=bits, **changes)
-            changed = run_with(changed, fine_tuning_steps=steps_of_as_many_images(run, changed))
-            random = changed.random(RandomStream.GENERATED_IMAGES)
-            batches = partial(generated_batches, changed, learned, random)
-            fine_tuned_student(changed, batches, "fine_tuned")
+            changed = run.with_options(bits=bits, **changes)
+            changed = changed.with_options(fine_tuning_steps=steps_of_as_many_images(run, changed))
+            rng = changed.rng(RandomStream.GENERATED_IMAGES)
+            batches = partial(generated_batches, changed, learned, rng)
+            fine_tuned_student(changed, FINE_TUNED, batches)
             assert run.evaluation is not None
             accuracy = {
-                row: top1(logits, run.evaluation.labels) for row, logits in changed.logits.items()
+                row: top1(logits, run.evaluation.labels)
+                for row, logits in changed.results.logits.items()
             }
             row = {"variation": variation, "bits": bits, "seed": seed, **accuracy}
             self.content["rows"].append(row)
@@ -163,16 +161,16 @@ class Ablation:
     def run(self, folder: Path) -> None:
         """Measure every variation with every seed."""
         for seed in self.options.seeds:
-            settings = replace(self.settings, seed=seed, output=folder / f"seed{seed}")
-            run = prepare_run(settings, self.options.data, held_out=True)
+            config = replace(self.config, seed=seed, output=folder / f"seed{seed}")
+            run = prepare_run(config, self.options.data, held_out=True)
             file = self.generators / f"seed{seed}.safetensors"
             generator = cache(partial(cached_generator, run, file))
-            fewer = {"synthesis_steps": max(1, settings.synthesis_steps // 3)}
+            fewer = {"synthesis_steps": max(1, config.generator.steps // 3)}
             for variation in self.options.variations:
                 if variation in STUDENT_VARIATIONS:
                     self.measure(run, generator, variation, STUDENT_VARIATIONS[variation])
                 else:
-                    changed = run_with(run, **(GENERATOR_VARIATIONS[variation] or fewer))
+                    changed = run.with_options(**(GENERATOR_VARIATIONS[variation] or fewer))
                     self.measure(run, cache(partial(seeded_generator, changed)), variation, {})
 
 

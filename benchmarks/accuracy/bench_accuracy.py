@@ -25,11 +25,10 @@ import torch
 from benchmarks.accuracy.accuracy_cells import (
     BITS,
     CLASSIFIERS,
-    FLOAT,
-    QUANTIZED_ROWS,
-    ROWS,
+    QUANTIZED,
     SCHEMES,
     SEEDS,
+    VARIANTS,
     Cell,
     ordered_cells,
 )
@@ -41,13 +40,14 @@ from benchmarks.accuracy.accuracy_rows import (
     measure_rows,
     prepare_run,
 )
+from zscgan_ext.config.configs import PRESETS, RunConfig
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.measures import agreement, top1
-from zscgan_ext.settings.config import PRESETS, Settings, check_settings
 from zscgan_ext.stages.preparation import WITHOUT_EFFECT
-from zscgan_ext.stages.run import Run, run_with
+from zscgan_ext.stages.run import Run
 from zscgan_ext.stages.student_stages import evaluate
+from zscgan_ext.stages.variants import FLOAT
 
 # Settings that differ from cell to cell, or say nothing about what is measured.
 NOT_SHARED = {"classifier", "scheme", "bits", "seed", "stop_after", *WITHOUT_EFFECT}
@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--schemes", nargs="+", default=SCHEMES, choices=SCHEMES)
     parser.add_argument("--bits", nargs="+", default=BITS, metavar="wNaN")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="N")
-    parser.add_argument("--rows", nargs="+", default=tuple(ROWS), choices=ROWS)
+    parser.add_argument("--rows", nargs="+", default=tuple(VARIANTS), choices=VARIANTS)
     parser.add_argument("--only-first", type=int, metavar="N", help="cells; the order is fixed")
     parser.add_argument(
         "--held-out",
@@ -89,13 +89,13 @@ class Benchmark:
 
     Args:
         options: of the command line.
-        settings: of all cells.
+        config: of all cells.
         results: what was measured.
     """
 
-    def __init__(self, options: argparse.Namespace, settings: Settings, results: Results) -> None:
+    def __init__(self, options: argparse.Namespace, config: RunConfig, results: Results) -> None:
         self.options = options
-        self.settings = settings
+        self.config = config
         self.results = results
         self.folder = options.json.with_suffix("")
         self.shared: dict[tuple[str, int], tuple[Run, GeneratorSource]] = {}
@@ -105,11 +105,9 @@ class Benchmark:
         key = (cell.classifier, cell.seed)
         if key not in self.shared:
             output = self.folder / f"{cell.classifier}-seed{cell.seed}"
-            settings = replace(
-                self.settings, classifier=cell.classifier, seed=cell.seed, output=output
-            )
-            run = prepare_run(settings, self.options.data, self.options.held_out)
-            evaluate(run, run.classifier.model, FLOAT)
+            config = replace(self.config, classifier=cell.classifier, seed=cell.seed, output=output)
+            run = prepare_run(config, self.options.data, self.options.held_out)
+            evaluate(run, FLOAT, run.classifier.model)
             file = output.with_suffix(".safetensors")
             generator = cache(partial(cached_generator, run, file))
             self.shared[key] = (run, generator)
@@ -121,28 +119,31 @@ class Benchmark:
         if not wanted:
             return
         run, generator = self.shared_by(cell)
-        float_logits = run.logits[FLOAT]
-        run = run_with(run, scheme=cell.scheme, bits=cell.bits)
-        run.logits[FLOAT] = float_logits
-        if FLOAT in wanted:
-            self.add(cell, FLOAT, run, 0.0)
+        float_logits = run.results.logits[FLOAT.key]
+        run = run.with_options(scheme=cell.scheme, bits=cell.bits)
+        run.results.logits[FLOAT.key] = float_logits
+        if FLOAT.key in wanted:
+            self.add(cell, FLOAT.key, run, 0.0)
         start = time.perf_counter()
-        for row in measure_rows(run, generator, wanted & set(QUANTIZED_ROWS)):
+        for row in measure_rows(run, generator, wanted & set(QUANTIZED)):
             self.add(cell, row, run, time.perf_counter() - start)
             start = time.perf_counter()
 
     def add(self, cell: Cell, row: str, run: Run, seconds: float) -> None:
         """Count what a row has right; print it and write it down."""
         assert run.evaluation is not None
-        logits = run.logits[row]
+        logits = run.results.logits[row]
         figures: dict[str, Any] = {
             "top1": top1(logits, run.evaluation.labels),
-            "agreement": agreement(logits, run.logits[FLOAT]),
+            "agreement": agreement(logits, run.results.logits[FLOAT.key]),
             "seconds": round(seconds, 1),
         }
         self.results.add(cell, row, figures)
         name = f"{cell.classifier} {cell.scheme} {cell.bits} seed {cell.seed}"
-        print(f"{time.strftime('%H:%M')} {name}: {ROWS[row]}: {figures['top1']:.2f}", flush=True)
+        print(
+            f"{time.strftime('%H:%M')} {name}: {VARIANTS[row].label}: {figures['top1']:.2f}",
+            flush=True,
+        )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -154,8 +155,7 @@ def run(options: argparse.Namespace) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     given = {name: getattr(options, name) for name in GIVEN if getattr(options, name) is not None}
-    preset = PRESETS[options.preset]
-    settings = Settings(preset=options.preset, device=options.device, **{**preset, **given})
+    config = RunConfig.of_options({"preset": options.preset, "device": options.device, **given})
     cells = ordered_cells(
         tuple(options.classifiers),
         tuple(options.schemes),
@@ -163,9 +163,9 @@ def run(options: argparse.Namespace) -> None:
         tuple(options.seeds),
     )[: options.only_first]
     for cell in cells:
-        check_settings(replace(settings, bits=cell.bits, seed=cell.seed))
+        config.changed(bits=cell.bits, seed=cell.seed)
     measured_on = "held-out training images" if options.held_out else "test images"
-    shared = shared_settings(settings, NOT_SHARED, data=options.data, measured_on=measured_on)
+    shared = shared_settings(config, NOT_SHARED, data=options.data, measured_on=measured_on)
     made_with = {
         **environment(),
         "threads": torch.get_num_threads(),
@@ -173,7 +173,7 @@ def run(options: argparse.Namespace) -> None:
         "date": time.strftime("%Y-%m-%d"),
     }
     discard_old_generators(options.json)
-    benchmark = Benchmark(options, settings, Results(options.json, shared, made_with))
+    benchmark = Benchmark(options, config, Results(options.json, shared, made_with))
     for cell in cells:
         benchmark.measure(cell)
     write_report([options.json], options.json.with_suffix(".md"))

@@ -27,22 +27,29 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
-from benchmarks.accuracy.accuracy_rows import cached_generator, real_random, squant
+from benchmarks.accuracy.accuracy_rows import cached_generator, real_rng, squant
+from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.environment import environment
 from zscgan_ext.images.datasets import LabelledImages
 from zscgan_ext.images.image_files import read_image
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.measures import agreement, predict
 from zscgan_ext.quantization.fine_tuning import logit_divergence
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.stages.generator_stage import generated_batches, learn_generator
 from zscgan_ext.stages.preparation import prepare
-from zscgan_ext.stages.run import RandomStream, Run, run_with
+from zscgan_ext.stages.run import RandomStream, Run
 from zscgan_ext.stages.student_stages import (
-    fine_tune_student,
-    quantize,
+    calibrated_student,
+    fine_tune,
+    quantized_student,
     real_batches,
-    starting_student,
+)
+from zscgan_ext.stages.variants import (
+    FINE_TUNED,
+    GENERATED_CALIBRATED,
+    NOISE_CALIBRATED,
+    REAL_CALIBRATED,
+    REAL_FINE_TUNED,
 )
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import noise_batches
@@ -66,8 +73,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     for name in ("synthesis_steps", "fine_tuning_steps"):
         option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=int, default=getattr(Settings, name), metavar="N")
-    rate = Settings.fine_tuning_learning_rate
+        parser.add_argument(option, type=int, default=OPTIONS[name].field.default, metavar="N")
+    rate = OPTIONS["fine_tuning_learning_rate"].field.default
     parser.add_argument("--fine-tuning-learning-rate", type=float, default=rate, metavar="X")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, required=True)
@@ -162,8 +169,8 @@ def run_job(
 
     Rows are the same, whatever was measured before.
     """
-    settings, start = run.settings, time.perf_counter()
-    torch.manual_seed(settings.seed)
+    batch_size, start = run.config.generator.batch_size, time.perf_counter()
+    torch.manual_seed(run.config.seed)
 
     def measured(student: nn.Module) -> dict[str, float]:
         nonlocal start
@@ -173,21 +180,20 @@ def run_job(
         return figures
 
     yield "squant", measured(squant(run))
-    random = run.random(RandomStream.NOISE_IMAGES)
-    noise = noise_batches(settings.batch_size, run.classifier.preprocessing.shape, random)
-    yield "noise_calibrated", measured(quantize(run, noise, "noise_calibrated"))
+    rng = run.rng(RandomStream.NOISE_IMAGES)
+    noise = noise_batches(batch_size, run.classifier.preprocessing.shape, rng)
+    yield "noise_calibrated", measured(quantized_student(run, NOISE_CALIBRATED, noise))
     # The pictures that are measured on: as good as ranges can be with these ways to choose them.
-    real = real_batches(run, pictures.images, real_random(run), settings.batch_size)
-    yield "real_calibrated", measured(quantize(run, real, "real_calibrated"))
-    student = starting_student(run, real, "real_fine_tuned")
+    real = real_batches(run, pictures.images, real_rng(run), batch_size)
+    yield "real_calibrated", measured(quantized_student(run, REAL_CALIBRATED, real))
+    student = calibrated_student(run, REAL_FINE_TUNED, real)
     yield "real_fine_tuning_start", measured(student)
-    batches = partial(generated_batches, run, generator, run.random(RandomStream.GENERATED_IMAGES))
-    calibrated = quantize(run, batches(settings.batch_size), "generated_calibrated")
+    batches = partial(generated_batches, run, generator, run.rng(RandomStream.GENERATED_IMAGES))
+    calibrated = quantized_student(run, GENERATED_CALIBRATED, batches(batch_size))
     yield "generated_calibrated", measured(calibrated)
-    student = starting_student(run, batches(settings.batch_size), "fine_tuned")
+    student = calibrated_student(run, FINE_TUNED, batches(batch_size))
     yield "fine_tuning_start", measured(student)
-    batches_of_fine_tuning = batches(settings.fine_tuning_batch_size)
-    fine_tune_student(run, student, batches_of_fine_tuning, "fine_tuned")
+    fine_tune(run, FINE_TUNED, student, batches(run.config.fine_tuning.batch_size))
     yield "fine_tuned", measured(student)
 
 
@@ -196,7 +202,7 @@ def main() -> None:
     arguments = parse_arguments()
     made_with = {**environment(), "date": time.strftime("%Y-%m-%d"), "arguments": str(arguments)}
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(
+        config = RunConfig().changed(
             classifier=arguments.classifier,
             weights=arguments.weights,
             batch_size=arguments.batch_size,
@@ -206,7 +212,7 @@ def main() -> None:
             seed=arguments.seed,
             output=Path(folder, "run"),
         )
-        run = prepare(settings)
+        run = prepare(config)
         pictures = Pictures(run)
         rows: list[dict[str, Any]] = []
 
@@ -224,10 +230,10 @@ def main() -> None:
         learned = sorted(Path(folder, "run", "samples").glob("step-*.png"))
         if arguments.samples is not None and learned:
             arguments.samples.write_bytes(learned[-1].read_bytes())
-        keep("float", "float", "generator", {"seconds": run.seconds["synthesis"]})
+        keep("float", "float", "generator", {"seconds": run.results.seconds["synthesis"]})
         for bits in arguments.bits:
             for scheme in arguments.schemes:
-                job = run_with(run, bits=bits, scheme=scheme)
+                job = run.with_options(bits=bits, scheme=scheme)
                 for row, measured in run_job(job, generator, pictures):
                     keep(bits, scheme, row, measured)
 

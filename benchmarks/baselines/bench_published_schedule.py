@@ -15,7 +15,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,39 +23,38 @@ from typing import Any
 import torch
 
 from zscgan_ext.classifiers.loading import Classifier, load_classifier
+from zscgan_ext.config.configs import RunConfig
+from zscgan_ext.config.values import resolve_device
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import student_of
-from zscgan_ext.quantization.fine_tuning import fine_tune
-from zscgan_ext.settings.config import Settings
-from zscgan_ext.settings.values import resolve_device
+from zscgan_ext.quantization.fine_tuning import StudentTrainer
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import generator_of
-from zscgan_ext.synthesis.generator_training import synthetic_batches, train_generator
-from zscgan_ext.training.execution import choose_execution
-from zscgan_ext.training.precision import PRECISIONS
+from zscgan_ext.synthesis.generator_training import GeneratorTrainer, synthetic_batches
+from zscgan_ext.training.execution import PRECISIONS, choose_execution
+from zscgan_ext.training.trainer import Trainer
 
 SCHEDULE_IMAGES = 80_000 * 16
 CLASSIFIERS = ("resnet18", "resnet50", "mobilenet_v2")  # of torchvision
 LATENT_DIM = 100
-Report = Callable[[Any], None]
 
 
 class Stretch:
-    """The steps of a stage that are timed: all after the first `warm_up` that it reports."""
+    """The steps of a stage that are timed: all after the first `warm_up`."""
 
     def __init__(self, device: torch.device, warm_up: int) -> None:
         self.device = device
         self.warm_up = warm_up
         self.marks: list[tuple[int, float]] = []  # steps done, and when
 
-    def report(self, step: Any) -> None:
-        """Take the time of a step that the trainer reports."""
-        if step.step >= self.warm_up:
+    def mark(self, step: int) -> None:
+        """Take the time after a step."""
+        if step >= self.warm_up:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            self.marks.append((step.step, time.perf_counter()))
+            self.marks.append((step, time.perf_counter()))
 
     def milliseconds_per_step(self) -> float:
         """Return the mean time of a step between the first and the last mark."""
@@ -63,56 +62,55 @@ class Stretch:
         return 1e3 * (end - start) / (last - first)
 
 
-def random(device: torch.device) -> torch.Generator:
+def rng(device: torch.device) -> torch.Generator:
     """Return random numbers that are the same for every measurement."""
     return torch.Generator(device).manual_seed(0)
 
 
-def stages(
-    classifier: Classifier, settings: Settings, device: torch.device, is_due: Callable[[int], bool]
-) -> Iterator[tuple[str, Callable[[Report], None]]]:
-    """Yield the stages of the main program by name, each ready to run with its reports."""
-    choose_execution(settings, device).apply()
+def trainers(
+    classifier: Classifier, config: RunConfig, device: torch.device
+) -> Iterator[tuple[str, Trainer]]:
+    """Yield the stages of the main command by name, each with what takes its steps."""
+    execution = choose_execution(config.execution, device)
+    execution.apply()
     model = classifier.model.to(device).to(memory_format=torch.channels_last)
-    generator = generator_of(settings, classifier)
+    generator = generator_of(config.generator, classifier)
     generator.to(device).to(memory_format=torch.channels_last)
-    teacher = FrozenTeacher(model, settings.distance)
+    teacher = FrozenTeacher(model, config.generator.distance)
     yield (
         "generator",
-        lambda report: train_generator(
-            generator, teacher, settings, random(device), report, is_due
-        ),
+        GeneratorTrainer(generator, teacher, config.generator, execution, rng(device)),
     )
     teacher.remove_hooks()
-    student = student_of(settings, classifier)
+    student = student_of(config.quantization, classifier)
     student.to(memory_format=torch.channels_last)
-    batches = synthetic_batches(generator, settings.batch_size, random(device))
-    calibrate(student, batches, settings.calibration_batches)
-    yield (
-        "fine-tuning",
-        lambda report: fine_tune(student, model, batches, settings, report, is_due),
-    )
+    batches = synthetic_batches(generator, config.generator.batch_size, rng(device))
+    calibrate(student, batches, config.quantization.calibration_batches)
+    yield "fine-tuning", StudentTrainer(student, model, batches, config.fine_tuning, execution)
 
 
 def measure(
-    classifier: Classifier, settings: Settings, device: torch.device, warm_up: int
+    classifier: Classifier, config: RunConfig, device: torch.device, warm_up: int
 ) -> Iterator[dict[str, Any]]:
     """Yield what each stage takes."""
-    ends = (warm_up, settings.synthesis_steps)  # no other step is waited for
-    for stage, run in stages(classifier, settings, device, ends.__contains__):
+    batch_size = config.generator.batch_size
+    for stage, trainer in trainers(classifier, config, device):
         stretch = Stretch(device, warm_up)
-        run(stretch.report)
+        for step in range(1, trainer.steps + 1):
+            trainer.step(trainer.sample())
+            if step in (warm_up, trainer.steps):  # no other step is waited for
+                stretch.mark(step)
         milliseconds = stretch.milliseconds_per_step()
         yield {
             "classifier": classifier.name,
             "image_size": classifier.preprocessing.image_size,
-            "batch_size": settings.batch_size,
-            "precision": settings.precision,
+            "batch_size": batch_size,
+            "precision": config.execution.precision,
             "stage": stage,
             "measured_steps": stretch.marks[-1][0] - stretch.marks[0][0],
             "milliseconds_per_step": milliseconds,
-            "images_per_second": 1e3 * settings.batch_size / milliseconds,
-            "extrapolated_minutes": SCHEDULE_IMAGES / settings.batch_size * milliseconds / 6e4,
+            "images_per_second": 1e3 * batch_size / milliseconds,
+            "extrapolated_minutes": SCHEDULE_IMAGES / batch_size * milliseconds / 6e4,
         }
 
 
@@ -166,7 +164,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """
     device = resolve_device(options.device)
     steps = options.warm_up + options.steps
-    settings = Settings(
+    config = RunConfig().changed(
         latent_dim=LATENT_DIM,
         precision=options.precision,
         calibration_batches=1,
@@ -182,7 +180,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 f"torchvision.models:{name}", weights, None, options.image_size
             )
             classifier = replace(loaded, name=name)
-            sized = replace(settings, batch_size=batch_size)
+            sized = config.changed(batch_size=batch_size)
             for row in measure(classifier, sized, device, options.warm_up):
                 print(f"{name} batch {batch_size}: {row['stage']} measured", file=sys.stderr)
                 rows.append(row)

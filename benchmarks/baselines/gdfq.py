@@ -32,8 +32,8 @@ from zscgan_ext.quantization.quantized_classifier import (
     round_biases_to_int32,
 )
 from zscgan_ext.run_folder.whole_file import write_whole
-from zscgan_ext.stages.progress import Progress
-from zscgan_ext.stages.run import Run, new_student
+from zscgan_ext.stages.monitor import Progress
+from zscgan_ext.stages.run import Run
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 
 LATENT_DIM = 100
@@ -127,7 +127,7 @@ class GdfqGeneratorTraining:
         self.generator.train()
         self.random = random
         self.teacher = FrozenTeacher(run.classifier.model, "mse")
-        self.steps = run.settings.synthesis_steps + run.settings.fine_tuning_steps
+        self.steps = run.config.generator.steps + run.config.fine_tuning.steps
         self.optimizer = torch.optim.Adam(
             self.generator.parameters(), GENERATOR_LEARNING_RATE, (0.5, 0.999)
         )
@@ -208,11 +208,12 @@ def warmed_up_generator(run: Run, file: Path) -> GdfqGenerator:
     if file.is_file():
         load_weights(generator, file)
         return generator
-    training = GdfqGeneratorTraining(run, generator, run.random(21))
-    steps, size = run.settings.synthesis_steps, run.settings.batch_size
-    with Progress("gdfq warm-up", steps, run.settings.log_interval) as progress:
-        for step in range(1, steps + 1):
-            progress.update(step, {"generator loss": training.step(step, size)[1]})
+    training = GdfqGeneratorTraining(run, generator, run.rng(21))
+    config = run.config.generator
+    with Progress("gdfq warm-up", config.steps, run.config.log_interval) as progress:
+        for step in range(1, config.steps + 1):
+            loss = training.step(step, config.batch_size)[1]
+            progress.update(step, {"generator loss": loss})
     training.teacher.remove_hooks()
     state = {name: value.cpu().contiguous() for name, value in generator.state_dict().items()}
     write_whole(file, safetensors.torch.save(state))
@@ -227,15 +228,15 @@ def quantize_as_gdfq(run: Run, warmed_up: GdfqGenerator) -> QuantizedClassifier:
             each with one batch of generated images, as generator learning and fine-tuning together.
         warmed_up: generator at the end of the warm-up; is not changed.
     """
-    settings, turns = run.settings, run.settings.fine_tuning_steps
-    generating = GdfqGeneratorTraining(run, copy.deepcopy(warmed_up), run.random(22))
-    student = new_student(settings, run.classifier, run.execution)
+    config, turns = run.config, run.config.fine_tuning.steps
+    generating = GdfqGeneratorTraining(run, copy.deepcopy(warmed_up), run.rng(22))
+    student = run.new_student()
     training = GdfqStudentTraining(student, turns)
-    training.observe(generating.images(settings.batch_size)[0] for _ in range(OBSERVED))
-    with Progress("gdfq", turns, settings.log_interval) as progress:
+    training.observe(generating.images(config.generator.batch_size)[0] for _ in range(OBSERVED))
+    with Progress("gdfq", turns, config.log_interval) as progress:
         for turn in range(1, turns + 1):
-            step = settings.synthesis_steps + turn
-            batch, loss = generating.step(step, settings.fine_tuning_batch_size)
+            step = config.generator.steps + turn
+            batch, loss = generating.step(step, config.fine_tuning.batch_size)
             training.step(turn, batch)
             progress.update(turn, {"generator loss": loss})
     generating.teacher.remove_hooks()

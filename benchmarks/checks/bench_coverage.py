@@ -31,6 +31,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from benchmarks.checks import coverage_models
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.config.configs import ExecutionConfig, FineTuningConfig, GeneratorConfig
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import first_line
 from zscgan_ext.export.onnx.model import quantized_model
@@ -38,28 +39,23 @@ from zscgan_ext.export.onnx.verification import compare_nodes, product_step
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert, folded
-from zscgan_ext.quantization.fine_tuning import StudentTraining
+from zscgan_ext.quantization.fine_tuning import StudentTrainer
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import generator_of
-from zscgan_ext.synthesis.generator_training import GeneratorTraining
-from zscgan_ext.training.steps import Training
+from zscgan_ext.synthesis.generator_training import GeneratorTrainer
+from zscgan_ext.training.execution import choose_execution
+from zscgan_ext.training.trainer import Trainer
 
 CHECKS = ("convert", "fold", "generator step", "fine-tuning step", "export")
 LARGEST_DIFFERENCE = 1e-4  # of a logit, relative to the largest
 BATCH = 2  # images in a step
 COMPARED = 4  # images on which files and folded models are compared
 SECONDS = 600  # for one classifier
-SETTINGS = Settings(
-    batch_size=BATCH,
-    synthesis_steps=1,
-    fine_tuning_steps=1,
-    device="cpu",
-    precision="float32",
-    memory_format="contiguous",
-    cuda_graphs="off",
+GENERATOR, FINE_TUNING = GeneratorConfig(batch_size=BATCH, steps=1), FineTuningConfig(steps=1)
+EXECUTION = choose_execution(
+    ExecutionConfig("cpu", "float32", "contiguous", cuda_graphs="off"), torch.device("cpu")
 )
 
 
@@ -110,9 +106,9 @@ class Coverage:
 
     def generator_step(self) -> str:
         """Take one step of generator learning."""
-        generator = generator_of(SETTINGS, self.classifier)
-        teacher = FrozenTeacher(self.classifier.model, SETTINGS.distance)
-        loss = step(GeneratorTraining(generator, teacher, SETTINGS, self.random))
+        generator = generator_of(GENERATOR, self.classifier)
+        teacher = FrozenTeacher(self.classifier.model, GENERATOR.distance)
+        loss = step(GeneratorTrainer(generator, teacher, GENERATOR, EXECUTION, self.random))
         teacher.remove_hooks()
         return loss
 
@@ -120,8 +116,8 @@ class Coverage:
         """Calibrate and take one step of fine-tuning."""
         batches = self.batches()
         calibrate(self.student, batches, 2)
-        training = StudentTraining(self.student, self.classifier.model, batches, SETTINGS)
-        return step(training)
+        model = self.classifier.model
+        return step(StudentTrainer(self.student, model, batches, FINE_TUNING, EXECUTION))
 
     @torch.no_grad()
     def export(self) -> str:
@@ -143,23 +139,23 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def step(training: Training) -> str:
+def step(trainer: Trainer) -> str:
     """Take a step; return its loss.
 
     Raises:
         ValueError: if the loss or a gradient is not finite.
     """
-    loss, _ = training.measure(*training.inputs())
+    loss, _ = trainer.loss(*trainer.sample())
     loss.backward()
-    parameters = training.parameters()
+    parameters = trainer.parameters()
     gradients = [p.grad for p in parameters if p.grad is not None]
     finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
     if not bool(loss.isfinite()) or not finite:
         raise ValueError(f"loss {float(loss):.3g}, gradients {'' if finite else 'not '}finite")
     if not any(bool(gradient.any()) for gradient in gradients):
         raise ValueError("no gradient arrives")
-    training.optimizer.step()
-    training.optimizer.zero_grad(set_to_none=True)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise ValueError("a parameter is not finite after the step")
     return f"{float(loss):.3g}"

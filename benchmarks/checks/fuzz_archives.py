@@ -12,7 +12,6 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,15 @@ from torch import Tensor, nn
 from torch._export.serde.serialize import serialize
 
 from zscgan_ext.classifiers.loading import Classifier, load_classifier
+from zscgan_ext.config.command_line import config_to_yaml
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import open_images
 from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.run_folder.checkpoint_file import newest_checkpoint
 from zscgan_ext.run_folder.finished_run import open_run
-from zscgan_ext.run_folder.newest_checkpoint import newest_checkpoint
 from zscgan_ext.run_folder.records import read_export, read_log, read_metrics, read_predictions
-from zscgan_ext.settings.command_line import settings_to_yaml
-from zscgan_ext.stages.results import ROWS
-from zscgan_ext.stages.run import STAGES, Run
+from zscgan_ext.stages.run import TIMED, Run
+from zscgan_ext.stages.variants import VARIANTS
 from zscgan_ext.synthesis.generator import generator_of
 
 CANARY = "code_ran"
@@ -146,8 +145,8 @@ def run_folders(run: Run, student: nn.Module) -> Iterator[bytes]:
     """A finished run of the small classifier, and one that names code of a stranger."""
     facts = run.classifier.preprocessing
     shape: dict[str, Any] = {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std}
-    settings = replace(run.settings, classifier=run.classifier.name, latent_dim=4, **shape)
-    rows = dict.fromkeys(ROWS, 50.0)
+    config = run.config.changed(classifier=run.classifier.name, latent_dim=4, **shape)
+    rows = dict.fromkeys(VARIANTS, 50.0)
     measured = {
         "images": 6,
         "classes": [0, 1],
@@ -158,7 +157,7 @@ def run_folders(run: Run, student: nn.Module) -> Iterator[bytes]:
         "mean_entropy": 0.5,
     }
     metrics = {
-        "classifier": settings.classifier,
+        "classifier": config.classifier,
         "bits": {"weights": 4, "activations": 4},
         "scheme": "deploy",
         "seed": 0,
@@ -167,8 +166,8 @@ def run_folders(run: Run, student: nn.Module) -> Iterator[bytes]:
         "top1": rows,
         "agreement": rows,
         "diversity": {"generated": measured, "real": None},
-        "first_ranges": {"fine_tuned": {"chosen": "images", "divergence": {"images": 0.5}}},
-        "seconds": {**dict.fromkeys(STAGES, 1.0), "total": 5.0},
+        "initial_ranges": {"fine_tuned": {"chosen": "images", "divergence": {"images": 0.5}}},
+        "seconds": {**dict.fromkeys(TIMED, 1.0), "total": 5.0},
         "peak_memory_bytes": 1000,
         "commit": None,
     }
@@ -178,9 +177,9 @@ def run_folders(run: Run, student: nn.Module) -> Iterator[bytes]:
     }
     log = [{"stage": "synthesis", "step": step, "loss": 1.5} for step in (1, 2)]
     classes = torch.tensor([0, 1, 2], dtype=torch.int32)
-    generator = generator_of(settings, run.classifier)
+    generator = generator_of(config.generator, run.classifier)
     members = {
-        "config.yaml": settings_to_yaml(settings).encode(),
+        "config.yaml": config_to_yaml(config).encode(),
         "metrics.json": json.dumps(metrics).encode(),
         "metrics.jsonl": "".join(json.dumps(entry) + "\n" for entry in log).encode(),
         "export.json": json.dumps(export).encode(),
@@ -189,7 +188,7 @@ def run_folders(run: Run, student: nn.Module) -> Iterator[bytes]:
         "generator.safetensors": save(copies(generator)),
     }
     yield archive(members)
-    stranger = members["config.yaml"].replace(settings.classifier.encode(), b"stranger:build")
+    stranger = members["config.yaml"].replace(config.classifier.encode(), b"stranger:build")
     yield archive({**members, "config.yaml": stranger, "stranger.py": f"{CODE}\n".encode()})
 
 

@@ -38,6 +38,8 @@ with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextl
     from benchmarks.checks import fuzz_archives as archives
     from zscgan_ext.classifiers.loading import Classifier
     from zscgan_ext.classifiers.weights import load_weights
+    from zscgan_ext.config.command_line import config_to_yaml, parse_config
+    from zscgan_ext.config.configs import RunConfig
     from zscgan_ext.environment import environment
     from zscgan_ext.errors import InputError
     from zscgan_ext.export.quantized_file import load_quantized, quantized_file
@@ -46,17 +48,19 @@ with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextl
     from zscgan_ext.images.preprocessing import Preprocessing
     from zscgan_ext.quantization.calibration import calibrate
     from zscgan_ext.quantization.conversion import convert
-    from zscgan_ext.quantization.fine_tuning import StudentTraining
+    from zscgan_ext.quantization.fine_tuning import StudentTrainer
     from zscgan_ext.quantization.scheme import Scheme
-    from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, checksum
+    from zscgan_ext.run_folder.checkpoint_file import (
+        checkpoint_files,
+        checksum,
+        newest_checkpoint,
+    )
     from zscgan_ext.run_folder.checkpoints import Checkpoints
     from zscgan_ext.run_folder.files import CHECKPOINTS, NoFolder
-    from zscgan_ext.run_folder.newest_checkpoint import newest_checkpoint
-    from zscgan_ext.settings.command_line import parse_settings, settings_to_yaml
-    from zscgan_ext.settings.config import Settings
     from zscgan_ext.stages.preparation import check_facts
-    from zscgan_ext.stages.run import Run, new_run, new_student
+    from zscgan_ext.stages.run import Run, new_run
     from zscgan_ext.synthesis.generator_training import noise_batches
+    from zscgan_ext.training.execution import choose_execution
 
 PREPROCESSING = Preprocessing(3, 4, (0.5,) * 3, (0.25,) * 3)
 PROGRAM = "benchmarks.checks.fuzz_readers"
@@ -129,7 +133,8 @@ def image_files() -> Iterator[bytes]:
 
 def config_files() -> Iterator[bytes]:
     """All settings."""
-    yield settings_to_yaml(Settings()).encode()
+    yield config_to_yaml(RunConfig()).encode()
+    yield b"generator: {steps: 3, distance: mse}\nquantization: {rounding: nearest}\n"
     yield b"mean: [0.1, .2]\nseed: !!int 3\nclassifier: &a resnet20\nstop_after: ~\n"
 
 
@@ -138,39 +143,42 @@ def small_run() -> Run:
     torch.manual_seed(0)
     names = ("a", "b", "c")
     classifier = Classifier(CLASSIFIER, small_classifier(), 3, PREPROCESSING, names)
-    settings = Settings(device="cpu", batch_size=2, fine_tuning_steps=3, label_weight=0.5)
-    return new_run(settings, classifier, NoFolder())
+    options = {"device": "cpu", "batch_size": 2, "fine_tuning_steps": 3, "label_weight": 0.5}
+    config = RunConfig().changed(**options)
+    execution = choose_execution(config.execution, torch.device("cpu"))
+    return new_run(config, classifier, NoFolder(), execution)
 
 
-def fine_tuning(run: Run) -> StudentTraining:
+def fine_tuning(run: Run) -> StudentTrainer:
     """Fine-tuning of its student on noise."""
-    student = new_student(run.settings, run.classifier, run.execution)
-    random = torch.Generator().manual_seed(0)
-    batches = noise_batches(2, PREPROCESSING.shape, random)
+    student = run.new_student()
+    rng = torch.Generator().manual_seed(0)
+    batches = noise_batches(2, PREPROCESSING.shape, rng)
     calibrate(student, batches, 1)
-    return StudentTraining(student, run.classifier.model, batches, run.settings)
+    config = run.config.fine_tuning
+    return StudentTrainer(student, run.classifier.model, batches, config, run.execution)
 
 
-def hold_all(checkpoints: Checkpoints, run: Run, training: StudentTraining) -> None:
+def hold_all(checkpoints: Checkpoints, run: Run, trainer: StudentTrainer) -> None:
     """Hold what a run holds while it fine-tunes."""
-    checkpoints.hold("measured", run, gives_copies=True)
-    checkpoints.hold("student", training.student)
-    checkpoints.hold("fine_tuned/training", training)
-    checkpoints.hold_random("image random", torch.Generator())
+    checkpoints.hold("results", run.results, gives_copies=True)
+    checkpoints.hold("student", trainer.student)
+    checkpoints.hold("fine_tuned/training", trainer)
+    checkpoints.hold_rng("image rng", torch.Generator())
 
 
 def checkpoint_contents() -> Iterator[bytes]:
     """Checkpoints from before the first step of fine-tuning and from behind one."""
     run = small_run()
-    training = fine_tuning(run)
+    trainer = fine_tuning(run)
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             checkpoints = Checkpoints(Path(folder), None, 1, FACTS)
-            hold_all(checkpoints, run, training)
+            hold_all(checkpoints, run, trainer)
             checkpoints.write()
             (file,) = checkpoint_files(Path(folder, CHECKPOINTS))
             yield file.read_bytes()
-        training.advance()
+        trainer.step(trainer.sample())
 
 
 # ---- readers ------------------------------------------------------------------------------------
@@ -193,16 +201,16 @@ def read_weights(file: Path) -> nn.Module:
 
 
 class CheckpointReader:
-    """Lets a run go on from a checkpoint, named as its bytes need it, a step further."""
+    """Lets a run resume from a checkpoint, named as its bytes need it, a step further."""
 
     def __init__(self) -> None:
         self.run: Run | None = None
 
     def __call__(self, file: Path) -> int:
-        """Go on from the only checkpoint; return how many steps were made then."""
+        """Resume from the only checkpoint; return how many steps were made then."""
         if self.run is None:
             self.run = small_run()
-            self.training = fine_tuning(self.run)
+            self.trainer = fine_tuning(self.run)
         with tempfile.TemporaryDirectory(dir=file.parent) as run:
             folder = Path(run, CHECKPOINTS)
             folder.mkdir()
@@ -212,8 +220,8 @@ class CheckpointReader:
             assert state is not None
             check_facts(FACTS, state["facts"])
             checkpoints = Checkpoints(Path(run), None, 1, FACTS, state)
-            hold_all(checkpoints, self.run, self.training)
-            self.training.advance()
+            hold_all(checkpoints, self.run, self.trainer)
+            self.trainer.step(self.trainer.sample())
             checkpoints.count_step()
             checkpoints.write()
             return checkpoints.steps
@@ -237,7 +245,7 @@ READERS = {
     ),
     "image": Reader(lambda file: read_image(file, PREPROCESSING), "x.png", image_files),
     "config": Reader(
-        lambda file: parse_settings(["--config", str(file)]), "config.yaml", config_files
+        lambda file: parse_config(["--config", str(file)]), "config.yaml", config_files
     ),
     "checkpoint": Reader(CheckpointReader(), "checkpoint", checkpoint_contents),
     "program": Reader(

@@ -27,7 +27,7 @@ import torch
 from benchmarks.results_file import made_with, write_rows
 from benchmarks.training.train_step_report import draw_chart, print_table, update_documentation
 from benchmarks.training.training_subjects import IMPLEMENTATIONS, Subject
-from zscgan_ext.settings.config import Settings
+from zscgan_ext.config.configs import FineTuningConfig, GeneratorConfig
 
 CLASSIFIERS = ("resnet20", "resnet18", "resnet50", "mobilenet_v2")
 BATCHES = {"cpu": (16,), "cuda": (16, 128)}
@@ -119,7 +119,7 @@ def batches_for(classifier: str, stage: str, options: argparse.Namespace) -> tup
     if classifier != "resnet20":
         return BATCHES[options.device]
     is_fine_tuning = stage == "fine_tuning_step"
-    return (Settings.fine_tuning_batch_size if is_fine_tuning else Settings.batch_size,)
+    return ((FineTuningConfig() if is_fine_tuning else GeneratorConfig()).batch_size,)
 
 
 def groups(options: argparse.Namespace) -> Iterator[list[Subject]]:

@@ -1,7 +1,7 @@
 """The steps that `bench_train_step` measures, made of the trainer's own parts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from zscgan_ext.classifiers.loading import load_classifier
 from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.config.configs import ExecutionConfig, FineTuningConfig, GeneratorConfig
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.fine_tuning import StudentTraining
+from zscgan_ext.quantization.fine_tuning import StudentTrainer
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
-from zscgan_ext.synthesis.generator_training import GeneratorTraining, synthetic_batches
+from zscgan_ext.synthesis.generator_training import GeneratorTrainer, synthetic_batches
 from zscgan_ext.training.cuda_graphs import GraphedStep, StreamCapture
 from zscgan_ext.training.execution import Execution, choose_execution
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
@@ -28,16 +28,16 @@ IMAGENET = Preprocessing(3, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 STATISTICS_BATCH = 8  # images
 # How an ordinary torch program runs, and the same compiled; `native` is what the trainer chooses,
 # `reference` the same precision and layout without what is ours.
-PLAIN_SETTINGS = Settings(
+PLAIN = ExecutionConfig(
     precision="float32", memory_format="contiguous", keep_freed_memory=False, cuda_graphs="off"
 )
-SETTINGS = {
-    "eager": PLAIN_SETTINGS,
-    "compiled": Settings(**{**vars(PLAIN_SETTINGS), "compile": True}),
-    "reference": Settings(cuda_graphs="off"),
-    "native": Settings(),
+EXECUTIONS = {
+    "eager": PLAIN,
+    "compiled": replace(PLAIN, compile=True),
+    "reference": ExecutionConfig(cuda_graphs="off"),
+    "native": ExecutionConfig(),
 }
-IMPLEMENTATIONS = tuple(SETTINGS)
+IMPLEMENTATIONS = tuple(EXECUTIONS)
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,14 @@ class Subject:
 
 
 class Parts:
-    """Classifier, generator and settings of one subject, ready on its device."""
+    """Classifier, generator and configuration of one subject, ready on its device."""
 
     def __init__(self, subject: Subject) -> None:
         torch.manual_seed(0)
         self.device = torch.device(subject.device)
-        self.settings = Settings(
-            **{**vars(SETTINGS[subject.implementation]), "batch_size": subject.batch}
-        )
-        self.execution: Execution = choose_execution(self.settings, self.device)
+        self.config = GeneratorConfig(batch_size=subject.batch)
+        execution = EXECUTIONS[subject.implementation]
+        self.execution: Execution = choose_execution(execution, self.device)
         if subject.implementation in ("native", "reference"):
             self.execution.apply()
         self.model, self.preprocessing = build_classifier(subject.classifier)
@@ -70,14 +69,14 @@ class Parts:
         """Move a model to the device and the memory format."""
         return model.to(self.device).to(memory_format=self.execution.memory_format)
 
-    def random(self, seed: int) -> torch.Generator:
-        """Return random numbers of their own."""
+    def rng(self, seed: int) -> torch.Generator:
+        """Return a random number generator."""
         return torch.Generator(self.device).manual_seed(seed)
 
     def new_generator(self) -> ConditionalGenerator:
         """Return an untrained generator for the classifier."""
         count = self.model(torch.zeros(1, *self.preprocessing.shape, device=self.device)).shape[1]
-        generator = ConditionalGenerator(count, self.settings.latent_dim, self.preprocessing)
+        generator = ConditionalGenerator(count, self.config.latent_dim, self.preprocessing)
         self.placed(generator)
         return generator
 
@@ -104,20 +103,23 @@ def build_classifier(name: str) -> tuple[nn.Module, Preprocessing]:
 
 def generator_step(parts: Parts) -> Callable[[], Tensor]:
     """One step of generator learning."""
-    teacher = FrozenTeacher(parts.model, parts.settings.distance)
+    teacher = FrozenTeacher(parts.model, parts.config.distance)
     generator = parts.new_generator()
-    return GeneratorTraining(generator, teacher, parts.settings, parts.random(1)).advance
+    trainer = GeneratorTrainer(generator, teacher, parts.config, parts.execution, parts.rng(1))
+    return lambda: trainer.step(trainer.sample())
 
 
 def fine_tuning_step(parts: Parts) -> Callable[[], Tensor]:
     """One step of fine-tuning a W4A4 student, with the synthetic batch that it learns from."""
-    memory_format, settings = parts.execution.memory_format, parts.settings
+    memory_format, batch_size = parts.execution.memory_format, parts.config.batch_size
     generator = parts.new_generator().eval()
-    batches = synthetic_batches(generator, settings.batch_size, parts.random(1), memory_format)
+    batches = synthetic_batches(generator, batch_size, parts.rng(1), memory_format)
     student = convert(parts.model, Scheme("deploy", 4, 4), parts.preprocessing.shape)
     parts.placed(student)
     calibrate(student, batches, 1)
-    return StudentTraining(student, parts.model, batches, settings).advance
+    config = FineTuningConfig(batch_size=batch_size)
+    trainer = StudentTrainer(student, parts.model, batches, config, parts.execution)
+    return lambda: trainer.step(trainer.sample())
 
 
 def teacher(parts: Parts) -> Callable[[], Tensor]:
@@ -131,11 +133,11 @@ def teacher(parts: Parts) -> Callable[[], Tensor]:
 
 def teacher_matched(parts: Parts) -> Callable[[], Tensor]:
     """The same with the distance of batch-norm statistics in the loss."""
-    teacher = FrozenTeacher(parts.model, parts.settings.distance)
+    teacher = FrozenTeacher(parts.model, parts.config.distance)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         logits, distance, _ = teacher.match(images)
-        weight = parts.settings.batch_norm_weight
+        weight = parts.config.batch_norm_weight
         return F.cross_entropy(logits.float(), labels) + weight * distance
 
     return forward_and_backward(parts, loss)
@@ -145,8 +147,8 @@ def forward_and_backward(
     parts: Parts, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[], Tensor]:
     """Return both passes from images to the gradient of the images; it gives the loss."""
-    shape = (parts.settings.batch_size, *parts.preprocessing.shape)
-    images = torch.randn(shape, generator=parts.random(1), device=parts.device)
+    shape = (parts.config.batch_size, *parts.preprocessing.shape)
+    images = torch.randn(shape, generator=parts.rng(1), device=parts.device)
     images = to_memory_format(images, parts.execution.memory_format).requires_grad_()
     labels = torch.zeros(len(images), dtype=torch.int64, device=parts.device)
     precision = parts.execution.new_precision()

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from networks import RGB8, normal_batches, small_residual
 from runs import OWN, TINY
+from zscgan_ext.settings.config import Settings
 
 from zscgan_ext import processes
 from zscgan_ext.classifiers.tracing import trace
@@ -21,7 +22,6 @@ from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import RunFolder
 from zscgan_ext.run_folder.whole_file import one_line_errors
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis import generator as generator_module
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator

@@ -3,13 +3,13 @@
 import torch
 from networks import RGB8, small_residual
 from torch.utils._python_dispatch import TorchDispatchMode
+from zscgan_ext.settings.config import Settings
 
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTraining
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import GeneratorTraining, synthetic_batches
