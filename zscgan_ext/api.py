@@ -1,7 +1,7 @@
 """The stages of the main program as functions: what it does from files, these do from objects.
 
-Each takes the settings of the command line as keyword arguments (docs/settings.md lists them), and
-runs the very stage that the program runs.
+Each takes the settings of the command line as keyword arguments (docs/reference/settings.md lists
+them), and runs the very stage that the program runs.
 """
 
 import copy

@@ -19,7 +19,10 @@ MEMORY_FORMATS = {
 
 @dataclass(frozen=True)
 class Execution:
-    """The choices for one run, made by `choose_execution`; docs/performance.md gives reasons."""
+    """The choices for one run, made by `choose_execution`.
+
+    docs/developer/performance.md gives reasons.
+    """
 
     device: str
     memory_format_name: str  # channels_last or contiguous

@@ -1,7 +1,8 @@
 """Every kernel in plain torch: the oracle of the tests and the fallback without the native core.
 
 The functions have the signatures of their namesakes in `zscgan_ext.ops.native`. Arithmetic is
-float32, or float64 for float64 input. Formulas of distances and gradients are in `docs/kernels.md`.
+float32, or float64 for float64 input. Formulas of distances and gradients are in
+`docs/developer/kernels.md`.
 """
 
 from zscgan_ext.ops.reference.batch_norm import (

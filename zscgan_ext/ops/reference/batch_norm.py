@@ -1,4 +1,7 @@
-"""The batch-norm kernels in plain torch. Formulas of distances are in `docs/kernels.md`."""
+"""The batch-norm kernels in plain torch.
+
+Formulas of distances are in `docs/developer/kernels.md`.
+"""
 
 from collections.abc import Sequence
 
