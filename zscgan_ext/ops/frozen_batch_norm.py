@@ -62,7 +62,8 @@ def laid_out_alike(
 
 FROZEN_BATCH_NORM_BACKWARD = define(
     "frozen_batch_norm_backward(Tensor grad, Tensor? x, Tensor? y, Tensor multiplier,"
-    " Tensor offset, Tensor? mean, Tensor? grad_mean, Tensor? grad_variance, str activation, bool with_residual)"
+    " Tensor offset, Tensor? mean, Tensor? grad_mean, Tensor? grad_variance, str activation,"
+    " bool with_residual)"
     " -> (Tensor, Tensor)",
     backward_kernel,
     backward_fake,

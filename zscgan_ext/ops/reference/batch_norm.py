@@ -10,7 +10,7 @@ from zscgan_ext.ops.reference.activations import activate, blocks_gradient
 
 
 def batch_norm_statistics(x: Tensor, mean_hint: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel of [N, C, ...]; `mean_hint` only changes rounding."""
+    """Mean and biased variance of each channel; `mean_hint` changes only the rounding."""
     wide = x.to(compute_dtype(x))
     if x.numel() == 0:  # var_mean would warn
         mean = wide.new_full((x.shape[1],), torch.nan)
