@@ -99,7 +99,7 @@ class QuantizedClassifier(nn.Module):
         weights = [layer.layer.weight for layer in self.layers]
         sizes = [weight.shape[0] for weight in weights]
         scales = torch.cat([layer.log_scale for layer in self.layers]).exp().split(sizes)
-        quantized = ops.fake_quantize_learned_many(
+        quantized = ops.lsq_fake_quantize_foreach(
             weights,
             scales,
             [layer.zero_point for layer in self.layers],

@@ -82,7 +82,7 @@ class ActivationQuantizer(nn.Module):
         if processes.count() > 1:
             x = processes.extremes(x)
         scale = torch.empty_like(self.zero_point)
-        ops.observe(
+        ops.update_min_max(
             x,
             self.running_min,
             self.running_max,
@@ -143,7 +143,7 @@ class ActivationQuantizer(nn.Module):
             values = x.numel() * processes.count()
             settings = (low, high, None, (values * high) ** -0.5, activation)
             bias = bias if adds_bias_later(x) else None
-            return ops.fake_quantize_learned(x, self.scale(), self.zero_point, *settings, bias)
+            return ops.lsq_fake_quantize(x, self.scale(), self.zero_point, *settings, bias)
         x = self.before_rounding(x, activation, bias)
         if self.mode is ActivationMode.OBSERVE:
             self.observe(x)
@@ -183,7 +183,7 @@ class QuantizedLayer(nn.Module):
         scale = torch.empty_like(self.zero_point)
         low, high = self.integers.quant_min, self.integers.quant_max
         running_min = torch.full_like(scale, torch.inf)
-        ops.observe(
+        ops.update_min_max(
             *(self.layer.weight, running_min, -running_min, scale, self.zero_point),
             *(1.0, low, high, False, 0),
         )
