@@ -19,7 +19,7 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import LabelledImages
 from zscgan_ext.measures import agreement, predict, top1
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.stages import generator_stage
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.train import main as train

@@ -46,8 +46,6 @@ def test_folding_changes_no_logit(name):
     model = trained((FOLDED | KEPT)[name])
     student = convert(model, Scheme("deploy", 8, 8), SHAPE)
     assert any(isinstance(m, _BatchNorm) for m in student.modules()) == (name in KEPT)
-    for layer in student.layers:
-        layer.quantized_weight = layer.layer.weight.detach()
     images = torch.randn(3, *SHAPE)
     torch.testing.assert_close(student.graph(images), model(images), rtol=1e-4, atol=1e-5)
 
@@ -58,8 +56,6 @@ def test_a_batch_norm_may_lack_its_weight_or_bias(missing):
     setattr(model[0][1], missing, None)
     student = convert(model, Scheme("deploy", 8, 8), SHAPE)
     assert not any(isinstance(m, _BatchNorm) for m in student.modules())
-    for layer in student.layers:
-        layer.quantized_weight = layer.layer.weight.detach()
     images = torch.randn(3, *SHAPE)
     torch.testing.assert_close(student.graph(images), model(images), rtol=1e-4, atol=1e-5)
     logits, distance, _ = FrozenTeacher(trace(model, SHAPE), "mse").match(images.requires_grad_())
@@ -75,7 +71,5 @@ def test_a_shared_pair_is_folded_once():
     model = trained((conv, norm, nn.ReLU(), conv, norm))
     student = convert(model, Scheme("deploy", 8, 8), SHAPE)
     assert not any(isinstance(m, _BatchNorm) for m in student.modules())
-    for layer in student.layers:
-        layer.quantized_weight = layer.layer.weight.detach()
     images = torch.randn(3, *SHAPE)
     torch.testing.assert_close(student.graph(images), model(images), rtol=1e-4, atol=1e-5)

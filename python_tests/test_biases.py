@@ -5,9 +5,9 @@ import torch
 from networks import RGB8, normal_batches, small_residual
 
 from zscgan_ext.classifiers.graph import module_of
-from zscgan_ext.quantization.biases import input_quantizer, round_biases
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.quantized_classifier import input_quantizer, round_biases_to_int32
 from zscgan_ext.quantization.quantizers import QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
 
@@ -22,7 +22,7 @@ def students(scheme):
             if layer.layer.bias is not None:
                 layer.layer.bias.data += 0.01 * (index + 1)
         made.append(student)
-    round_biases(made[1])
+    round_biases_to_int32(made[1])
     return made
 
 
@@ -47,7 +47,7 @@ def test_biases_are_the_nearest_multiples_of_input_scale_times_weight_scale():
 def test_rounding_twice_changes_nothing():
     _, student = students("deploy")
     biases = [layer.layer.bias.clone() for layer in student.layers]
-    round_biases(student)
+    round_biases_to_int32(student)
     assert all(
         torch.equal(a, layer.layer.bias) for a, layer in zip(biases, student.layers, strict=True)
     )

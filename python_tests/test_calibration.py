@@ -5,9 +5,10 @@ import torch
 from networks import RGB8, normal_batches, small_residual
 from torch import nn
 
+from zscgan_ext.quantization.activation_ranges import choose_range
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer
+from zscgan_ext.quantization.quantizers import ActivationQuantizer
 from zscgan_ext.quantization.scheme import Scheme, unsigned_range
 
 
@@ -41,7 +42,7 @@ def test_the_scale_is_that_of_least_squared_error(bits):
     student = identity_student(bits)
     calibrate(student, iter([(x, torch.zeros(8))]), 1)
     quantizer = student.activation_quantizers[0]
-    low, high, zero_point = 0, quantizer.integers.quant_max, int(quantizer.zero_point)
+    low, high, zero_point = 0, quantizer.quant_range.quant_max, int(quantizer.zero_point)
     largest = (x.max() - x.min()).item() / high
 
     def error(scale: float) -> float:
@@ -58,12 +59,8 @@ def test_few_bits_clip_an_outlier_and_many_do_not():
     parts = []
     for bits in (8, 2):
         quantizer = ActivationQuantizer(unsigned_range(bits))
-        quantizer.mode = ActivationMode.OBSERVE
-        quantizer(x)
-        quantizer.mode = ActivationMode.SEARCH
-        quantizer(x)
-        quantizer.choose_scale()
-        parts.append(quantizer.log_scale.exp().item() * quantizer.integers.quant_max / 8)
+        choose_range(quantizer, x)
+        parts.append(quantizer.log_scale.exp().item() * quantizer.quant_range.quant_max / 8)
     assert parts[0] > 0.6
     assert parts[1] < 0.4
 
@@ -90,11 +87,9 @@ def test_a_second_calibration_forgets_the_first():
 
 def test_activations_are_float_before_and_quantized_after():
     student = identity_student(bits=2)
-    modes = {quantizer.mode for quantizer in student.activation_quantizers}
-    assert modes == {ActivationMode.OFF}
+    assert not any(quantizer.enabled for quantizer in student.activation_quantizers)
     calibrate(student, iter(BATCHES), 2)
-    modes = {quantizer.mode for quantizer in student.activation_quantizers}
-    assert modes == {ActivationMode.QUANTIZE}
+    assert all(quantizer.enabled for quantizer in student.activation_quantizers)
 
 
 def test_ranges_are_those_behind_quantized_weights():
@@ -139,9 +134,7 @@ def scales_of(ranges, power=1.0, bits=4):
     model, student = normalized_student(bits)
     batches = [(power * images, labels) for images, labels in normal_batches(2, 8, *RGB8.shape)]
     calibrate(student, iter(batches), 2, ranges, model)
-    assert {quantizer.mode for quantizer in student.activation_quantizers} == {
-        ActivationMode.QUANTIZE
-    }
+    assert all(quantizer.enabled for quantizer in student.activation_quantizers)
     return [quantizer.log_scale.exp().item() for quantizer in student.activation_quantizers]
 
 
@@ -183,4 +176,4 @@ def test_a_folded_layer_has_the_range_of_its_batch_norm():
     student = convert(model, Scheme("deploy", 4, 4), RGB8.shape)
     calibrate(student, normal_batches(2, 8, *RGB8.shape), 2, "narrower", model)
     for folded in student.activation_quantizers[1:]:
-        assert folded.log_scale.exp().item() * folded.integers.quant_max > 3
+        assert folded.log_scale.exp().item() * folded.quant_range.quant_max > 3

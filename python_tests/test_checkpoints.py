@@ -108,7 +108,7 @@ def test_a_run_goes_on_bit_for_bit(
     ("module", "function", "call"),
     [
         *[("stages.student_stages", "calibrate", call) for call in (1, 2, 3)],
-        *[("stages.student_stages", "choose_first_ranges", call) for call in (1, 2)],
+        *[("stages.student_stages", "choose_initial_ranges", call) for call in (1, 2)],
         *[("stages.student_stages", "predict", call) for call in (1, 3)],
         ("train", "export_student", 1),
     ],

@@ -17,8 +17,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from zscgan_ext.classifiers.loading import Classifier, load_classifier
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.rounding import round_weights
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.quantization.squant import round_weights
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 MODELS = """

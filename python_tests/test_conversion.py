@@ -14,7 +14,7 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert, folded
 from zscgan_ext.quantization.quantizers import QuantizedLayer, best_symmetric_scale
-from zscgan_ext.quantization.scheme import IntegerRange, Scheme
+from zscgan_ext.quantization.scheme import QuantRange, Scheme
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 LAYERS = ["stem", "depthwise", "project", "fc"]
@@ -41,8 +41,6 @@ def zoo_classifier(name):
 
 def float_logits(student, images):
     """The logits of the converted graph with the weights as they are."""
-    for layer in student.layers:
-        layer.quantized_weight = layer.layer.weight
     with torch.no_grad():
         return student.graph(images)
 
@@ -55,7 +53,7 @@ def convert_small(scheme, model=None):
 
 
 def integers(quantizer):
-    return quantizer.integers.quant_min, quantizer.integers.quant_max
+    return quantizer.quant_range.quant_min, quantizer.quant_range.quant_max
 
 
 @pytest.mark.parametrize("scheme", [deploy(), paper()], ids=["deploy", "paper"])
@@ -205,7 +203,7 @@ def test_symmetric_scales_have_nearly_the_least_error(bits):
 
     clips_nothing = weight.abs().amax(1) / largest
     exhaustive = torch.stack([error(clips_nothing * f) for f in torch.linspace(1, 0.05, 400)])
-    found = error(best_symmetric_scale(weight, IntegerRange(-largest, largest)))
+    found = error(best_symmetric_scale(weight, QuantRange(-largest, largest)))
     assert (found <= error(clips_nothing) * (1 + 1e-5)).all()
     assert (found <= 1.25 * exhaustive.amin(0)).all()
     if bits < 8:
@@ -213,15 +211,15 @@ def test_symmetric_scales_have_nearly_the_least_error(bits):
 
 
 def test_weights_of_zero_have_a_positive_scale():
-    scale = best_symmetric_scale(torch.zeros(3, 4), IntegerRange(-7, 7))
+    scale = best_symmetric_scale(torch.zeros(3, 4), QuantRange(-7, 7))
     assert (scale > 0).all()
     assert scale.isfinite().all()
 
 
 def test_a_channel_of_zeros_has_a_scale_like_all_others():
     weight = torch.stack([torch.zeros(4), *torch.randn(5, 4)])
-    scale = best_symmetric_scale(weight, IntegerRange(-7, 7))
-    assert torch.equal(scale[1:], best_symmetric_scale(weight[1:], IntegerRange(-7, 7)))
+    scale = best_symmetric_scale(weight, QuantRange(-7, 7))
+    assert torch.equal(scale[1:], best_symmetric_scale(weight[1:], QuantRange(-7, 7)))
     assert scale[1:].min() <= scale[0] <= scale[1:].max() * 4
     channel = nn.Parameter(weight[:1] + 1e-4)  # after a step of Adam
     assert not ops.fake_quantize(channel, scale[:1], torch.zeros(1), -7, 7, 0).any()
@@ -291,7 +289,7 @@ def test_an_activation_in_place_gets_one_quantizer(rectify):
     model = as_trained(PendingClamp(nn.Conv2d(3, 2, 3), nn.Linear(72, 5)))
     student = convert(model, deploy(), RGB8.shape)
     assert len(student.activation_quantizers) == 2  # of the images and of the activation
-    fused = [node.kwargs.get("activation") for node in student.fused_graph[0].graph.nodes]
+    fused = [node.kwargs.get("activation") for node in student.fused.graph.nodes]
     assert fused.count("relu") == 1
 
 
@@ -323,7 +321,7 @@ class NormalizesItself(nn.Module):
 def bits_of_activations(model):
     student = convert(as_trained(model), deploy(), RGB8.shape)
     return {
-        name: quantizer.integers.bits
+        name: quantizer.quant_range.bits
         for name, quantizer in student.graph.activation_quantizers.items()
     }
 
@@ -374,3 +372,25 @@ class TwoHeads(nn.Module):
 
 def test_logits_of_several_heads_stay_in_floats():
     assert len(bits_of_activations(TwoHeads())) == 2  # images and activation
+
+
+@pytest.mark.parametrize("scheme", [deploy(), paper()], ids=["deploy", "paper"])
+def test_weights_are_quantized_only_within_their_context(scheme):
+    student, layers, _ = convert_small(scheme)
+    x = sample(2, *RGB8.shape)
+    stem = layers["stem"]
+    floats = stem(x)
+    with pytest.raises(ValueError, match="stop"), student.quantized_weights():  # noqa: PT012
+        assert not torch.equal(stem(x), floats)
+        raise ValueError("stop")
+    assert torch.equal(stem(x), floats)
+
+
+@pytest.mark.parametrize("scheme", [deploy(), paper()], ids=["deploy", "paper"])
+def test_asking_for_qparams_writes_nothing(scheme):
+    student = convert_small(scheme)[0]
+    before = copy.deepcopy(student.state_dict())
+    for quantizer in (*student.layers, *student.activation_quantizers):
+        scale, zero_point = quantizer.qparams()
+        assert scale.shape == zero_point.shape
+    assert all(torch.equal(own, before[name]) for name, own in student.state_dict().items())

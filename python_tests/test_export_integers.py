@@ -45,12 +45,11 @@ def test_a_range_knows_its_width(bits):
 @pytest.mark.parametrize("scheme", ["deploy", "paper"])
 def test_integers_stand_for_the_weights_that_the_student_computes_with(scheme, bits):
     student = convert(small_residual(), Scheme(scheme, bits, 8), RGB8.shape)
-    student.quantize_weights()
-    for layer in student.layers:
+    for layer, quantized in zip(student.layers, student.quantize_weights(), strict=True):
         weight = integer_weight(layer)
-        assert torch.equal(weight.dequantize(), layer.quantized_weight)
-        assert weight.integers.min() >= layer.integers.quant_min
-        assert weight.integers.max() <= layer.integers.quant_max
+        assert torch.equal(weight.dequantize(), quantized)
+        assert weight.integers.min() >= layer.quant_range.quant_min
+        assert weight.integers.max() <= layer.quant_range.quant_max
         assert weight.integers.unique().numel() > 1
 
 

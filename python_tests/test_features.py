@@ -7,8 +7,7 @@ from tensors import sample
 from torch import Tensor, nn
 
 from zscgan_ext.quantization.conversion import convert, folded
-from zscgan_ext.quantization.features import feature_distance, pair_features
-from zscgan_ext.quantization.quantizers import ActivationMode
+from zscgan_ext.quantization.feature_distillation import feature_distance, pair_features
 from zscgan_ext.quantization.scheme import Scheme
 
 
@@ -59,10 +58,7 @@ def with_vectors():
 def test_pairs_are_equal_where_nothing_is_quantized(name, build):
     model = build()
     student = convert(model, Scheme(name, 8, 8), RGB8.shape)
-    student.set_activation_mode(ActivationMode.OFF)
-    for layer in student.layers:
-        layer.quantized_weight = layer.layer.weight
-    ours, theirs = pair_features(student.fused_graph[0], folded(model, RGB8.shape), wanted=True)
+    ours, theirs = pair_features(student, folded(model, RGB8.shape), wanted=True)
     images = sample(2, *RGB8.shape)
     (logits, features), (expected_logits, expected) = ours(images), theirs(images)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
@@ -74,7 +70,7 @@ def test_pairs_are_equal_where_nothing_is_quantized(name, build):
 def test_without_features_there_are_logits_alone():
     model = small_residual()
     student = convert(model, Scheme("paper", 4, 4), RGB8.shape)
-    _, theirs = pair_features(student.fused_graph[0], folded(model, RGB8.shape), wanted=False)
+    _, theirs = pair_features(student, folded(model, RGB8.shape), wanted=False)
     logits, features = theirs(sample(2, *RGB8.shape))
     assert features == []
     torch.testing.assert_close(logits, folded(model, RGB8.shape)(sample(2, *RGB8.shape)))
@@ -96,10 +92,10 @@ class InPlace(nn.Module):
 def test_a_tensor_that_the_classifier_overwrites_is_a_feature_too():
     model = InPlace().eval()
     student = convert(model, Scheme("deploy", 8, 8), (1, 2, 2))
-    ours, theirs = pair_features(student.graph, folded(model, (1, 2, 2)), wanted=True)
+    ours, theirs = pair_features(student, folded(model, (1, 2, 2)), wanted=True)
     images = sample(3, 1, 2, 2)
-    student.quantize_weights()
-    _, features = ours(images)
+    with student.quantized_weights():
+        _, features = ours(images)
     _, wanted = theirs(images)
     first = model.first(images)
     torch.testing.assert_close(wanted[0], first)  # as it was before it was overwritten

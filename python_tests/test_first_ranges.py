@@ -7,9 +7,8 @@ import torch
 from networks import RGB8
 from torch import nn
 
-from zscgan_ext.quantization.calibration import RANGES, calibrate
+from zscgan_ext.quantization.calibration import RANGES, calibrate, choose_initial_ranges, least
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.first_ranges import choose_first_ranges, least
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.settings.config import Settings
 
@@ -55,7 +54,7 @@ def test_the_student_is_that_of_least_divergence(scheme, bits, power):
     for ranges in RANGES:
         alone[ranges] = copy.deepcopy(student)
         calibrate(alone[ranges], batches(power), 2, ranges, model)
-    found = choose_first_ranges(student, model, batches(power), SETTINGS)
+    found = choose_initial_ranges(student, model, batches(power), SETTINGS)
     images = list(batches(power))[1][0]  # of the last of two batches
     expected = {name: divergence(own, model, images, 3.0) for name, own in alone.items()}
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
@@ -70,7 +69,7 @@ def test_different_images_choose_different_ranges():
 
     def chosen(bits, power):
         student = convert(model, Scheme("paper", bits, bits), RGB8.shape)
-        return least(choose_first_ranges(student, model, batches(power), SETTINGS))
+        return least(choose_initial_ranges(student, model, batches(power), SETTINGS))
 
     assert len({chosen(bits, power) for bits in (2, 3, 4) for power in (0.1, 1, 30)}) > 1
 
@@ -79,7 +78,7 @@ def test_the_classifier_stays_as_it_is():
     model = classifier()
     before = copy.deepcopy(model.state_dict())
     student = convert(model, Scheme("paper", 4, 4), RGB8.shape)
-    choose_first_ranges(student, model, batches(1), SETTINGS)
+    choose_initial_ranges(student, model, batches(1), SETTINGS)
     assert all(torch.equal(own, before[name]) for name, own in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(parameter.grad is None for parameter in student.parameters())

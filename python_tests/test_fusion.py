@@ -14,7 +14,7 @@ from zscgan_ext.quantization import quantizers
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import student_loss
-from zscgan_ext.quantization.quantizers import ActivationMode
+from zscgan_ext.quantization.quantized_classifier import BoundGraph
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
@@ -95,18 +95,18 @@ def seeded():
     torch.manual_seed(0)
 
 
-def converted(model, scheme, mode=ActivationMode.QUANTIZE):
-    """A calibrated student of a small model in this mode."""
+def converted(model, scheme, enabled=True):
+    """A calibrated student of a small model, its activations quantized or not."""
     student = convert(as_trained(model), scheme, RGB8.shape)
     calibrate(student, normal_batches(2, 8, *RGB8.shape), 2)
-    student.set_activation_mode(mode)
+    student.quantize_activations(enabled)
     return student
 
 
 def as_traced(student):
     """A copy that executes every node."""
     student = copy.deepcopy(student)
-    student.fused_graph = (student.graph,)
+    student.fused = BoundGraph(student.graph, copy.deepcopy(student.graph.graph))
     return student
 
 
@@ -140,48 +140,48 @@ def assert_same(student, expected):
             torch.testing.assert_close(actual[name], values, rtol=0, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("mode", ActivationMode)
+@pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.name)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("body", [plain, residual], ids=lambda f: f.__name__)
-def test_every_form_of_an_activation_is_fused(body, name, scheme, mode):
-    student = converted(Net(body, ACTIVATIONS[name]), scheme, mode)
+def test_every_form_of_an_activation_is_fused(body, name, scheme, enabled):
+    student = converted(Net(body, ACTIVATIONS[name]), scheme, enabled)
     assert len(rectifiers(student.graph)) == 1
-    assert rectifiers(student.fused_graph[0]) == []
+    assert rectifiers(student.fused) == []
     assert_same(student, as_traced(student))
 
 
-@pytest.mark.parametrize("mode", ActivationMode)
+@pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.name)
-def test_what_others_see_is_not_fused(scheme, mode):
-    student = converted(Net(on_a_branch), scheme, mode)
-    assert rectifiers(student.fused_graph[0]) == rectifiers(student.graph) != []
+def test_what_others_see_is_not_fused(scheme, enabled):
+    student = converted(Net(on_a_branch), scheme, enabled)
+    assert rectifiers(student.fused) == rectifiers(student.graph) != []
     assert_same(student, as_traced(student))
 
 
-@pytest.mark.parametrize("mode", ActivationMode)
+@pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.name)
-def test_what_is_overwritten_through_a_view_is_seen_by_all(scheme, mode):
+def test_what_is_overwritten_through_a_view_is_seen_by_all(scheme, enabled):
     net = Net(through_a_view)
-    student = converted(net, scheme, mode)
+    student = converted(net, scheme, enabled)
     assert_same(student, as_traced(student))
     unrounded = convert(net, scheme, RGB8.shape)
     images = sample(4, *RGB8.shape)
-    logits = unrounded.in_floats(unrounded.fused_graph[0], images)
+    logits = unrounded.fused(images)
     torch.testing.assert_close(logits, net(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.name)
 def test_a_quantized_result_may_have_many_users(scheme):
     student = converted(Net(both_used), scheme)
-    assert rectifiers(student.fused_graph[0]) == []
+    assert rectifiers(student.fused) == []
     assert_same(student, as_traced(student))
 
 
 def test_one_module_in_two_places_is_fused_in_both():
     student = converted(Net(twice, nn.ReLU()), SCHEMES[0])
     assert len(rectifiers(student.graph)) == 2
-    assert rectifiers(student.fused_graph[0]) == []
+    assert rectifiers(student.fused) == []
     assert_same(student, as_traced(student))
 
 
@@ -190,25 +190,27 @@ def test_one_module_in_two_places_is_fused_in_both():
 def test_the_bundled_classifiers_keep_no_rectifier(name, scheme):
     student = convert(BUNDLED_CLASSIFIERS[name].build().eval(), scheme, (1, 28, 28))
     assert rectifiers(student.graph)
-    assert rectifiers(student.fused_graph[0]) == []
+    assert rectifiers(student.fused) == []
 
 
 def test_the_fused_graph_has_no_modules_of_its_own():
     student = converted(small_residual(), SCHEMES[0])
     for model in (student, copy.deepcopy(student), student.double()):
         own = {id(value) for value in (*model.parameters(), *model.buffers())}
-        fused = model.fused_graph[0]
-        assert {id(value) for value in (*fused.parameters(), *fused.buffers())} <= own
-        assert not any(key.startswith("fused") for key in model.state_dict())
+        held = (*model.fused.owner.parameters(), *model.fused.owner.buffers())
+        assert {id(value) for value in held} <= own
+        assert all(key.startswith("graph.") for key in model.state_dict())
+        images = sample(2, *RGB8.shape).to(next(model.parameters()).dtype)
+        assert torch.equal(model(images), as_traced(model)(images))
 
 
-@pytest.mark.parametrize("mode", ActivationMode)
+@pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("name", ["ReLU", "ReLU6 in place"])
-def test_a_bias_added_later_changes_rounding_alone(monkeypatch, name, mode):
-    student = converted(Net(plain, ACTIVATIONS[name]), SCHEMES[0], mode)
+def test_a_bias_added_later_changes_rounding_alone(monkeypatch, name, enabled):
+    student = converted(Net(plain, ACTIVATIONS[name]), SCHEMES[0], enabled)
     wanted = logits_and_gradients(as_traced(student))
     monkeypatch.setattr(quantizers, "adds_bias_later", lambda x: True)
-    biased = [node for node in student.fused_graph[0].graph.nodes if "bias" in node.kwargs]
+    biased = [node for node in student.fused.graph.nodes if "bias" in node.kwargs]
     assert len(biased) == 1
     actual = logits_and_gradients(student)
     for key, values in wanted.items():
@@ -219,9 +221,9 @@ def test_a_bias_added_later_changes_rounding_alone(monkeypatch, name, mode):
 def test_a_bias_added_later_is_not_added_by_the_convolution(monkeypatch):
     student = converted(Net(plain, nn.ReLU()), SCHEMES[0])
     monkeypatch.setattr(quantizers, "adds_bias_later", lambda x: True)
-    student.quantize_weights()
     layer, images = student.graph.first, sample(2, *RGB8.shape)
-    difference = layer(images) - layer(images, bias_follows=True)
+    with student.quantized_weights():
+        difference = layer(images) - layer(images, defer_bias=True)
     bias = layer.layer.bias.view(-1, 1, 1).expand_as(difference)
     torch.testing.assert_close(difference, bias, rtol=1e-4, atol=1e-5)
 

@@ -28,7 +28,7 @@ from zscgan_ext.export.exporter import export
 from zscgan_ext.images.datasets import LabelledImages
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.features import feature_distance
+from zscgan_ext.quantization.feature_distillation import feature_distance
 from zscgan_ext.quantization.quantizers import best_symmetric_scale
 from zscgan_ext.quantization.scheme import Scheme, symmetric_range
 from zscgan_ext.train import main

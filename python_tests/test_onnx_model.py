@@ -24,7 +24,7 @@ from zscgan_ext.export.onnx.graph import OnnxGraph, PendingClamp
 from zscgan_ext.export.onnx.model import IR_VERSION, OPSET, quantized_model
 from zscgan_ext.export.onnx.runtime import OnnxClassifier
 from zscgan_ext.export.onnx.verification import verify
-from zscgan_ext.quantization.scheme import IntegerRange
+from zscgan_ext.quantization.scheme import QuantRange
 
 WIDTHS = [(2, 2), (3, 8), (4, 4), (5, 3), (8, 8)]
 
@@ -133,7 +133,7 @@ def test_narrow_weights_are_stored_two_in_a_byte(bits, scheme):
 def test_narrow_weights_are_widened_exactly(signed, shape):
     integers = torch.arange(math.prod(shape)).reshape(shape) % 16 - 8 * signed
     scale, zero_point = torch.ones(shape[0]), torch.zeros(shape[0], dtype=torch.int16)
-    range_ = IntegerRange(-8, 7) if signed else IntegerRange(0, 15)
+    range_ = QuantRange(-8, 7) if signed else QuantRange(0, 15)
     weight = IntegerWeight(integers.short(), scale, zero_point, range_)
     graph = OnnxGraph()
     graph.names.update(("images", "logits"))

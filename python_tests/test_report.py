@@ -101,14 +101,14 @@ def test_errors_are_those_of_torchs_own_quantizers(scheme):
     assert len(weights) == len(student.layers)
     assert len(activations) == len(student.activation_quantizers)
     for error, layer in zip(weights, student.layers, strict=True):
-        low, high = layer.integers.quant_min, layer.integers.quant_max
-        scale = layer.weight_scale().detach()
+        low, high = layer.quant_range.quant_min, layer.quant_range.quant_max
+        scale = layer.qparams().scale.detach()
         quantized = torch.fake_quantize_per_channel_affine(
             layer.layer.weight, scale, layer.zero_point.int(), 0, low, high
         )
         assert error.sqnr == pytest.approx(signal_to_noise(layer.layer.weight, quantized), abs=0.01)
         assert error.maximum == float(layer.layer.weight.max())
-        assert error.bits == layer.integers.bits
+        assert error.bits == layer.quant_range.bits
     first = student.activation_quantizers[0]
     if scheme == "deploy":  # the first quantizer takes the images themselves
         quantized = torch.fake_quantize_per_tensor_affine(

@@ -7,18 +7,19 @@ from hypothesis import strategies as st
 from networks import RGB8, normal_batches, small_residual
 from torch import nn
 
-from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm, choose_range
+from zscgan_ext.quantization.activation_ranges import choose_range
+from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer
-from zscgan_ext.quantization.rounding import round_weights, round_with_small_sums
-from zscgan_ext.quantization.scheme import IntegerRange, Scheme
+from zscgan_ext.quantization.quantizers import ActivationQuantizer
+from zscgan_ext.quantization.scheme import QuantRange, Scheme
+from zscgan_ext.quantization.squant import round_weights, squant_round
 
 SCHEMES = [Scheme(name, bits, bits) for name in ("paper", "deploy") for bits in (2, 4, 8)]
 
 
 def rounded(steps: list[list[list[float]]]) -> list[list[list[float]]]:
     tensor = torch.tensor(steps, dtype=torch.float64)
-    return round_with_small_sums(tensor, -7, 7).tolist()
+    return squant_round(tensor, -7, 7).tolist()
 
 
 def test_the_errors_of_a_kernel_cancel():
@@ -53,7 +54,7 @@ def test_sums_are_small_and_elements_near(outputs, inputs, elements, seed):
     random = torch.Generator().manual_seed(seed)
     shape = (outputs, inputs, elements)
     steps = 15 * torch.rand(shape, generator=random, dtype=torch.float64)
-    integers = round_with_small_sums(steps, 0, 15)
+    integers = squant_round(steps, 0, 15)
     errors = integers - steps
     assert torch.equal(integers, integers.round())
     assert 0 <= integers.min() <= integers.max() <= 15
@@ -69,7 +70,7 @@ def test_nothing_moves_that_may_not():
     random = torch.Generator().manual_seed(0)
     steps = 15 * torch.rand(4, 5, 9, generator=random, dtype=torch.float64)
     movable = torch.rand(steps.shape, generator=random) < 0.5
-    integers = round_with_small_sums(steps, 0, 15, movable)
+    integers = squant_round(steps, 0, 15, movable)
     assert torch.equal(integers[~movable], steps[~movable].round())
     assert not torch.equal(integers[movable], steps[movable].round())
 
@@ -83,22 +84,22 @@ def sum_errors(student, before):
     largest = 0.0
     for layer, weight in zip(student.layers, before, strict=True):
         error = (layer.layer.weight - weight).double().flatten(1).sum(1)
-        largest = max(largest, (error / layer.weight_scale()).abs().max().item())
+        largest = max(largest, (error / layer.qparams().scale).abs().max().item())
     return largest
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: f"{s.name}-{s.weight_bits}")
 def test_quantizers_reproduce_the_rounded_weights(scheme):
     student = convert(small_residual(), scheme, RGB8.shape)
-    before, scales = weights_of(student), [layer.weight_scale() for layer in student.layers]
+    before, scales = weights_of(student), [layer.qparams().scale for layer in student.layers]
     round_weights(student)
-    student.quantize_weights()
-    for layer, weight, scale in zip(student.layers, before, scales, strict=True):
+    quantized = student.quantize_weights()
+    for layer, own, weight, scale in zip(student.layers, quantized, before, scales, strict=True):
         after = layer.layer.weight
-        torch.testing.assert_close(layer.weight_scale(), scale, rtol=1e-6, atol=0)
-        torch.testing.assert_close(layer.quantized_weight, after, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(layer.qparams().scale, scale, rtol=1e-6, atol=0)
+        torch.testing.assert_close(own, after, rtol=1e-5, atol=1e-7)
         per_channel = scale.view(-1, *[1] * (weight.dim() - 1))
-        low, high = layer.integers.quant_min, layer.integers.quant_max
+        low, high = layer.quant_range.quant_min, layer.quant_range.quant_max
         zero_point = layer.zero_point.view(per_channel.shape)
         clipped = weight.clamp((low - zero_point) * per_channel, (high - zero_point) * per_channel)
         assert ((after - clipped).abs() < 1.0001 * per_channel).all()
@@ -110,9 +111,8 @@ def test_sums_are_smaller_than_those_of_rounding_to_nearest():
     before = weights_of(student)
     round_weights(student)
     nearest = convert(small_residual(), scheme, RGB8.shape)
-    nearest.quantize_weights()
-    for layer in nearest.layers:
-        layer.layer.weight.data = layer.quantized_weight.detach()
+    for layer, quantized in zip(nearest.layers, nearest.quantize_weights(), strict=True):
+        layer.layer.weight.data = quantized.detach()
     # Little more than 0.5, because the two weights that keep the range cannot move.
     assert sum_errors(student, before) <= 0.6
     assert sum_errors(nearest, before) > 1.5
@@ -121,7 +121,7 @@ def test_sums_are_smaller_than_those_of_rounding_to_nearest():
 def range_of(quantizer):
     """Return the smallest and the largest value that a quantizer gives."""
     scale, zero_point = quantizer.log_scale.exp().item(), quantizer.zero_point.item()
-    low, high = quantizer.integers.quant_min, quantizer.integers.quant_max
+    low, high = quantizer.quant_range.quant_min, quantizer.quant_range.quant_max
     return scale * (low - zero_point), scale * (high - zero_point)
 
 
@@ -129,7 +129,7 @@ def test_a_range_clips_the_more_the_fewer_integers_there_are():
     values = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).relu()
     highest = {}
     for bits in (2, 4, 8):
-        quantizer = ActivationQuantizer(IntegerRange(0, 2**bits - 1))
+        quantizer = ActivationQuantizer(QuantRange(0, 2**bits - 1))
         choose_range(quantizer, values)
         low, highest[bits] = range_of(quantizer)
         assert low == 0
@@ -151,7 +151,7 @@ def normalized(gamma: float, beta: float, *behind: nn.Module) -> nn.Module:
 def ranges_from_batch_norm(model, scheme):
     student = convert(model, scheme, RGB8.shape)
     calibrate_from_batch_norm(student, model, RGB8, torch.Generator().manual_seed(0))
-    assert {q.mode for q in student.activation_quantizers} == {ActivationMode.QUANTIZE}
+    assert all(quantizer.enabled for quantizer in student.activation_quantizers)
     return [range_of(quantizer) for quantizer in student.activation_quantizers]
 
 
@@ -181,7 +181,7 @@ def test_every_kind_of_tensor_gets_a_range_without_an_image(name):
     model = small_residual()
     student = convert(model, Scheme(name, 8, 8), RGB8.shape)
     calibrate_from_batch_norm(student, model, RGB8, torch.Generator().manual_seed(0))
-    assert all(quantizer.observed_batches == 1 for quantizer in student.activation_quantizers)
+    assert all(quantizer.running_min.isfinite() for quantizer in student.activation_quantizers)
     ((images, _),) = normal_batches(1, 64, *RGB8.shape)
     with torch.no_grad():
         expected, given_logits = model(images), student(images)

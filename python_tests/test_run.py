@@ -49,10 +49,10 @@ class SeenBatches:
 
 def test_each_stage_has_batches_of_its_own_size(monkeypatch, tmp_path):
     """On generated and on real images alike."""
-    first_ranges = SeenBatches(student_stages.choose_first_ranges, 2)
+    first_ranges = SeenBatches(student_stages.choose_initial_ranges, 2)
     calibration = SeenBatches(student_stages.calibrate, 1)
     fine_tuning = SeenBatches(student_stages.fine_tune, 2)
-    monkeypatch.setattr(student_stages, "choose_first_ranges", first_ranges)
+    monkeypatch.setattr(student_stages, "choose_initial_ranges", first_ranges)
     monkeypatch.setattr(student_stages, "calibrate", calibration)
     monkeypatch.setattr(student_stages, "fine_tune", fine_tuning)
     data = str(write_fashion_mnist(tmp_path / "data", "train"))
@@ -84,7 +84,7 @@ def test_a_generator_that_went_on_leaves_the_classifier_without_hooks(run, monke
 
 
 def values_of_a_kernel(student):
-    return student.layers[1].quantize_by_range()[0].unique()
+    return student.layers[1].quantize_by_min_max()[0].unique()
 
 
 def test_a_run_with_other_settings_begins_anew(run):

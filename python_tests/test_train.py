@@ -18,7 +18,6 @@ from zscgan_ext.classifiers.loading import load_classifier
 from zscgan_ext.environment import environment
 from zscgan_ext.images.datasets import open_images
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.quantizers import ActivationMode
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.settings.command_line import parse_settings
 from zscgan_ext.settings.config import Settings
@@ -145,7 +144,7 @@ def test_the_quantized_classifier_reads_back(run, data):
     classifier = load_classifier("resnet20")
     student = convert(classifier.model, Scheme("deploy", 8, 8), (1, 28, 28))
     student.load_state_dict(load_file(run / "quantized.safetensors"))
-    student.set_activation_mode(ActivationMode.QUANTIZE)
+    student.quantize_activations()
     images = open_images(str(data), "test", FASHION_MNIST_PREPROCESSING)
     batch, labels = next(images.batches(60, FASHION_MNIST_PREPROCESSING))
     with torch.no_grad():

@@ -42,7 +42,7 @@ from zscgan_ext.evaluate.evaluation import (
 from zscgan_ext.export import exporter
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import lay_out, to_memory_format
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import NoFolder
 from zscgan_ext.settings.config import PRESETS, Settings, check_settings
 from zscgan_ext.settings.values import resolve_device

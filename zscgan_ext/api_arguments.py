@@ -11,7 +11,8 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.quantized_file import LoadedClassifier
 from zscgan_ext.images.datasets import Images, LabelledImages
-from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
+from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import EXPORTED
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 

@@ -12,8 +12,8 @@ from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import Images, LabelledImages
 from zscgan_ext.quantization.batch_norm_ranges import calibrate_from_batch_norm
-from zscgan_ext.quantization.conversion import QuantizedClassifier
-from zscgan_ext.quantization.rounding import round_weights
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
+from zscgan_ext.quantization.squant import round_weights
 from zscgan_ext.run_folder.files import GENERATOR
 from zscgan_ext.run_folder.whole_file import write_whole
 from zscgan_ext.settings.config import Settings

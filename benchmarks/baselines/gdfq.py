@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.images.preprocessing import Preprocessing
-from zscgan_ext.quantization.biases import round_biases
-from zscgan_ext.quantization.conversion import QuantizedClassifier
-from zscgan_ext.quantization.quantizers import ActivationMode
+from zscgan_ext.quantization.calibration import update_ranges
+from zscgan_ext.quantization.quantized_classifier import (
+    QuantizedClassifier,
+    round_biases_to_int32,
+)
 from zscgan_ext.run_folder.whole_file import write_whole
 from zscgan_ext.stages.progress import Progress
 from zscgan_ext.stages.run import Run, new_student
@@ -163,6 +165,7 @@ class GdfqStudentTraining:
     def __init__(self, student: QuantizedClassifier, turns: int) -> None:
         self.student = student
         self.turns = turns
+        self.observed_batches = 0
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(not name.endswith("log_scale"))  # ranges do not learn
         learned = [p for p in student.parameters() if p.requires_grad]
@@ -173,12 +176,10 @@ class GdfqStudentTraining:
     @torch.no_grad()
     def observe(self, batches: Iterable[Tensor]) -> None:
         """Move ranges towards those of batches [N, C, H, W], and quantize from then on."""
-        self.student.set_activation_mode(ActivationMode.OBSERVE)
         for images in batches:
-            for quantizer in self.student.activation_quantizers:
-                quantizer.observed_batches = min(quantizer.observed_batches, MOVING_AVERAGE - 1)
-            self.student(images)
-        self.student.set_activation_mode(ActivationMode.QUANTIZE)
+            self.observed_batches += 1
+            update_ranges(self.student, images, 1 / min(self.observed_batches, MOVING_AVERAGE))
+        self.student.quantize_activations()
 
     def step(self, turn: int, batch: Batch) -> None:
         """Learn from a batch."""
@@ -238,5 +239,5 @@ def quantize_as_gdfq(run: Run, warmed_up: GdfqGenerator) -> QuantizedClassifier:
             training.step(turn, batch)
             progress.update(turn, {"generator loss": loss})
     generating.teacher.remove_hooks()
-    round_biases(student)
+    round_biases_to_int32(student)
     return student

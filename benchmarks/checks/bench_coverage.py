@@ -37,8 +37,9 @@ from zscgan_ext.export.onnx.model import quantized_model
 from zscgan_ext.export.onnx.verification import compare_nodes, product_step
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import QuantizedClassifier, convert, folded
+from zscgan_ext.quantization.conversion import convert, folded
 from zscgan_ext.quantization.fine_tuning import StudentTraining
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher

@@ -48,7 +48,6 @@ with atheris.instrument_imports(include=["zscgan_ext"]) if atheris else contextl
     from zscgan_ext.quantization.conversion import convert
     from zscgan_ext.quantization.fine_tuning import StudentTraining
     from zscgan_ext.quantization.scheme import Scheme
-    from zscgan_ext.quantization.student_state import StudentState
     from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, checksum
     from zscgan_ext.run_folder.checkpoints import Checkpoints
     from zscgan_ext.run_folder.files import CHECKPOINTS, NoFolder
@@ -155,7 +154,7 @@ def fine_tuning(run: Run) -> StudentTraining:
 def hold_all(checkpoints: Checkpoints, run: Run, training: StudentTraining) -> None:
     """Hold what a run holds while it fine-tunes."""
     checkpoints.hold("measured", run, gives_copies=True)
-    checkpoints.hold("student", StudentState(training.student))
+    checkpoints.hold("student", training.student)
     checkpoints.hold("fine_tuned/training", training)
     checkpoints.hold_random("image random", torch.Generator())
 

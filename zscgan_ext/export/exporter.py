@@ -18,7 +18,8 @@ from zscgan_ext.export.quantized_file import load_quantized, quantized_file
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.measures import latencies
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
+from zscgan_ext.quantization.conversion import folded
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import EXPORT, EXPORTED, write_own
 from zscgan_ext.run_folder.finished_run import open_run
 from zscgan_ext.run_folder.whole_file import json_bytes, one_line_errors, write_whole

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zscgan_ext.ops.layout import spread
 from zscgan_ext.quantization.quantizers import QuantizedLayer
-from zscgan_ext.quantization.scheme import IntegerRange
+from zscgan_ext.quantization.scheme import QuantRange
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class IntegerWeight:
     integers: Tensor  # [O, ...], int16, so that signed and unsigned ones of 8 bits fit
     scale: Tensor  # [O], float32
     zero_point: Tensor  # [O], int16
-    range: IntegerRange
+    range: QuantRange
 
     def dequantize(self) -> Tensor:
         """Return the weight that the student computes with, float32 [O, ...], bit for bit."""
@@ -29,13 +29,14 @@ class IntegerWeight:
 @torch.no_grad()
 def integer_weight(layer: QuantizedLayer) -> IntegerWeight:
     """Quantize a layer's weight to integers, on the CPU, as the layer itself does."""
-    scale = layer.weight_scale().float()  # sets asymmetric zero points
-    low, high = layer.integers.quant_min, layer.integers.quant_max
-    zero_point = layer.zero_point.float()
+    scale, zero_point = (values.float() for values in layer.qparams())
+    low, high = layer.quant_range.quant_min, layer.quant_range.quant_max
     weight = layer.layer.weight.float()
     rounded = torch.round(weight * spread(1 / scale, weight, 0)) + spread(zero_point, weight, 0)
     integers = rounded.clamp(low, high).to("cpu", torch.int16).contiguous()
-    return IntegerWeight(integers, scale.cpu(), zero_point.to("cpu", torch.int16), layer.integers)
+    return IntegerWeight(
+        integers, scale.cpu(), zero_point.to("cpu", torch.int16), layer.quant_range
+    )
 
 
 def pack(integers: Tensor, bits: int) -> Tensor:

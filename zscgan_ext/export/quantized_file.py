@@ -7,6 +7,7 @@ tensors, and JSON that names the classifier.
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ from zscgan_ext.json_values import (
     record,
     text,
 )
-from zscgan_ext.quantization.conversion import QuantizedClassifier, convert
-from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer, QuantizedLayer
+from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
+from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.regular_file import regular_file_size, utf8_path
 
@@ -94,13 +96,9 @@ class LoadedClassifier(QuantizedClassifier):
         self.class_names = content.class_names
         self.preprocessing = content.preprocessing
 
-    def quantize_weights(self) -> None:
-        """Take the weights as they are."""
-        for layer in self.layers:
-            layer.quantized_weight = layer.layer.weight.detach()
-
-    def release_weights(self) -> None:
-        """Keep them: another thread may be computing with them."""
+    def quantized_weights(self) -> AbstractContextManager[None]:
+        """Leave the weights as they are, since the file has quantized ones."""
+        return nullcontext()
 
 
 def quantized_file(student: QuantizedClassifier, classifier: Classifier) -> bytes:
@@ -115,8 +113,8 @@ def quantized_file(student: QuantizedClassifier, classifier: Classifier) -> byte
             if module.layer.bias is not None:
                 tensors[f"{name}.bias"] = module.layer.bias
         elif isinstance(module, ActivationQuantizer):
-            tensors[f"{name}.scale"] = module.scale()
-            tensors[f"{name}.zero_point"] = module.integer_zero_point().byte()
+            scale, zero_point = module.qparams()
+            tensors |= {f"{name}.scale": scale, f"{name}.zero_point": zero_point.byte()}
     tensors |= other_tensors(student)
     plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     metadata = {METADATA: json.dumps(description(student, classifier, shapes))}
@@ -203,7 +201,7 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     model = trace(model, content.preprocessing.shape)
     student = convert(model, content.scheme, content.preprocessing.shape)
     fill(student, content, Path(file))
-    student.set_activation_mode(ActivationMode.QUANTIZE)
+    student.quantize_activations()
     lay_out_weights(lay_out(student, torch.channels_last))
     return LoadedClassifier(student, content).eval().requires_grad_(False)
 
@@ -280,7 +278,8 @@ def fill_layer(
     layer: QuantizedLayer, name: str, take: Callable[[str, torch.Size, torch.dtype], Tensor]
 ) -> None:
     """Put a file's integers, scales and bias into a layer."""
-    shape, bits, signed = layer.layer.weight.shape, layer.integers.bits, layer.integers.signed
+    shape = layer.layer.weight.shape
+    bits, signed = layer.quant_range.bits, layer.quant_range.signed
     if bits == BITS_OF_BYTE:
         whole = torch.int8 if signed else torch.uint8
         integers = take(f"{name}.weight", shape, whole).short()
@@ -293,7 +292,7 @@ def fill_layer(
     zero_point = torch.zeros_like(scale, dtype=torch.int16)
     if not signed:
         zero_point = take(f"{name}.weight_zero_point", channels, torch.uint8).short()
-    weight = IntegerWeight(integers, scale, zero_point, layer.integers)
+    weight = IntegerWeight(integers, scale, zero_point, layer.quant_range)
     layer.layer.weight.copy_(weight.dequantize())
     layer.zero_point.copy_(zero_point)
     if layer.symmetric:
@@ -305,12 +304,9 @@ def fill_layer(
 @torch.no_grad()
 def lay_out_weights(student: QuantizedClassifier) -> None:
     """Give weights the memory layout that quantizing gives; another changes the order of sums."""
-    student.quantize_weights()
-    for layer in student.layers:
-        assert layer.quantized_weight is not None
-        laid_out = torch.empty_like(layer.quantized_weight).copy_(layer.layer.weight)
+    for layer, quantized in zip(student.layers, student.quantize_weights(), strict=True):
+        laid_out = torch.empty_like(quantized).copy_(layer.layer.weight)
         layer.layer.weight = nn.Parameter(laid_out)
-        layer.quantized_weight = None
 
 
 def logarithm_of(scale: Tensor) -> Tensor:

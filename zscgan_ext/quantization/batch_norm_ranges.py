@@ -18,18 +18,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zscgan_ext.classifiers.graph import device_of, module_of
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.images.preprocessing import Preprocessing
-from zscgan_ext.quantization.biases import round_biases
-from zscgan_ext.quantization.conversion import (
-    QUANTIZED_LAYERS,
-    QuantizedClassifier,
+from zscgan_ext.quantization.activation_ranges import (
+    choose_range,
+    take_narrower_range,
+    update_range,
 )
-from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer
+from zscgan_ext.quantization.quantized_classifier import (
+    QuantizedClassifier,
+    round_biases_to_int32,
+)
+from zscgan_ext.quantization.quantizers import QUANTIZED_LAYERS, ActivationQuantizer
 
 DRAWS = 256  # of each channel
 VALUES = 2**16  # of a tensor, at most, that its range is chosen by
 
 
-class DrawnActivations(fx.Interpreter):
+class BatchNormActivationSampler(fx.Interpreter):
     """A classifier run with draws in place of the result of every batch norm.
 
     Each channel of a result is logistic with mean beta and standard deviation gamma, one draw for
@@ -41,7 +45,7 @@ class DrawnActivations(fx.Interpreter):
     Args:
         graph: of the float classifier, in evaluation mode.
         quantizers: by the name of the node whose result they quantize.
-        random: draws; on the device of the classifier.
+        rng: draws; on the device of the classifier.
         choose: gives a quantizer a range from values [N].
         only_drawn: whether quantizers of what follows no batch norm keep the range they have.
     """
@@ -50,14 +54,14 @@ class DrawnActivations(fx.Interpreter):
         self,
         graph: fx.GraphModule,
         quantizers: dict[str, ActivationQuantizer],
-        random: torch.Generator,
+        rng: torch.Generator,
         choose: Callable[[ActivationQuantizer, Tensor], None],
         only_drawn: bool,
     ) -> None:
         super().__init__(graph)
         self.graph_module = graph
         self.quantizers = quantizers
-        self.random = random
+        self.rng = rng
         self.choose = choose
         self.only_drawn = only_drawn
         self.drawn: set[fx.Node] = set()  # batch norms, and all that follows them
@@ -79,12 +83,12 @@ class DrawnActivations(fx.Interpreter):
         if is_wanted and has_range and name in self.quantizers:
             flat = result.flatten()
             shape = (min(VALUES, flat.numel()),)
-            index = torch.randint(flat.numel(), shape, generator=self.random, device=flat.device)
+            index = torch.randint(flat.numel(), shape, generator=self.rng, device=flat.device)
             self.choose(self.quantizers[name], flat[index])
         return result
 
     def is_folded(self, layer: fx.Node) -> bool:
-        """Tell whether a layer's quantizer sees the result of the batch norm behind the layer."""
+        """Return True if a layer's quantizer sees the result of the batch norm behind the layer."""
         modules = [module_of(self.graph_module, node) for node in (layer, *layer.users)]
         is_alone = len(modules) == 2 and isinstance(modules[1], _BatchNorm)
         return is_alone and isinstance(modules[0], QUANTIZED_LAYERS)
@@ -93,7 +97,7 @@ class DrawnActivations(fx.Interpreter):
         """Draw a batch norm's result [N, C, ...], the same at each place of a map."""
         places = [1] * (like.dim() - 2)
         shape = (*like.shape[:2], *places)
-        uniform = torch.rand(shape, generator=self.random, device=like.device)
+        uniform = torch.rand(shape, generator=self.rng, device=like.device)
         draws = torch.logit(uniform, eps=1e-6) * math.sqrt(3) / math.pi  # of variance 1
         if norm.weight is not None:
             draws = draws * norm.weight.view(-1, *places)
@@ -102,27 +106,11 @@ class DrawnActivations(fx.Interpreter):
         return torch.empty_like(like).copy_(draws)
 
 
-def choose_range(quantizer: ActivationQuantizer, values: Tensor) -> None:
-    """Give a quantizer the scale with the least squared error on values [N]."""
-    quantizer.reset()
-    quantizer.observe(values)
-    quantizer.search(values)
-    quantizer.choose_scale()
-
-
-def choose_if_narrower(quantizer: ActivationQuantizer, values: Tensor) -> None:
-    """Give a quantizer the range that `choose_range` would, unless its own is as narrow."""
-    own = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
-    choose_range(quantizer, values)
-    if bool(own["log_scale"] <= quantizer.log_scale):
-        quantizer.load_state_dict(own)
-
-
 @torch.no_grad()
-def follow_batch_norm(
+def set_ranges_from_batch_norm(
     student: QuantizedClassifier, model: nn.Module, images: Tensor, only_narrower: bool
 ) -> None:
-    """Give every activation that follows a batch norm the range that this one tells.
+    """Give every activation that follows a batch norm the range of its statistics.
 
     All others keep theirs. The draws are the same in every run.
 
@@ -135,12 +123,12 @@ def follow_batch_norm(
     Raises:
         InputError: if the classifier cannot be traced.
     """
-    random = torch.Generator(images.device).manual_seed(0)
-    choose = choose_if_narrower if only_narrower else choose_range
+    rng = torch.Generator(images.device).manual_seed(0)
+    choose = take_narrower_range if only_narrower else choose_range
     repeated = images[torch.arange(DRAWS, device=images.device) % len(images)]
     quantizers = student.named_activation_quantizers()
     graph = trace(model, student.image_shape)
-    DrawnActivations(graph, quantizers, random, choose, only_drawn=True).run(repeated)
+    BatchNormActivationSampler(graph, quantizers, rng, choose, only_drawn=True).run(repeated)
 
 
 @torch.no_grad()
@@ -148,7 +136,7 @@ def calibrate_from_batch_norm(
     student: QuantizedClassifier,
     model: nn.Module,
     preprocessing: Preprocessing,
-    random: torch.Generator,
+    rng: torch.Generator,
 ) -> None:
     """Set every activation's scale and zero point from the batch norm of the float classifier.
 
@@ -161,7 +149,7 @@ def calibrate_from_batch_norm(
         student: changed in place.
         model: the float classifier that it was converted from, in evaluation mode.
         preprocessing: of the classifier.
-        random: draws; on the device of the classifier.
+        rng: draws; on the device of the classifier.
 
     Raises:
         InputError: if the classifier cannot be traced.
@@ -173,9 +161,8 @@ def calibrate_from_batch_norm(
     ends = preprocessing.normalize(pixels.expand(2, preprocessing.channels, 1, 1))
     for node in graph.graph.nodes:
         if node.op == "placeholder" and node.name in quantizers:
-            quantizers[node.name].reset()
-            quantizers[node.name].observe(ends)
-    noise = torch.randn((DRAWS, *preprocessing.shape), generator=random, device=device)
-    DrawnActivations(graph, quantizers, random, choose_range, only_drawn=False).run(noise)
-    student.set_activation_mode(ActivationMode.QUANTIZE)
-    round_biases(student)
+            update_range(quantizers[node.name], ends, 1)
+    noise = torch.randn((DRAWS, *preprocessing.shape), generator=rng, device=device)
+    BatchNormActivationSampler(graph, quantizers, rng, choose_range, only_drawn=False).run(noise)
+    student.quantize_activations()
+    round_biases_to_int32(student)

@@ -1,27 +1,45 @@
-"""Ranges of activations, from a few batches of images, and from batch norm where there is one."""
+"""Initial ranges of activations: from a few batches of images, from batch norm, or chosen by KL.
 
-from collections.abc import Iterator
+No way to take ranges is the best for every classifier and width: batch norm has to bound what is
+coarse or sensitive, and elsewhere such bounds cut off what the classifier needs. The logits of the
+student with each of them show which one fits. Its feature maps do not: their distance is mostly
+that of the largest activations, which generated images may have and real ones not.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from zscgan_ext import processes
 from zscgan_ext.classifiers.graph import module_of
-from zscgan_ext.quantization.batch_norm_ranges import choose_range, follow_batch_norm
-from zscgan_ext.quantization.biases import round_biases
-from zscgan_ext.quantization.conversion import QuantizedClassifier
-from zscgan_ext.quantization.quantizers import ActivationMode, ActivationQuantizer
+from zscgan_ext.quantization.activation_ranges import (
+    SQUARED,
+    choose_range,
+    search_scale,
+    update_range,
+)
+from zscgan_ext.quantization.batch_norm_ranges import set_ranges_from_batch_norm
+from zscgan_ext.quantization.fine_tuning import logit_divergence
+from zscgan_ext.quantization.quantized_classifier import (
+    QuantizedClassifier,
+    round_biases_to_int32,
+)
+from zscgan_ext.quantization.quantizers import ActivationQuantizer
+from zscgan_ext.settings.config import Settings
 
 RANGES = ("narrower", "batch_norm", "images")
 # Most values of a tensor are small, but the large ones decide: their errors have to weigh more.
 POWER_BESIDE_BATCH_NORM = 5
-SQUARED = 2
+# Of the divergence of the first way: nearer ones say nothing about the fine-tuned students.
+CLEARLY_LESS = 0.75
 
 
 @torch.no_grad()
 def calibrate(
-    model: QuantizedClassifier,
+    student: QuantizedClassifier,
     batches: Iterator[tuple[Tensor, Tensor]],
     count: int,
     ranges: str = "images",
@@ -33,7 +51,7 @@ def calibrate(
     the range's with the least squared error on the last batch. Weights are quantized meanwhile,
     activations are not.
 
-    `batch_norm`: so for what follows no batch norm; all others have the range that it tells.
+    `batch_norm`: so for what follows no batch norm; all others have the range of its statistics.
 
     `narrower`: whichever of the two is narrower. Large values weigh more in the search than their
     squares, and where generated images have larger extremes than real ones would, batch norm
@@ -42,110 +60,141 @@ def calibrate(
     Afterwards activations are quantized too, and biases are such as integer kernels add.
 
     Args:
-        model: changed in place.
-        batches: images [B, C, H, W] with labels, which are not looked at.
+        student: changed in place.
+        batches: images [B, C, H, W] with labels, which are ignored.
         count: batches to observe, 1 or more; the last is searched.
         ranges: as above.
-        classifier: the float one that the model was converted from, whose batch norm is asked;
-            needed for all but `images`.
+        classifier: the float one that the student was converted from; needed for all but `images`.
     """
-    settle_ranges(model, observe_ranges(model, batches, count), ranges, classifier)
+    finalize_ranges(student, observe_ranges(student, batches, count), ranges, classifier)
+
+
+@torch.no_grad()
+def choose_initial_ranges(
+    student: QuantizedClassifier,
+    classifier: nn.Module,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    settings: Settings,
+) -> dict[str, float]:
+    """Calibrate a student in each of the ways of `calibrate`, and keep the ranges `least` names.
+
+    Images are observed once for all ways. The divergence of the student's logits from the
+    classifier's, as in the loss of fine-tuning, is that on the last batch of all processes.
+
+    Args:
+        student: converted, its weights rounded; changed in place.
+        classifier: the float one that it was converted from.
+        batches: images [B, C, H, W], with labels, which are ignored.
+        settings: calibration_batches, temperature.
+
+    Returns:
+        The divergence of each way.
+    """
+    images = observe_ranges(student, batches, settings.calibration_batches)
+    logits = classifier(images)  # [B, num_classes]
+    observed = copy.deepcopy(student.state_dict())
+    divergences, states = {}, {}
+    for ranges in RANGES:
+        student.load_state_dict(observed)
+        finalize_ranges(student, images, ranges, classifier)
+        divergence = logit_divergence(student(images), logits, settings.temperature)
+        divergences[ranges] = float(processes.averaged(divergence))
+        states[ranges] = copy.deepcopy(student.state_dict())
+    student.load_state_dict(states[least(divergences)])
+    return divergences
+
+
+def least(divergences: Mapping[str, float]) -> str:
+    """Name the ranges of clearly the least divergence, or the first of `RANGES` if none are."""
+    best, first = min(divergences, key=lambda ranges: divergences[ranges]), RANGES[0]
+    return best if divergences[best] < CLEARLY_LESS * divergences[first] else first
 
 
 @torch.no_grad()
 def observe_ranges(
-    model: QuantizedClassifier, batches: Iterator[tuple[Tensor, Tensor]], count: int
+    student: QuantizedClassifier, batches: Iterator[tuple[Tensor, Tensor]], count: int
 ) -> Tensor:
     """Average the range of every activation over `count` batches; return the last one's images."""
-    for quantizer in model.activation_quantizers:
-        quantizer.reset()
-    model.set_activation_mode(ActivationMode.OBSERVE)
-    for images, _ in islice(batches, count):
-        model(images)
+    for number, (images, _) in enumerate(islice(batches, count), 1):
+        update_ranges(student, images, 1 / number)
     return images
 
 
 @torch.no_grad()
-def settle_ranges(
-    model: QuantizedClassifier, images: Tensor, ranges: str, classifier: nn.Module | None
+def update_ranges(student: QuantizedClassifier, images: Tensor, averaging_constant: float) -> None:
+    """Average the ranges of float activations into those of all quantizers, see `update_range`."""
+
+    def observe(quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
+        update_range(quantizer, x, averaging_constant)
+        return x
+
+    student.forward_with(observe, images)
+
+
+@torch.no_grad()
+def finalize_ranges(
+    student: QuantizedClassifier, images: Tensor, ranges: str, classifier: nn.Module | None
 ) -> None:
     """Choose scales within the ranges that were observed, as `calibrate` says, and quantize.
 
     Args:
-        model: that has observed batches; changed in place.
+        student: that has observed batches; changed in place.
         images: [N, C, H, W] of the last batch.
         ranges: as for `calibrate`.
         classifier: as for `calibrate`.
     """
-    for quantizer in model.activation_quantizers:
-        quantizer.error_power = POWER_BESIDE_BATCH_NORM if ranges == "narrower" else SQUARED
-    model.set_activation_mode(ActivationMode.SEARCH)
-    model(images)
-    for quantizer in model.activation_quantizers:
-        quantizer.choose_scale()
+    error_power = POWER_BESIDE_BATCH_NORM if ranges == "narrower" else SQUARED
+
+    def search(quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
+        search_scale(quantizer, x, error_power)
+        return x
+
+    student.forward_with(search, images)
     if ranges != "images":
         assert classifier is not None
-        follow_batch_norm(model, classifier, images, only_narrower=ranges == "narrower")
-    model.set_activation_mode(ActivationMode.QUANTIZE)
-    cover_pixels(model, images)
-    round_biases(model)
+        set_ranges_from_batch_norm(student, classifier, images, only_narrower=ranges == "narrower")
+    student.quantize_activations()
+    cover_pixels(student, images)
+    round_biases_to_int32(student)
 
 
-def cover_pixels(model: QuantizedClassifier, images: Tensor) -> None:
+def cover_pixels(student: QuantizedClassifier, images: Tensor) -> None:
     """Give what is computed of the images before any layer a range for all pixels there may be.
 
-    Generated images tell the least of it: the first batch norm sees what a convolution makes of
+    Generated images show the least of it: the first batch norm sees what a convolution makes of
     them, and how a classifier scales or joins its channels before is not in its statistics.
 
     Args:
-        model: calibrated; changed in place.
+        student: calibrated; changed in place.
         images: [N, C, H, W], which range over the pixels that there may be.
     """
-    nodes = nodes_before_layers(model)
-    if not nodes:
+    before_layers = quantizers_before_layers(student.graph)
+    if not before_layers:
         return
+
+    def quantize(quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
+        if quantizer in before_layers:
+            choose_range(quantizer, x)
+        quantized: Tensor = quantizer(x)
+        return quantized
+
     low, high = images.amin(), images.amax()  # of all channels: few images lack some values
-    random = torch.Generator(images.device).manual_seed(0)
-    uniform = torch.rand(images.shape, generator=random, device=images.device)
-    model.quantize_weights()
-    PixelRanges(model.graph, nodes).run(low + (high - low) * uniform.to(images.dtype))
-    model.release_weights()
+    rng = torch.Generator(images.device).manual_seed(0)
+    uniform = torch.rand(images.shape, generator=rng, device=images.device)
+    student.forward_with(quantize, low + (high - low) * uniform.to(images.dtype))
 
 
-def nodes_before_layers(model: QuantizedClassifier) -> set[fx.Node]:
+def quantizers_before_layers(graph: fx.GraphModule) -> set[ActivationQuantizer]:
     """Return the quantizers of what is computed of the images, but not of a layer or batch norm."""
-    graph = model.graph
+    found: set[ActivationQuantizer] = set()
     pointwise: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        module = module_of(graph, node)
+        module, sources = module_of(graph, node), node.all_input_nodes
         is_layer = module is not None and not isinstance(module, ActivationQuantizer)
-        if not is_layer and all(s in pointwise or s.op == "get_attr" for s in node.all_input_nodes):
-            pointwise.add(node)
-    return {
-        node
-        for node in pointwise
-        if isinstance(module_of(graph, node), ActivationQuantizer)
-        and node.all_input_nodes[0].op not in ("placeholder", "get_attr")
-    }
-
-
-class PixelRanges(fx.Interpreter):
-    """Runs a student and chooses the ranges of some of its quantizers.
-
-    Args:
-        graph: of the student, its weights quantized.
-        nodes: that call these quantizers.
-    """
-
-    def __init__(self, graph: fx.GraphModule, nodes: set[fx.Node]) -> None:
-        super().__init__(graph)
-        self.nodes = nodes
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node; choose the range first if it calls one of these quantizers."""
-        if n in self.nodes:
-            quantizer = self.fetch_attr(str(n.target))
-            (values, *_), _ = self.fetch_args_kwargs_from_env(n)
-            choose_range(quantizer, values)
-            quantizer.mode = ActivationMode.QUANTIZE
-        return super().run_node(n)
+        if is_layer or not all(s in pointwise or s.op == "get_attr" for s in sources):
+            continue
+        pointwise.add(node)
+        is_computed = bool(sources) and sources[0].op not in ("placeholder", "get_attr")
+        if isinstance(module, ActivationQuantizer) and is_computed:
+            found.add(module)
+    return found

@@ -1,12 +1,10 @@
 """Quantizers that let nothing through: everything clipped, or everything rounded to zero."""
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zscgan_ext.errors import some_of
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
 ROUNDS = "it rounds every value to zero"
@@ -34,29 +32,26 @@ def dead_quantizers(student: QuantizedClassifier, images: Tensor) -> list[str]:
 def dead_activations(student: QuantizedClassifier, images: Tensor) -> list[str]:
     """Return a line for each kind of fault of activation quantizers, on these images."""
     named = student.named_activation_quantizers()
-    names: dict[nn.Module, str] = {quantizer: name for name, quantizer in named.items()}
+    names = {quantizer: name for name, quantizer in named.items()}
     faulty: dict[str, dict[str, float]] = {}  # by the fault, scales by the names of quantizers
 
-    def look(quantizer: nn.Module, given: tuple[Any, ...], options: Any, y: Tensor) -> None:
-        assert isinstance(quantizer, ActivationQuantizer)
-        fault = activation_fault(quantizer, quantizer.before_rounding(*given, **options), y)
+    def inspect(quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
+        y: Tensor = quantizer(x)
+        fault = activation_fault(quantizer, x, y)
         if fault:
-            faulty.setdefault(fault, {})[names[quantizer]] = quantizer.scale().item()
+            scale = quantizer.qparams().scale.item()
+            faulty.setdefault(fault, {})[names[quantizer]] = scale
+        return y
 
-    handles = [q.register_forward_hook(look, with_kwargs=True) for q in named.values()]
-    try:
-        student(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    student.forward_with(inspect, images)
     return [activation_line(fault, scales) for fault, scales in faulty.items()]
 
 
 def activation_line(fault: str, scales: dict[str, float]) -> str:
-    """Tell which activation quantizers have a fault."""
-    told = {name: f"{name} (its scale is {scale:.1e})" for name, scale in scales.items()}
+    """Return the line that names the activation quantizers with a fault."""
     if len(scales) > 1:
-        return f"{len(scales)} activation quantizers {FAULTS[fault]}: {some_of([*told.values()])}"
+        named = [f"{name} (its scale is {scale:.1e})" for name, scale in scales.items()]
+        return f"{len(scales)} activation quantizers {FAULTS[fault]}: {some_of(named)}"
     ((name, scale),) = scales.items()
     reason = {SCALE: f"its scale is {scale}", CLIPS: f"{CLIPS}, its scale is {scale:.1e}"}
     return f"activation quantizer {name}: {reason.get(fault, fault)}"
@@ -81,14 +76,11 @@ def dead_weights(student: QuantizedClassifier) -> list[str]:
 
 
 def activation_fault(quantizer: ActivationQuantizer, x: Tensor, y: Tensor) -> str:
-    """Say what a quantizer does wrong with what it is given, nothing for a sound one.
-
-    Args:
-        quantizer: of the activation.
-        x: what it rounds.
-        y: what it gives.
-    """
-    scale, low, high = quantizer.scale().item(), *ends(quantizer)
+    """Return the fault of a quantizer that maps `x` to `y`, an empty text if it has none."""
+    scale, zero_point = (value.item() for value in quantizer.qparams())
+    quant_range = quantizer.quant_range
+    low = (quant_range.quant_min - zero_point) * scale
+    high = (quant_range.quant_max - zero_point) * scale
     if not 0 < scale < float("inf"):
         return SCALE
     if not bool((x != 0).any()):
@@ -97,23 +89,17 @@ def activation_fault(quantizer: ActivationQuantizer, x: Tensor, y: Tensor) -> st
     if not others.numel():
         return ROUNDS
     tolerance = scale / 4
-    at_an_end = ((others - low).abs() < tolerance) | ((others - high).abs() < tolerance)
-    return CLIPS if at_an_end.all() else ""
-
-
-def ends(quantizer: ActivationQuantizer) -> tuple[float, float]:
-    """Return the smallest and the largest number on a quantizer's grid."""
-    scale, zero_point = quantizer.scale().item(), quantizer.integer_zero_point().item()
-    integers = quantizer.integers
-    return (integers.quant_min - zero_point) * scale, (integers.quant_max - zero_point) * scale
+    clipped = ((others - low).abs() < tolerance) | ((others - high).abs() < tolerance)
+    return CLIPS if clipped.all() else ""
 
 
 def dead_channels(layer: QuantizedLayer) -> Tensor:
-    """Tell, for each output channel [O], whether its quantized weight says nothing of its own."""
+    """Return bool [O]: output channels whose weight is wholly clipped or rounded to zero."""
     weight = layer.layer.weight.detach().flatten(1).float()  # [O, elements]
-    scale = layer.weight_scale().float()[:, None]
-    integers = weight / scale + layer.zero_point[:, None]
-    low, high = layer.integers.quant_min - 0.5, layer.integers.quant_max + 0.5
+    scale, zero_point = (values[:, None] for values in layer.qparams())
+    scale = scale.float()
+    integers = weight / scale + zero_point
+    low, high = layer.quant_range.quant_min - 0.5, layer.quant_range.quant_max + 0.5
     is_zero = weight == 0
     clipped = (is_zero | (integers < low) | (integers > high)).all(1)
     rounded_away = (weight.abs() < scale / 2).all(1)

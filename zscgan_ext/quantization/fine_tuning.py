@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from zscgan_ext.classifiers.graph import device_of
 from zscgan_ext.images.memory_format import lay_out
-from zscgan_ext.quantization.biases import round_biases
-from zscgan_ext.quantization.conversion import QuantizedClassifier, folded
-from zscgan_ext.quantization.features import feature_distance, pair_features
+from zscgan_ext.quantization.conversion import folded
+from zscgan_ext.quantization.feature_distillation import feature_distance, pair_features
+from zscgan_ext.quantization.quantized_classifier import (
+    QuantizedClassifier,
+    round_biases_to_int32,
+)
 from zscgan_ext.settings.config import Settings
 from zscgan_ext.training.execution import choose_execution
 from zscgan_ext.training.steps import Training, as_it_is, every_step, nothing
@@ -79,10 +82,10 @@ class StudentTraining(Training):
     ) -> None:
         self.student = student.eval()
         execution = choose_execution(settings, device_of(student))
-        frozen = lay_out(folded(teacher, student.image_shape), execution.memory_format)
-        graphs = (student.fused_graph[0], frozen)
-        # In a tuple, because the modules of its first graph are those of the student.
-        self.graphs = pair_features(*graphs, wanted=settings.feature_weight > 0)
+        self.teacher = lay_out(folded(teacher, student.image_shape), execution.memory_format)
+        self.student_graph, self.teacher_graph = pair_features(
+            student, self.teacher, wanted=settings.feature_weight > 0
+        )
         self.batches = batches
         self.settings = settings
         super().__init__(
@@ -96,7 +99,7 @@ class StudentTraining(Training):
 
     def models(self) -> dict[str, nn.Module]:
         """Return the models that take part in a step."""
-        return {"classifier": self.graphs[1], "student": self.student}
+        return {"classifier": self.teacher, "student": self.student}
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return the next batch."""
@@ -107,8 +110,9 @@ class StudentTraining(Training):
         images, labels = inputs
         with self.precision.autocast():
             with torch.no_grad():
-                teacher_logits, teacher_features = self.graphs[1](images)
-            logits, features = self.student.execute(self.graphs[0], images)
+                teacher_logits, teacher_features = self.teacher_graph(images)
+            with self.student.quantized_weights():
+                logits, features = self.student_graph(images)
         loss = student_loss(logits, teacher_logits, labels, self.settings)
         if features:
             loss = loss + self.settings.feature_weight * feature_distance(
@@ -149,4 +153,4 @@ def fine_tune(
         report(FineTuningStep(step, *values))
 
     training.run(settings.fine_tuning_steps, report_values, is_due, after_step)
-    round_biases(student)
+    round_biases_to_int32(student)

@@ -9,7 +9,7 @@ BITS_OF_FIRST_AND_LAST = 8
 
 
 @dataclass(frozen=True)
-class IntegerRange:
+class QuantRange:
     """The integers that one quantizer may use."""
 
     quant_min: int
@@ -26,15 +26,15 @@ class IntegerRange:
         return self.quant_min < 0
 
 
-def unsigned_range(bits: int) -> IntegerRange:
+def unsigned_range(bits: int) -> QuantRange:
     """Return 0 to 2^bits - 1."""
-    return IntegerRange(0, 2**bits - 1)
+    return QuantRange(0, 2**bits - 1)
 
 
-def symmetric_range(bits: int) -> IntegerRange:
+def symmetric_range(bits: int) -> QuantRange:
     """Return -(2^(bits - 1) - 1) to 2^(bits - 1) - 1: as many steps on both sides of zero."""
     largest = 2 ** (bits - 1) - 1
-    return IntegerRange(-largest, largest)
+    return QuantRange(-largest, largest)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Scheme:
 
     `paper` is what published tables of data-free quantization use (GDFQ, Xu et al., 2020): weights
     per output channel, asymmetric, by their minimum and maximum; activations per tensor after
-    ReLU and ReLU6 alone; batch norm kept; one width everywhere.
+    ReLU and ReLU6 only; batch norm kept; one width everywhere.
 
     `deploy` is what an int8 runtime executes: batch norm folded; weights per output channel,
     symmetric, with learned scales; every activation tensor that a runtime quantizes; eight bits in
@@ -74,25 +74,24 @@ class Scheme:
         """Whether weights have symmetric learned scales, not asymmetric minimum and maximum."""
         return self.name == "deploy"
 
-    def bits_at_ends(self, bits: int) -> int:
-        """Return the width of the first and last layer, given the width of the others."""
-        return BITS_OF_FIRST_AND_LAST if self.name == "deploy" else bits
-
-    def weight_range(self, at_an_end: bool) -> IntegerRange:
+    def weight_range(self, is_first_or_last: bool) -> QuantRange:
         """Return the integers of a layer's weights."""
-        bits = self.bits_at_ends(self.weight_bits) if at_an_end else self.weight_bits
+        bits = self.bits_of(self.weight_bits, is_first_or_last)
         return symmetric_range(bits) if self.symmetric_weights else unsigned_range(bits)
 
-    def activation_range(self, at_an_end: bool) -> IntegerRange:
-        """Return the integers of an activation tensor."""
-        bits = self.bits_at_ends(self.activation_bits) if at_an_end else self.activation_bits
-        return unsigned_range(bits)
+    def activation_range(self, is_first_or_last: bool) -> QuantRange:
+        """Return the integers of an activation tensor that some layer reads."""
+        return unsigned_range(self.bits_of(self.activation_bits, is_first_or_last))
+
+    def bits_of(self, bits: int, is_first_or_last: bool) -> int:
+        """Return the width in a layer, given that of layers in the middle."""
+        return BITS_OF_FIRST_AND_LAST if is_first_or_last and self.name == "deploy" else bits
 
 
 def scheme_of(settings: Settings) -> Scheme:
     """Return the scheme that settings ask for, with its widths.
 
     Raises:
-        InputError: if the widths are none.
+        InputError: if the bit widths are not such as `w4a4`.
     """
     return Scheme(settings.scheme, *parse_bits(settings.bits))

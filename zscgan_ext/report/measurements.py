@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zscgan_ext import ops
 from zscgan_ext.classifiers.batch_norm import stored, stores_statistics
 from zscgan_ext.ops.layout import spread
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
 
@@ -58,13 +58,11 @@ def clipped_percent(x: Tensor, quantized: Tensor, scale: Tensor) -> float:
 @torch.no_grad()
 def weight_errors(student: QuantizedClassifier) -> list[MeasuredTensor]:
     """Measure the weight of every quantized layer, in the order of the modules."""
-    student.quantize_weights()
     errors = []
-    for name, layer in student.named_layers().items():
-        assert layer.quantized_weight is not None
-        tensors = layer.layer.weight, layer.quantized_weight, layer.weight_scale()
-        errors.append(measured(name, "weight", layer.integers.bits, *tensors))
-    student.release_weights()
+    named = student.named_layers().items()
+    for (name, layer), quantized in zip(named, student.quantize_weights(), strict=True):
+        tensors = layer.layer.weight, quantized, layer.qparams().scale
+        errors.append(measured(name, "weight", layer.quant_range.bits, *tensors))
     return errors
 
 
@@ -77,25 +75,15 @@ def activation_errors(student: QuantizedClassifier, images: Tensor) -> list[Meas
         images: normalized [N, C, H, W].
     """
     errors: list[MeasuredTensor] = []
+    names = {module: name for name, module in student.named_activation_quantizers().items()}
 
-    def watch(name: str, quantizer: ActivationQuantizer) -> Any:
-        def measure(_: nn.Module, inputs: tuple[Any, ...], quantized: Tensor) -> None:
-            scale, bits = quantizer.scale(), quantizer.integers.bits
-            errors.append(measured(name, "activation", bits, inputs[0], quantized, scale))
+    def measure(quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
+        quantized: Tensor = quantizer(x)
+        scale, bits = quantizer.qparams().scale, quantizer.quant_range.bits
+        errors.append(measured(names[quantizer], "activation", bits, x, quantized, scale))
+        return quantized
 
-        return quantizer.register_forward_hook(measure)
-
-    hooks = [
-        watch(name, quantizer) for name, quantizer in student.named_activation_quantizers().items()
-    ]
-    student.quantize_weights()
-    try:
-        # This graph, unlike the fused one, shows each quantizer the very tensor it quantizes.
-        student.graph(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        student.release_weights()
+    student.forward_with(measure, images)
     return errors
 
 

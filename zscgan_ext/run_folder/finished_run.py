@@ -12,8 +12,8 @@ from zscgan_ext.classifiers.trust import allowed_classifier, check_model_size, i
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
-from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
-from zscgan_ext.quantization.quantizers import ActivationMode
+from zscgan_ext.quantization.conversion import student_of
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.regular_file import regular_file_size
 from zscgan_ext.run_folder.files import GENERATOR, STUDENT
 from zscgan_ext.settings.command_line import CONFIG, parse_settings
@@ -90,6 +90,6 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     loaded = classifier_of(settings)
     student = student_of(settings, loaded)
     load_weights(student, folder / STUDENT)
-    student.set_activation_mode(ActivationMode.QUANTIZE)
+    student.quantize_activations()
     lay_out(student.requires_grad_(False), torch.channels_last)
     return FinishedRun(folder, settings, loaded, student)

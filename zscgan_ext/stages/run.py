@@ -16,7 +16,8 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import one_line
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import lay_out
-from zscgan_ext.quantization.conversion import QuantizedClassifier, student_of
+from zscgan_ext.quantization.conversion import student_of
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import LOG, RunFolder
 from zscgan_ext.run_folder.profiling import StepProfiler

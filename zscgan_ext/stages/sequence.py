@@ -6,8 +6,8 @@ import torch
 
 from zscgan_ext.images.datasets import near_chance_warnings
 from zscgan_ext.measures import top1
-from zscgan_ext.quantization.conversion import QuantizedClassifier
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import GENERATOR, STUDENT
 from zscgan_ext.stages.generator_stage import (
     generated_batches,

@@ -10,12 +10,10 @@ from zscgan_ext import processes
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.measures import predict
-from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.calibration import calibrate, choose_initial_ranges, least
 from zscgan_ext.quantization.fine_tuning import FineTuningStep, fine_tune
-from zscgan_ext.quantization.first_ranges import choose_first_ranges, least
-from zscgan_ext.quantization.rounding import round_weights
-from zscgan_ext.quantization.student_state import StudentState
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
+from zscgan_ext.quantization.squant import round_weights
 from zscgan_ext.stages.generator_stage import generator_goes_on
 from zscgan_ext.stages.progress import Progress
 from zscgan_ext.stages.results import LEARNING_ROWS
@@ -92,14 +90,15 @@ def calibrated_student(
     checkpoints, name = run.checkpoints, f"{stage} student"
     student = new_student(run.settings, run.classifier, run.execution)
     if checkpoints.is_finished(stage):
-        checkpoints.hold(name, StudentState(student))
+        checkpoints.hold(name, student)
+        student.quantize_activations()
         return student
     with checkpoints.stage(stage):
         with checkpoints.interruptible(), run.timed("calibration"):
             if run.settings.rounding == "balanced":
                 round_weights(student)
             give_ranges(run, student, batches, row, ranges)
-        checkpoints.hold(name, StudentState(student))
+        checkpoints.hold(name, student)
     return student
 
 
@@ -115,7 +114,7 @@ def give_ranges(
     if ranges != "least_divergence":
         calibrate(student, batches, settings.calibration_batches, ranges, classifier)
         return
-    divergences = choose_first_ranges(student, classifier, batches, settings)
+    divergences = choose_initial_ranges(student, classifier, batches, settings)
     chosen = least(divergences)
     run.first_ranges[row] = {"chosen": chosen, "divergence": divergences}
     shown = ", ".join(f"{name} {value:.3g}" for name, value in divergences.items())

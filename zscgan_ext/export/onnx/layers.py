@@ -11,8 +11,7 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.export.integers import IntegerWeight, integer_weight
 from zscgan_ext.export.onnx.graph import PADDING_MODES, OnnxGraph, QuantizedValue, Value
 from zscgan_ext.ops.layout import spread
-from zscgan_ext.quantization.quantizers import QuantizedLayer, WeightedLayer
-from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
+from zscgan_ext.quantization.quantizers import QuantizedLayer, TransposedConvolution, WeightedLayer
 
 # Sums of products stay inside int32 with a bias of at most half its range.
 LARGEST_BIAS = 2**30

@@ -25,9 +25,13 @@ from zscgan_ext.export.onnx.operators import OPERATORS
 from zscgan_ext.export.onnx.runtime import INPUT, OUTPUT
 from zscgan_ext.export.onnx.shaping import expanded
 from zscgan_ext.export.onnx.trial import try_out
-from zscgan_ext.quantization.conversion import QuantizedClassifier
-from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer, WeightedLayer
-from zscgan_ext.quantization.transposed_convolution import TransposedConvolution
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
+from zscgan_ext.quantization.quantizers import (
+    ActivationQuantizer,
+    QuantizedLayer,
+    TransposedConvolution,
+    WeightedLayer,
+)
 
 OPSET = 21  # the first with 4-bit integers
 IR_VERSION = 10  # that goes with it
@@ -45,13 +49,11 @@ def quantized_model(
     Raises:
         InputError: naming the node that cannot be exported.
     """
-    student.quantize_weights()
     properties = {"scheme": student.scheme.name}
     bits = {"weights": student.scheme.weight_bits, "activations": student.scheme.activation_bits}
     properties["bits"] = json.dumps(bits)
-    written = write(student.graph, classifier, properties)
-    student.release_weights()
-    return written
+    with student.quantized_weights():
+        return write(student.graph, classifier, properties)
 
 
 def float_model(graph: fx.GraphModule, classifier: Classifier) -> ModelProto:
@@ -148,9 +150,9 @@ def as_vectors(call: Call, layer: nn.Module, add: Callable[[Value], str]) -> Val
 
 def add_activation_quantizer(call: Call, quantizer: ActivationQuantizer) -> Value:
     """Quantize a value as the student does."""
-    top = quantizer.integers.quant_max
-    zero_point = int(quantizer.integer_zero_point().item())
-    return call.graph.quantize(call.input(), call.name, quantizer.scale(), zero_point, top)
+    scale, zero_point = quantizer.qparams()
+    top = quantizer.quant_range.quant_max
+    return call.graph.quantize(call.input(), call.name, scale, int(zero_point.item()), top)
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:

@@ -22,7 +22,7 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.export.onnx.graph import QuantizedValue
 from zscgan_ext.export.onnx.runtime import OUTPUT, OnnxClassifier
 from zscgan_ext.measures import agreement
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
 LEAST_AGREEMENT = 99.5  # percent, of a student that agrees with itself
@@ -111,9 +111,9 @@ def product_step(student: QuantizedClassifier) -> float:
     for node in student.graph.graph.nodes:
         module = module_of(student.graph, node)
         if isinstance(module, ActivationQuantizer):
-            input_scale = float(module.scale())
+            input_scale = float(module.qparams().scale)
         elif isinstance(module, QuantizedLayer):
-            step = input_scale * float(module.weight_scale().max())
+            step = input_scale * float(module.qparams().scale.max())
     return step
 
 
@@ -140,8 +140,8 @@ class Follower(fx.Interpreter):
                 self.largest_of_last_layer = float(result.abs().max())
             return result
         (x, *others), _ = self.fetch_args_kwargs_from_env(n)
-        scale = quantizer.scale()
-        found = (self.integers[str(n.target)].float() - quantizer.integer_zero_point()) * scale
+        scale, zero_point = quantizer.qparams()
+        found = (self.integers[str(n.target)].float() - zero_point) * scale
         margin = TIE * scale
         below, own, above = (quantizer(x + shift, *others) for shift in (-margin, 0, margin))
         tolerance = scale / 2  # between one integer and the next
@@ -178,12 +178,11 @@ def compare_nodes(
     ties, differences, gain = 0, [], 0.0
     for images in batches:
         *found, logits = map(torch.from_numpy, session.run([*names, OUTPUT], images))
-        student.quantize_weights()
         follower = Follower(student, dict(zip(quantized, found, strict=True)))
-        expected = follower.run(images)
+        with student.quantized_weights():
+            expected = follower.run(images)
         ties += follower.ties
         differences.append((expected - logits).abs().max())
         if follower.largest_of_last_layer > 0:
             gain = max(gain, float(expected.abs().max()) / follower.largest_of_last_layer)
-    student.release_weights()
     return ties, float(torch.stack(differences).max()), gain  # NaN if a difference is

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.ops.layout import spread
-from zscgan_ext.quantization.conversion import QuantizedClassifier
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import QuantizedLayer
 
 
-def flips(errors: Tensor, movable: Tensor) -> Tensor:
+def select_flips(errors: Tensor, movable: Tensor) -> Tensor:
     """Choose the errors to change by one, the largest first, so that their sum gets small.
 
     Args:
@@ -37,9 +37,7 @@ def flips(errors: Tensor, movable: Tensor) -> Tensor:
     return -total.sign() * chosen
 
 
-def round_with_small_sums(
-    steps: Tensor, low: int, high: int, movable: Tensor | None = None
-) -> Tensor:
+def squant_round(steps: Tensor, low: int, high: int, movable: Tensor | None = None) -> Tensor:
     """Round weights so that the errors of each kernel and each output channel add up to little.
 
     Where no element is clipped and all may move, the errors of a channel add up to 0.5 at most, and
@@ -59,26 +57,25 @@ def round_with_small_sums(
     integers = steps.round().clamp(low, high)
     inside = (steps >= low) & (steps <= high)  # so that both sides are integers of the range
     movable = inside if movable is None else movable & inside
-    integers = integers + flips(integers - steps, movable)
+    integers = integers + select_flips(integers - steps, movable)
     errors = integers - steps
     kernels = errors.sum(2)  # [O, I]
     # In each kernel the element that comes closest to its weight; it may have been moved before.
     excess = errors * kernels.sum(1).sign().view(-1, 1, 1)
     largest, element = excess.masked_fill(~movable, 0).max(2, keepdim=True)
-    kernel_flips = flips(kernels, largest.squeeze(2) > 0)
+    kernel_flips = select_flips(kernels, largest.squeeze(2) > 0)
     return integers.scatter_add(2, element, kernel_flips.unsqueeze(2))
 
 
-def integers_with_small_sums(layer: QuantizedLayer) -> Tensor:
+def squant_integers(layer: QuantizedLayer) -> Tensor:
     """Return the integers of a layer's weight, float64 in its shape, rounded as above.
 
     Under asymmetric scales, which follow the smallest and largest weight of each output channel,
     these two keep the first and last integer, so that the scale stays what it is.
     """
     weight = layer.layer.weight
-    low, high = layer.integers.quant_min, layer.integers.quant_max
-    scale = layer.weight_scale().double().view(-1, 1)  # [O, 1]
-    zero_point = layer.zero_point.double().view(-1, 1)  # [O, 1]
+    low, high = layer.quant_range.quant_min, layer.quant_range.quant_max
+    scale, zero_point = (values.double().view(-1, 1) for values in layer.qparams())  # [O, 1] each
     rows = weight.double().flatten(1)  # [O, I * K]
     steps = rows / scale + zero_point
     movable = torch.ones_like(steps, dtype=torch.bool)
@@ -92,7 +89,7 @@ def integers_with_small_sums(layer: QuantizedLayer) -> Tensor:
             # Half a step from the end is nearer to the end.
             steps.scatter_(1, index, torch.where(is_end, value + 0.002 * (end - value), value))
     shape = (*weight.shape[:2], -1)
-    rounded = round_with_small_sums(steps.view(shape), low, high, movable.view(shape))
+    rounded = squant_round(steps.view(shape), low, high, movable.view(shape))
     return rounded.view(weight.shape)
 
 
@@ -105,7 +102,6 @@ def round_weights(student: QuantizedClassifier) -> None:
     """
     for layer in student.layers:
         weight = layer.layer.weight
-        integers = integers_with_small_sums(layer)
-        zero_point = spread(layer.zero_point.double(), weight, 0)
-        scale = spread(layer.weight_scale().double(), weight, 0)
+        integers = squant_integers(layer)
+        scale, zero_point = (spread(values.double(), weight, 0) for values in layer.qparams())
         weight.copy_((integers - zero_point) * scale)
