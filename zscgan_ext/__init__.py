@@ -23,7 +23,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "InputError",
-    "__version__",
     "evaluate",
     "export",
     "fine_tune",
