@@ -82,7 +82,6 @@ def matched_graph(model: nn.Module, measured: Measured) -> fx.GraphModule | None
     image_shape = image_shape_of(model)
     if image_shape is None:
         return None
-
     graph = rewritten(model, measured)
     truth, remake = Truth(model, image_shape), partial(rewritten, measured=measured)
     require_near(truth, graph, "measuring its batch norms", remake)
