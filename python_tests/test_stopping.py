@@ -74,6 +74,7 @@ def test_the_end_of_a_terminal_writes_a_checkpoint(tmp_path):
         assert process.wait(120) == 128 + signal.SIGHUP
     finally:
         process.kill()  # one that did not end would go on for hours
+        process.wait()
     (steps,) = steps_of(tmp_path)
     assert steps > 0
 
