@@ -1,8 +1,8 @@
 // Every kernel of the native core: raw pointers, sizes and a stream; no framework types.
 //
 // All tensors are dense and seen as [outer, channels, inner] in memory order. "Real" is float, or
-// double where the data is float64: scales, zero points and statistics are Reals. `docs/kernels.md`
-// gives the formulas and the bytes that each kernel moves.
+// double where the data is float64: scales, zero points and statistics are Reals.
+// `docs/developer/kernels.md` gives the formulas and the bytes that each kernel moves.
 #pragma once
 
 #include <cstdint>

@@ -5,13 +5,13 @@ import torch
 
 from zscgan_ext.ops import (
     batch_norm_distance,
-    batch_norm_eval,
-    batch_norm_eval_matched,
     batch_norm_statistics,
     fake_quantize,
-    fake_quantize_learned,
-    fake_quantize_learned_many,
-    observe,
+    frozen_batch_norm,
+    frozen_batch_norm_with_stats,
+    lsq_fake_quantize,
+    lsq_fake_quantize_foreach,
+    update_min_max,
 )
 from zscgan_ext.ops.checks import check_per_channel
 
@@ -40,7 +40,7 @@ QUANTIZER_CASES = {
 }
 
 
-@pytest.mark.parametrize("op", [fake_quantize, fake_quantize_learned], ids=lambda op: op.__name__)
+@pytest.mark.parametrize("op", [fake_quantize, lsq_fake_quantize], ids=lambda op: op.__name__)
 @pytest.mark.parametrize("case", QUANTIZER_CASES)
 def test_quantizers(op, case):
     change, message = QUANTIZER_CASES[case]
@@ -66,9 +66,9 @@ def test_quantizers(op, case):
 def test_activation_and_bias(change, message):
     good = {"x": X, "scale": ONE, "zero_point": ONE, "axis": None, "quant_min": -8, "quant_max": 7}
     good |= {"activation": "relu", "bias": THREE}
-    fake_quantize_learned(**good)
+    lsq_fake_quantize(**good)
     with pytest.raises(ValueError, match=f"^{message}"):
-        fake_quantize_learned(**(good | change))
+        lsq_fake_quantize(**(good | change))
 
 
 @pytest.mark.parametrize("axis", [None, -1, 0, 2])
@@ -96,27 +96,27 @@ def test_observe(name, values, message):
     good = {name: torch.zeros(3) for name in ("running_min", "running_max", "scale", "zero_point")}
     good |= {"x": X, "averaging_constant": 0.1, "quant_min": -8, "quant_max": 7}
     good |= {"symmetric": False, "axis": 1}
-    observe(**good)
+    update_min_max(**good)
     with pytest.raises(ValueError, match=f"^{message}"):
-        observe(**(good | {name: values}))
+        update_min_max(**(good | {name: values}))
 
 
 @pytest.mark.parametrize(
-    ("x", "shift", "message"),
+    ("x", "mean_hint", "message"),
     [
         (X.long(), THREE, "x: dtype torch.int64"),
         (torch.zeros(3), THREE, r"x: shape \(3,\), needed is \[N, C, ...\]"),
-        (X, ONE, r"shift: shape \(1,\), needed is \(3,\)"),
-        (X, THREE.double(), "shift: dtype torch.float64"),
-        (X.double(), THREE, "shift: dtype torch.float32"),
-        (X, torch.ones(3, device="meta"), "shift: on meta"),
-        (X, torch.ones(6)[::2], "shift: strides"),
+        (X, ONE, r"mean_hint: shape \(1,\), needed is \(3,\)"),
+        (X, THREE.double(), "mean_hint: dtype torch.float64"),
+        (X.double(), THREE, "mean_hint: dtype torch.float32"),
+        (X, torch.ones(3, device="meta"), "mean_hint: on meta"),
+        (X, torch.ones(6)[::2], "mean_hint: strides"),
     ],
     ids=["integers", "one-dimension", "length", "double", "single", "device", "strided"],
 )
-def test_batch_norm_statistics(x, shift, message):
+def test_batch_norm_statistics(x, mean_hint, message):
     with pytest.raises(ValueError, match=f"^{message}"):
-        batch_norm_statistics(x, shift)
+        batch_norm_statistics(x, mean_hint)
 
 
 FROZEN_CASES = {
@@ -133,20 +133,22 @@ FROZEN_CASES = {
 }
 
 
-@pytest.mark.parametrize("op", [batch_norm_eval, batch_norm_eval_matched], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "op", [frozen_batch_norm, frozen_batch_norm_with_stats], ids=["plain", "stats"]
+)
 @pytest.mark.parametrize("case", FROZEN_CASES)
 def test_frozen_batch_norm(op, case):
     change, message = FROZEN_CASES[case]
     good = {"x": X, "multiplier": THREE, "offset": THREE, "activation": "relu", "residual": X}
-    good |= {"shift": THREE} if op is batch_norm_eval_matched else {}
+    good |= {"mean_hint": THREE} if op is frozen_batch_norm_with_stats else {}
     op(**good)
     with pytest.raises(ValueError, match=f"^{message}"):
         op(**(good | change))
 
 
-def test_frozen_batch_norm_shift():
-    with pytest.raises(ValueError, match=r"^shift: shape \(1,\), needed is \(3,\)"):
-        batch_norm_eval_matched(X, THREE, THREE, ONE)
+def test_frozen_batch_norm_mean_hint():
+    with pytest.raises(ValueError, match=r"^mean_hint: shape \(1,\), needed is \(3,\)"):
+        frozen_batch_norm_with_stats(X, THREE, THREE, ONE)
 
 
 def test_frozen_batch_norm_under_autocast_needs_one_dtype():
@@ -155,7 +157,7 @@ def test_frozen_batch_norm_under_autocast_needs_one_dtype():
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(ValueError, match=r"^residual: dtype"),
     ):
-        batch_norm_eval_matched(convolution(X), THREE, THREE, THREE, "relu", X)
+        frozen_batch_norm_with_stats(convolution(X), THREE, THREE, THREE, "relu", X)
 
 
 def distance_arguments():
@@ -206,12 +208,12 @@ def test_batch_norm_distance_needs_a_layer_with_channels(count):
     ],
     ids=["count", "none", "scale", "zero-point", "bounds", "integers", "mixed", "device", "scalar"],
 )
-def test_fake_quantize_learned_many(change, message):
+def test_lsq_fake_quantize_foreach(change, message):
     columns = {"xs": [X, X], "scales": [torch.ones(2)] * 2, "zero_points": [torch.ones(2)] * 2}
     columns |= {"quant_mins": [-8] * 2, "quant_maxs": [7] * 2, "gradient_scales": [1.0] * 2}
-    fake_quantize_learned_many(**columns)
+    lsq_fake_quantize_foreach(**columns)
     with pytest.raises(ValueError, match=f"^{message}"):
-        fake_quantize_learned_many(**(columns | change))
+        lsq_fake_quantize_foreach(**(columns | change))
 
 
 def test_scalars_count_as_one_channel():
@@ -223,12 +225,12 @@ def test_scalars_count_as_one_channel():
 SHORT, STRIDED, HALF = torch.ones(2), torch.ones(6)[::2], torch.ones(3).half()
 RAW = {
     "fake_quantize": lambda bad: (X, bad, THREE, -8, 7, 1, False),
-    "fake_quantize_learned": lambda bad: (X, THREE, bad, -8, 7, 1, 1.0),
-    "fake_quantize_learned_many": lambda bad: ([torch.ones(3, 4)], [THREE], [bad], [0], [7], [1.0]),
-    "observe": lambda bad: (X, *(THREE.clone() for _ in range(3)), bad, 0.1, 0, 7, False, 1),
+    "lsq_fake_quantize": lambda bad: (X, THREE, bad, -8, 7, 1, 1.0),
+    "lsq_fake_quantize_foreach": lambda bad: ([torch.ones(3, 4)], [THREE], [bad], [0], [7], [1.0]),
+    "update_min_max": lambda bad: (X, *(THREE.clone() for _ in range(3)), bad, 0.1, 0, 7, False, 1),
     "batch_norm_statistics": lambda bad: (X, bad),
-    "batch_norm_eval": lambda bad: (X, THREE, bad, None, "none"),
-    "batch_norm_eval_matched": lambda bad: (X, THREE, THREE, bad, None, "none"),
+    "frozen_batch_norm": lambda bad: (X, THREE, bad, None, "none"),
+    "frozen_batch_norm_with_stats": lambda bad: (X, THREE, THREE, bad, None, "none"),
     "batch_norm_distance": lambda bad: ([THREE], [THREE], [THREE], [bad], [1e-5], "mse"),
 }
 
@@ -245,7 +247,7 @@ def test_ops_that_are_called_as_torch_registers_them_check_too(name, bad):
 
 
 def test_registered_ops_count_dimensions_from_the_start():
-    for name, rest in (("fake_quantize", (False,)), ("fake_quantize_learned", (1.0,))):
+    for name, rest in (("fake_quantize", (False,)), ("lsq_fake_quantize", (1.0,))):
         op = getattr(torch.ops.zscgan_ext, name)
         with pytest.raises(ValueError, match=r"^axis: -2, needed is 1$"):
             op(X, THREE, THREE, -8, 7, -2, *rest)

@@ -387,6 +387,16 @@ def test_weights_are_quantized_only_within_their_context(scheme):
 
 
 @pytest.mark.parametrize("scheme", [deploy(), paper()], ids=["deploy", "paper"])
+def test_a_call_within_the_context_leaves_its_weights(scheme):
+    student, layers, _ = convert_small(scheme)
+    x = sample(2, *RGB8.shape)
+    with student.quantized_weights():
+        expected = layers["stem"](x)
+        student(x)
+        assert torch.equal(layers["stem"](x), expected)
+
+
+@pytest.mark.parametrize("scheme", [deploy(), paper()], ids=["deploy", "paper"])
 def test_asking_for_qparams_writes_nothing(scheme):
     student = convert_small(scheme)[0]
     before = copy.deepcopy(student.state_dict())

@@ -145,7 +145,7 @@ def test_the_reference_of_observe_has_the_same_bits_on_a_gpu(symmetric, bounds):
     for mode in (contextlib.nullcontext(), DivisionOfGPUs()):
         state = [torch.full((64,), value) for value in (torch.inf, -torch.inf, 0.0, 0.0)]
         with mode:
-            reference.observe(x, *state, 0.1, *bounds, symmetric, 0)
+            reference.update_min_max(x, *state, 0.1, *bounds, symmetric, 0)
         states.append(state)
     assert all(same_bits(*values) for values in zip(*states, strict=True))
 

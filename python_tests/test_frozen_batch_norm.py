@@ -1,4 +1,4 @@
-"""`batch_norm_eval` and `batch_norm_eval_matched` against torch's own functions in float64."""
+"""`frozen_batch_norm` and `frozen_batch_norm_with_stats` against torch's functions in float64."""
 
 import pytest
 import torch
@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from zscgan_ext.ops import (
     ACTIVATIONS,
-    batch_norm_eval,
-    batch_norm_eval_matched,
     batch_norm_statistics,
+    frozen_batch_norm,
+    frozen_batch_norm_with_stats,
     reference,
 )
 from zscgan_ext.ops.layout import compute_dtype, dense
@@ -72,11 +72,13 @@ def test_values(device, dtype, layout, activation, has_residual):
     residual = sample(4, 5, 6, 9, dtype=dtype, device=device, seed=1) if has_residual else None
     stored = Stored(5, device)
     multiplier, offset, shift = stored.vectors(compute_dtype(x))
-    y, *statistics = batch_norm_eval_matched(x, multiplier, offset, shift, activation, residual)
+    y, *statistics = frozen_batch_norm_with_stats(
+        x, multiplier, offset, shift, activation, residual
+    )
     _, expected, *_ = stored.truth(x, activation, residual)
     assert (y.double() - expected).abs().max() <= 20 * tolerance(dtype)
     assert (y.dtype, y.stride()) == (dtype, dense(x, 1).stride())
-    assert same_bits(y, batch_norm_eval(x, multiplier, offset, activation, residual))
+    assert same_bits(y, frozen_batch_norm(x, multiplier, offset, activation, residual))
     for values, wanted in zip(statistics, batch_norm_statistics(x, shift), strict=True):
         assert same_bits(values, wanted)
 
@@ -94,7 +96,7 @@ def test_gradients(device, dtype, layout, activation, has_residual):
         wanted.append(sample(*shape, dtype=dtype, device=device, seed=1).requires_grad_())
     stored = Stored(5, device)
     vectors = stored.vectors(compute_dtype(x))
-    outputs = batch_norm_eval_matched(x, *vectors, activation, *wanted[1:])
+    outputs = frozen_batch_norm_with_stats(x, *vectors, activation, *wanted[1:])
     given = [sample(*v.shape, dtype=v.dtype, device=device, seed=7) for v in outputs]
     actual = torch.autograd.grad(outputs, wanted, given)
 
@@ -121,7 +123,7 @@ def test_bounds_and_bad_values_are_those_of_torch(device, activation, has_residu
     values = torch.tensor(special, device=device).repeat(2, 3, 4).requires_grad_()
     one, zero = torch.ones(3, device=device), torch.zeros(3, device=device)
     vectors = (one, zero, zero) if matched else (one, zero)
-    op = batch_norm_eval_matched if matched else batch_norm_eval
+    op = frozen_batch_norm_with_stats if matched else frozen_batch_norm
     residual = torch.zeros_like(values).requires_grad_() if has_residual else None
     y = op(values, *vectors, activation, residual)
     y = y[0] if matched else y
@@ -144,7 +146,7 @@ def test_some_outputs_alone(device, activation, used, has_residual):
     x = sample(4, 3, 5, 5, **options).requires_grad_()
     residual = sample(4, 3, 5, 5, seed=1, **options).requires_grad_() if has_residual else None
     stored = Stored(3, device)
-    outputs = batch_norm_eval_matched(x, *stored.vectors(x.dtype), activation, residual)
+    outputs = frozen_batch_norm_with_stats(x, *stored.vectors(x.dtype), activation, residual)
     _, *results = stored.truth(x, activation, residual)
     wanted = [x, residual] if has_residual else [x]
     for gradient, true in zip(
@@ -168,7 +170,7 @@ def test_gradcheck(device, activation, has_residual):
     options = {"dtype": torch.float64, "device": device}
     inputs = [sample(3, 4, 2, 3, seed=seed, **options) for seed in range(1 + has_residual)]
     vectors = Stored(4, device).vectors(torch.float64)
-    for op, given in ((batch_norm_eval_matched, vectors), (batch_norm_eval, vectors[:2])):
+    for op, given in ((frozen_batch_norm_with_stats, vectors), (frozen_batch_norm, vectors[:2])):
         torch.autograd.gradcheck(
             lambda x, *residual, op=op, given=given: op(x, *given, activation, *residual),
             [x.requires_grad_() for x in inputs],
@@ -183,8 +185,8 @@ def test_sizes_around_vectors_and_tasks(device, size):
         residual = sample(*shape, device=device, seed=1)
         multiplier, offset, shift = Stored(shape[1], device).vectors(torch.float32)
         for added in (None, residual):
-            y, *_ = batch_norm_eval_matched(x, multiplier, offset, shift, "relu6", added)
-            expected = reference.batch_norm_eval(x, multiplier, offset, added, "relu6")
+            y, *_ = frozen_batch_norm_with_stats(x, multiplier, offset, shift, "relu6", added)
+            expected = reference.frozen_batch_norm(x, multiplier, offset, added, "relu6")
             torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
             (gradient,) = torch.autograd.grad(y, x, residual)
             mask = ((y > 0) & (y < 6)).view(shape)
@@ -203,7 +205,7 @@ def test_residual_and_gradient_of_any_strides(device, layout, x_layout):
         x = LAYOUTS[x_layout](first).requires_grad_()
         residual = change(second[..., :1].expand(second.shape)).requires_grad_()
         given = change(third[..., :1].expand(third.shape))
-        y, *_ = batch_norm_eval_matched(x, *vectors, "relu", residual)
+        y, *_ = frozen_batch_norm_with_stats(x, *vectors, "relu", residual)
         outcomes.append((y, *torch.autograd.grad(y, (x, residual), given)))
         assert y.stride() == x.stride()
     assert all(same_bits(*values) for values in zip(*outcomes, strict=True))
@@ -215,14 +217,14 @@ def test_empty(device, shape):
     x = torch.empty(shape, device=device, requires_grad=True)
     residual = torch.empty(shape, device=device, requires_grad=True)
     vectors = [torch.ones(shape[1], device=device)] * 3
-    y = batch_norm_eval(x, *vectors[:2], "relu", residual)
+    y = frozen_batch_norm(x, *vectors[:2], "relu", residual)
     assert y.shape == shape
     assert all(v.shape == shape for v in torch.autograd.grad(y.sum(), (x, residual)))
     if shape[1] > 0:
         with pytest.raises(ValueError, match=r"x: shape .* no value to take statistics of"):
-            batch_norm_eval_matched(x, *vectors, "relu", residual)
+            frozen_batch_norm_with_stats(x, *vectors, "relu", residual)
         return
-    y, mean, variance = batch_norm_eval_matched(x, *vectors, "relu", residual)
+    y, mean, variance = frozen_batch_norm_with_stats(x, *vectors, "relu", residual)
     assert y.shape == shape
     assert mean.shape == variance.shape == (0,)
 
@@ -232,7 +234,7 @@ def test_empty(device, shape):
 def test_variances_up_to_the_largest_float(device, layout):
     x = LAYOUTS[layout](3e18 * sample(8, 5, 30, 31, device=device).sign())
     vectors = [torch.ones(5, device=device)] * 2
-    y, _, variance = batch_norm_eval_matched(x, *vectors, torch.zeros(5, device=device))
+    y, _, variance = frozen_batch_norm_with_stats(x, *vectors, torch.zeros(5, device=device))
     assert torch.equal(y, x + 1)
     true_variance, _ = torch.var_mean(x.double(), (0, 2, 3), correction=0)
     assert relative_error(variance, true_variance) < 1e-6
@@ -242,7 +244,7 @@ def test_variances_up_to_the_largest_float(device, layout):
 def test_one_element(device):
     x = torch.tensor([[3.0]], device=device, requires_grad=True)
     vectors = [torch.tensor([v], device=device) for v in (2.0, -1.0, 0.5)]
-    y, mean, variance = batch_norm_eval_matched(x, *vectors, "relu")
+    y, mean, variance = frozen_batch_norm_with_stats(x, *vectors, "relu")
     assert [y.item(), mean.item(), variance.item()] == [5, 3, 0]
     assert torch.autograd.grad(y + mean + variance, x)[0].item() == 3
 
@@ -268,11 +270,11 @@ def test_nothing_is_saved_that_lives_not_anyway(device, activation, has_residual
     residual = channels_last(sample(2, 3, 4, 5, device=device, seed=1)) if has_residual else None
     vectors = Stored(3, device).vectors(torch.float32)
     (y, *_), kept = saved_addresses(
-        lambda: batch_norm_eval_matched(x, *vectors, activation, residual)
+        lambda: frozen_batch_norm_with_stats(x, *vectors, activation, residual)
     )
     masked_by_y = has_residual and activation != "none"
     assert kept == [x.data_ptr(), *([y.data_ptr()] if masked_by_y else [])]
-    y, kept = saved_addresses(lambda: batch_norm_eval(x, *vectors[:2], activation, residual))
+    y, kept = saved_addresses(lambda: frozen_batch_norm(x, *vectors[:2], activation, residual))
     assert kept == ([] if activation == "none" else [y.data_ptr()])
 
 
@@ -280,7 +282,7 @@ def test_nothing_is_saved_that_lives_not_anyway(device, activation, has_residual
 def test_without_activation_the_residual_gets_the_gradient_itself(device):
     x, residual, given = (sample(2, 3, 4, device=device, seed=seed) for seed in range(3))
     vectors = Stored(3, device).vectors(torch.float32)
-    y, mean, _ = batch_norm_eval_matched(
+    y, mean, _ = frozen_batch_norm_with_stats(
         x.requires_grad_(), *vectors, "none", residual.requires_grad_()
     )
     ones = torch.ones_like(mean)
@@ -292,8 +294,8 @@ def test_without_activation_the_residual_gets_the_gradient_itself(device):
 def test_only_x_and_residual_get_gradients(device):
     x = sample(2, 3, 4, device=device)
     vectors = [values.requires_grad_() for values in Stored(3, device).vectors(torch.float32)]
-    assert not any(v.requires_grad for v in batch_norm_eval_matched(x, *vectors, "relu"))
+    assert not any(v.requires_grad for v in frozen_batch_norm_with_stats(x, *vectors, "relu"))
     residual = sample(2, 3, 4, device=device, seed=1).requires_grad_()
-    y, *_ = batch_norm_eval_matched(x, *vectors, "relu", residual)
+    y, *_ = frozen_batch_norm_with_stats(x, *vectors, "relu", residual)
     (gradient,) = torch.autograd.grad(y.sum(), residual)
     assert same_bits(gradient, (y > 0).float())

@@ -1,4 +1,4 @@
-"""`fake_quantize_learned` with an activation and a bias, against the ops it stands for."""
+"""`lsq_fake_quantize` with an activation and a bias, against the ops it stands for."""
 
 import math
 
@@ -17,7 +17,7 @@ from tensors import (
     sample,
 )
 
-from zscgan_ext.ops import fake_quantize_learned
+from zscgan_ext.ops import lsq_fake_quantize
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -62,7 +62,7 @@ def results(op, x, parameters, incoming):
 
 
 def fused(activation, axis=None):
-    return lambda x, scale, zero_point, bias=None: fake_quantize_learned(
+    return lambda x, scale, zero_point, bias=None: lsq_fake_quantize(
         x, scale, zero_point, 0, 15, axis, 0.5, activation, bias
     )
 
@@ -73,7 +73,7 @@ def composed(activation, axis=None):
     def op(x, scale, zero_point, bias=None):
         x = x if bias is None else x + per_channel(bias, x)
         x = ACTIVATIONS[activation](x)
-        return fake_quantize_learned(x, scale, zero_point, 0, 15, axis, 0.5)
+        return lsq_fake_quantize(x, scale, zero_point, 0, 15, axis, 0.5)
 
     return op
 
@@ -179,7 +179,7 @@ def test_gradcheck_where_everything_is_clamped(activation, with_bias):
     inputs = (x, scale, bias) if with_bias else (x, scale)
 
     def op(x, scale, bias=None):
-        return fake_quantize_learned(x, scale, zero_point, -4, 3, None, 1.0, activation, bias)
+        return lsq_fake_quantize(x, scale, zero_point, -4, 3, None, 1.0, activation, bias)
 
     assert torch.autograd.gradcheck(op, inputs)
 
@@ -242,7 +242,7 @@ def test_edges_of_the_activations(device, activation, shape, with_bias):
     scale = torch.full((1,), 0.25, device=device)
     bias = torch.zeros(shape[1], device=device) if with_bias else None
     settings = (torch.zeros_like(scale), 0, 127, None, 1.0, activation, bias)
-    y = fake_quantize_learned(x, scale, *settings)
+    y = lsq_fake_quantize(x, scale, *settings)
     (grad_x,) = torch.autograd.grad(y.sum(), x)
     first = 1 if activation == "relu" else 3
     expected = torch.tensor([row[first] for row in EDGES], device=device)

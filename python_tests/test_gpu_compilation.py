@@ -9,8 +9,8 @@ from zscgan_ext.ops import (
     batch_norm_distance,
     batch_norm_statistics,
     fake_quantize,
-    fake_quantize_learned,
-    fake_quantize_learned_many,
+    lsq_fake_quantize,
+    lsq_fake_quantize_foreach,
 )
 
 SHAPE = (4, 16, 48, 48)
@@ -25,8 +25,8 @@ COMPILERS = [
 def all_ops(x, scale, zero_point, shift, running_var):
     """Apply every differentiable op; `observe` changes its arguments, which no graph may."""
     y = fake_quantize(x, scale, zero_point.round(), *BOUNDS, 1)
-    learned = fake_quantize_learned(x, scale, zero_point, *BOUNDS, 1, GRADIENT_SCALE)
-    many = fake_quantize_learned_many(
+    learned = lsq_fake_quantize(x, scale, zero_point, *BOUNDS, 1, GRADIENT_SCALE)
+    many = lsq_fake_quantize_foreach(
         [x, y], [scale[:4], scale[:4]], [zero_point[:4]] * 2, [-8] * 2, [7] * 2, [1.0] * 2
     )
     mean, variance = batch_norm_statistics(x, shift)

@@ -12,7 +12,7 @@ import torch
 from tensors import DTYPES, dtype_name
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.ops import implementation, library, native, reference
+from zscgan_ext.ops import implementation, native, reference, registration
 
 NATIVE = "zscgan_ext._native"
 
@@ -89,7 +89,9 @@ def test_the_built_core_says_whether_cuda_can_run():
 @pytest.mark.parametrize("choice", ["native", "reference"])
 def test_ops_follow_the_choice(monkeypatch, choice):
     monkeypatch.setattr(implementation, "REQUESTED", choice)
-    assert library.kernels(torch.empty(1)) is {"native": native, "reference": reference}[choice]
+    assert (
+        registration.kernels(torch.empty(1)) is {"native": native, "reference": reference}[choice]
+    )
 
 
 def test_ops_work_with_a_broken_native_core():

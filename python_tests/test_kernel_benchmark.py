@@ -133,7 +133,7 @@ def test_refusals_are_one_clear_line(arguments, environment, message):
 
 def test_plain_torch_learns_the_same():
     from benchmarks.baselines import plain_torch
-    from zscgan_ext.ops import fake_quantize_learned
+    from zscgan_ext.ops import lsq_fake_quantize
 
     # Steps well inside, and well outside, of the range: eager rounding is inexact at its ends.
     steps = torch.tensor([-20.25, -2.25, 1.25, 3.4, 20.25]).expand(2, 3, 5)
@@ -141,8 +141,7 @@ def test_plain_torch_learns_the_same():
     x = (steps * scale.view(1, 3, 1)).requires_grad_()
     wanted = [x, scale.requires_grad_(), zero_point.requires_grad_()]
     results = [
-        f(*wanted, -8, 7, 1, 0.5)
-        for f in (plain_torch.fake_quantize_learned, fake_quantize_learned)
+        f(*wanted, -8, 7, 1, 0.5) for f in (plain_torch.fake_quantize_learned, lsq_fake_quantize)
     ]
     torch.testing.assert_close(*results)
     gradients = [torch.autograd.grad((y * y).sum(), wanted) for y in results]

@@ -84,7 +84,7 @@ def test_fake_quantize(case):
 
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(quantizations(), st.floats(0, 2), st.sampled_from(["none", "relu", "relu6"]), st.booleans())
-def test_fake_quantize_learned(case, factor, activation, with_bias):
+def test_lsq_fake_quantize(case, factor, activation, with_bias):
     x, scale, zero_point, low, high, axis = case
     bias = None
     if with_bias and x.dim() > 1 and axis in (None, 1):
@@ -96,8 +96,8 @@ def test_fake_quantize_learned(case, factor, activation, with_bias):
     for module in (native, reference):
         settings_ = ([x], [scale], [zero_point], [low], [high])
         stage = ([axis], [activation], [bias])
-        (y,) = module.fake_quantize_learned(*settings_, *stage)
-        columns = module.fake_quantize_learned_backward([grad], *settings_, [factor], *stage)
+        (y,) = module.lsq_fake_quantize(*settings_, *stage)
+        columns = module.lsq_fake_quantize_backward([grad], *settings_, [factor], *stage)
         gradients = [column[0] for column in columns]
         outcomes.append((y, *(gradients[:3] if bias is None else gradients)))
     (y, grad_x, *sums), (expected_y, expected_grad_x, *expected_sums) = outcomes
@@ -129,7 +129,7 @@ def test_observe(xs, constant, low, symmetric, axis):
         for x in (module_x, module_x * 2):
             for module, state in zip((native, reference), states, strict=True):
                 observer = (constant, low, low + 255, symmetric, choice)
-                module.observe(dense(x, choice), *state, *observer)
+                module.update_min_max(dense(x, choice), *state, *observer)
             for actual, expected in zip(*states, strict=True):
                 assert same_values(actual, expected)
 
@@ -160,7 +160,7 @@ def test_batch_norm_statistics(x):
     st.booleans(),
     st.integers(0, 2**32),
 )
-def test_batch_norm_eval(x, activation, has_residual, masked_by_y, seed):
+def test_frozen_batch_norm(x, activation, has_residual, masked_by_y, seed):
     x = dense(x, 1)
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(6, x.shape[1], generator=generator, dtype=compute_dtype(x))
@@ -169,12 +169,14 @@ def test_batch_norm_eval(x, activation, has_residual, masked_by_y, seed):
     grad = torch.empty_like(x).copy_(x.nan_to_num(1, 2, -2).clamp(-100, 100))
     outcomes = []
     for module in (native, reference):
-        y, *_ = module.batch_norm_eval_matched(x, multiplier, offset, shift, residual, activation)
-        assert same_bits(y, module.batch_norm_eval(x, multiplier, offset, residual, activation))
+        y, *_ = module.frozen_batch_norm_with_stats(
+            x, multiplier, offset, shift, residual, activation
+        )
+        assert same_bits(y, module.frozen_batch_norm(x, multiplier, offset, residual, activation))
         y_of_mask = y if masked_by_y or has_residual else None
         settings_ = (grad, x, y_of_mask, multiplier, offset)
-        plain = module.batch_norm_eval_backward(*settings_, None, None, None, activation, True)
-        matched = module.batch_norm_eval_backward(*settings_, *gradient, activation, False)
+        plain = module.frozen_batch_norm_backward(*settings_, None, None, None, activation, True)
+        matched = module.frozen_batch_norm_backward(*settings_, *gradient, activation, False)
         outcomes.append((y, *plain, matched[0]))
     (*exact, grad_x), (*expected, expected_grad_x) = outcomes
     for actual, wanted in zip(exact, expected, strict=True):
@@ -209,7 +211,7 @@ def test_quantizers_that_make_no_sense(x, scales, zero_points, activation):
     for module in (native, reference):
         y, mask = module.fake_quantize(x, scale, zero_point, -8, 7, 0, True)
         stage = ([0], [activation], [None])
-        (learned,) = module.fake_quantize_learned([x], [scale], [zero_point], [-8], [7], *stage)
+        (learned,) = module.lsq_fake_quantize([x], [scale], [zero_point], [-8], [7], *stage)
         found.append((y, mask, learned))
     for actual, expected in zip(*found, strict=True):
         assert same_values(actual, expected)

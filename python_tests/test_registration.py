@@ -6,15 +6,15 @@ from tensors import DEVICES, channels_last, same_bits, same_values, sample
 
 from zscgan_ext.ops import (
     batch_norm_distance,
-    batch_norm_eval,
-    batch_norm_eval_matched,
     batch_norm_statistics,
     fake_quantize,
-    fake_quantize_learned,
-    fake_quantize_learned_many,
-    observe,
+    frozen_batch_norm,
+    frozen_batch_norm_with_stats,
+    lsq_fake_quantize,
+    lsq_fake_quantize_foreach,
+    update_min_max,
 )
-from zscgan_ext.ops.library import OPS
+from zscgan_ext.ops.registration import OPS
 
 LAYOUTS = {
     "contiguous": torch.clone,
@@ -76,39 +76,39 @@ OPCHECK_CASES = {
     "fake_quantize_backward": lambda d, m: (
         *(activations(d, m), torch.zeros(15, dtype=torch.uint8, device=d), [60, 1, 15, 3]),
     ),
-    "fake_quantize_learned": lambda d, m: (
+    "lsq_fake_quantize": lambda d, m: (
         *(activations(d, m, 0, True), *quantizer(d, True), -8, 7, 1, 0.5),
     ),
-    "fake_quantize_learned_backward": lambda d, m: (
+    "lsq_fake_quantize_backward": lambda d, m: (
         *(activations(d), activations(d, m), *quantizer(d), -8, 7, 1, 0.5),
     ),
-    "fake_quantize_learned with an activation": lambda d, m: (
+    "lsq_fake_quantize with an activation": lambda d, m: (
         *(activations(d, m, 0, True), *one_quantizer(d, True), *FUSED_SETTINGS),
     ),
-    "fake_quantize_learned with a bias": lambda d, m: (
+    "lsq_fake_quantize with a bias": lambda d, m: (
         *(activations(d, m, 0, True), *one_quantizer(d, True), *FUSED_SETTINGS),
         sample(3, device=d, seed=2).requires_grad_(),
     ),
-    "fake_quantize_learned_backward with a bias": lambda d, m: (
+    "lsq_fake_quantize_backward with a bias": lambda d, m: (
         *(activations(d), activations(d, m), *one_quantizer(d), *FUSED_SETTINGS),
         sample(3, device=d, seed=2),
     ),
-    "fake_quantize_learned_many": lambda d, m: (*many(d, True), *MANY_SETTINGS),
-    "fake_quantize_learned_many_backward": lambda d, m: (many(d)[0], *many(d), *MANY_SETTINGS),
-    "observe": lambda d, m: (activations(d, m), *state(d), 0.1, -8, 7, False, 1),
+    "lsq_fake_quantize_foreach": lambda d, m: (*many(d, True), *MANY_SETTINGS),
+    "lsq_fake_quantize_foreach_backward": lambda d, m: (many(d)[0], *many(d), *MANY_SETTINGS),
+    "update_min_max": lambda d, m: (activations(d, m), *state(d), 0.1, -8, 7, False, 1),
     "batch_norm_statistics": lambda d, m: (activations(d, m, 0, True), torch.zeros(3, device=d)),
     "batch_norm_statistics_backward": lambda d, m: (
         *(activations(d, m), *(sample(3, device=d, seed=k) for k in range(3))),
     ),
-    "batch_norm_eval": lambda d, m: (
+    "frozen_batch_norm": lambda d, m: (
         *(activations(d, m, 0, True), *normalization(d, False), activations(d, m, 1, True)),
         "relu",
     ),
-    "batch_norm_eval_matched": lambda d, m: (
+    "frozen_batch_norm_with_stats": lambda d, m: (
         *(activations(d, m, 0, True), *normalization(d), activations(d, "contiguous", 1, True)),
         "relu6",
     ),
-    "batch_norm_eval_backward": lambda d, m: (
+    "frozen_batch_norm_backward": lambda d, m: (
         *(activations(d), activations(d, m, 1), activations(d, "contiguous", 2)),
         *(*normalization(d), *normalization(d, False), "relu", True),
     ),
@@ -146,14 +146,14 @@ def distances(x, shift, running_var):
 def matched(x, multiplier, offset, shift):
     """Every output of a frozen batch norm with and without a residual."""
     stored = (multiplier, offset, shift)
-    y, mean, variance = batch_norm_eval_matched(x, *stored, "relu")
-    z, *_ = batch_norm_eval_matched(y, *stored, "relu", x)
+    y, mean, variance = frozen_batch_norm_with_stats(x, *stored, "relu")
+    z, *_ = frozen_batch_norm_with_stats(y, *stored, "relu", x)
     return torch.cat([y.flatten(), z.flatten(), mean, variance])
 
 
 def observed(x, running_min, running_max, scale, zero_point):
     """A mutating op between two others."""
-    observe(2 * x, running_min, running_max, scale, zero_point, 0.1, -8, 7, False, 1)
+    update_min_max(2 * x, running_min, running_max, scale, zero_point, 0.1, -8, 7, False, 1)
     return fake_quantize(x, scale, zero_point, -8, 7, 1)
 
 
@@ -162,12 +162,12 @@ COMPILED_CASES = {
         lambda *v: fake_quantize(*v, -8, 7, 1),
         lambda d: (activations(d, "channels_last", 0, True), *quantizer(d)),
     ),
-    "fake_quantize_learned": (
-        lambda *v: fake_quantize_learned(*v, -8, 7, 1, 0.5),
+    "lsq_fake_quantize": (
+        lambda *v: lsq_fake_quantize(*v, -8, 7, 1, 0.5),
         lambda d: (activations(d, "channels_last", 0, True), *quantizer(d, True)),
     ),
-    "fake_quantize_learned with a bias": (
-        lambda x, scale, zero_point, bias: fake_quantize_learned(
+    "lsq_fake_quantize with a bias": (
+        lambda x, scale, zero_point, bias: lsq_fake_quantize(
             x, scale, zero_point, *FUSED_SETTINGS, bias
         ),
         lambda d: (
@@ -175,18 +175,18 @@ COMPILED_CASES = {
             sample(3, device=d, seed=2).requires_grad_(),
         ),
     ),
-    "fake_quantize_learned_many": (
+    "lsq_fake_quantize_foreach": (
         lambda *v: torch.cat(
-            [y.flatten() for y in fake_quantize_learned_many(v[:2], v[2:4], v[4:], *MANY_SETTINGS)]
+            [y.flatten() for y in lsq_fake_quantize_foreach(v[:2], v[2:4], v[4:], *MANY_SETTINGS)]
         ),
         lambda d: [v for column in many(d, True) for v in column],
     ),
-    "observe": (observed, lambda d: (activations(d, gradient=True), *state(d))),
-    "batch_norm_eval": (
-        lambda x, *v: batch_norm_eval(x, *v, "relu6", 2 * x),
+    "update_min_max": (observed, lambda d: (activations(d, gradient=True), *state(d))),
+    "frozen_batch_norm": (
+        lambda x, *v: frozen_batch_norm(x, *v, "relu6", 2 * x),
         lambda d: (activations(d, "channels_last", 0, True), *normalization(d, False)),
     ),
-    "batch_norm_eval_matched": (
+    "frozen_batch_norm_with_stats": (
         matched,
         lambda d: (activations(d, "channels_last", 0, True), *normalization(d)),
     ),
@@ -221,9 +221,9 @@ def test_autocast_keeps_the_dtype_of_the_activations(device, dtype):
     with torch.autocast(device, dtype):
         activations = torch.nn.functional.linear(x, weight)
         y = fake_quantize(activations, *quantizer(device), -8, 7, 1)
-        learned = fake_quantize_learned(activations, *quantizer(device, True), -8, 7, 1)
+        learned = lsq_fake_quantize(activations, *quantizer(device, True), -8, 7, 1)
         mean, variance = batch_norm_statistics(activations, torch.zeros(3, device=device))
-        matched_y, *_ = batch_norm_eval_matched(activations, *normalization(device), "relu")
+        matched_y, *_ = frozen_batch_norm_with_stats(activations, *normalization(device), "relu")
         loss = batch_norm_distance([mean], [variance], [mean * 0], [variance * 0 + 1], [1e-5])
     assert (y.dtype, learned.dtype, matched_y.dtype) == (dtype, dtype, dtype)
     assert (mean.dtype, loss.dtype) == (torch.float32, torch.float32)
@@ -238,14 +238,14 @@ def test_inference_mode(device):
     x = activations(device)
     normal = fake_quantize(x, *quantizer(device), -8, 7, 1)
     mean, variance = batch_norm_statistics(x, torch.zeros(3, device=device))
-    frozen = batch_norm_eval_matched(x, *normalization(device), "relu")
+    frozen = frozen_batch_norm_with_stats(x, *normalization(device), "relu")
     with torch.inference_mode():
-        again = batch_norm_eval_matched(x, *normalization(device), "relu")
+        again = frozen_batch_norm_with_stats(x, *normalization(device), "relu")
         assert all(same_bits(*values) for values in zip(again, frozen, strict=True))
         running = state(device)
-        observe(x, *running, 0.1, -8, 7, False, 1)
+        update_min_max(x, *running, 0.1, -8, 7, False, 1)
         assert same_bits(fake_quantize(x, *quantizer(device), -8, 7, 1), normal)
-        assert same_bits(fake_quantize_learned(x, *quantizer(device), -8, 7, 1), normal)
+        assert same_bits(lsq_fake_quantize(x, *quantizer(device), -8, 7, 1), normal)
         again = batch_norm_statistics(x, torch.zeros(3, device=device))
     assert same_bits(again[0], mean)
     assert same_bits(again[1], variance)
@@ -256,11 +256,11 @@ def test_inference_mode(device):
 def test_observe_tells_autograd_what_it_changed(device):
     x, running = activations(device), state(device)
     versions = [values._version for values in running]
-    observe(x, *running, 0.1, -8, 7, False, 1)
+    update_min_max(x, *running, 0.1, -8, 7, False, 1)
     assert all(v._version > before for v, before in zip(running, versions, strict=True))
     scale = running[2].requires_grad_()
-    y = fake_quantize_learned(x, scale, running[3], -8, 7, 1)
-    observe(x, *running[:2], scale, running[3], 0.1, -8, 7, False, 1)
+    y = lsq_fake_quantize(x, scale, running[3], -8, 7, 1)
+    update_min_max(x, *running[:2], scale, running[3], 0.1, -8, 7, False, 1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
 

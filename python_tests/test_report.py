@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from zscgan_ext.measures import agreement
 from zscgan_ext.report.__main__ import main as report
-from zscgan_ext.report.charts import confusion_matrix, set_scale_of_losses
+from zscgan_ext.report.charts import confusion_matrix, loss_curves, set_scale_of_losses
 from zscgan_ext.report.measurements import (
     Change,
     activation_errors,
@@ -209,6 +209,14 @@ def test_losses_that_span_much_get_a_logarithmic_axis(losses, scale, bottom):
     assert low <= min(losses)
     assert high >= max(losses)
     assert bottom in (None, low)
+
+
+@pytest.mark.parametrize("lowest", [0.01, -0.01], ids=["log", "symlog"])
+def test_ticks_of_logarithmic_axes_are_numbers(lowest):
+    entries = [{"step": step, "loss": loss} for step, loss in enumerate((80.0, 0.5, lowest), 1)]
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", loss_curves("losses", {"all": entries}))
+    assert {"1", "10"} <= set(texts)
+    assert [text for text in texts if "$" in text] == []
 
 
 def test_charts_are_the_same_every_time(run):

@@ -53,6 +53,8 @@ def undisturbed(tmp_path_factory):
 def test_the_end_of_a_terminal_writes_a_checkpoint(tmp_path):
     """SIGHUP comes twice, and neither output takes anything any more."""
     terminal, other_end = pty.openpty()
+    # The tests themselves may run under nohup, whose programs ignore the signal.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     process = subprocess.Popen(
         [*TRAIN, *ENDLESS, f"--output={tmp_path}"],
         stdin=other_end,
@@ -61,13 +63,18 @@ def test_the_end_of_a_terminal_writes_a_checkpoint(tmp_path):
         env=ENVIRONMENT,
         start_new_session=True,
     )
-    os.close(other_end)
-    log = tmp_path / "metrics.jsonl"
-    wait_for(lambda: log.exists() and log.read_text())
-    os.close(terminal)
-    process.send_signal(signal.SIGHUP)
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(120) == 128 + signal.SIGHUP
+    signal.signal(signal.SIGHUP, before)
+    try:
+        os.close(other_end)
+        log = tmp_path / "metrics.jsonl"
+        wait_for(lambda: log.exists() and log.read_text())
+        os.close(terminal)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(120) == 128 + signal.SIGHUP
+    finally:
+        process.kill()  # one that did not end would go on for hours
+        process.wait()
     (steps,) = steps_of(tmp_path)
     assert steps > 0
 

@@ -52,14 +52,14 @@ def quantization_results(x, grad, axis):
     zero_point = torch.linspace(-3.6, 3.3, count, dtype=compute_dtype(x))
     bounds = ([-8], [7])
     y, mask = native.fake_quantize(x, scale, zero_point.round(), -8, 7, axis, True)
-    (learned,) = native.fake_quantize_learned(
+    (learned,) = native.lsq_fake_quantize(
         [x], [scale], [zero_point], *bounds, [axis], ["none"], [None]
     )
-    gradients = native.fake_quantize_learned_backward(
+    gradients = native.lsq_fake_quantize_backward(
         [grad], [x], [scale], [zero_point], *bounds, [0.5], [axis], ["none"], [None]
     )
     state = [torch.full((count,), v) for v in (torch.inf, -torch.inf, 0.0, 0.0)]
-    native.observe(x, *state, 0.1, -8, 7, False, axis)
+    native.update_min_max(x, *state, 0.1, -8, 7, False, axis)
     names = ("grad_x", "grad_scale", "grad_zero_point")
     return {
         "y": y,
@@ -76,8 +76,8 @@ def fused_results(x, grad):
     bias = sample(x.shape[1], dtype=compute_dtype(x), seed=5)
     scale = torch.full((1,), 0.1, dtype=bias.dtype)
     quantizer = ([scale], [scale * 3], [-8], [7])
-    (y,) = native.fake_quantize_learned([x], *quantizer, [None], ["relu6"], [bias])
-    gradients = native.fake_quantize_learned_backward(
+    (y,) = native.lsq_fake_quantize([x], *quantizer, [None], ["relu6"], [bias])
+    gradients = native.lsq_fake_quantize_backward(
         [grad], [x], *quantizer, [0.5], [None], ["relu6"], [bias]
     )
     names = ("fused_grad_x", "fused_grad_scale", "fused_grad_zero_point", "fused_grad_bias")
@@ -99,13 +99,13 @@ def frozen_batch_norm_results(x, residual, grad):
     given[2].zero_()  # the shift: near the mean, as it is meant to be
     found = {}
     for activation, added in (("relu6", None), ("relu", residual)):
-        outputs = native.batch_norm_eval_matched(x, *given[:3], added, activation)
+        outputs = native.frozen_batch_norm_with_stats(x, *given[:3], added, activation)
         y = None if added is None else outputs[0]
         gradient = (grad, x, y, *given[:2], *given[3:], activation, True)
-        results = (*outputs, *native.batch_norm_eval_backward(*gradient))
+        results = (*outputs, *native.frozen_batch_norm_backward(*gradient))
         names = ("y", "mean", "variance", "grad_x", "grad_residual")
         found |= {f"{activation}_{name}": v for name, v in zip(names, results, strict=True)}
-    found["eval"] = native.batch_norm_eval(x, *given[:2], None, "none")
+    found["eval"] = native.frozen_batch_norm(x, *given[:2], None, "none")
     return found
 
 
@@ -131,8 +131,8 @@ def many_results():
     scales = [torch.linspace(0.05, 0.4, len(x)) for x in xs]
     settings = (xs, scales, [scale * 0 for scale in scales], [-8] * 5, [7] * 5)
     plain = (["none"] * 5, [None] * 5)
-    ys = native.fake_quantize_learned(*settings, [0] * 5, *plain)
-    gradients = native.fake_quantize_learned_backward(xs, *settings, [1.0] * 5, [0] * 5, *plain)
+    ys = native.lsq_fake_quantize(*settings, [0] * 5, *plain)
+    gradients = native.lsq_fake_quantize_backward(xs, *settings, [1.0] * 5, [0] * 5, *plain)
     return [*ys, *(values for column in gradients[:3] for values in column)]
 
 

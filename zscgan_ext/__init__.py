@@ -35,7 +35,6 @@ __all__ = [
     "InputError",
     "QuantizationConfig",
     "RunConfig",
-    "__version__",
     "evaluate",
     "export",
     "fine_tune",

@@ -1,7 +1,7 @@
 """The stages of the main command as functions: what it does from files, these do from objects.
 
 Each takes the typed configuration of its stage, or options of the command line as keywords
-(docs/settings.md lists them), and runs the very stage that the command runs.
+(docs/reference/settings.md lists them), and runs the very stage that the command runs.
 """
 
 import copy

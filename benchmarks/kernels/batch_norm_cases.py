@@ -54,7 +54,7 @@ def batch_norm_eval_matched(kind: Kind) -> Subject:
 
     compiled = torch.compile(plain, dynamic=False)
     functions: dict[str, Function] = {
-        "native": lambda xs: ops.batch_norm_eval_matched(
+        "native": lambda xs: ops.frozen_batch_norm_with_stats(
             xs[0], multiplier, offset, running_mean, "relu"
         ),
         "reference": lambda xs: plain(xs[0]),

@@ -12,7 +12,6 @@ import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 if os.environ.setdefault("ZSCGAN_EXT_IMPL", "native") != "native":
@@ -23,9 +22,17 @@ import torch
 from benchmarks.kernels.kernel_report import draw_chart, print_table, update_documentation
 from benchmarks.kernels.plans import Plan, full_plan, quick_plan, sized_plan, without_repetition
 from benchmarks.kernels.subject import Subject
-from benchmarks.results_file import made_with, write_rows
+from benchmarks.results_file import (
+    chart_file,
+    earlier_rows,
+    made_with,
+    measuring_parser,
+    write_rows,
+)
 from benchmarks.timing import Implementation, allocator_in_use, median_milliseconds
 from zscgan_ext.ops.implementation import cuda_missing_reason
+
+CHART = "kernels.png"
 
 
 def copy_implementation(subject: Subject, device: torch.device) -> Implementation:
@@ -77,24 +84,9 @@ def measure(plans: Sequence[Plan], samples: int) -> Iterator[list[dict[str, Any]
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows")
-    parser.add_argument(
-        "--chart", type=Path, metavar="FILE", help="default: beside the JSON, or kernels.png"
-    )
-    parser.add_argument("--quick", action="store_true", help="the main cases, in a few minutes")
-    parser.add_argument("--samples", type=int, default=20, help="default: %(default)s")
+    parser = measuring_parser(__doc__, CHART, 20, "the main cases, in a few minutes")
     parser.add_argument(
         "--elements", type=int, nargs="+", help="only float32 tensors of about these sizes"
-    )
-    parser.add_argument(
-        "--update-docs",
-        type=Path,
-        metavar="FILE",
-        help="measure nothing; write the rows of --json into the table of this document",
     )
     return parser.parse_args(arguments)
 
@@ -110,11 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the JSON file, draw the chart and print the table."""
     options = parse(arguments)
     if options.update_docs:
-        if options.json is None or not options.json.is_file():
-            sys.exit(
-                f"--update-docs: needs --json with a file of an earlier run, got {options.json}"
-            )
-        return update_documentation(options.update_docs, options.json)
+        return update_documentation(options.update_docs, earlier_rows(options))
     if options.device == "cuda" and (reason := cuda_missing_reason()):
         sys.exit(f"--device cuda: {reason}, accepted here is cpu")
     device = torch.device(options.device)
@@ -128,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_rows(options.json, made, rows)
     gc.enable()
     print_table(rows)
-    chart = options.json.with_suffix(".png") if options.json else Path("kernels.png")
-    draw_chart(rows, options.chart or chart)
+    draw_chart(rows, chart_file(options, CHART))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def fake_quantize_learned(kind: Kind) -> Subject:
 
     compiled = torch.compile(plain, dynamic=False)
     functions: dict[str, Function] = {
-        "native": lambda xs: [ops.fake_quantize_learned(xs[0], scale, zero_point, *settings)],
+        "native": lambda xs: [ops.lsq_fake_quantize(xs[0], scale, zero_point, *settings)],
         "reference": lambda xs: [plain(xs[0])],
         "compiled": lambda xs: [compiled(xs[0])],
     }
@@ -122,7 +122,7 @@ def fake_quantize_learned_relu(kind: Kind, with_bias: bool = False) -> Subject:
     compiled = torch.compile(plain, dynamic=False)
     functions: dict[str, Function] = {
         "native": lambda xs: [
-            ops.fake_quantize_learned(xs[0], scale, zero_point, *(*settings, *before))
+            ops.lsq_fake_quantize(xs[0], scale, zero_point, *(*settings, *before))
         ],
         "reference": lambda xs: [plain(xs[0])],
         "compiled": lambda xs: [compiled(xs[0])],
@@ -175,7 +175,7 @@ def fake_quantize_learned_many(kind: Kind) -> Subject:
         return [plain_torch.fake_quantize_learned(*row, *one) for row in columns]
 
     functions: dict[str, Function] = {
-        "native": lambda xs: ops.fake_quantize_learned_many(xs, scales, zero_points, *settings),
+        "native": lambda xs: ops.lsq_fake_quantize_foreach(xs, scales, zero_points, *settings),
         "reference": plain,
         "compiled": torch.compile(plain, dynamic=False),
     }
@@ -205,7 +205,7 @@ def observe(kind: Kind) -> Subject:
     native_arguments: tuple[Any, ...] = (*state, *settings, False, axis)
 
     def native(xs: list[Tensor]) -> Sequence[Tensor]:
-        ops.observe(xs[0], *native_arguments)
+        ops.update_min_max(xs[0], *native_arguments)
         return []
 
     def run(observer: Callable[..., None], xs: list[Tensor]) -> Sequence[Tensor]:

@@ -19,16 +19,22 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.results_file import made_with, write_rows
+from benchmarks.results_file import (
+    chart_file,
+    earlier_rows,
+    made_with,
+    measuring_parser,
+    write_rows,
+)
 from benchmarks.training.train_step_report import draw_chart, print_table, update_documentation
 from benchmarks.training.training_subjects import IMPLEMENTATIONS, Subject
 from zscgan_ext.config.configs import FineTuningConfig, GeneratorConfig
 
+CHART = "train_step.png"
 CLASSIFIERS = ("resnet20", "resnet18", "resnet50", "mobilenet_v2")
 BATCHES = {"cpu": (16,), "cuda": (16, 128)}
 COMPILED_ON_CPU = ("resnet20",)  # compiling the others for a CPU takes minutes
@@ -137,28 +143,13 @@ def groups(options: argparse.Namespace) -> Iterator[list[Subject]]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows")
-    parser.add_argument(
-        "--chart", type=Path, metavar="FILE", help="default: beside the JSON, or train_step.png"
-    )
-    parser.add_argument("--quick", action="store_true", help="resnet20 alone, nothing compiled")
-    parser.add_argument("--samples", type=int, default=7, help="default: %(default)s")
+    parser = measuring_parser(__doc__, CHART, 7, "resnet20 only, nothing compiled")
     parser.add_argument("--classifiers", nargs="+", choices=CLASSIFIERS, default=CLASSIFIERS)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument(
         "--implementations", nargs="+", choices=IMPLEMENTATIONS, help="of the training stages"
     )
     parser.add_argument("--batch", type=int, help="images, instead of the usual number")
-    parser.add_argument(
-        "--update-docs",
-        type=Path,
-        metavar="FILE",
-        help="measure nothing; write the rows of --json into the table of this document",
-    )
     options = parser.parse_args(arguments)
     if options.quick:
         options.classifiers = CLASSIFIERS[:1]
@@ -169,11 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the JSON file, draw the chart and print the table."""
     options = parse(arguments)
     if options.update_docs:
-        if options.json is None or not options.json.is_file():
-            sys.exit(
-                f"--update-docs: needs --json with a file of an earlier run, got {options.json}"
-            )
-        return update_documentation(options.update_docs, options.json)
+        return update_documentation(options.update_docs, earlier_rows(options))
     rows: list[dict[str, Any]] = []
     made = made_with(torch.device(options.device), samples=options.samples)
     planned = list(groups(options))
@@ -183,8 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += measure(subjects, options.samples)
         write_rows(options.json, made, rows)
     print_table(rows)
-    chart = options.json.with_suffix(".png") if options.json else Path("train_step.png")
-    draw_chart(rows, options.chart or chart)
+    draw_chart(rows, chart_file(options, CHART))
 
 
 if __name__ == "__main__":

@@ -333,9 +333,9 @@ CASES = {
         "a public operator",
         0,
     ),
-    "number for a dtype": (code("dtype"), "needed is as_scalar_type as dtype", 0),
-    "number for a layout": (code("layout"), "needed is as_layout as layout", 0),
-    "number by another name": (code("dtype", "a0"), "needed is the name of argument 1", 0),
+    "number for a dtype": (code("dtype"), "expected as_scalar_type as dtype", 0),
+    "number for a layout": (code("layout"), "expected as_layout as layout", 0),
+    "number by another name": (code("dtype", "a0"), "expected the name of argument 1", 0),
     "operator of others": (
         calling("torch.ops.inductor.resize_storage_bytes_.default"),
         "an operator of ATen",

@@ -67,12 +67,12 @@ def quantization_results(inputs, module=native):
     y, mask = module.fake_quantize(x, scale, zero_point.round(), low, high, axis, True)
     lists = ([x], [scale], [zero_point], [low], [high])
     plain = (["none"], [None])
-    (learned,) = module.fake_quantize_learned(*lists, [axis], *plain)
-    *gradients, _ = module.fake_quantize_learned_backward(
+    (learned,) = module.lsq_fake_quantize(*lists, [axis], *plain)
+    *gradients, _ = module.lsq_fake_quantize_backward(
         [grad], *lists, [GRADIENT_SCALE], [axis], *plain
     )
     state = [torch.full_like(scale, v, dtype=torch.float32) for v in (torch.inf, -torch.inf, 0, 0)]
-    module.observe(x, *state, 0.1, low, high, False, axis)
+    module.update_min_max(x, *state, 0.1, low, high, False, axis)
     names = ("grad_x", "grad_scale", "grad_zero_point")
     return {
         "y": y,
@@ -93,8 +93,8 @@ def fused_results(inputs, module=native):
         count = len(inputs.scale) if axis is not None else 1
         quantizer = ([inputs.scale[:count]], [inputs.zero_point[:count]], *([v] for v in BOUNDS))
         stage = ([axis], [activation], [bias])
-        (y,) = module.fake_quantize_learned([inputs.x], *quantizer, *stage)
-        gradients = module.fake_quantize_learned_backward(
+        (y,) = module.lsq_fake_quantize([inputs.x], *quantizer, *stage)
+        gradients = module.lsq_fake_quantize_backward(
             [inputs.grad], [inputs.x], *quantizer, [GRADIENT_SCALE], *stage
         )
         names = ("y", "grad_x", "grad_scale", "grad_zero_point", "grad_bias")
@@ -128,13 +128,13 @@ def frozen_batch_norm_results(inputs, module=native):
     frozen, found = (x, multiplier, -offset), {}
     for activation, residual in product(("none", "relu", "relu6"), (None, grad)):
         with_residual = residual is not None
-        y = module.batch_norm_eval(*frozen, residual, activation)
-        matched_y, _, _ = module.batch_norm_eval_matched(*frozen, shift, residual, activation)
+        y = module.frozen_batch_norm(*frozen, residual, activation)
+        matched_y, _, _ = module.frozen_batch_norm_with_stats(*frozen, shift, residual, activation)
         masked_by_y = with_residual and activation != "none"
         settings = (activation, masked_by_y)
         saved = (grad, x, y if masked_by_y else None, multiplier, -offset)
-        plain = module.batch_norm_eval_backward(*saved, None, None, None, *settings)
-        both = module.batch_norm_eval_backward(*saved, shift, offset, slope, *settings)
+        plain = module.frozen_batch_norm_backward(*saved, None, None, None, *settings)
+        both = module.frozen_batch_norm_backward(*saved, shift, offset, slope, *settings)
         kind = f"{activation}_with_residual" if with_residual else activation
         columns = {"y": y, "matched_y": matched_y, "grad_x": plain[0], "grad_residual": plain[1]}
         found |= {f"frozen_{kind}_{name}": values for name, values in columns.items()}
@@ -153,9 +153,9 @@ def many_results(inputs, module=native):
     scales[2], zero_points[2] = inputs.scale[:1], inputs.zero_point[:1]
     settings = (xs, scales, zero_points, len(xs) * [BOUNDS[0]], len(xs) * [BOUNDS[1]])
     plain = (len(xs) * ["none"], len(xs) * [None])
-    ys = module.fake_quantize_learned(*settings, axes, *plain)
+    ys = module.lsq_fake_quantize(*settings, axes, *plain)
     factors = len(xs) * [1.0]
-    columns = module.fake_quantize_learned_backward(grads, *settings, factors, axes, *plain)[:3]
+    columns = module.lsq_fake_quantize_backward(grads, *settings, factors, axes, *plain)[:3]
     names = ("many_y", "many_grad_x", "many_grad_scale", "many_grad_zero_point")
     return {
         f"{name}_{i}": values

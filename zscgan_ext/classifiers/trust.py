@@ -13,6 +13,10 @@ from zscgan_ext.classifiers.sources.source import ClassifierSource
 from zscgan_ext.errors import InputError
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
+BITS_OF_BYTE = 8
+LARGEST_FEATURE_MAPS = 1 << 26  # numbers of one image between two layers
+LEAST_SHARE = 0.5  # of a classifier's weights in a file: what only training uses may be left out
+
 
 def is_of_a_library(name: str | nn.Module) -> bool:
     """Return True if a classifier is bundled, of torchvision or of timm: code that is installed."""
@@ -48,9 +52,7 @@ def gives_option(arguments: Sequence[str], option: str) -> bool:
     return any(each == option or each.startswith(f"{option}=") for each in arguments)
 
 
-BITS_OF_BYTE = 8
-LARGEST_FEATURE_MAPS = 1 << 26  # numbers of one image between two layers
-LEAST_SHARE = 0.5  # of a classifier's weights in a file: what only training uses may be left out
+# ---- size --------------------------------------------------------------------------------------
 
 
 def check_model_size(

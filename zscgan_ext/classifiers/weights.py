@@ -6,7 +6,7 @@ import re
 import threading
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -226,25 +226,32 @@ def bounded(file: Path) -> BinaryIO:
         check_allocations(data)
         return io.BytesIO(data)
     with zipfile.ZipFile(file) as archive:
-        return saved_anew(archive)
+        return stored(checked_members(archive))
 
 
-def saved_anew(archive: zipfile.ZipFile) -> io.BytesIO:
-    """Return an archive of the members of another one.
-
-    Torch's own reader may find other members in the same bytes than were checked: it looks for
-    their list elsewhere where bytes stand before an archive, or two lists in it.
+def checked_members(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
+    """Yield the members of an archive by their names.
 
     Raises:
         UnpicklingError: as `check_allocations`.
     """
+    for entry in archive.infolist():
+        content = archive.read(entry)
+        if entry.filename.endswith(".pkl"):
+            check_allocations(content)
+        yield entry.filename, content
+
+
+def stored(members: Iterable[tuple[str, bytes]]) -> io.BytesIO:
+    """Write members, by their names, as an archive that torch is to read.
+
+    In the bytes of another archive torch's own reader may find other members than were checked: it
+    looks for their list elsewhere where bytes stand before an archive, or two lists in it.
+    """
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as anew:
-        for entry in archive.infolist():
-            content = archive.read(entry)
-            if entry.filename.endswith(".pkl"):
-                check_allocations(content)
-            anew.writestr(entry.filename, content)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
     buffer.seek(0)
     return buffer
 

@@ -31,6 +31,9 @@ from zscgan_ext.run_folder.finished_run import open_run, read_run_config
 from zscgan_ext.run_folder.whole_file import json_bytes
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS, open_bundled
 
+BATCH = 250  # images
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class EvaluationTarget:
@@ -163,10 +166,6 @@ def as_json(evaluation: Evaluation) -> bytes:
     for entry in entries["classes"]:
         entry["name"] = names[entry["label"]]
     return json_bytes(entries)
-
-
-BATCH = 250  # images
-CPU = torch.device("cpu")
 
 
 def open_data(

@@ -1,6 +1,7 @@
-"""A quantized classifier as one safetensors file of packed integers; docs/export.md has its layout.
+"""A quantized classifier as one safetensors file of packed integers.
 
-Nothing in a file is ever run: it holds tensors, and JSON that names the classifier.
+Its layout is in docs/reference/file_formats.md. Nothing in a file is ever run: it holds
+tensors, and JSON that names the classifier.
 """
 
 import json

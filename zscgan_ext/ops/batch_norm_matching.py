@@ -13,7 +13,7 @@ from zscgan_ext.ops.checks import (
     check_statistics,
 )
 from zscgan_ext.ops.layout import compute_dtype, dense
-from zscgan_ext.ops.library import define, differentiable, kernels
+from zscgan_ext.ops.registration import define, differentiable, kernels
 
 DISTANCES = ("gaussian_kl", "mse", "std_mse", "l2")
 
@@ -21,14 +21,14 @@ DISTANCES = ("gaussian_kl", "mse", "std_mse", "l2")
 # ---- batch_norm_statistics ----------------------------------------------------------------------
 
 
-def statistics_kernel(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def statistics_kernel(x: Tensor, mean_hint: Tensor) -> tuple[Tensor, Tensor]:
     """Run the forward kernel on memory that fits the index space."""
     x = dense(x, 1)
-    statistics: tuple[Tensor, Tensor] = kernels(x).batch_norm_statistics(x, shift)
+    statistics: tuple[Tensor, Tensor] = kernels(x).batch_norm_statistics(x, mean_hint)
     return statistics
 
 
-def statistics_fake(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def statistics_fake(x: Tensor, mean_hint: Tensor) -> tuple[Tensor, Tensor]:
     """Describe the results of the forward kernel."""
     mean = x.new_empty((x.shape[1],), dtype=compute_dtype(x))
     return mean, torch.empty_like(mean)
@@ -64,7 +64,7 @@ def statistics_gradient(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> t
 
 
 BATCH_NORM_STATISTICS = define(
-    "batch_norm_statistics(Tensor x, Tensor shift) -> (Tensor, Tensor)",
+    "batch_norm_statistics(Tensor x, Tensor mean_hint) -> (Tensor, Tensor)",
     statistics_kernel,
     statistics_fake,
     check_statistics,
@@ -153,12 +153,12 @@ BATCH_NORM_DISTANCE = define(
 differentiable(BATCH_NORM_DISTANCE, distance_setup, distance_gradient)
 
 
-def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def batch_norm_statistics(x: Tensor, mean_hint: Tensor) -> tuple[Tensor, Tensor]:
     """Compute mean and biased variance of every channel, in one pass, differentiable.
 
     Args:
         x: [N, C, ...], with at least one value in every channel.
-        shift: [C], subtracted before summing; a value near the mean, such as a batch norm's
+        mean_hint: [C], subtracted before summing; a value near the mean, such as a batch norm's
             running_mean, keeps the sums accurate. It changes nothing else.
 
     Returns:
@@ -167,8 +167,8 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if shapes, dtypes or devices do not fit, or channels have no value.
     """
-    check_statistics(x, shift)
-    mean, variance = BATCH_NORM_STATISTICS(x, shift)
+    check_statistics(x, mean_hint)
+    mean, variance = BATCH_NORM_STATISTICS(x, mean_hint)
     return mean, variance
 
 

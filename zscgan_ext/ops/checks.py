@@ -102,15 +102,15 @@ def check_channels(x: Tensor) -> None:
         raise ValueError(f"x: shape {tuple(x.shape)}, needed is [N, C, ...]")
 
 
-def check_statistics(x: Tensor, shift: Tensor) -> None:
-    """Require [N, C, ...] with values in every channel, and one shift per channel."""
+def check_statistics(x: Tensor, mean_hint: Tensor) -> None:
+    """Require [N, C, ...] with values in every channel, and one mean_hint per channel."""
     check_channels(x)
     if x.shape[1] > 0 and x.numel() == 0:
         raise ValueError(f"x: shape {tuple(x.shape)}, which has no value to take statistics of")
-    check_per_channel("shift", shift, x.shape[1], x, compute_dtype(x))
+    check_per_channel("mean_hint", mean_hint, x.shape[1], x, compute_dtype(x))
 
 
-def check_batch_norm_eval(
+def check_frozen_batch_norm(
     x: Tensor,
     multiplier: Tensor,
     offset: Tensor,

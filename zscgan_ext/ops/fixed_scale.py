@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zscgan_ext.ops.checks import check_axis, check_dimension, check_quantizer
 from zscgan_ext.ops.layout import dense, with_strides
-from zscgan_ext.ops.library import define, differentiable, kernels
+from zscgan_ext.ops.registration import define, differentiable, kernels
 
 
 def fake_quantize_kernel(

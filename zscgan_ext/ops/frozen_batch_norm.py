@@ -1,4 +1,4 @@
-"""The ops `batch_norm_eval` and `batch_norm_eval_matched`: batch norm with stored statistics."""
+"""Batch norm with stored statistics: `frozen_batch_norm` and `frozen_batch_norm_with_stats`."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.ops.batch_norm_matching import BATCH_NORM_STATISTICS_BACKWARD
-from zscgan_ext.ops.checks import check_batch_norm_eval, check_statistics
+from zscgan_ext.ops.checks import check_frozen_batch_norm, check_statistics
 from zscgan_ext.ops.layout import compute_dtype, dense, with_strides
-from zscgan_ext.ops.library import define, differentiable, kernels
+from zscgan_ext.ops.registration import define, differentiable, kernels
 
 # ---- both backward passes -----------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ def backward_kernel(
     """Run the backward kernel on memory that fits the index space."""
     grad, x, y = laid_out_alike(grad, x, y)
     statistics = (mean, *(v if v is None else v.contiguous() for v in (grad_mean, grad_variance)))
-    gradients: tuple[Tensor, Tensor] = kernels(grad).batch_norm_eval_backward(
+    gradients: tuple[Tensor, Tensor] = kernels(grad).frozen_batch_norm_backward(
         grad, x, y, multiplier, offset, *statistics, activation, with_residual
     )
     return gradients
@@ -60,16 +60,17 @@ def laid_out_alike(
     return with_strides(grad, strides), x, y
 
 
-BATCH_NORM_EVAL_BACKWARD = define(
-    "batch_norm_eval_backward(Tensor grad, Tensor? x, Tensor? y, Tensor multiplier, Tensor offset,"
-    " Tensor? mean, Tensor? grad_mean, Tensor? grad_variance, str activation, bool with_residual)"
+FROZEN_BATCH_NORM_BACKWARD = define(
+    "frozen_batch_norm_backward(Tensor grad, Tensor? x, Tensor? y, Tensor multiplier,"
+    " Tensor offset, Tensor? mean, Tensor? grad_mean, Tensor? grad_variance, str activation,"
+    " bool with_residual)"
     " -> (Tensor, Tensor)",
     backward_kernel,
     backward_fake,
 )
 
 
-# ---- batch_norm_eval ----------------------------------------------------------------------------
+# ---- frozen_batch_norm --------------------------------------------------------------------------
 
 
 def eval_kernel(
@@ -78,7 +79,7 @@ def eval_kernel(
     """Run the forward kernel on memory that fits the index space."""
     x = dense(x, 1)
     residual = None if residual is None else with_strides(residual, x.stride())
-    y: Tensor = kernels(x).batch_norm_eval(x, multiplier, offset, residual, activation)
+    y: Tensor = kernels(x).frozen_batch_norm(x, multiplier, offset, residual, activation)
     return y
 
 
@@ -118,40 +119,40 @@ def gradients_of_y(
     if activation == "none":
         # Linear in x: the gradient is the same op without the offset.
         linear = (multiplier, torch.zeros_like(offset), None, activation)
-        return BATCH_NORM_EVAL(grad, *linear), grad if with_residual else None
+        return FROZEN_BATCH_NORM(grad, *linear), grad if with_residual else None
     no_statistics = (None, None, None)
-    grad_x, grad_residual = BATCH_NORM_EVAL_BACKWARD(
+    grad_x, grad_residual = FROZEN_BATCH_NORM_BACKWARD(
         grad, x, y, multiplier, offset, *no_statistics, activation, with_residual
     )
     return grad_x, grad_residual if with_residual else None
 
 
-BATCH_NORM_EVAL = define(
-    "batch_norm_eval(Tensor x, Tensor multiplier, Tensor offset, Tensor? residual, str activation)"
-    " -> Tensor",
+FROZEN_BATCH_NORM = define(
+    "frozen_batch_norm(Tensor x, Tensor multiplier, Tensor offset, Tensor? residual,"
+    " str activation) -> Tensor",
     eval_kernel,
     eval_fake,
-    check_batch_norm_eval,
+    check_frozen_batch_norm,
 )
-differentiable(BATCH_NORM_EVAL, eval_setup, eval_gradient)
+differentiable(FROZEN_BATCH_NORM, eval_setup, eval_gradient)
 
 
-# ---- batch_norm_eval_matched --------------------------------------------------------------------
+# ---- frozen_batch_norm_with_stats ---------------------------------------------------------------
 
 
 def matched_kernel(
     x: Tensor,
     multiplier: Tensor,
     offset: Tensor,
-    shift: Tensor,
+    mean_hint: Tensor,
     residual: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the forward kernel on memory that fits the index space."""
     x = dense(x, 1)
     residual = None if residual is None else with_strides(residual, x.stride())
-    results: tuple[Tensor, Tensor, Tensor] = kernels(x).batch_norm_eval_matched(
-        x, multiplier, offset, shift, residual, activation
+    results: tuple[Tensor, Tensor, Tensor] = kernels(x).frozen_batch_norm_with_stats(
+        x, multiplier, offset, mean_hint, residual, activation
     )
     return results
 
@@ -160,7 +161,7 @@ def matched_fake(
     x: Tensor,
     multiplier: Tensor,
     offset: Tensor,
-    shift: Tensor,
+    mean_hint: Tensor,
     residual: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,13 +174,13 @@ def check_matched(
     x: Tensor,
     multiplier: Tensor,
     offset: Tensor,
-    shift: Tensor,
+    mean_hint: Tensor,
     residual: Tensor | None,
     activation: str,
 ) -> None:
     """Require what the forward kernel takes for granted."""
-    check_batch_norm_eval(x, multiplier, offset, residual, activation)
-    check_statistics(x, shift)
+    check_frozen_batch_norm(x, multiplier, offset, residual, activation)
+    check_statistics(x, mean_hint)
 
 
 def matched_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -207,7 +208,7 @@ def matched_gradient(
     if grad is None:
         return BATCH_NORM_STATISTICS_BACKWARD(x, mean, *given), *(None,) * 5
     masks = ctx.activation != "none"
-    grad_x, grad_residual = BATCH_NORM_EVAL_BACKWARD(
+    grad_x, grad_residual = FROZEN_BATCH_NORM_BACKWARD(
         *(grad, x, y, multiplier, offset, mean, *given, ctx.activation, masks and with_residual)
     )
     if with_residual and not masks:
@@ -215,17 +216,17 @@ def matched_gradient(
     return grad_x, None, None, None, grad_residual if with_residual else None, None
 
 
-BATCH_NORM_EVAL_MATCHED = define(
-    "batch_norm_eval_matched(Tensor x, Tensor multiplier, Tensor offset, Tensor shift,"
+FROZEN_BATCH_NORM_WITH_STATS = define(
+    "frozen_batch_norm_with_stats(Tensor x, Tensor multiplier, Tensor offset, Tensor mean_hint,"
     " Tensor? residual, str activation) -> (Tensor, Tensor, Tensor)",
     matched_kernel,
     matched_fake,
     check_matched,
 )
-differentiable(BATCH_NORM_EVAL_MATCHED, matched_setup, matched_gradient)
+differentiable(FROZEN_BATCH_NORM_WITH_STATS, matched_setup, matched_gradient)
 
 
-def batch_norm_eval(
+def frozen_batch_norm(
     x: Tensor,
     multiplier: Tensor,
     offset: Tensor,
@@ -251,20 +252,20 @@ def batch_norm_eval(
     Raises:
         ValueError: if shapes, dtypes or devices do not fit, or the activation is unknown.
     """
-    check_batch_norm_eval(x, multiplier, offset, residual, activation)
-    y: Tensor = BATCH_NORM_EVAL(x, multiplier.detach(), offset.detach(), residual, activation)
+    check_frozen_batch_norm(x, multiplier, offset, residual, activation)
+    y: Tensor = FROZEN_BATCH_NORM(x, multiplier.detach(), offset.detach(), residual, activation)
     return y
 
 
-def batch_norm_eval_matched(
+def frozen_batch_norm_with_stats(
     x: Tensor,
     multiplier: Tensor,
     offset: Tensor,
-    shift: Tensor,
+    mean_hint: Tensor,
     activation: str = "none",
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute `batch_norm_eval` and `batch_norm_statistics` of the same `x` in one pass.
+    """Compute `frozen_batch_norm` and `batch_norm_statistics` of the same `x` in one pass.
 
     Its gradient, too, is one pass: it reads the gradient of y and x, and y where a residual took
     part in an activation.
@@ -273,7 +274,7 @@ def batch_norm_eval_matched(
         x: [N, C, ...], with at least one value in every channel.
         multiplier: [C], float32 (float64 for float64).
         offset: [C], the same.
-        shift: [C], the same, near the mean of `x`: the batch norm's running_mean.
+        mean_hint: [C], the same, near the mean of `x`: the batch norm's running_mean.
         activation: one of `ACTIVATIONS`: `none`, `relu`, or `relu6`, which clamps to 0 and 6.
         residual: shape and dtype of `x`, added before the activation; None for none.
 
@@ -284,7 +285,7 @@ def batch_norm_eval_matched(
         ValueError: if shapes, dtypes or devices do not fit, channels have no value, or the
             activation is unknown.
     """
-    check_matched(x, multiplier, offset, shift, residual, activation)
-    frozen = (multiplier.detach(), offset.detach(), shift.detach())
-    y, mean, variance = BATCH_NORM_EVAL_MATCHED(x, *frozen, residual, activation)
+    check_matched(x, multiplier, offset, mean_hint, residual, activation)
+    frozen = (multiplier.detach(), offset.detach(), mean_hint.detach())
+    y, mean, variance = FROZEN_BATCH_NORM_WITH_STATS(x, *frozen, residual, activation)
     return y, mean, variance

@@ -57,7 +57,7 @@ def require_implementation() -> None:
 
 
 def uses_native(x: torch.Tensor) -> bool:
-    """Tell whether the native core has a kernel for this tensor's device and dtype.
+    """Return True if the native core has a kernel for this tensor's device and dtype.
 
     Raises:
         InputError: as `require_implementation`.

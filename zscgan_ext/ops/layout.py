@@ -36,7 +36,7 @@ def spread(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
 
 
 def is_dense(x: Tensor) -> bool:
-    """Tell whether the elements fill one block of memory without gaps or overlap."""
+    """Return True if the elements fill one block of memory without gaps or overlap."""
     if x.is_contiguous():
         return True
     expected = 1
@@ -49,12 +49,12 @@ def is_dense(x: Tensor) -> bool:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Tell whether dimension 1 is the innermost in memory and the others follow in order."""
+    """Return True if dimension 1 is the innermost in memory and the others follow in order."""
     return x.dim() > 2 and x.movedim(1, -1).is_contiguous()
 
 
 def fits(x: Tensor, axis: int | None) -> bool:
-    """Tell whether the memory of `x` is (outer, channels, inner) for this axis."""
+    """Return True if the memory of `x` is (outer, channels, inner) for this axis."""
     if x.is_contiguous():
         return True
     if axis == 1:

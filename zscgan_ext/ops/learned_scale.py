@@ -1,4 +1,4 @@
-"""The op `fake_quantize_learned`: scales get gradients too.
+"""The op `lsq_fake_quantize`: scales get gradients too.
 
 The kernels take lists of tensors; this op passes lists of one.
 """
@@ -16,7 +16,7 @@ from zscgan_ext.ops.checks import (
     check_quantizer,
 )
 from zscgan_ext.ops.layout import dense, with_strides
-from zscgan_ext.ops.library import define, differentiable, kernels
+from zscgan_ext.ops.registration import define, differentiable, kernels
 
 
 def channel_axis(axis: int | None, bias: Tensor | None) -> int | None:
@@ -37,7 +37,7 @@ def learned_kernel(
 ) -> Tensor:
     """Run the forward kernel on memory that fits the index space."""
     x = dense(x, channel_axis(axis, bias))
-    ys: list[Tensor] = kernels(x).fake_quantize_learned(
+    ys: list[Tensor] = kernels(x).lsq_fake_quantize(
         [x], [scale], [zero_point], [quant_min], [quant_max], [axis], [activation], [bias]
     )
     return ys[0]
@@ -92,9 +92,7 @@ def learned_backward_kernel(
     x = dense(x, channel_axis(axis, bias))
     grad = with_strides(grad, x.stride())
     quantizer = ([scale], [zero_point], [quant_min], [quant_max], [gradient_scale], [axis])
-    columns = kernels(x).fake_quantize_learned_backward(
-        [grad], [x], *quantizer, [activation], [bias]
-    )
+    columns = kernels(x).lsq_fake_quantize_backward([grad], [x], *quantizer, [activation], [bias])
     grad_x, grad_scale, grad_zero_point, grad_bias = (column[0] for column in columns)
     nothing = scale.new_empty(0)
     return grad_x, grad_scale, grad_zero_point, nothing if grad_bias is None else grad_bias
@@ -127,7 +125,7 @@ def learned_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def learned_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """Give the gradients of x, scale, zero point and bias."""
     *tensors, bias = ctx.saved_tensors
-    *gradients, grad_bias = FAKE_QUANTIZE_LEARNED_BACKWARD(grad, *tensors, *ctx.settings, bias)
+    *gradients, grad_bias = LSQ_FAKE_QUANTIZE_BACKWARD(grad, *tensors, *ctx.settings, bias)
     return *gradients, *[None] * len(ctx.settings), None if bias is None else grad_bias
 
 
@@ -135,18 +133,18 @@ ONE = (
     "Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max, int? axis,"
     ' float gradient_scale, str activation="none", Tensor? bias=None'
 )
-FAKE_QUANTIZE_LEARNED = define(
-    f"fake_quantize_learned({ONE}) -> Tensor", learned_kernel, learned_fake, check_learned
+LSQ_FAKE_QUANTIZE = define(
+    f"lsq_fake_quantize({ONE}) -> Tensor", learned_kernel, learned_fake, check_learned
 )
-FAKE_QUANTIZE_LEARNED_BACKWARD = define(
-    f"fake_quantize_learned_backward(Tensor grad, {ONE}) -> (Tensor, Tensor, Tensor, Tensor)",
+LSQ_FAKE_QUANTIZE_BACKWARD = define(
+    f"lsq_fake_quantize_backward(Tensor grad, {ONE}) -> (Tensor, Tensor, Tensor, Tensor)",
     learned_backward_kernel,
     learned_backward_fake,
 )
-differentiable(FAKE_QUANTIZE_LEARNED, learned_setup, learned_gradient)
+differentiable(LSQ_FAKE_QUANTIZE, learned_setup, learned_gradient)
 
 
-def fake_quantize_learned(
+def lsq_fake_quantize(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor,
@@ -190,5 +188,5 @@ def fake_quantize_learned(
     check_activation(activation)
     check_bias(x, axis, bias)
     settings = (quant_min, quant_max, axis, gradient_scale, activation)
-    y: Tensor = FAKE_QUANTIZE_LEARNED(x, scale, zero_point, *settings, bias)
+    y: Tensor = LSQ_FAKE_QUANTIZE(x, scale, zero_point, *settings, bias)
     return y

@@ -1,4 +1,4 @@
-"""The op `fake_quantize_learned_many`: all weights of a network in one launch."""
+"""The op `lsq_fake_quantize_foreach`: all weights of a network in one launch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zscgan_ext.ops.checks import check_alike, check_axis, check_quantizer, check_same_length
 from zscgan_ext.ops.layout import dense, with_strides
-from zscgan_ext.ops.library import define, differentiable, kernels
+from zscgan_ext.ops.registration import define, differentiable, kernels
 
 
 def per_output_channel(scales: Sequence[Tensor]) -> list[int | None]:
@@ -32,7 +32,7 @@ def many_kernel(
     """Run the forward kernel on memory that fits the index space."""
     axes = per_output_channel(scales)
     xs = list(map(dense, xs, axes))
-    results: list[Tensor] = kernels(xs[0]).fake_quantize_learned(
+    results: list[Tensor] = kernels(xs[0]).lsq_fake_quantize(
         xs, scales, zero_points, quant_mins, quant_maxs, axes, *plain(len(xs))
     )
     return results
@@ -64,7 +64,7 @@ def many_backward_kernel(
     xs = list(map(dense, xs, axes))
     grads = [with_strides(grad, x.stride()) for grad, x in zip(grads, xs, strict=True)]
     settings = (quant_mins, quant_maxs, gradient_scales, axes, *plain(len(xs)))
-    grad_xs, grad_scales, grad_zero_points, _ = kernels(xs[0]).fake_quantize_learned_backward(
+    grad_xs, grad_scales, grad_zero_points, _ = kernels(xs[0]).lsq_fake_quantize_backward(
         grads, xs, scales, zero_points, *settings
     )
     return grad_xs, grad_scales, grad_zero_points
@@ -95,7 +95,7 @@ def many_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def many_gradient(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     """Give the gradients of all tensors, scales and zero points."""
     saved, count = list(ctx.saved_tensors), ctx.count
-    gradients = FAKE_QUANTIZE_LEARNED_MANY_BACKWARD(
+    gradients = LSQ_FAKE_QUANTIZE_FOREACH_BACKWARD(
         grads, saved[:count], saved[count : 2 * count], saved[2 * count :], *ctx.settings
     )
     return *gradients, None, None, None
@@ -123,19 +123,18 @@ MANY = (
     "Tensor[] xs, Tensor[] scales, Tensor[] zero_points, int[] quant_mins, int[] quant_maxs,"
     " float[] gradient_scales"
 )
-FAKE_QUANTIZE_LEARNED_MANY = define(
-    f"fake_quantize_learned_many({MANY}) -> Tensor[]", many_kernel, many_fake, check_many
+LSQ_FAKE_QUANTIZE_FOREACH = define(
+    f"lsq_fake_quantize_foreach({MANY}) -> Tensor[]", many_kernel, many_fake, check_many
 )
-FAKE_QUANTIZE_LEARNED_MANY_BACKWARD = define(
-    f"fake_quantize_learned_many_backward(Tensor[] grads, {MANY})"
-    " -> (Tensor[], Tensor[], Tensor[])",
+LSQ_FAKE_QUANTIZE_FOREACH_BACKWARD = define(
+    f"lsq_fake_quantize_foreach_backward(Tensor[] grads, {MANY}) -> (Tensor[], Tensor[], Tensor[])",
     many_backward_kernel,
     many_backward_fake,
 )
-differentiable(FAKE_QUANTIZE_LEARNED_MANY, many_setup, many_gradient)
+differentiable(LSQ_FAKE_QUANTIZE_FOREACH, many_setup, many_gradient)
 
 
-def fake_quantize_learned_many(
+def lsq_fake_quantize_foreach(
     xs: Sequence[Tensor],
     scales: Sequence[Tensor],
     zero_points: Sequence[Tensor],
@@ -143,7 +142,7 @@ def fake_quantize_learned_many(
     quant_maxs: Sequence[int],
     gradient_scales: Sequence[float],
 ) -> list[Tensor]:
-    """Apply `fake_quantize_learned` to many tensors along their first dimension, in one launch.
+    """Apply `lsq_fake_quantize` to many tensors along their first dimension, in one launch.
 
     Made for all weights of a network, which are many and small.
 
@@ -162,7 +161,7 @@ def fake_quantize_learned_many(
         ValueError: if lengths, shapes, dtypes, devices or bounds do not fit.
     """
     check_many(xs, scales, zero_points, quant_mins, quant_maxs, gradient_scales)
-    ys: list[Tensor] = FAKE_QUANTIZE_LEARNED_MANY(
+    ys: list[Tensor] = LSQ_FAKE_QUANTIZE_FOREACH(
         list(xs), list(scales), list(zero_points), quant_mins, quant_maxs, gradient_scales
     )
     return ys

@@ -1,14 +1,14 @@
-"""The op `observe`: running minimum and maximum, and the scale and zero point they give."""
+"""The op `update_min_max`: running minimum and maximum, and the scale and zero point they give."""
 
 import torch
 from torch import Tensor
 
 from zscgan_ext.ops.checks import check_axis, check_dimension, check_observer
 from zscgan_ext.ops.layout import dense
-from zscgan_ext.ops.library import define, kernels
+from zscgan_ext.ops.registration import define, kernels
 
 
-def observe_kernel(
+def update_min_max_kernel(
     x: Tensor,
     running_min: Tensor,
     running_max: Tensor,
@@ -24,12 +24,12 @@ def observe_kernel(
     state = (running_min, running_max, scale, zero_point)
     settings = (averaging_constant, quant_min, quant_max, symmetric, axis)
     with torch.no_grad():
-        kernels(x).observe(dense(x.detach(), axis), *state, *settings)
+        kernels(x).update_min_max(dense(x.detach(), axis), *state, *settings)
     # Autograd then refuses a backward pass that needs values from before this call.
     torch.autograd.graph.increment_version(v for v in state if not v.is_inference())
 
 
-def observe_fake(
+def update_min_max_fake(
     x: Tensor,
     running_min: Tensor,
     running_max: Tensor,
@@ -45,7 +45,7 @@ def observe_fake(
     return None
 
 
-def check_observe(
+def check_update_min_max(
     x: Tensor,
     running_min: Tensor,
     running_max: Tensor,
@@ -62,17 +62,17 @@ def check_observe(
     check_observer(x, (running_min, running_max, scale, zero_point), quant_min, quant_max, axis)
 
 
-OBSERVE = define(
-    "observe(Tensor x, Tensor(a!) running_min, Tensor(b!) running_max, Tensor(c!) scale,"
+UPDATE_MIN_MAX = define(
+    "update_min_max(Tensor x, Tensor(a!) running_min, Tensor(b!) running_max, Tensor(c!) scale,"
     " Tensor(d!) zero_point, float averaging_constant, int quant_min, int quant_max,"
     " bool symmetric, int? axis) -> ()",
-    observe_kernel,
-    observe_fake,
-    check_observe,
+    update_min_max_kernel,
+    update_min_max_fake,
+    check_update_min_max,
 )
 
 
-def observe(
+def update_min_max(
     x: Tensor,
     running_min: Tensor,
     running_max: Tensor,
@@ -107,7 +107,7 @@ def observe(
     """
     axis = check_axis(x, axis)
     check_observer(x, (running_min, running_max, scale, zero_point), quant_min, quant_max, axis)
-    OBSERVE(
+    UPDATE_MIN_MAX(
         x,
         running_min,
         running_max,

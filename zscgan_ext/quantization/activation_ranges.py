@@ -29,7 +29,7 @@ def update_range(quantizer: ActivationQuantizer, x: Tensor, averaging_constant: 
     if processes.count() > 1:
         x = processes.extremes(x)
     scale = torch.empty_like(quantizer.zero_point)
-    ops.observe(
+    ops.update_min_max(
         x,
         quantizer.running_min,
         quantizer.running_max,

@@ -143,7 +143,7 @@ def calibrate_from_batch_norm(
     The input ranges over what pixels can be. What follows no batch norm has its range from standard
     normal noise as the input. As after `calibrate`, activations are then quantized, and biases are
     such as integer kernels add. With `round_weights` this quantizes without any image, which
-    no run does: `benchmarks/bench_accuracy.py` compares with it.
+    no run does: `benchmarks/accuracy/bench_accuracy.py` compares with it.
 
     Args:
         student: changed in place.

@@ -1,11 +1,10 @@
 """From a float classifier to a quantized one, through its graph."""
 
 import copy
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from zscgan_ext.classifiers.graph import device_of, module_of
@@ -47,15 +46,12 @@ def convert(
     truth = Truth(copied(graph), image_shape)
     student = with_quantizers(graph, scheme, image_shape)
 
-    def remade(exact: fx.GraphModule, form: str) -> Callable[[Tensor], Tensor]:
-        answers: Callable[[Tensor], Tensor] = getattr(
-            with_quantizers(exact, scheme, image_shape), form
-        )
-        return answers
+    def remade(exact: fx.GraphModule) -> QuantizedClassifier:
+        return with_quantizers(exact, scheme, image_shape)
 
-    for form in ("graph", "fused"):  # both compute in floats, as nothing is quantized yet
-        answers = getattr(student, form)
-        require_near(truth, answers, "converting it", partial(remade, form=form))
+    # Both compute in floats, as nothing is quantized yet.
+    require_near(truth, student.graph, "converting it", lambda exact: remade(exact).graph)
+    require_near(truth, student.fused, "converting it", lambda exact: remade(exact).fused)
     return student
 
 

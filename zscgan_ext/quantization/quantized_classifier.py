@@ -91,7 +91,7 @@ class QuantizedClassifier(nn.Module):
         weights = [layer.layer.weight for layer in self.layers]
         sizes = [weight.shape[0] for weight in weights]
         scales = torch.cat([layer.log_scale for layer in self.layers]).exp().split(sizes)
-        return ops.fake_quantize_learned_many(
+        return ops.lsq_fake_quantize_foreach(
             weights,
             scales,
             [layer.zero_point for layer in self.layers],
@@ -150,13 +150,14 @@ class QuantizedWeights(AbstractContextManager[None]):
     def __enter__(self) -> None:
         """Quantize the weights."""
         student = self.student
+        self.before = [layer.quantized_weight for layer in student.layers]
         for layer, weight in zip(student.layers, student.quantize_weights(), strict=True):
             layer.quantized_weight = weight
 
     def __exit__(self, *_: object) -> None:
-        """Release them, and the graph of their gradients."""
-        for layer in self.student.layers:
-            layer.quantized_weight = None
+        """Release them, and the graph of their gradients, for those of an enclosing context."""
+        for layer, weight in zip(self.student.layers, self.before, strict=True):
+            layer.quantized_weight = weight
 
 
 # ---- fusion -------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ class ActivationQuantizer(nn.Module):
         settings = (low, high, None, (values * high) ** -0.5, activation)
         bias = bias if adds_bias_later(x) else None
         scale = self.log_scale.exp()
-        return ops.fake_quantize_learned(x, scale, self.zero_point, *settings, bias)
+        return ops.lsq_fake_quantize(x, scale, self.zero_point, *settings, bias)
 
 
 # ---- weights ------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class QuantizedLayer(nn.Module):
         low, high = self.quant_range.quant_min, self.quant_range.quant_max
         running_min = torch.full_like(scale, torch.inf)
         weight = self.layer.weight
-        ops.observe(
+        ops.update_min_max(
             weight, running_min, -running_min, scale, zero_point, 1.0, low, high, False, axis=0
         )
         return QParams(scale, zero_point)

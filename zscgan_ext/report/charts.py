@@ -10,9 +10,10 @@ from typing import Any
 import matplotlib
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from torch import Tensor
 
 from zscgan_ext.errors import printable
@@ -75,6 +76,20 @@ def tick_labels(names: Sequence[str]) -> list[str]:
     return [printable(name)[:LONGEST_LABEL] for name in names]
 
 
+class LogTickFormatter(LogFormatter):
+    """Labels the ticks that matplotlib labels, by numbers: its formulas are not parsed here."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of a tick, empty for one without."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def label_log_ticks(axis: Axis) -> None:
+    """Label the ticks of a logarithmic axis by numbers; to be called once its scale is set."""
+    axis.set_major_formatter(LogTickFormatter())
+    axis.set_minor_formatter(LogTickFormatter())
+
+
 def set_scale_of_losses(axes: Axes) -> None:
     """Give an axis a logarithmic scale, where curves span so much that a linear one hides some."""
     low, high = axes.dataLim.intervaly
@@ -82,8 +97,10 @@ def set_scale_of_losses(axes: Axes) -> None:
         axes.set_ylim(0, 1.05 * high)
     elif low > 0:
         axes.set_yscale("log")
+        label_log_ticks(axes.yaxis)
     elif high > 0:
         axes.set_yscale("symlog", linthresh=high / 100)
+        label_log_ticks(axes.yaxis)
 
 
 def loss_curves(name: str, stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -124,6 +141,7 @@ def distances_by_layer(measured: Mapping[str, Sequence[LayerStatistics]], kind: 
             values = [layer.distance(kind) for layer in layers]
             axes.plot(range(1, len(values) + 1), values, marker="o", label=label)
         axes.set_yscale("log")
+        label_log_ticks(axes.yaxis)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("batch-norm layer, from the input to the logits")
         axes.set_title(f"distance to the stored statistics ({kind})", loc="left")
@@ -155,6 +173,8 @@ def statistics_by_channel(measured: Mapping[str, Sequence[LayerStatistics]]) -> 
         deviations.set_title("standard deviation", loc="left")
         deviations.set_xscale("log")
         deviations.set_yscale("log")
+        label_log_ticks(deviations.xaxis)
+        label_log_ticks(deviations.yaxis)
         means.set_ylabel("measured")
         for axes in (means, deviations):
             axes.axline((1, 1), (2, 2), color=GREY, linewidth=0.8)

@@ -61,8 +61,8 @@ class MatchedBatchNorm(nn.Module):
         if residual is not None:
             residual = residual.to(x.dtype)  # autocast may have left it wider
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return ops.batch_norm_eval(x, self.multiplier, self.offset, activation, residual)
-        y, mean, variance = ops.batch_norm_eval_matched(
+            return ops.frozen_batch_norm(x, self.multiplier, self.offset, activation, residual)
+        y, mean, variance = ops.frozen_batch_norm_with_stats(
             x, self.multiplier, self.offset, self.shift, activation, residual
         )
         self.measured(self.layer, mean, variance)
@@ -82,7 +82,6 @@ def matched_graph(model: nn.Module, measured: Measured) -> fx.GraphModule | None
     image_shape = image_shape_of(model)
     if image_shape is None:
         return None
-
     graph = rewritten(model, measured)
     truth, remake = Truth(model, image_shape), partial(rewritten, measured=measured)
     require_near(truth, graph, "measuring its batch norms", remake)

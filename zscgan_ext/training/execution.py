@@ -89,7 +89,10 @@ def keep_freed_memory() -> None:
 
 @dataclass(frozen=True)
 class Execution:
-    """The choices for one run, made by `choose_execution`; docs/performance.md gives reasons."""
+    """The choices for one run, made by `choose_execution`.
+
+    docs/developer/performance.md gives reasons.
+    """
 
     device: str
     memory_format_name: str  # channels_last or contiguous

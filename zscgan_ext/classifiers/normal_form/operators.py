@@ -44,8 +44,7 @@ class Operator:
             rest = args[len(self.inputs) :]
             many = rest[0] if isinstance(rest[0], tuple | list) else tuple(rest)
             args = (*args[: len(self.inputs)], many)
-        bound = dict(zip(names, args, strict=False))
-        return bound | {SYNONYMS.get(name, name): value for name, value in kwargs.items()}
+        return bound_to(names, args, kwargs)
 
 
 # What other libraries, or ATen, call an argument.
@@ -53,6 +52,14 @@ SYNONYMS = {
     **{"self": "input", "x": "input", "axis": "dim", "axes": "dim", "keepdims": "keepdim"},
     **{"exponent": "other", "ord": "p", "batch1": "mat1", "batch2": "mat2"},
 }
+
+
+def bound_to(
+    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of a call by names, which are also those of its keywords."""
+    keywords = {SYNONYMS.get(name, name): value for name, value in kwargs.items()}
+    return dict(zip(names, args, strict=False)) | keywords
 
 
 def described(function: Callable[..., Any], text: str) -> Operator:
@@ -268,24 +275,8 @@ PERMUTING = {
 }
 SPLITTING = {"split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"}
 CASTING = {
-    *(
-        "to",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "bool",
-        "int",
-        "long",
-        "type",
-        "type_as",
-        "contiguous",
-        "clone",
-        "detach",
-        "alias",
-        "data",
-        "cpu",
-    ),
+    *("to", "float", "double", "half", "bfloat16", "bool", "int", "long", "type", "type_as"),
+    *("contiguous", "clone", "detach", "alias", "data", "cpu"),
     *("cuda", "requires_grad_", "lift_fresh_copy", "_to_copy", "positive", "conj", "resolve_conj"),
     *("lift_fresh", "view_of", "identity"),
 }

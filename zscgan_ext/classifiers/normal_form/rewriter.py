@@ -7,18 +7,12 @@ from typing import Any
 from torch import fx
 
 from zscgan_ext.classifiers.graph import put_value
-from zscgan_ext.classifiers.normal_form.operators import OPERATORS, SYNONYMS
+from zscgan_ext.classifiers.normal_form.operators import OPERATORS, bound_to
 from zscgan_ext.classifiers.trials import TensorMetadata, Varying
 
 # Options that say how something is computed, not what.
 WITHOUT_MEANING = {
-    "out",
-    "inplace",
-    "_stacklevel",
-    "memory_format",
-    "copy",
-    "non_blocking",
-    "implicit",
+    *("out", "inplace", "_stacklevel", "memory_format", "copy", "non_blocking", "implicit"),
     "return_indices",
 }
 
@@ -100,8 +94,7 @@ def free_size(sizes: Sequence[int | None]) -> list[int] | None:
 
 def named(node: fx.Node, *names: str) -> dict[str, Any]:
     """Return a node's arguments by these names, which are also those of its keywords."""
-    keywords = {SYNONYMS.get(key, key): value for key, value in node.kwargs.items()}
-    return dict(zip(names, node.args, strict=False)) | keywords
+    return bound_to(names, node.args, node.kwargs)
 
 
 def parameter_of(node: fx.Node, name: str, default: Any) -> Any:

@@ -73,7 +73,7 @@ def flip(rewriter: Rewriter, node: fx.Node, name: str) -> None:
 
 def cast(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     """Pass the input on where the dtype stays; copies and devices mean nothing here."""
-    source = node.args[0] if node.args else node.kwargs.get("input")
+    source = named(node, "input").get("input")
     before, after = rewriter.metadata(source), rewriter.metadata(node)
     if before is None or after is None:
         return

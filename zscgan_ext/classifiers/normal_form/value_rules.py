@@ -37,10 +37,8 @@ def drop_out(rewriter: Rewriter, node: fx.Node, name: str) -> None:
 
 def clamp(rewriter: Rewriter, node: fx.Node, name: str) -> None:
     """Clamp; what is a ReLU or a ReLU6 is called so."""
-    keywords = dict(node.kwargs)
-    source = node.args[0] if node.args else keywords.pop("input", keywords.pop("self", None))
-    given = dict(zip(BOUNDS[name], node.args[1:], strict=False)) | keywords
-    set_bounds(rewriter, node, source, given.get("min"), given.get("max"))
+    bound = named(node, "input", *BOUNDS[name])
+    set_bounds(rewriter, node, bound["input"], bound.get("min"), bound.get("max"))
 
 
 def hardtanh(rewriter: Rewriter, node: fx.Node, name: str) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zscgan_ext.classifiers.pt2.program_json import checked_program, path, stored_meta
-from zscgan_ext.classifiers.weights import check_allocations, check_tensors
+from zscgan_ext.classifiers.weights import check_allocations, check_tensors, stored
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.json_values import (
     MismatchError,
@@ -113,23 +113,13 @@ def check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
 def rewritten(members: Mapping[str, bytes]) -> io.BytesIO:
     """Return a new archive of what is accepted of these members."""
     if FLAT_MODEL in members:
-        return stored(flat_members(members))
+        return stored(flat_members(members).items())
     folders = {name.partition("/")[0] for name in members}
     if len(folders) != 1 or not all("/" in name for name in members):
         raise MismatchError("its archive is not laid out as torch.export.save does it")
     inner = {name.partition("/")[2]: content for name, content in members.items()}
     accepted = program_members(inner)
-    return stored({f"archive/{name}": content for name, content in accepted.items()})
-
-
-def stored(members: Mapping[str, bytes]) -> io.BytesIO:
-    """Write an archive."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    buffer.seek(0)
-    return buffer
+    return stored((f"archive/{name}", content) for name, content in accepted.items())
 
 
 def model_json(content: bytes) -> bytes:
@@ -240,8 +230,7 @@ def tensors_saved_anew(name: str, data: bytes) -> bytes:
     try:
         for content in inner.values():
             check_allocations(content)
-        # In the same bytes torch may find other members than were checked.
-        tensors = torch.load(stored(inner), map_location="cpu", weights_only=True)
+        tensors = torch.load(stored(inner.items()), map_location="cpu", weights_only=True)
     except Exception:  # a damaged file raises nearly anything
         raise MismatchError(f"{name} is damaged, or holds more than plain tensors") from None
     check = mapping_of(plain_tensor, path)

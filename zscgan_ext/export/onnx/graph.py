@@ -47,9 +47,8 @@ class OnnxGraph:
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.names: set[str] = set()
-        self.tables: dict[
-            bool, str
-        ] = {}  # of the integers in each byte, by whether they are signed
+        # Of the integers in each byte, by whether they are signed.
+        self.tables: dict[bool, str] = {}
 
     def unique(self, name: str) -> str:
         """Return the name, with a number where it is taken."""

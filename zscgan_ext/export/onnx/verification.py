@@ -176,13 +176,13 @@ def compare_nodes(
         probe.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, None))
     session = OnnxClassifier(probe.SerializeToString())
     ties, differences, gain = 0, [], 0.0
-    for images in batches:
-        *found, logits = map(torch.from_numpy, session.run([*names, OUTPUT], images))
-        follower = Follower(student, dict(zip(quantized, found, strict=True)))
-        with student.quantized_weights():
+    with student.quantized_weights():
+        for images in batches:
+            *found, logits = map(torch.from_numpy, session.run([*names, OUTPUT], images))
+            follower = Follower(student, dict(zip(quantized, found, strict=True)))
             expected = follower.run(images)
-        ties += follower.ties
-        differences.append((expected - logits).abs().max())
-        if follower.largest_of_last_layer > 0:
-            gain = max(gain, float(expected.abs().max()) / follower.largest_of_last_layer)
+            ties += follower.ties
+            differences.append((expected - logits).abs().max())
+            if follower.largest_of_last_layer > 0:
+                gain = max(gain, float(expected.abs().max()) / follower.largest_of_last_layer)
     return ties, float(torch.stack(differences).max()), gain  # NaN if a difference is

@@ -6,30 +6,30 @@ that `layout.dense` returned.
 
 from zscgan_ext.ops.native.batch_norm import (
     batch_norm_distance,
-    batch_norm_eval,
-    batch_norm_eval_backward,
-    batch_norm_eval_matched,
     batch_norm_statistics,
     batch_norm_statistics_backward,
+    frozen_batch_norm,
+    frozen_batch_norm_backward,
+    frozen_batch_norm_with_stats,
 )
 from zscgan_ext.ops.native.quantization import (
     fake_quantize,
     fake_quantize_backward,
-    fake_quantize_learned,
-    fake_quantize_learned_backward,
-    observe,
+    lsq_fake_quantize,
+    lsq_fake_quantize_backward,
+    update_min_max,
 )
 
 __all__ = [
     "batch_norm_distance",
-    "batch_norm_eval",
-    "batch_norm_eval_backward",
-    "batch_norm_eval_matched",
     "batch_norm_statistics",
     "batch_norm_statistics_backward",
     "fake_quantize",
     "fake_quantize_backward",
-    "fake_quantize_learned",
-    "fake_quantize_learned_backward",
-    "observe",
+    "frozen_batch_norm",
+    "frozen_batch_norm_backward",
+    "frozen_batch_norm_with_stats",
+    "lsq_fake_quantize",
+    "lsq_fake_quantize_backward",
+    "update_min_max",
 ]

@@ -17,7 +17,7 @@ from zscgan_ext.ops.native.calls import (
 DISTANCE_CODES = {"gaussian_kl": 0, "mse": 1, "std_mse": 2, "l2": 3}
 
 
-def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def batch_norm_statistics(x: Tensor, mean_hint: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of [N, C, ...]."""
     mean = torch.empty((x.shape[1],), dtype=compute_dtype(x), device=x.device)
     variance = torch.empty_like(mean)
@@ -28,7 +28,7 @@ def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         DATA_TYPES[x.dtype],
         extent,
         x.data_ptr(),
-        shift.data_ptr(),
+        mean_hint.data_ptr(),
         mean.data_ptr(),
         variance.data_ptr(),
         where,
@@ -55,7 +55,7 @@ def batch_norm_statistics_backward(
     return grad_x
 
 
-def batch_norm_eval(
+def frozen_batch_norm(
     x: Tensor, multiplier: Tensor, offset: Tensor, residual: Tensor | None, activation: str
 ) -> Tensor:
     """Batch norm with stored statistics, a residual and an activation."""
@@ -76,11 +76,11 @@ def batch_norm_eval(
     return y
 
 
-def batch_norm_eval_matched(
+def frozen_batch_norm_with_stats(
     x: Tensor,
     multiplier: Tensor,
     offset: Tensor,
-    shift: Tensor,
+    mean_hint: Tensor,
     residual: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +99,7 @@ def batch_norm_eval_matched(
         address(residual),
         multiplier.data_ptr(),
         offset.data_ptr(),
-        shift.data_ptr(),
+        mean_hint.data_ptr(),
         mean.data_ptr(),
         variance.data_ptr(),
         y.data_ptr(),
@@ -108,7 +108,7 @@ def batch_norm_eval_matched(
     return y, mean, variance
 
 
-def batch_norm_eval_backward(
+def frozen_batch_norm_backward(
     grad: Tensor,
     x: Tensor | None,
     y: Tensor | None,

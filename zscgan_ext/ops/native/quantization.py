@@ -61,7 +61,7 @@ def fake_quantize_backward(grad: Tensor, mask: Tensor) -> Tensor:
 
 
 def shares_scale(axis: int | None, bias: Tensor | None) -> bool:
-    """Tell whether a bias makes channels of a tensor that has one scale in all."""
+    """Return True if a bias makes channels of a tensor that has one scale in all."""
     return axis is None and bias is not None
 
 
@@ -90,7 +90,7 @@ def learned_tensor(
     )
 
 
-def fake_quantize_learned(
+def lsq_fake_quantize(
     xs: Sequence[Tensor],
     scales: Sequence[Tensor],
     zero_points: Sequence[Tensor],
@@ -113,7 +113,7 @@ def fake_quantize_learned(
     return ys
 
 
-def fake_quantize_learned_backward(
+def lsq_fake_quantize_backward(
     grads: Sequence[Tensor],
     xs: Sequence[Tensor],
     scales: Sequence[Tensor],
@@ -155,7 +155,7 @@ def fake_quantize_learned_backward(
     return grad_xs, grad_scales, grad_zero_points, grad_biases
 
 
-def observe(
+def update_min_max(
     x: Tensor,
     running_min: Tensor,
     running_max: Tensor,

@@ -1,4 +1,7 @@
-"""The batch-norm kernels in plain torch. Formulas of distances are in `docs/kernels.md`."""
+"""The batch-norm kernels in plain torch.
+
+Formulas of distances are in `docs/developer/kernels.md`.
+"""
 
 from collections.abc import Sequence
 
@@ -9,8 +12,8 @@ from zscgan_ext.ops.layout import compute_dtype, spread
 from zscgan_ext.ops.reference.activations import activate, blocks_gradient
 
 
-def batch_norm_statistics(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel of [N, C, ...]; `shift` changes rounding alone."""
+def batch_norm_statistics(x: Tensor, mean_hint: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel; `mean_hint` changes only the rounding."""
     wide = x.to(compute_dtype(x))
     if x.numel() == 0:  # var_mean would warn
         mean = wide.new_full((x.shape[1],), torch.nan)
@@ -37,35 +40,35 @@ def batch_norm_statistics_backward(
     return statistics_gradient(x, mean, grad_mean, grad_variance).to(x.dtype)
 
 
-def frozen_batch_norm(x: Tensor, multiplier: Tensor, offset: Tensor) -> Tensor:
+def normalize(x: Tensor, multiplier: Tensor, offset: Tensor) -> Tensor:
     """Return x * multiplier + offset in the compute dtype."""
     return x.to(multiplier.dtype) * spread(multiplier, x, 1) + spread(offset, x, 1)
 
 
-def batch_norm_eval(
+def frozen_batch_norm(
     x: Tensor, multiplier: Tensor, offset: Tensor, residual: Tensor | None, activation: str
 ) -> Tensor:
     """Batch norm with stored statistics, a residual and an activation."""
-    values = frozen_batch_norm(x, multiplier, offset)
+    values = normalize(x, multiplier, offset)
     if residual is not None:
         values = values + residual
     return activate(values, activation).to(x.dtype)
 
 
-def batch_norm_eval_matched(
+def frozen_batch_norm_with_stats(
     x: Tensor,
     multiplier: Tensor,
     offset: Tensor,
-    shift: Tensor,
+    mean_hint: Tensor,
     residual: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same, with mean and biased variance of x."""
-    y = batch_norm_eval(x, multiplier, offset, residual, activation)
-    return y, *batch_norm_statistics(x, shift)
+    y = frozen_batch_norm(x, multiplier, offset, residual, activation)
+    return y, *batch_norm_statistics(x, mean_hint)
 
 
-def batch_norm_eval_backward(
+def frozen_batch_norm_backward(
     grad: Tensor,
     x: Tensor | None,
     y: Tensor | None,
@@ -80,7 +83,7 @@ def batch_norm_eval_backward(
     """Gradients of x and of the residual; the mask is that of y, or without y that of x."""
     wide = grad.to(multiplier.dtype)
     if y is None and x is not None:
-        blocked = blocks_gradient(frozen_batch_norm(x, multiplier, offset), activation)
+        blocked = blocks_gradient(normalize(x, multiplier, offset), activation)
     else:
         blocked = blocks_gradient(y if y is not None else grad, activation)
     masked = torch.where(blocked, 0, wide)

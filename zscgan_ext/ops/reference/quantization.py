@@ -116,7 +116,7 @@ def per_channel_sum(terms: Tensor, axis: int | None) -> Tensor:
     return rows(terms, axis).sum(1, dtype=torch.float64)
 
 
-def fake_quantize_learned_backward(
+def lsq_fake_quantize_backward(
     grads: Sequence[Tensor],
     xs: Sequence[Tensor],
     scales: Sequence[Tensor],
@@ -137,7 +137,7 @@ def fake_quantize_learned_backward(
     return list(grad_xs), list(grad_scales), list(grad_zero_points), list(grad_biases)
 
 
-def fake_quantize_learned(
+def lsq_fake_quantize(
     xs: Sequence[Tensor],
     scales: Sequence[Tensor],
     zero_points: Sequence[Tensor],
@@ -158,7 +158,7 @@ def fake_quantize_learned(
     return ys
 
 
-def observe(
+def update_min_max(
     x: Tensor,
     running_min: Tensor,
     running_max: Tensor,

@@ -24,17 +24,24 @@ def kernels(x: Tensor) -> ModuleType:
 
 
 def is_observed() -> bool:
-    """Tell whether a compiler, a dispatch mode or a transform needs to see every op."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-    )
+    """Return True if a compiler, a dispatch mode or a transform needs to see every op.
+
+    The functions are private to torch. Where a version of torch lacks one, every call counts as
+    observed: it takes the dispatcher, which is slower and gives the same results.
+    """
+    try:
+        return (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack() > 0
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._get_tracing_state() is not None
+        )
+    except AttributeError:
+        return True
 
 
 def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
-    """Tell whether a gradient is wanted for one of the tensors."""
+    """Return True if a gradient is wanted for one of the tensors."""
     for tensor in tensors:  # faster than `any` of a generator  # noqa: SIM110
         if tensor is not None and tensor.requires_grad:
             return True

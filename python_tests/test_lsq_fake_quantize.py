@@ -1,4 +1,4 @@
-"""`fake_quantize_learned` against torch's learnable ops and against sums in float64."""
+"""`lsq_fake_quantize` against torch's learnable ops and against sums in float64."""
 
 import math
 
@@ -16,7 +16,7 @@ from tensors import (
     sample,
 )
 
-from zscgan_ext.ops import fake_quantize, fake_quantize_learned, fake_quantize_learned_many
+from zscgan_ext.ops import fake_quantize, lsq_fake_quantize, lsq_fake_quantize_foreach
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -89,7 +89,7 @@ def test_has_the_bits_of_torch(device, case):
     shape, axis = CASES[case]
     count = 1 if axis is None else shape[axis]
     results = []
-    for op in (fake_quantize_learned, torch_result):
+    for op in (lsq_fake_quantize, torch_result):
         x = sample(*shape, device=device).requires_grad_()
         y = op(x, *learned_quantizer(count, device), 0, 15, axis, 0.5)
         (grad_x,) = torch.autograd.grad(y, x, sample(*shape, device=device, seed=1))
@@ -107,7 +107,7 @@ def test_gradients_in_every_layout(device, layout, case):
     x = LAYOUTS[layout](sample(*shape, device=device)).requires_grad_()
     scale, zero_point = learned_quantizer(1 if axis is None else shape[axis], device)
     incoming = LAYOUTS[layout](sample(*shape, device=device, seed=1))
-    y = fake_quantize_learned(x, scale, zero_point, 0, 15, axis, 0.25)
+    y = lsq_fake_quantize(x, scale, zero_point, 0, 15, axis, 0.25)
     grad_x, *gradients = torch.autograd.grad(y, (x, scale, zero_point), incoming)
     fixed = fake_quantize(x, scale.detach(), zero_point.detach(), 0, 15, axis)
     assert same_bits(y, fixed)
@@ -123,7 +123,7 @@ def test_sizes_around_vectors_and_tasks(device, size):
         x = sample(*shape, device=device).requires_grad_()
         incoming = sample(*shape, device=device, seed=1)
         inputs = (x, *learned_quantizer(1 if axis is None else shape[axis], device))
-        y = fake_quantize_learned(*inputs, 0, 15, axis)
+        y = lsq_fake_quantize(*inputs, 0, 15, axis)
         grad_x, *gradients = torch.autograd.grad(y, inputs, incoming)
         assert_close_sums(gradients, true_gradients(incoming, *inputs, 0, 15, axis))
         assert ((grad_x == incoming) | (grad_x == 0)).all()
@@ -138,9 +138,9 @@ def test_other_dtypes(device, dtype, axis):
     count = 1 if axis is None else x.shape[axis]
     scale, zero_point = learned_quantizer(count, device, wide)
     incoming = sample(*x.shape, dtype=dtype, device=device, seed=1)
-    y = fake_quantize_learned(x, scale, zero_point, 0, 15, axis)
+    y = lsq_fake_quantize(x, scale, zero_point, 0, 15, axis)
     _, *gradients = torch.autograd.grad(y, (x, scale, zero_point), incoming)
-    single = fake_quantize_learned(x.detach().to(wide), scale, zero_point, 0, 15, axis)
+    single = lsq_fake_quantize(x.detach().to(wide), scale, zero_point, 0, 15, axis)
     assert same_bits(y, single.to(dtype))
     assert_close_sums(gradients, true_gradients(incoming, x, scale, zero_point, 0, 15, axis))
 
@@ -150,7 +150,7 @@ def test_zero_point_is_rounded_to_even_and_clamped(device):
     x = torch.tensor([-9.0, 0.0, 1.0, 9.0], device=device)
     for zero_point, used in ((2.5, 2), (-2.5, -2), (3.4, 3), (99.0, 7), (-99.0, -8)):
         offset = torch.tensor([zero_point], device=device)
-        y = fake_quantize_learned(x, torch.ones(1, device=device), offset, -8, 7)
+        y = lsq_fake_quantize(x, torch.ones(1, device=device), offset, -8, 7)
         assert y.tolist() == [max(-8, min(7, v + used)) - used for v in x.tolist()]
 
 
@@ -161,7 +161,7 @@ def test_special_values_do_not_spoil_their_neighbours(device, axis):
     x.requires_grad_()
     scale = torch.full((1,), 0.5, device=device, requires_grad=True)
     zero_point = torch.full((1,), 2.0, device=device, requires_grad=True)
-    y = fake_quantize_learned(x, scale, zero_point, 0, 7, axis)
+    y = lsq_fake_quantize(x, scale, zero_point, 0, 7, axis)
     assert y.flatten().tolist() == [2.5, -1.0, 2.5, 0.0, 2.0]
     gradients = torch.autograd.grad(y.sum(), (x, scale, zero_point))
     assert gradients[0].flatten().tolist() == [0, 0, 0, 1, 1]
@@ -174,11 +174,11 @@ def test_special_values_do_not_spoil_their_neighbours(device, axis):
 def test_gradients_of_some_inputs_alone(device, wanted):
     inputs = [sample(3, 5, device=device), *(v.detach() for v in learned_quantizer(5, device))]
     complete = [v.clone().requires_grad_() for v in inputs]
-    y = fake_quantize_learned(*complete, 0, 7, 1)
+    y = lsq_fake_quantize(*complete, 0, 7, 1)
     gradients = torch.autograd.grad(y.sum(), complete)
     for i in wanted:
         inputs[i].requires_grad_()
-    fake_quantize_learned(*inputs, 0, 7, 1).sum().backward()
+    lsq_fake_quantize(*inputs, 0, 7, 1).sum().backward()
     for i, value in enumerate(inputs):
         assert value.grad is None if i not in wanted else same_bits(value.grad, gradients[i])
 
@@ -189,7 +189,7 @@ def test_gradients_of_some_inputs_alone(device, wanted):
 def test_empty_gives_zero_gradients(device, shape, axis):
     x = torch.empty(shape, device=device, requires_grad=True)
     inputs = (x, *learned_quantizer(1 if axis is None else shape[axis], device))
-    y = fake_quantize_learned(*inputs, 0, 3, axis)
+    y = lsq_fake_quantize(*inputs, 0, 3, axis)
     for gradient, value in zip(torch.autograd.grad(y.sum(), inputs), inputs, strict=True):
         assert same_bits(gradient, torch.zeros_like(value))
 
@@ -199,7 +199,7 @@ def test_empty_gives_zero_gradients(device, shape, axis):
 @pytest.mark.parametrize("axis", [None, 1])
 def test_memory_format_is_kept_both_ways(device, layout, axis):
     x = LAYOUTS[layout](sample(2, 3, 4, 5, device=device)).requires_grad_()
-    y = fake_quantize_learned(x, *learned_quantizer(3 if axis else 1, device), 0, 7, axis)
+    y = lsq_fake_quantize(x, *learned_quantizer(3 if axis else 1, device), 0, 7, axis)
     (grad,) = torch.autograd.grad(y, x, sample(2, 3, 4, 5, device=device))
     assert y.stride() == x.stride() == grad.stride()
 
@@ -209,11 +209,11 @@ def assert_each_as_alone(xs, scales, zero_points, lows, highs, factors):
     for x in xs:
         x.requires_grad_()
     columns = (xs, scales, zero_points, lows, highs, factors)
-    ys = fake_quantize_learned_many(*columns)
+    ys = lsq_fake_quantize_foreach(*columns)
     gradients = torch.autograd.grad([y.sum() for y in ys], [*xs, *scales, *zero_points])
     for i, (x, scale, zero_point, low, high, factor) in enumerate(zip(*columns, strict=True)):
         axis = None if len(scale) == 1 else 0
-        y = fake_quantize_learned(x, scale, zero_point, low, high, axis, factor)
+        y = lsq_fake_quantize(x, scale, zero_point, low, high, axis, factor)
         assert same_bits(ys[i], y)
         alone = torch.autograd.grad(y.sum(), (x, scale, zero_point))
         for actual, expected in zip(gradients[i :: len(xs)], alone, strict=True):
@@ -245,10 +245,10 @@ def test_weights_keep_their_memory_format(device):
     x = channels_last(sample(6, 5, 3, 3, device=device)).requires_grad_()
     quantizer = learned_quantizer(6, device)
     incoming = channels_last(sample(6, 5, 3, 3, device=device, seed=1))
-    (y,) = fake_quantize_learned_many([x], *([v] for v in quantizer), [0], [15], [1.0])
+    (y,) = lsq_fake_quantize_foreach([x], *([v] for v in quantizer), [0], [15], [1.0])
     found = [y, *torch.autograd.grad(y, (x, *quantizer), incoming)]
     plain = x.detach().contiguous().requires_grad_()
-    y = fake_quantize_learned(plain, *quantizer, 0, 15, 0)
+    y = lsq_fake_quantize(plain, *quantizer, 0, 15, 0)
     expected = [y, *torch.autograd.grad(y, (plain, *quantizer), incoming.contiguous())]
     assert found[0].stride() == found[1].stride() == x.stride()
     for actual, wanted in zip(found, expected, strict=True):
@@ -263,7 +263,7 @@ def test_within_half_a_step_beyond_the_bounds_the_rounded_integer_decides(device
     x = torch.tensor(steps, device=device).mul(0.5).view(4, 1).requires_grad_()
     scale = torch.full((4,), 0.5, device=device, requires_grad=True)
     zero_point = torch.zeros(4, device=device, requires_grad=True)
-    y = fake_quantize_learned(x, scale, zero_point, -8, 7, 0)
+    y = lsq_fake_quantize(x, scale, zero_point, -8, 7, 0)
     by_x, by_scale = torch.autograd.grad(y.sum(), (x, scale))
     assert by_x.flatten().tolist() == [1, 0, 1, 0]
     # Equation 3 of LSQ gives 7 and -8 everywhere here.

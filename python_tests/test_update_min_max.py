@@ -10,7 +10,7 @@ from torch.ao.quantization import (
     MovingAveragePerChannelMinMaxObserver,
 )
 
-from zscgan_ext.ops import observe
+from zscgan_ext.ops import update_min_max
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -54,7 +54,7 @@ def test_follows_the_observers_of_torch(device, symmetric, axis, dtype, low, hig
     for step, shift in enumerate((0.0, 2.0, -3.0, 0.5)):
         x = sample(3, 5, 40, device=device, seed=step) + shift
         theirs(x.cpu())
-        observe(x, *state, 0.1, low, high, symmetric, axis)
+        update_min_max(x, *state, 0.1, low, high, symmetric, axis)
         scale, zero_point = theirs.calculate_qparams()
         if symmetric and low == 0:  # torch halves the sum of customized bounds downwards
             zero_point = torch.full_like(zero_point, 128)
@@ -70,7 +70,7 @@ def test_follows_the_observers_of_torch(device, symmetric, axis, dtype, low, hig
 def test_first_observation_is_the_range_itself(device, dtype, layout, axis):
     x = LAYOUTS[layout](sample(3, 5, 4, 7, dtype=dtype, device=device))
     state = new_state(1 if axis is None else x.shape[axis], device)
-    observe(x, *state, 0.01, 0, 15, False, axis)
+    update_min_max(x, *state, 0.01, 0, 15, False, axis)
     assert same_bits(torch.stack(state[:2]), torch.stack(extremes(x, axis)))
 
 
@@ -82,7 +82,7 @@ def test_sizes_around_vectors_and_tasks(device, size):
         for place in (0, -1):  # the extremes at either end are seen
             x.view(-1)[place] = 9 + place
             state = new_state(1 if axis is None else shape[axis], device)
-            observe(x, *state, 1.0, 0, 15, False, axis)
+            update_min_max(x, *state, 1.0, 0, 15, False, axis)
             assert same_bits(torch.stack(state[:2]), torch.stack(extremes(x, axis)))
 
 
@@ -96,7 +96,7 @@ def test_range_holds_zero_and_scale_is_positive(device, symmetric):
         ([0.0, 1e-30], torch.finfo(torch.float32).eps, 0 if symmetric else -8),
     ):
         state = new_state(1, device)
-        observe(torch.tensor(x, device=device), *state, 1.0, -8, 7, symmetric)
+        update_min_max(torch.tensor(x, device=device), *state, 1.0, -8, 7, symmetric)
         assert same_values(state[2], torch.tensor([scale], device=device))
         assert state[3].item() == zero_point
 
@@ -105,7 +105,7 @@ def test_range_holds_zero_and_scale_is_positive(device, symmetric):
 def test_symmetric_unsigned_range_has_its_zero_above_the_middle(device):
     for high, middle in ((255, 128), (15, 8), (3, 2)):
         state = new_state(1, device)
-        observe(sample(9, device=device), *state, 1.0, 0, high, True)
+        update_min_max(sample(9, device=device), *state, 1.0, 0, high, True)
         assert state[3].item() == middle
 
 
@@ -118,19 +118,19 @@ def test_nan_is_not_lost(device, dtype, place, axis):
     x.view(-1)[place] = math.nan
     count = 1 if axis is None else x.shape[axis]
     state = new_state(count, device)
-    observe(x, *state, 0.1, 0, 15, False, axis)
+    update_min_max(x, *state, 0.1, 0, 15, False, axis)
     for values, expected in zip(state[:2], extremes(x, axis), strict=True):
         assert same_values(values, expected)
         assert values.isnan().sum() == 1
     assert torch.equal(state[2].isnan(), state[0].isnan())
-    observe(torch.zeros_like(x), *state, 0.1, 0, 15, False, axis)
+    update_min_max(torch.zeros_like(x), *state, 0.1, 0, 15, False, axis)
     assert state[0].isnan().sum() == 1  # and it stays
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_infinity_is_seen(device):
     state = new_state(1, device)
-    observe(torch.tensor([1.0, math.inf], device=device), *state, 0.1, 0, 15, False)
+    update_min_max(torch.tensor([1.0, math.inf], device=device), *state, 0.1, 0, 15, False)
     assert (state[0].item(), state[1].item(), state[2].item()) == (1, math.inf, math.inf)
 
 
@@ -140,7 +140,7 @@ def test_infinity_is_seen(device):
 def test_one_bound_that_becomes_nan_is_not_lost(device, symmetric, sign):
     state, x = new_state(1, device), sign * torch.tensor([1.0, math.inf], device=device)
     for _ in range(2):  # averaging infinity with infinity gives NaN
-        observe(x, *state, 0.1, 0, 15, symmetric)
+        update_min_max(x, *state, 0.1, 0, 15, symmetric)
     assert [values.isnan().item() for values in state[:3]] == [sign < 0, sign > 0, True]
 
 
@@ -151,7 +151,7 @@ def test_empty_changes_nothing(device, shape, axis):
     count = 1 if axis is None else shape[axis]
     state = [sample(count, device=device, seed=i) for i in range(4)]
     before = [values.clone() for values in state]
-    observe(torch.empty(shape, device=device), *state, 0.1, 0, 15, False, axis)
+    update_min_max(torch.empty(shape, device=device), *state, 0.1, 0, 15, False, axis)
     assert all(same_bits(a, b) for a, b in zip(state, before, strict=True))
 
 
@@ -159,6 +159,6 @@ def test_empty_changes_nothing(device, shape, axis):
 def test_ignores_gradients(device):
     x = sample(5, device=device).requires_grad_()
     state = new_state(1, device)
-    observe(x, *state, 1.0, 0, 15, False)
+    update_min_max(x, *state, 1.0, 0, 15, False)
     assert state[0].item() == x.min().item()
     assert not any(values.requires_grad for values in state)
