@@ -170,4 +170,35 @@ inline FrozenBatchNormGradient frozen_batch_norm_gradient(const Sizes& sizes, in
     return norm;
 }
 
+// ---- noisy batch norm ---------------------------------------------------------------------------
+
+inline NoisyBatchNorm noisy_batch_norm(const Sizes& sizes, double noise, double slope, Address x,
+                                       Address multiplier, Address offset, Address seed, Address y,
+                                       Address positive) {
+    const Extent e = extent_of(sizes);
+    NoisyBatchNorm norm{};
+    norm.extent = e;
+    norm.noise = noise;
+    norm.slope = slope;
+    norm.x = pointer(x, e.numel(), "x");
+    norm.multiplier = pointer(multiplier, e.channels, "multiplier");
+    norm.offset = pointer(offset, e.channels, "offset");
+    norm.seed = pointer<const int64_t>(seed, 1, "seed");
+    norm.y = pointer(y, e.numel(), "y");
+    norm.positive = pointer<uint8_t>(positive, e.numel(), "positive");
+    return norm;
+}
+
+inline NoisyBatchNormGradient noisy_batch_norm_gradient(const Sizes& sizes, double slope,
+                                                        Address grad, Address x, Address positive) {
+    const Extent e = extent_of(sizes);
+    NoisyBatchNormGradient norm{};
+    norm.extent = e;
+    norm.slope = slope;
+    norm.grad = pointer(grad, e.numel(), "grad");
+    norm.x = pointer(x, e.numel(), "x");
+    norm.positive = pointer<const uint8_t>(positive, e.numel(), "positive");
+    return norm;
+}
+
 }  // namespace zscgan

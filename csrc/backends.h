@@ -27,6 +27,9 @@ struct Cpu {
     static constexpr auto batch_norm_statistics_backward = &cpu::batch_norm_statistics_backward;
     static constexpr auto batch_norm_eval = &cpu::batch_norm_eval;
     static constexpr auto batch_norm_eval_backward = &cpu::batch_norm_eval_backward;
+    static constexpr auto noisy_batch_norm = &cpu::noisy_batch_norm;
+    static constexpr auto noisy_batch_norm_sums = &cpu::noisy_batch_norm_sums;
+    static constexpr auto noisy_batch_norm_backward = &cpu::noisy_batch_norm_backward;
 
     using Where = std::tuple<int>;  // threads
 
@@ -73,6 +76,9 @@ struct Cuda {
     static constexpr auto batch_norm_statistics_backward = &cuda::batch_norm_statistics_backward;
     static constexpr auto batch_norm_eval = &cuda::batch_norm_eval;
     static constexpr auto batch_norm_eval_backward = &cuda::batch_norm_eval_backward;
+    static constexpr auto noisy_batch_norm = &cuda::noisy_batch_norm;
+    static constexpr auto noisy_batch_norm_sums = &cuda::noisy_batch_norm_sums;
+    static constexpr auto noisy_batch_norm_backward = &cuda::noisy_batch_norm_backward;
     static constexpr auto reduction_workspace = &cuda::reduction_workspace;
     static constexpr auto learned_backward_workspace = &cuda::learned_backward_workspace;
     static constexpr auto distance_workspace = &cuda::distance_workspace;

@@ -144,12 +144,47 @@ void define_frozen_batch_norm(py::module_& module) {
 }
 
 template <class Backend>
+void define_noisy_batch_norm(py::module_& module) {
+    using Where = typename Backend::Where;
+    module.def("noisy_batch_norm", [](int type, Sizes sizes, double noise, double slope, Address x,
+                                      Address multiplier, Address offset, Address seed, Address y,
+                                      Address positive, Where where) {
+        Backend::call(
+            where, Backend::noisy_batch_norm, data_type(type),
+            noisy_batch_norm(sizes, noise, slope, x, multiplier, offset, seed, y, positive));
+    });
+    module.def("noisy_batch_norm_sums",
+               [](int type, Sizes sizes, double slope, Address grad, Address x, Address positive,
+                  Address mean, Address sum, Address product_sum, Where where) {
+                   auto norm = noisy_batch_norm_gradient(sizes, slope, grad, x, positive);
+                   norm.mean = pointer(mean, norm.extent.channels, "mean");
+                   norm.sum = pointer(sum, norm.extent.channels, "sum");
+                   norm.product_sum = pointer(product_sum, norm.extent.channels, "product_sum");
+                   Backend::require_workspace(
+                       where, [&] { return Backend::reduction_workspace(norm.extent); });
+                   Backend::call(where, Backend::noisy_batch_norm_sums, data_type(type), norm);
+               });
+    module.def(
+        "noisy_batch_norm_backward",
+        [](int type, Sizes sizes, double slope, Address grad, Address x, Address positive,
+           Address multiplier, Address constant, Address slope_of_x, Address grad_x, Where where) {
+            auto norm = noisy_batch_norm_gradient(sizes, slope, grad, x, positive);
+            norm.multiplier = pointer(multiplier, norm.extent.channels, "multiplier");
+            norm.constant = pointer(constant, norm.extent.channels, "constant");
+            norm.slope_of_x = pointer(slope_of_x, norm.extent.channels, "slope_of_x");
+            norm.grad_x = pointer(grad_x, norm.extent.numel(), "grad_x");
+            Backend::call(where, Backend::noisy_batch_norm_backward, data_type(type), norm);
+        });
+}
+
+template <class Backend>
 py::module_ define_backend(py::module_& parent, const char* name) {
     py::module_ module = parent.def_submodule(name);
     define_fake_quantize<Backend>(module);
     define_observe<Backend>(module);
     define_batch_norm_matching<Backend>(module);
     define_frozen_batch_norm<Backend>(module);
+    define_noisy_batch_norm<Backend>(module);
     return module;
 }
 

@@ -89,6 +89,36 @@ struct FrozenBatchNormGradient {
     void* grad_residual;        // [outer, channels, inner], or null
 };
 
+// A batch norm, whose statistics are part of the multiplier and the offset, then normal noise of a
+// standard deviation, then a LeakyReLU.
+struct NoisyBatchNorm {
+    Extent extent;
+    double noise;            // standard deviation
+    double slope;            // of the LeakyReLU below zero
+    const void* x;           // [outer, channels, inner]
+    const void* multiplier;  // Real [channels]
+    const void* offset;      // Real [channels]
+    const int64_t* seed;     // [1], which with an element's place decides its noise
+    void* y;                 // [outer, channels, inner]
+    uint8_t* positive;       // one bit per element in memory order, (numel + 7) / 8 bytes
+};
+
+// Its gradient: that of what enters the LeakyReLU, d, and what follows from it.
+struct NoisyBatchNormGradient {
+    Extent extent;
+    double slope;
+    const void* grad;         // [outer, channels, inner]
+    const void* x;            // [outer, channels, inner]
+    const uint8_t* positive;  // as above
+    const void* mean;         // sums: Real [channels]
+    void* sum;                // sums: Real [channels], of d
+    void* product_sum;        // sums: Real [channels], of d * (x - mean)
+    const void* multiplier;   // backward: Real [channels], like the next two
+    const void* constant;     // backward: grad_x = multiplier * d + constant + slope_of_x * x
+    const void* slope_of_x;
+    void* grad_x;  // backward: [outer, channels, inner]
+};
+
 // One batch-norm layer of a distance between batch and stored statistics.
 template <class Real>
 struct DistanceLayerOf {
@@ -139,6 +169,12 @@ void batch_norm_eval(DataType, const FrozenBatchNorm&, int threads);
 
 void batch_norm_eval_backward(DataType, const FrozenBatchNormGradient&, int threads);
 
+void noisy_batch_norm(DataType, const NoisyBatchNorm&, int threads);
+
+void noisy_batch_norm_sums(DataType, const NoisyBatchNormGradient&, int threads);
+
+void noisy_batch_norm_backward(DataType, const NoisyBatchNormGradient&, int threads);
+
 // distance: Real [1], the mean over layers.
 void batch_norm_distance(Distance, const DistanceLayerOf<float>* layers, int64_t count,
                          float* distance);
@@ -157,7 +193,8 @@ struct Launch {
     void* workspace;
 };
 
-int64_t reduction_workspace(Extent);  // observe, batch_norm_statistics, batch_norm_eval
+// observe, batch_norm_statistics, batch_norm_eval, noisy_batch_norm_sums
+int64_t reduction_workspace(Extent);
 int64_t learned_backward_workspace(const LearnedTensor* tensors, int64_t count);
 int64_t distance_workspace();
 
@@ -185,6 +222,12 @@ const char* batch_norm_statistics_backward(DataType, Extent, const void* x, cons
 const char* batch_norm_eval(DataType, const FrozenBatchNorm&, Launch);
 
 const char* batch_norm_eval_backward(DataType, const FrozenBatchNormGradient&, Launch);
+
+const char* noisy_batch_norm(DataType, const NoisyBatchNorm&, Launch);
+
+const char* noisy_batch_norm_sums(DataType, const NoisyBatchNormGradient&, Launch);
+
+const char* noisy_batch_norm_backward(DataType, const NoisyBatchNormGradient&, Launch);
 
 const char* batch_norm_distance(Distance, const DistanceLayer* layers, int64_t count,
                                 float* distance, Launch);

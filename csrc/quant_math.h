@@ -168,6 +168,11 @@ ZSCGAN_INLINE Value normalize(Value x, Value multiplier, Value offset) {
     return x * multiplier + offset;
 }
 
+template <class Value>
+ZSCGAN_INLINE Value leaky_relu(Value x, Value slope, Value zero) {
+    return select(x <= zero, x * slope, x);
+}
+
 // A channel's distance between batch statistics (mean, variance) and stored ones, with its
 // derivatives. `l2` gives squares: the layer takes their roots.
 struct DistanceTerms {

@@ -100,4 +100,16 @@ void batch_norm_eval_backward(DataType type, const FrozenBatchNormGradient& norm
     chosen->batch_norm_eval_backward(type, norm, threads);
 }
 
+void noisy_batch_norm(DataType type, const NoisyBatchNorm& norm, int threads) {
+    chosen->noisy_batch_norm(type, norm, threads);
+}
+
+void noisy_batch_norm_sums(DataType type, const NoisyBatchNormGradient& norm, int threads) {
+    chosen->noisy_batch_norm_sums(type, norm, threads);
+}
+
+void noisy_batch_norm_backward(DataType type, const NoisyBatchNormGradient& norm, int threads) {
+    chosen->noisy_batch_norm_backward(type, norm, threads);
+}
+
 }  // namespace zscgan::cpu

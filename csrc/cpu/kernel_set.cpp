@@ -16,6 +16,9 @@ const KernelSet kernel_set = {
     &batch_norm_statistics_backward,
     &batch_norm_eval,
     &batch_norm_eval_backward,
+    &noisy_batch_norm,
+    &noisy_batch_norm_sums,
+    &noisy_batch_norm_backward,
 };
 
 }  // namespace zscgan::cpu::ZSCGAN_ISA

@@ -16,6 +16,9 @@ struct KernelSet {
     decltype(&cpu::batch_norm_statistics_backward) batch_norm_statistics_backward;
     decltype(&cpu::batch_norm_eval) batch_norm_eval;
     decltype(&cpu::batch_norm_eval_backward) batch_norm_eval_backward;
+    decltype(&cpu::noisy_batch_norm) noisy_batch_norm;
+    decltype(&cpu::noisy_batch_norm_sums) noisy_batch_norm_sums;
+    decltype(&cpu::noisy_batch_norm_backward) noisy_batch_norm_backward;
 };
 
 #ifdef ZSCGAN_ISA
@@ -39,6 +42,9 @@ void batch_norm_statistics_backward(DataType, Extent, const void* x, const void*
                                     int threads);
 void batch_norm_eval(DataType, const FrozenBatchNorm&, int threads);
 void batch_norm_eval_backward(DataType, const FrozenBatchNormGradient&, int threads);
+void noisy_batch_norm(DataType, const NoisyBatchNorm&, int threads);
+void noisy_batch_norm_sums(DataType, const NoisyBatchNormGradient&, int threads);
+void noisy_batch_norm_backward(DataType, const NoisyBatchNormGradient&, int threads);
 
 }  // namespace ZSCGAN_ISA
 #endif

@@ -1,45 +1,12 @@
 // Quantizing a tensor and back, with the mask of the values inside the range if that is wanted.
 #pragma once
 
+#include "bit_mask.h"
 #include "data_types.h"
 #include "memory.h"
 #include "quantizer_tables.h"
 
 namespace zscgan::cpu::ZSCGAN_ISA {
-
-// Appends bits to a byte stream that starts at a whole byte. Bytes are those of a little-endian
-// word.
-class BitWriter {
-public:
-    explicit BitWriter(uint8_t* target) : target_(target) {}
-    void append(uint32_t bits, int n) {
-        if (count_ == 0 && n == 16) {  // as in rows of a multiple of 16 elements
-            const uint8_t bytes[2] = {static_cast<uint8_t>(bits), static_cast<uint8_t>(bits >> 8)};
-            std::memcpy(target_, bytes, 2);
-            target_ += 2;
-            return;
-        }
-        pending_ |= static_cast<uint64_t>(bits) << count_;
-        count_ += n;
-        if (count_ >= 32) put<4>();
-    }
-    void flush() {
-        while (count_ > 0) put<1>();
-    }
-
-private:
-    template <int bytes>
-    void put() {
-        for (int i = 0; i < bytes; ++i) target_[i] = static_cast<uint8_t>(pending_ >> (8 * i));
-        target_ += bytes;
-        pending_ >>= 8 * bytes;
-        count_ -= 8 * bytes;
-    }
-
-    uint8_t* target_;
-    uint64_t pending_ = 0;
-    int count_ = 0;
-};
 
 template <class V, class Table, class ActivationRange, class T>
 void forward_chunk(const Extent& extent, Table& table, const Bounds<V>& bounds,

@@ -62,7 +62,8 @@ __global__ __launch_bounds__(block_threads, resident_column_blocks<Operation>) v
         }
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
-            MappedOctets<Operation> mapped(loaded[i]);
+            MappedOctets<Operation> mapped(operation, map.octets, octet + i * map.stride,
+                                           loaded[i]);
 #pragma unroll
             for (int j = 0; j < octet_size; ++j) mapped.apply(operation, parameters[j], j);
             mapped.store(operation, map.octets, octet + i * map.stride);

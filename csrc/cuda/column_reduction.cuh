@@ -93,16 +93,19 @@ struct Columns {
         float seconds[octet_size] = {};
         unpack(source, values);
         if constexpr (Operation::reads_second) unpack(second, seconds);
+        const auto state = octet_state_of(operation, part);
         if (part.valid == whole_octet) {
 #pragma unroll
             for (int j = 0; j < octet_size; ++j) {
-                values[j] = operation.visit(values[j], seconds[j], parameters[j], sums[j]);
+                values[j] = visit_element(operation, values[j], seconds[j], parameters[j], sums[j],
+                                          state, j);
             }
         } else {
 #pragma unroll
             for (int j = 0; j < octet_size; ++j) {
                 if (!(part.valid >> j & 1)) continue;
-                values[j] = operation.visit(values[j], seconds[j], parameters[j], sums[j]);
+                values[j] = visit_element(operation, values[j], seconds[j], parameters[j], sums[j],
+                                          state, j);
             }
         }
         if constexpr (Operation::writes_target) store_octet(operation.target, part, values);

@@ -13,7 +13,8 @@
 //   const Element* more_sources[more_source_count];
 //   Element* second_target;                                 // or null
 //   void apply(float (&elements)[1 + more_source_count], const Parameters&) const;
-// where `elements` holds the sources before, and the two targets after the call.
+// where `elements` holds the sources before, and the two targets after the call. Operations with an
+// OctetState (octet.cuh) are launched as masked ones.
 #pragma once
 
 #include <type_traits>
@@ -109,8 +110,11 @@ struct MappedOctets {
     static constexpr int count = source_count<Operation>;
     float values[count][octet_size];
     unsigned flags = 0;
+    typename OctetStateOf<Operation>::Type state;
 
-    __device__ __forceinline__ explicit MappedOctets(const LoadedOctets<Operation>& loaded) {
+    __device__ __forceinline__ MappedOctets(const Operation& operation, const Octets& octets,
+                                            int64_t octet, const LoadedOctets<Operation>& loaded)
+        : state(OctetStateOf<Operation>::of(operation, octet, octet < octets.count)) {
 #pragma unroll
         for (int k = 0; k < count; ++k) unpack(loaded.sources[k], values[k]);
     }
@@ -119,13 +123,21 @@ struct MappedOctets {
                                           const typename Operation::Parameters& parameters, int j) {
         if constexpr (count == 1) {
             bool flag = false;
-            values[0][j] = operation.apply(values[0][j], parameters, flag);
+            if constexpr (has_octet_state<Operation>) {
+                values[0][j] = operation.apply(values[0][j], parameters, flag, state, j);
+            } else {
+                values[0][j] = operation.apply(values[0][j], parameters, flag);
+            }
             flags |= static_cast<unsigned>(flag) << j;
         } else {
             float elements[count];
 #pragma unroll
             for (int k = 0; k < count; ++k) elements[k] = values[k][j];
-            operation.apply(elements, parameters);
+            if constexpr (has_octet_state<Operation>) {
+                operation.apply(elements, parameters, state, j);
+            } else {
+                operation.apply(elements, parameters);
+            }
 #pragma unroll
             for (int k = 0; k < count; ++k) values[k][j] = elements[k];
         }

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../kernels.h"
 
@@ -162,5 +163,29 @@ __device__ __forceinline__ void pack(const float (&values)[octet_size],
         memcpy(&octet.word[i], &pair, sizeof(pair));
     }
 }
+
+// What an operation knows of an octet beside its elements, such as a byte of a mask. One that knows
+// anything has
+//   using OctetState;
+//   OctetState octet_state(int64_t octet) const;   // octet i starts at element 8 * i
+// and its functions of an element take the state and the element's place in the octet too.
+struct NoOctetState {};
+
+template <class Operation, class = void>
+struct OctetStateOf {
+    using Type = NoOctetState;
+    static __device__ __forceinline__ Type of(const Operation&, int64_t, bool) { return {}; }
+};
+template <class Operation>
+struct OctetStateOf<Operation, std::void_t<typename Operation::OctetState>> {
+    using Type = typename Operation::OctetState;
+    static __device__ __forceinline__ Type of(const Operation& operation, int64_t octet,
+                                              bool exists) {
+        return exists ? operation.octet_state(octet) : Type{};
+    }
+};
+template <class Operation>
+constexpr bool has_octet_state =
+    !std::is_same_v<typename OctetStateOf<Operation>::Type, NoOctetState>;
 
 }  // namespace zscgan::cuda

@@ -13,7 +13,8 @@
 //   void finish(int64_t channel, const Sums&) const;
 // One whose float32 sums may overflow where its result does not derives from WideSums too and gives
 //   static void visit_wide(float x, const Parameters&, Sums&);
-// which sums the same in float64.
+// which sums the same in float64. With an OctetState (octet.cuh) `visit` takes it and the place
+// too.
 #pragma once
 
 #include <cmath>
@@ -83,6 +84,25 @@ __device__ __forceinline__ void store_octet(Element* tensor, const OctetPart& pa
     } else {
         store_narrow(tensor, part.first, part.valid, octet);
     }
+}
+
+template <class Operation>
+__device__ __forceinline__ float visit_element(const Operation& operation, float x, float second,
+                                               const typename Operation::Parameters& parameters,
+                                               AccumulatorOf<Operation>& sums,
+                                               const typename OctetStateOf<Operation>::Type& state,
+                                               int place) {
+    if constexpr (has_octet_state<Operation>) {
+        return operation.visit(x, second, parameters, sums, state, place);
+    } else {
+        return operation.visit(x, second, parameters, sums);
+    }
+}
+
+// Octets of reductions start at multiples of eight elements.
+template <class Operation>
+__device__ __forceinline__ auto octet_state_of(const Operation& operation, const OctetPart& part) {
+    return OctetStateOf<Operation>::of(operation, part.first / octet_size, part.valid != 0);
 }
 
 template <template <class> class Values>

@@ -88,7 +88,7 @@ __global__ __launch_bounds__(block_threads, 3) void map_rows(
         }
 #pragma unroll
         for (int i = 0; i < batch && octet < end; ++i, octet += block_threads) {
-            MappedOctets<Operation> mapped(loaded[i]);
+            MappedOctets<Operation> mapped(operation, map.octets, octet, loaded[i]);
             if (at.channel != known_channel) {
                 known_channel = at.channel;
                 parameters = operation.parameters(known_channel);

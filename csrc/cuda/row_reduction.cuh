@@ -106,17 +106,18 @@ __device__ __forceinline__ AccumulatorOf<Operation> visit_row_octet(
     float seconds[octet_size] = {};
     unpack(source, values);
     if constexpr (Operation::reads_second) unpack(second, seconds);
+    const auto state = octet_state_of(operation, part);
     auto sums = Operation::start();
     if (part.valid == whole_octet) {
 #pragma unroll
         for (int j = 0; j < octet_size; ++j) {
-            values[j] = operation.visit(values[j], seconds[j], parameters, sums);
+            values[j] = visit_element(operation, values[j], seconds[j], parameters, sums, state, j);
         }
     } else {
 #pragma unroll
         for (int j = 0; j < octet_size; ++j) {
             if (!(part.valid >> j & 1)) continue;
-            values[j] = operation.visit(values[j], seconds[j], parameters, sums);
+            values[j] = visit_element(operation, values[j], seconds[j], parameters, sums, state, j);
         }
     }
     if constexpr (Operation::writes_target) store_octet(operation.target, part, values);

@@ -1,4 +1,4 @@
-"""Memory formats that torch leaves ambiguous, and numbers drawn in them."""
+"""Memory formats that torch leaves ambiguous."""
 
 from typing import TypeVar
 
@@ -35,13 +35,3 @@ def lay_out(module: SomeModule, memory_format: torch.memory_format) -> SomeModul
         if tensor.dim() == 4:
             tensor.data = tensor.data.to(memory_format=memory_format)
     return module
-
-
-def normal_like(x: Tensor) -> Tensor:
-    """Draw standard normal numbers in the shape, dtype and memory order of a dense tensor.
-
-    On the CPU `torch.randn_like` draws them one by one, eight times as slowly, where the strides
-    are not contiguous.
-    """
-    numbers = torch.randn(x.numel(), dtype=x.dtype, device=x.device)
-    return numbers.as_strided(x.shape, x.stride())

@@ -18,6 +18,7 @@ from zscgan_ext.ops.fixed_scale import fake_quantize
 from zscgan_ext.ops.frozen_batch_norm import frozen_batch_norm, frozen_batch_norm_with_stats
 from zscgan_ext.ops.learned_scale import lsq_fake_quantize
 from zscgan_ext.ops.learned_scale_many import lsq_fake_quantize_foreach
+from zscgan_ext.ops.noisy_batch_norm import noisy_batch_norm
 from zscgan_ext.ops.ranges import update_min_max
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "frozen_batch_norm_with_stats",
     "lsq_fake_quantize",
     "lsq_fake_quantize_foreach",
+    "noisy_batch_norm",
     "update_min_max",
 ]
 

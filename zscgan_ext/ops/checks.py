@@ -134,6 +134,26 @@ def check_frozen_batch_norm(
         raise ValueError(f"residual: on {residual.device}, but x is on {x.device}")
 
 
+def check_noisy_batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    seed: Tensor,
+    eps: float,
+    noise: float,
+    negative_slope: float,
+    is_of_batch: bool,
+) -> None:
+    """Require [N, C, ...], one weight, bias, mean and variance per channel, and an int64 seed."""
+    check_channels(x)
+    vectors = {"weight": weight, "bias": bias, "mean": mean, "variance": variance}
+    for name, values in vectors.items():
+        check_per_channel(name, values, x.shape[1], x, compute_dtype(x))
+    check_per_channel("seed", seed, 1, x, torch.int64)
+
+
 def check_alike(name: str, tensors: Sequence[Tensor]) -> None:
     """Require one dtype and one device for a list of tensors."""
     first = tensors[0]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.config.configs import GeneratorConfig
-from zscgan_ext.images.memory_format import normal_like
 from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.synthesis.doubling_convolution import DoublingConv2d
 from zscgan_ext.synthesis.synchronized_batch_norm import SynchronizedBatchNorm
 
 SMALLEST_MAP = 7  # pixels of the first feature map, about
@@ -19,6 +19,7 @@ WIDEST = 128  # channels of the first feature maps
 # Standard deviation of the noise in every block, whose features have one: without it the images of
 # a class come out nearly alike, since the class alone satisfies the loss.
 NOISE = 0.5
+NEGATIVE_SLOPE = 0.2  # of every LeakyReLU
 LARGEST_OF_BLOCKS = 64  # pixels up to which the last doubling has a block too
 FEWEST_CLASSES = 32  # that learning begins with, where the classifier has more
 IMAGES_PER_CLASS = 100  # to learn a class, before others join
@@ -29,14 +30,12 @@ class UpsampleBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv = DoublingConv2d(in_channels, out_channels)
         self.bn = SynchronizedBatchNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, out_channels, 2H, 2W]."""
-        x = self.bn(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
-        # In place: the backward pass needs what enters the batch norm and what leaves the block.
-        return F.leaky_relu_(x.add_(normal_like(x), alpha=NOISE), 0.2)
+        return self.bn.noisy_leaky_relu(self.conv(x), NOISE, NEGATIVE_SLOPE)
 
 
 def first_stride(num_classes: int) -> int:
@@ -110,7 +109,7 @@ class ConditionalGenerator(nn.Module):
         self.register_buffer("std", std, persistent=False)
 
     def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
-        """Generate images; the noise of the blocks comes from torch's default generator.
+        """Generate images; torch's default generator draws the seeds of the noise.
 
         Args:
             latent: [N, latent_dim], standard normal.
@@ -121,7 +120,7 @@ class ConditionalGenerator(nn.Module):
         """
         joined = torch.cat([latent, self.embedding(labels)], dim=1)  # [N, 2 * latent_dim]
         x = self.linear(joined).view(len(latent), -1, self.map_size, self.map_size)
-        x = self.blocks(F.leaky_relu_(self.bn(x), 0.2))  # [N, finest, S, S]
+        x = self.blocks(self.bn.noisy_leaky_relu(x, 0.0, NEGATIVE_SLOPE))  # [N, finest, S, S]
         if x.shape[-1] < self.image_size:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         x = x[:, :, : self.image_size, : self.image_size]
@@ -151,7 +150,7 @@ def generator_of(config: GeneratorConfig, classifier: Classifier) -> Conditional
 
 @contextmanager
 def default_random_seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's default random numbers, which the noise in a generator is, for a while.
+    """Seed torch's default random numbers, which the noise in a generator hangs on, for a while.
 
     Afterwards they are as they were.
     """

@@ -1,9 +1,56 @@
 """Batch norm over the images of all processes, on the CPU too."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from zscgan_ext import ops, processes
+from zscgan_ext.ops.noisy_batch_norm import NOISY_BATCH_NORM, gradients
+
+LARGEST_SEED = 2**63 - 1
+
+
+class SynchronizedNoisyBatchNorm(torch.autograd.Function):
+    """`ops.noisy_batch_norm` with the statistics of the images of all processes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        values: Tensor,
+        seed: Tensor,
+        eps: float,
+        noise: float,
+        negative_slope: float,
+    ) -> Tensor:
+        """Return y; `values` is how many of a channel the statistics are of."""
+        settings = (seed, eps, noise, negative_slope, True)
+        y, positive = NOISY_BATCH_NORM(x, weight, bias, mean, variance, *settings)
+        ctx.save_for_backward(x, positive, weight, mean, variance)
+        ctx.settings = (eps, negative_slope, values)
+        result: Tensor = y
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Give the gradients of x, weight and bias."""
+        x, positive, weight, mean, variance = ctx.saved_tensors
+        eps, negative_slope, values = ctx.settings
+        found = gradients(
+            *(grad, x, positive, weight, mean, variance),
+            eps,
+            negative_slope,
+            values,
+            processes.summed,
+        )
+        return *found, *(None,) * 7
 
 
 class SynchronizedBatchNorm(nn.BatchNorm2d):
@@ -17,19 +64,66 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
         if not self.training or processes.count() == 1:
             result: Tensor = super().forward(x)
             return result
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        shift = self.running_mean.clone()
-        mean, variance = ops.batch_norm_statistics(x, shift)
-        (mean,), (variance,), images = processes.combined_statistics(
-            [mean], [variance], [shift], len(x)
-        )
-        self.update_running_statistics(mean.detach(), variance.detach(), images * x[0, 0].numel())
+        mean, variance, values = self.statistics_of_all(x)
+        self.update_running_statistics(mean.detach(), variance.detach(), values)
         multiplier = self.weight * (variance + self.eps).rsqrt()
         columns = (v.view(-1, 1, 1) for v in (mean, multiplier, self.bias))
         mean, multiplier, bias = columns
         normalized: Tensor = (x.float() - mean) * multiplier + bias
         return normalized.to(x.dtype)
+
+    def noisy_leaky_relu(self, x: Tensor, noise: float, negative_slope: float) -> Tensor:
+        """Normalize [N, C, H, W], add normal noise and apply a LeakyReLU, in one pass.
+
+        The seed of the noise is drawn by torch's default generator.
+
+        Args:
+            x: feature maps.
+            noise: standard deviation of the noise.
+            negative_slope: of the LeakyReLU.
+        """
+        seed = torch.randint(LARGEST_SEED, (1,), device=x.device)
+        if self.training and processes.count() > 1:
+            statistics = self.moved_statistics(x)
+            settings = (seed, self.eps, noise, negative_slope)
+            y: Tensor = SynchronizedNoisyBatchNorm.apply(
+                x, self.weight, self.bias, *statistics, *settings
+            )
+            return y
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            mean, variance, _ = self.moved_statistics(x)
+        assert mean is not None
+        assert variance is not None
+        return ops.noisy_batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            mean,
+            variance,
+            seed,
+            noise,
+            negative_slope,
+            self.eps,
+            is_of_batch=self.training,
+        )
+
+    @torch.no_grad()
+    def moved_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same as `statistics_of_all`, and move the stored ones towards it."""
+        mean, variance, values = self.statistics_of_all(x)
+        self.update_running_statistics(mean, variance, values)
+        return mean, variance, values
+
+    def statistics_of_all(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and variance [C] of all processes' images, and the values of a channel."""
+        assert self.running_mean is not None
+        shift = self.running_mean.clone()
+        mean, variance = ops.batch_norm_statistics(x, shift)
+        (mean,), (variance,), images = processes.combined_statistics(
+            [mean], [variance], [shift], len(x)
+        )
+        return mean, variance, images * x[0, 0].numel()
 
     @torch.no_grad()
     def update_running_statistics(self, mean: Tensor, variance: Tensor, values: Tensor) -> None:

@@ -12,6 +12,11 @@ from zscgan_ext.ops.native.batch_norm import (
     frozen_batch_norm_backward,
     frozen_batch_norm_with_stats,
 )
+from zscgan_ext.ops.native.noisy_batch_norm import (
+    noisy_batch_norm,
+    noisy_batch_norm_backward,
+    noisy_batch_norm_sums,
+)
 from zscgan_ext.ops.native.quantization import (
     fake_quantize,
     fake_quantize_backward,
@@ -31,5 +36,8 @@ __all__ = [
     "frozen_batch_norm_with_stats",
     "lsq_fake_quantize",
     "lsq_fake_quantize_backward",
+    "noisy_batch_norm",
+    "noisy_batch_norm_backward",
+    "noisy_batch_norm_sums",
     "update_min_max",
 ]
