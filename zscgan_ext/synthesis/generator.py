@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zscgan_ext.classifiers.loading import Classifier
@@ -30,7 +29,7 @@ class UpsampleBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = DoublingConv2d(in_channels, out_channels)
+        self.conv = DoublingConv2d(in_channels, out_channels, bias=False)
         self.bn = SynchronizedBatchNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +90,8 @@ class ConditionalGenerator(nn.Module):
         doublings = max(1, round(math.log2(self.image_size / SMALLEST_MAP)))
         self.map_size = math.ceil(self.image_size / 2**doublings)
         finest = 32
-        if self.image_size > LARGEST_OF_BLOCKS:
+        doubles_last = self.image_size > LARGEST_OF_BLOCKS
+        if doubles_last:
             finest, doublings = 16, doublings - 1
         widths = [min(WIDEST, finest * 2 ** (doublings - level)) for level in range(doublings + 1)]
         self.embedding = nn.Embedding(num_classes, latent_dim)
@@ -100,7 +100,11 @@ class ConditionalGenerator(nn.Module):
         self.blocks = nn.Sequential(
             *(UpsampleBlock(widths[i], widths[i + 1]) for i in range(doublings))
         )
-        self.to_pixels = nn.Conv2d(widths[-1], preprocessing.channels, 3, padding=1)
+        self.to_pixels: nn.Conv2d = (
+            DoublingConv2d(widths[-1], preprocessing.channels, bias=True)
+            if doubles_last
+            else nn.Conv2d(widths[-1], preprocessing.channels, 3, padding=1)
+        )
         self.pixel_bn = SynchronizedBatchNorm(preprocessing.channels)
         mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)  # [C, 1, 1]
         std = torch.tensor(preprocessing.std).view(-1, 1, 1)  # [C, 1, 1]
@@ -121,11 +125,10 @@ class ConditionalGenerator(nn.Module):
         joined = torch.cat([latent, self.embedding(labels)], dim=1)  # [N, 2 * latent_dim]
         x = self.linear(joined).view(len(latent), -1, self.map_size, self.map_size)
         x = self.blocks(self.bn.noisy_leaky_relu(x, 0.0, NEGATIVE_SLOPE))  # [N, finest, S, S]
-        if x.shape[-1] < self.image_size:
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        x = x[:, :, : self.image_size, : self.image_size]
-        pixels = torch.sigmoid(2 * self.pixel_bn(self.to_pixels(x)))
-        return (pixels - self.get_buffer("mean")) / self.get_buffer("std")
+        x = self.to_pixels(x)[:, :, : self.image_size, : self.image_size]
+        pixels = torch.sigmoid(2 * self.pixel_bn(x))
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return torch.addcmul(-mean / std, pixels, 1 / std)
 
     def random_inputs(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw latent vectors [count, latent_dim] and labels [count] on its device.

@@ -9,8 +9,6 @@ from torch.autograd.function import once_differentiable
 from zscgan_ext import ops, processes
 from zscgan_ext.ops.noisy_batch_norm import NOISY_BATCH_NORM, gradients
 
-LARGEST_SEED = 2**63 - 1
-
 
 class SynchronizedNoisyBatchNorm(torch.autograd.Function):
     """`ops.noisy_batch_norm` with the statistics of the images of all processes."""
@@ -54,35 +52,28 @@ class SynchronizedNoisyBatchNorm(torch.autograd.Function):
 
 
 class SynchronizedBatchNorm(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose batch is that of all processes; with one process the same bits.
+    """`nn.BatchNorm2d` whose batch is that of all processes, by `ops.noisy_batch_norm`.
 
     `nn.SyncBatchNorm` is for GPUs only.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [N, C, H, W]."""
-        if not self.training or processes.count() == 1:
-            result: Tensor = super().forward(x)
-            return result
-        mean, variance, values = self.statistics_of_all(x)
-        self.update_running_statistics(mean.detach(), variance.detach(), values)
-        multiplier = self.weight * (variance + self.eps).rsqrt()
-        columns = (v.view(-1, 1, 1) for v in (mean, multiplier, self.bias))
-        mean, multiplier, bias = columns
-        normalized: Tensor = (x.float() - mean) * multiplier + bias
-        return normalized.to(x.dtype)
+        return self.noisy_leaky_relu(x, 0.0, 1.0)
 
     def noisy_leaky_relu(self, x: Tensor, noise: float, negative_slope: float) -> Tensor:
         """Normalize [N, C, H, W], add normal noise and apply a LeakyReLU, in one pass.
 
-        The seed of the noise is drawn by torch's default generator.
+        torch's default generator draws the seed of the noise.
 
         Args:
             x: feature maps.
             noise: standard deviation of the noise.
             negative_slope: of the LeakyReLU.
         """
-        seed = torch.randint(LARGEST_SEED, (1,), device=x.device)
+        seed = torch.zeros(1, dtype=torch.int64, device=x.device)
+        if noise:
+            seed.random_()
         if self.training and processes.count() > 1:
             statistics = self.moved_statistics(x)
             settings = (seed, self.eps, noise, negative_slope)
