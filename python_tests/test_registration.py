@@ -12,6 +12,7 @@ from zscgan_ext.ops import (
     frozen_batch_norm_with_stats,
     lsq_fake_quantize,
     lsq_fake_quantize_foreach,
+    noisy_batch_norm,
     update_min_max,
 )
 from zscgan_ext.ops.registration import OPS
@@ -58,6 +59,19 @@ def normalization(device, with_shift=True):
     """Multiplier, offset and shift of three channels."""
     return [sample(3, device=device, seed=seed) for seed in range(3 if with_shift else 2)]
 
+
+def affine(device, gradient=False):
+    """Weight, bias, mean and variance of three channels, of which the first two learn."""
+    values = [sample(3, device=device, seed=seed).abs() + 0.1 for seed in range(4)]
+    return [v.requires_grad_(gradient) for v in values[:2]] + values[2:]
+
+
+def seed(device):
+    """A seed of noise."""
+    return torch.tensor([7], device=device)
+
+
+NOISE_SETTINGS = (1e-5, 0.5, 0.2, True)  # eps, noise, negative_slope, is_of_batch
 
 FUSED_SETTINGS = (-8, 7, None, 0.5, "relu6")  # one scale in all
 
@@ -111,6 +125,17 @@ OPCHECK_CASES = {
     "frozen_batch_norm_backward": lambda d, m: (
         *(activations(d), activations(d, m, 1), activations(d, "contiguous", 2)),
         *(*normalization(d), *normalization(d, False), "relu", True),
+    ),
+    "noisy_batch_norm": lambda d, m: (
+        *(activations(d, m, 0, True), *affine(d, True), seed(d), *NOISE_SETTINGS),
+    ),
+    "noisy_batch_norm_sums": lambda d, m: (
+        *(activations(d), activations(d, m, 1), torch.arange(15, dtype=torch.uint8, device=d)),
+        *(sample(3, device=d), 0.2),
+    ),
+    "noisy_batch_norm_backward": lambda d, m: (
+        *(activations(d), activations(d, m, 1), torch.arange(15, dtype=torch.uint8, device=d)),
+        *(*(sample(3, device=d, seed=k) for k in range(3)), 0.2),
     ),
     "batch_norm_distance": lambda d, m: (*statistics(d, True), [1e-5, 1e-3], "gaussian_kl"),
 }
@@ -190,6 +215,12 @@ COMPILED_CASES = {
         matched,
         lambda d: (activations(d, "channels_last", 0, True), *normalization(d)),
     ),
+    "noisy_batch_norm": (
+        lambda x, weight, bias, mean, variance: noisy_batch_norm(
+            2 * x, weight, bias, mean, variance, seed(x.device), 0.5, 0.2
+        ),
+        lambda d: (activations(d, "channels_last", 0, True), *affine(d, True)),
+    ),
     "batch_norm": (
         distances,
         lambda d: (
@@ -223,9 +254,10 @@ def test_autocast_keeps_the_dtype_of_the_activations(device, dtype):
         y = fake_quantize(activations, *quantizer(device), -8, 7, 1)
         learned = lsq_fake_quantize(activations, *quantizer(device, True), -8, 7, 1)
         mean, variance = batch_norm_statistics(activations, torch.zeros(3, device=device))
+        noisy = noisy_batch_norm(activations, *affine(device), seed(device), 0.5, 0.2)
         matched_y, *_ = frozen_batch_norm_with_stats(activations, *normalization(device), "relu")
         loss = batch_norm_distance([mean], [variance], [mean * 0], [variance * 0 + 1], [1e-5])
-    assert (y.dtype, learned.dtype, matched_y.dtype) == (dtype, dtype, dtype)
+    assert {v.dtype for v in (y, learned, matched_y, noisy)} == {dtype}
     assert (mean.dtype, loss.dtype) == (torch.float32, torch.float32)
     (grad,) = torch.autograd.grad(y.sum() + learned.sum() + matched_y.sum() + loss, weight)
     assert grad.dtype == torch.float32

@@ -17,6 +17,7 @@ CASES = {
 }
 # Absolute errors of sums, which each instruction set adds up in its own order.
 SUMMED = {"grad_scale": 1e-3, "grad_zero_point": 1e-3, "mean": 1e-6, "variance": 2e-6}
+SUMMED |= {"noisy_sum": 1e-3, "noisy_product_sum": 1e-3}
 SUMMED |= {"fused_grad_scale": 5e-3, "fused_grad_zero_point": 5e-3, "fused_grad_bias": 1e-3}
 
 
@@ -109,6 +110,18 @@ def frozen_batch_norm_results(x, residual, grad):
     return found
 
 
+def noisy_batch_norm_results(x, grad):
+    """Everything that the kernels of noisy batch norm compute for a tensor."""
+    given = [sample(x.shape[1], dtype=compute_dtype(x), seed=seed) for seed in range(4)]
+    y, positive = native.noisy_batch_norm(x, *given[:2], torch.tensor([5]), 0.5, 0.2)
+    sums = native.noisy_batch_norm_sums(grad, x, positive, given[0] * 0, 0.2)
+    grad_x = native.noisy_batch_norm_backward(grad, x, positive, *given[:3], 0.2)
+    quiet, _ = native.noisy_batch_norm(x, *given[:2], torch.tensor([5]), 0.0, 0.2)
+    names = ("y", "positive", "grad_x", "quiet", "sum", "product_sum")
+    found = (y, positive, grad_x, quiet, *sums)
+    return {f"noisy_{name}": values for name, values in zip(names, found, strict=True)}
+
+
 def results(case, dtype, threads=1):
     """All results of one tensor, by this number of threads; everything else by one."""
     shape, axis, layout = CASES[case]
@@ -121,6 +134,7 @@ def results(case, dtype, threads=1):
             residual = LAYOUTS[layout](sample(*shape, dtype=dtype, seed=2))
             found |= fused_results(x, grad)
             found |= frozen_batch_norm_results(x, residual, grad)
+            found |= noisy_batch_norm_results(x, grad)
     torch.set_num_threads(1)
     return found
 

@@ -142,6 +142,20 @@ def frozen_batch_norm_results(inputs, module=native):
     return found
 
 
+def noisy_batch_norm_results(inputs, module=native):
+    """Run every kernel of noisy batch norm, with and without noise."""
+    x, grad, vectors, found = inputs.x, inputs.grad, inputs.vectors, {}
+    seed = torch.tensor([2**40 + 7], device=x.device)
+    for noise in (0.0, 0.5):
+        y, positive = module.noisy_batch_norm(x, vectors[0], -vectors[1], seed, noise, 0.2)
+        sums = module.noisy_batch_norm_sums(grad, x, positive, vectors[2] - 2, 0.2)
+        grad_x = module.noisy_batch_norm_backward(grad, x, positive, *vectors[:3], 0.2)
+        names = ("y", "positive", "grad_x", "sum", "product_sum")
+        values = (y, positive, grad_x, *sums)
+        found |= {f"noisy_{n}_{noise}": v for n, v in zip(names, values, strict=True)}
+    return found
+
+
 def many_results(inputs, module=native):
     """Run the multi-tensor kernels on slices of x of very different sizes."""
     flat = (inputs.x.reshape(-1), inputs.grad.reshape(-1))
@@ -172,4 +186,5 @@ def all_results(inputs, module=native):
         **many_results(inputs, module),
         **(statistics_results(inputs, module) if inputs.x.dim() > 1 else {}),
         **(frozen_batch_norm_results(inputs, module) if inputs.x.dim() > 1 else {}),
+        **(noisy_batch_norm_results(inputs, module) if inputs.x.dim() > 1 else {}),
     }
