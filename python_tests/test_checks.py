@@ -222,6 +222,7 @@ def test_scalars_count_as_one_channel():
 
 
 # What only the functions of the package checked would be read beyond its end, or as other numbers.
+SEED = torch.zeros(1, dtype=torch.int64)
 SHORT, STRIDED, HALF = torch.ones(2), torch.ones(6)[::2], torch.ones(3).half()
 RAW = {
     "fake_quantize": lambda bad: (X, bad, THREE, -8, 7, 1, False),
@@ -232,6 +233,7 @@ RAW = {
     "frozen_batch_norm": lambda bad: (X, THREE, bad, None, "none"),
     "frozen_batch_norm_with_stats": lambda bad: (X, THREE, THREE, bad, None, "none"),
     "batch_norm_distance": lambda bad: ([THREE], [THREE], [THREE], [bad], [1e-5], "mse"),
+    "noisy_batch_norm": lambda bad: (X, THREE, THREE, THREE, bad, SEED, 1e-5, 0.5, 0.2, True),
 }
 
 

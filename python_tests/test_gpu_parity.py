@@ -22,6 +22,7 @@ SHAPES = {
 }
 SUMMED = ("grad_scale", "grad_zero_point", "many_grad_scale", "many_grad_zero_point")
 SUMMED += ("fused_grad_scale", "fused_grad_zero_point", "fused_grad_bias")
+SUMMED += ("noisy_sum", "noisy_product_sum")
 # What differs from the reference by the rounding of the last operation.
 ROUNDED = ("statistics_grad_x", "gaussian_kl", "mse", "std_mse", "l2", "frozen_grad_x")
 WIDE = ("mean", "variance", *ROUNDED)  # compared with float64
