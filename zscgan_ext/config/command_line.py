@@ -6,7 +6,6 @@ arguments that stand before those of the command line, which therefore win.
 
 import argparse
 import ast
-import functools
 import inspect
 import re
 import sys
@@ -41,7 +40,6 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-@functools.cache
 def help_texts(configuration: type) -> dict[str, str]:
     """Return the text below each field of a configuration."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(configuration))).body
@@ -67,18 +65,18 @@ def make_parser() -> OneLineParser:
         metavar="FILE",
         help="YAML file with any of these settings; the command line wins over it",
     )
+    texts = {each: help_texts(each) for each in (RunConfig, *SECTIONS.values())}
     for name, option in OPTIONS.items():
-        add_option(parser, name, option)
+        add_option(parser, name, option, texts[option.configuration][option.field.name])
     return parser
 
 
-def add_option(parser: OneLineParser, name: str, option: Option) -> None:
+def add_option(parser: OneLineParser, name: str, option: Option, text: str) -> None:
     """Add one option to the command line; without a default, so that only given ones are set."""
-    text = help_texts(option.configuration)[option.field.name].replace("%", "%%")
     keywords: dict[str, Any] = {
         "dest": name,
         "default": argparse.SUPPRESS,
-        "help": f"{text} (default: {option.field.default})",
+        "help": f"{text.replace('%', '%%')} (default: {option.field.default})",
     }
     hint = hints_of(option.configuration)[option.field.name]
     kinds = [each for each in get_args(hint) or (hint,) if each is not type(None)]
@@ -219,7 +217,7 @@ def options_in(file: Path, entries: Mapping[Any, Any]) -> Iterator[tuple[str, An
         for own, inner in value.items():
             if own not in names.values():
                 check_known(file, own, names, f" in {name}")
-            yield names.get(own, own), inner
+            yield names.get(own, str(own)), inner
 
 
 def check_known(file: Path, name: object, names: Collection[str], place: str = "") -> None:

@@ -51,7 +51,6 @@ def option_of(each: Field[Any]) -> str:
     return str(each.metadata.get("option") or each.name)
 
 
-@functools.cache
 def hints_of(configuration: type) -> dict[str, Any]:
     """Return the annotations of a configuration by field."""
     return get_type_hints(configuration)
