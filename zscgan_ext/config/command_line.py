@@ -65,7 +65,8 @@ def make_parser() -> OneLineParser:
         metavar="FILE",
         help="YAML file with any of these settings; the command line wins over it",
     )
-    texts = {each: help_texts(each) for each in (RunConfig, *SECTIONS.values())}
+    configurations = {option.configuration for option in OPTIONS.values()}
+    texts = {each: help_texts(each) for each in configurations}
     for name, option in OPTIONS.items():
         add_option(parser, name, option, texts[option.configuration][option.field.name])
     return parser
