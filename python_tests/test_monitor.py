@@ -4,7 +4,8 @@ import sys
 import time
 
 import pytest
-from zscgan_ext.stages.progress import Progress
+
+from zscgan_ext.stages.monitor import Progress
 
 
 @pytest.fixture
