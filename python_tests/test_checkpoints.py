@@ -15,6 +15,7 @@ from runs import OWN, PYTHONPATH, TINY, results_of, write_fashion_mnist
 
 from zscgan_ext.run_folder import whole_file
 from zscgan_ext.run_folder.checkpoint_file import (
+    LAYOUT,
     checkpoint_files,
     read_checkpoint,
     write_checkpoint,
@@ -30,6 +31,7 @@ VARIANTS = {
     "alternating": ["--training=alternating"],
 }
 STEPS = 6 + 4 + 4
+AS_IT_HAS = "as the checkpoint to resume has"
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +285,10 @@ def training_of(state):
         (lambda s: s["rngs_of_all"].clear(), "expected a whole checkpoint"),
         (lambda s: s["held"]["generator"].pop("linear.weight"), "does not fit generator"),
         (lambda s: s["held"]["results"].update(seconds=7), "does not fit results"),
+        (
+            lambda s: s["held"]["results"]["logits"].update(magic=torch.zeros(20, 10)),
+            "does not fit results (expected logits of float, noise_calibrated, ",
+        ),
         (lambda s: training_of(s).update(steps_taken=99), "fine_tuned/training (99 of 4 steps"),
         (
             lambda s: training_of(s)["optimizer"]["0"].update(exp_avg=torch.zeros(2)),
@@ -307,6 +313,24 @@ def test_a_checkpoint_of_something_else_gives_one_line(stopped, capsys, change, 
     assert line.startswith("error: resume: ")
     assert message in line
     assert len(told) == ("whole" in message)
+
+
+def test_a_checkpoint_of_another_layout_is_refused_and_untouched(stopped, capsys):
+    """Also where one of this layout is left: what came after it is not to be lost."""
+    state = read_checkpoint(checkpoint_files(stopped / "checkpoints")[-1])
+    for number, layout in enumerate((LAYOUT - 1, LAYOUT + 1, None), 100):
+        own = {"layout": layout, "of another version": torch.ones(2)}
+        other = {name: value for name, value in (state | own).items() if value is not None}
+        write_checkpoint(stopped / "checkpoints", number, other)
+        before = {f: f.read_bytes() for f in stopped.rglob("*") if f.is_file()}
+        capsys.readouterr()
+        assert main([OWN, f"--resume={stopped}"]) == 2
+        output = capsys.readouterr()
+        (line,) = output.err.splitlines()
+        wrote = "another version of zscgan_ext wrote the checkpoints of"
+        assert line.startswith(f"error: resume: {wrote} {stopped}; ")
+        assert line.endswith("resume with that one, or start a new run with another --output")
+        assert {f: f.read_bytes() for f in stopped.rglob("*") if f.is_file()} == before
 
 
 def test_a_folder_without_a_run_gives_one_line(tmp_path, capsys):

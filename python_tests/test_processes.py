@@ -84,7 +84,7 @@ def test_a_signal_to_one_process_stops_all_and_they_go_on_bit_for_bit(found):
         assert ("stopped by SIGTERM" in process.errors) == (rank == 0)
 
 
-def test_another_number_of_processes_goes_on(found, capsys):
+def test_another_number_of_processes_resumes_a_run(found, capsys):
     folder, findings, _ = found
     run = folder / "for one process"
     (file,) = checkpoint_files(run / "checkpoints")
@@ -168,7 +168,7 @@ sys.exit((parallel_steps.run_and_die if first else parallel_steps.main)(sys.argv
 """
 
 
-def test_a_job_that_torchrun_restarts_goes_on(tmp_path, data):
+def test_a_job_that_torchrun_restarts_is_resumed(tmp_path, data):
     (tmp_path / "dying.py").write_text(DYING_ONCE)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     options = ["--max-restarts=1", f"--master-port={free_port()}", str(tmp_path / "dying.py")]

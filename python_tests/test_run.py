@@ -8,14 +8,20 @@ from runs import TINY, write_fashion_mnist
 
 from zscgan_ext.classifiers.loading import load_classifier
 from zscgan_ext.config.configs import RunConfig
+from zscgan_ext.quantization.fine_tuning import StudentTrainer
 from zscgan_ext.run_folder.files import NoFolder
 from zscgan_ext.stages import student_stages
 from zscgan_ext.stages.generator_stage import continued_generator_training, generated_batches
 from zscgan_ext.stages.run import new_run
-from zscgan_ext.stages.student_stages import fine_tuned_student, quantized_student
+from zscgan_ext.stages.student_stages import (
+    calibrated_student,
+    fine_tuned_student,
+    quantized_student,
+)
 from zscgan_ext.stages.variants import FINE_TUNED, GENERATED_CALIBRATED
 from zscgan_ext.synthesis import frozen_teacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_training import GeneratorTrainer
 from zscgan_ext.train import main
 from zscgan_ext.training.execution import choose_execution
 
@@ -84,6 +90,51 @@ def test_a_generator_that_continued_leaves_the_classifier_without_hooks(run, mon
     batches = partial(generated_batches, run, generator, torch.Generator().manual_seed(0))
     fine_tuned_student(run, FINE_TUNED, batches, generator)
     assert not any(module._forward_pre_hooks for module in run.classifier.model.modules())
+
+
+def test_a_generator_learns_a_step_before_each_batch_of_the_student(run, monkeypatch):
+    run = run.with_options(batch_size=4, fine_tuning_batch_size=3, fine_tuning_steps=2)
+    generator = ConditionalGenerator(10, 64, run.classifier.preprocessing).eval()
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    events = []
+
+    def noted(trainer_class, name):
+        step = trainer_class.step
+
+        def noting(self, batch):
+            values = step(self, batch)
+            events.append((name, self.steps_taken, len(batch[1])))
+            return values
+
+        monkeypatch.setattr(trainer_class, "step", noting)
+
+    def watched(batch_size):
+        rng = torch.Generator().manual_seed(0)
+        for images, labels in generated_batches(run, generator, rng, batch_size):
+            assert not generator.training
+            assert (images.shape, labels.shape) == ((batch_size, 1, 28, 28), (batch_size,))
+            events.append(("batch", batch_size))
+            yield images, labels
+
+    noted(GeneratorTrainer, "generator")
+    noted(StudentTrainer, "student")
+    fine_tuned_student(run, FINE_TUNED, watched, generator)
+    turns = [(("generator", step, 4), ("batch", 3), ("student", step, 3)) for step in (1, 2)]
+    assert events == [("batch", 4), *turns[0], *turns[1]]
+    now = generator.state_dict()
+    changed = [name for name, value in now.items() if value.ne(before[name]).any()]
+    assert "linear.weight" in changed
+    assert "bn.running_mean" in changed
+
+
+def test_fine_tuning_without_steps_is_calibration(run):
+    run = run.with_options(bits="w4a4", fine_tuning_steps=0)
+    calibrated = calibrated_student(run, FINE_TUNED, images())
+    other = run.with_options()
+    tuned = fine_tuned_student(other, FINE_TUNED, lambda size: images())
+    for name, value in calibrated.state_dict().items():
+        assert torch.equal(tuned.state_dict()[name], value), name
+    assert other.checkpoints.is_finished(FINE_TUNED.training_stage)
 
 
 def values_of_a_kernel(student):

@@ -2,6 +2,7 @@
 
 import torch
 from networks import RGB8, small_residual
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zscgan_ext.classifiers.tracing import trace
@@ -14,6 +15,7 @@ from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import GeneratorTrainer, synthetic_batches
 from zscgan_ext.training.execution import choose_execution
+from zscgan_ext.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 SMALL = RunConfig().changed(latent_dim=8, batch_size=8, synthesis_steps=8, fine_tuning_steps=8)
@@ -39,6 +41,31 @@ def new_trainer(stage, config=SMALL, device=CPU):
 def take_step(trainer):
     """Take one step on the next batch; return what it measured."""
     return trainer.step(trainer.sample())
+
+
+class Follower(Trainer):
+    """Learns to be where its batches are: two numbers, the distance of which is the loss."""
+
+    metrics = ("loss", "first")
+    shown = ("loss",)
+    rate_option = "synthesis_learning_rate"
+
+    def __init__(self, targets, steps=8, execution=SMALL.execution):
+        self.weight = nn.Parameter(torch.tensor([0.5, -1.0]))
+        self.targets = targets
+        super().__init__([self.weight], 0.1, (0.9, 0.999), steps, choose_execution(execution, CPU))
+
+    def sample(self):
+        return (self.targets[self.steps_taken],)
+
+    def loss(self, *batch: torch.Tensor):
+        loss = (self.weight - batch[0]).square().sum()
+        return loss, torch.stack([loss.detach(), self.weight[0].detach()])
+
+
+def targets(count=8):
+    """Batches of a `Follower`, always the same."""
+    return torch.randn((count, 2), generator=torch.Generator().manual_seed(0))
 
 
 class SeenOps(TorchDispatchMode):
