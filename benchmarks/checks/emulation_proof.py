@@ -68,7 +68,7 @@ FAULTS = (
         "zscgan_ext/processes.py",
         "means[0].new_full((), images)",
         "means[0].new_tensor(float(images))",
-        ("python_tests/test_training.py", "-k", "takes_no_numbers_from_the_host"),
+        ("python_tests/test_trainer.py", "-k", "takes_no_numbers_from_the_host"),
         source=None,
     ),
     Fault(
@@ -210,7 +210,7 @@ def outcome(copy: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
     command = [sys.executable, "-c", LONG_SUMS_PROGRAM]
     if tests != (LONG_SUMS,):
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-        if not any("test_training" in test for test in tests):
+        if not any("test_trainer" in test for test in tests):
             command += ["-m", "cuda or emulation"]
     own = {"PYTHONPATH": str(copy), "ZSCGAN_EXT_EMULATE_CUDA": "1", "OMP_NUM_THREADS": "1"}
     completed = subprocess.run(
