@@ -172,14 +172,13 @@ void define_batch_norm_distance(py::module_& module) {
 void define_structs(py::module_& module) {
     using py::arg;
     py::class_<LsqTensor>(module, "LsqTensor", py::module_local())
-        .def(py::init(&lsq_tensor), py::kw_only(), arg("shape"), arg("x"), arg("scale"),
-             arg("zero_point"), arg("quant_min"), arg("quant_max"), arg("quantizer_stride"),
-             arg("gradient_scale"), arg("activation"), arg("bias"), arg("y") = 0, arg("grad") = 0,
-             arg("grad_x") = 0, arg("grad_scale") = 0, arg("grad_zero_point") = 0,
-             arg("grad_bias") = 0);
+        .def(py::init(&lsq_tensor), arg("shape"), arg("x"), arg("scale"), arg("zero_point"),
+             arg("quant_min"), arg("quant_max"), arg("quantizer_stride"), arg("gradient_scale"),
+             arg("activation"), arg("bias"), arg("y") = 0, arg("grad") = 0, arg("grad_x") = 0,
+             arg("grad_scale") = 0, arg("grad_zero_point") = 0, arg("grad_bias") = 0);
     py::class_<BatchNormLayer>(module, "BatchNormLayer", py::module_local())
-        .def(py::init(&batch_norm_layer), py::kw_only(), arg("channels"), arg("mean"),
-             arg("variance"), arg("running_mean"), arg("running_var"), arg("eps"), arg("grad_mean"),
+        .def(py::init(&batch_norm_layer), arg("channels"), arg("mean"), arg("variance"),
+             arg("running_mean"), arg("running_var"), arg("eps"), arg("grad_mean"),
              arg("grad_variance"));
 }
 

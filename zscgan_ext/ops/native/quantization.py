@@ -76,22 +76,23 @@ def lsq_tensor(
     gradient_scale: float,
     activation: str,
     bias: Tensor | None,
-    **results: Tensor | None,
+    y: Tensor | None,
+    *gradients: Tensor | None,
 ) -> Any:
-    """Describe one tensor to the kernels; `results` are y, or grad and the gradients."""
+    """Describe one tensor to the kernels; `gradients` are that of y and then all results."""
     is_shared = shares_scale(axis, bias)
+    # By position: sixteen keywords would take longer than many a kernel.
     return native_module(x).LsqTensor(
-        shape=shape3_of(x, 1 if is_shared else axis),
-        x=x.data_ptr(),
-        scale=scale.data_ptr(),
-        zero_point=zero_point.data_ptr(),
-        quant_min=quant_min,
-        quant_max=quant_max,
-        quantizer_stride=0 if is_shared else 1,
-        gradient_scale=gradient_scale,
-        activation=ACTIVATION_CODES[activation],
-        bias=address(bias),
-        **{name: address(result) for name, result in results.items()},
+        shape3_of(x, 1 if is_shared else axis),
+        x.data_ptr(),
+        scale.data_ptr(),
+        zero_point.data_ptr(),
+        quant_min,
+        quant_max,
+        0 if is_shared else 1,
+        gradient_scale,
+        ACTIVATION_CODES[activation],
+        *map(address, (bias, y, *gradients)),
     )
 
 
@@ -109,7 +110,7 @@ def lsq_fake_quantize(
     ys = [torch.empty_like(x) for x in xs]
     quantizers = (scales, zero_points, quant_mins, quant_maxs, axes, [1.0] * len(xs))
     columns = zip(xs, *quantizers, activations, biases, strict=True)
-    tensors = [lsq_tensor(*row, y=y) for row, y in zip(columns, ys, strict=True)]
+    tensors = [lsq_tensor(*row, y) for row, y in zip(columns, ys, strict=True)]
     module, where = place(xs[0])
     module.lsq_fake_quantize(DATA_TYPES[xs[0].dtype], tensors, where)
     return ys
@@ -143,17 +144,7 @@ def lsq_fake_quantize_backward(
     columns = zip(xs, *quantizers, activations, biases, strict=True)
     results = zip(grads, grad_xs, grad_scales, grad_zero_points, grad_biases, strict=True)
     tensors = [
-        lsq_tensor(
-            *row,
-            grad=grad,
-            grad_x=grad_x,
-            grad_scale=grad_scale,
-            grad_zero_point=grad_zero_point,
-            grad_bias=grad_bias,
-        )
-        for row, (grad, grad_x, grad_scale, grad_zero_point, grad_bias) in zip(
-            columns, results, strict=True
-        )
+        lsq_tensor(*row, None, *gradients) for row, gradients in zip(columns, results, strict=True)
     ]
     data_type = DATA_TYPES[xs[0].dtype]
     scratch = workspace(xs[0], "lsq_backward_workspace", data_type, tensors)
