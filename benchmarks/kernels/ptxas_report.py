@@ -252,8 +252,8 @@ def markdown(usages: list[Usage], compiler: str, architectures: Sequence[int]) -
         f"One pass of a thread through the inner loop on `sm_{LOOP_ARCHITECTURE}`, for whole,"
         " aligned 8-element vectors of one channel: the path with all 16-byte accesses and the"
         " fewest decisions, from `cuobjdump`. Bytes are those of tensors, per element. The last"
-        " columns are the share of the issue slots of an H100 and an H200 that these instructions take at"
-        f" the bandwidth of a copy ({' and '.join(f'{b / 1e12}' for b in COPY_BANDWIDTHS.values())}"
+        " columns are the share of the issue slots of an H100 and an H200 that these instructions"
+        f" take at the bandwidth of a copy ({' and '.join(f'{b / 1e12}' for b in COPY_BANDWIDTHS.values())}"
         " TB/s, 132 multiprocessors of 128 lanes at 1.74 GHz): above 100 % the kernel is bound by"
         " instructions, whatever its memory accesses are.",
         "",
