@@ -245,6 +245,7 @@ def markdown(usages: list[Usage], compiler: str, architectures: Sequence[int]) -
         shared = max(usage.shared_bytes for usage in row.values())
         registers = " | ".join(cell(row[a]) for a in architectures)
         lines.append(f"| {name} | {shared} | {registers} |")
+    bandwidths = " and ".join(str(bandwidth / 1e12) for bandwidth in COPY_BANDWIDTHS.values())
     lines += [
         "",
         "## Inner loops",
@@ -253,7 +254,7 @@ def markdown(usages: list[Usage], compiler: str, architectures: Sequence[int]) -
         " aligned 8-element vectors of one channel: the path with all 16-byte accesses and the"
         " fewest decisions, from `cuobjdump`. Bytes are those of tensors, per element. The last"
         " columns are the share of the issue slots of an H100 and an H200 that these instructions"
-        f" take at the bandwidth of a copy ({' and '.join(f'{b / 1e12}' for b in COPY_BANDWIDTHS.values())}"
+        f" take at the bandwidth of a copy ({bandwidths}"
         " TB/s, 132 multiprocessors of 128 lanes at 1.74 GHz): above 100 % the kernel is bound by"
         " instructions, whatever its memory accesses are.",
         "",
