@@ -228,7 +228,7 @@ def test_every_other_command_is_run_by_continuous_integration(command):
     program = (ROOT / ".ci" / "run").read_text().replace('"$venv/bin/', '".venv/bin/')
     program = program.replace('"$venv"', ".venv")
     program = re.sub(r'"(\.venv/bin/[\w-]+)"', r"\1", program)
-    assert any(line.startswith(command) for line in program.splitlines()), command
+    assert any(line.strip().startswith(command) for line in program.splitlines()), command
 
 
 def test_both_commands_for_a_fresh_machine_are_there():
