@@ -2,8 +2,8 @@
 // stored to draw them again: Philox 4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as
 // 1, 2, 3", SC 2011) and the Box-Muller transform of the halves of its words.
 //
-// Eight neighbouring elements, an octet, take their numbers from one block of Philox, whose counter
-// is the octet's index. Every operation rounds once and in a fixed order: the numbers have the same
+// Eight neighbouring elements take their numbers from one block of Philox, whose counter is that of
+// such groups before it. Every operation rounds once and in a fixed order: the numbers have the same
 // bits on every processor.
 #pragma once
 

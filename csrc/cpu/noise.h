@@ -1,4 +1,4 @@
-// Normal numbers of many octets at a time, the bits of ../normal_noise.h.
+// Many normal numbers at a time, with the bits of ../normal_noise.h.
 #pragma once
 
 #include <algorithm>

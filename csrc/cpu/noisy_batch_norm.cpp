@@ -47,24 +47,25 @@ struct NoisyNormalization {
 };
 
 template <class V, class T, bool has_noise>
-void forward(const NoisyBatchNorm& norm, int threads) {
+void forward(const NoisyBatchNormArguments& norm, int threads) {
     using Real = typename V::Real;
-    const int64_t numel = norm.extent.numel();
-    ChannelTable<V> multiplier(norm.extent, norm.multiplier), offset(norm.extent, norm.offset);
-    NoisyNormalization<V, T, has_noise> normalization{multiplier.data(),
-                                                      offset.data(),
-                                                      V::broadcast(static_cast<Real>(norm.noise)),
-                                                      V::broadcast(static_cast<Real>(norm.slope)),
-                                                      Output<T>(norm.y, numel),
-                                                      nullptr};
+    const int64_t numel = norm.shape.numel();
+    ChannelTable<V> multiplier(norm.shape, norm.multiplier), offset(norm.shape, norm.offset);
+    NoisyNormalization<V, T, has_noise> normalization{
+        multiplier.data(),
+        offset.data(),
+        V::broadcast(static_cast<Real>(norm.noise)),
+        V::broadcast(static_cast<Real>(norm.negative_slope)),
+        Output<T>(norm.y, numel),
+        nullptr};
     const auto seed = static_cast<uint64_t>(*norm.seed);
-    const int64_t chunk = elementwise_chunk(norm.extent);
+    const int64_t chunk = elementwise_chunk(norm.shape);
     parallel_for(ceil_divide(numel, chunk), threads, [&](int64_t task) {
         const int64_t begin = task * chunk;
         TaskState state{NoiseReader(seed), BitWriter(norm.positive + begin / 8)};
         auto visitor = normalization;
         visitor.state = &state;
-        visit_vectors<V>(norm.extent, static_cast<const T*>(norm.x), visitor, begin,
+        visit_vectors<V>(norm.shape, static_cast<const T*>(norm.x), visitor, begin,
                          smaller(numel, begin + chunk));
         state.positive.flush();
     });
@@ -124,25 +125,26 @@ struct GradientSums {
 };
 
 template <class V, class T>
-void sum_gradient(const NoisyBatchNormGradient& norm, int threads) {
+void sum_gradient(const NoisyBatchNormSumsArguments& norm, int threads) {
     using Real = typename V::Real;
-    if (norm.extent.numel() == 0) {
-        std::fill_n(static_cast<Real*>(norm.sum), norm.extent.channels, Real(0));
-        std::fill_n(static_cast<Real*>(norm.product_sum), norm.extent.channels, Real(0));
+    if (norm.shape.numel() == 0) {
+        std::fill_n(static_cast<Real*>(norm.sum), norm.shape.channels, Real(0));
+        std::fill_n(static_cast<Real*>(norm.product_sum), norm.shape.channels, Real(0));
         return;
     }
-    ChannelTable<V> mean(norm.extent, norm.mean);
-    const Reduction reduction(norm.extent);
+    ChannelTable<V> mean(norm.shape, norm.mean);
+    const Reduction reduction(norm.shape);
     Scratch<Pair> partials(reduction.partials());
-    const GradientSums<V, T> kernel{static_cast<const T*>(norm.grad),
-                                    static_cast<const T*>(norm.x),
-                                    mean.data(),
-                                    {norm.positive, V::broadcast(static_cast<Real>(norm.slope))}};
+    const GradientSums<V, T> kernel{
+        static_cast<const T*>(norm.grad),
+        static_cast<const T*>(norm.x),
+        mean.data(),
+        {norm.positive, V::broadcast(static_cast<Real>(norm.negative_slope))}};
     parallel_for(reduction.tasks(), threads, [&](int64_t task) {
         reduce_task<Addition, Real>(reduction, task, partials.data(), kernel);
     });
     merge_partials<Addition>(
-        partials.data(), reduction.slots(), norm.extent.channels, [&](int64_t c, Pair total) {
+        partials.data(), reduction.slots(), norm.shape.channels, [&](int64_t c, Pair total) {
             static_cast<Real*>(norm.sum)[c] = static_cast<Real>(total.first);
             static_cast<Real*>(norm.product_sum)[c] = static_cast<Real>(total.second);
         });
@@ -174,25 +176,25 @@ struct NoisyNormalizationGradient {
 };
 
 template <class V, class T>
-void backward(const NoisyBatchNormGradient& norm, int threads) {
+void backward(const NoisyBatchNormBackwardArguments& norm, int threads) {
     using Real = typename V::Real;
-    ChannelTable<V> multiplier(norm.extent, norm.multiplier);
-    ChannelTable<V> constant(norm.extent, norm.constant), slope(norm.extent, norm.slope_of_x);
+    ChannelTable<V> multiplier(norm.shape, norm.multiplier);
+    ChannelTable<V> constant(norm.shape, norm.constant), slope(norm.shape, norm.slope);
     const NoisyNormalizationGradient<V, T> gradient{
         multiplier.data(),
         constant.data(),
         slope.data(),
-        {norm.positive, V::broadcast(static_cast<Real>(norm.slope))},
+        {norm.positive, V::broadcast(static_cast<Real>(norm.negative_slope))},
         static_cast<const T*>(norm.x),
-        Output<T>(norm.grad_x, norm.extent.numel())};
-    visit_in_parallel<V>(norm.extent, static_cast<const T*>(norm.grad), gradient, threads);
+        Output<T>(norm.grad_x, norm.shape.numel())};
+    visit_in_parallel<V>(norm.shape, static_cast<const T*>(norm.grad), gradient, threads);
 }
 
 }  // namespace
 
-void noisy_batch_norm(DataType type, const NoisyBatchNorm& norm, int threads) {
-    if (norm.extent.numel() == 0) return;
-    with_types(type, [&](auto types) {
+void noisy_batch_norm(const NoisyBatchNormArguments& norm, int threads) {
+    if (norm.shape.numel() == 0) return;
+    with_types(norm.type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
         const auto kernel = norm.noise == 0 ? &forward<V, T, false> : &forward<V, T, true>;
@@ -200,17 +202,17 @@ void noisy_batch_norm(DataType type, const NoisyBatchNorm& norm, int threads) {
     });
 }
 
-void noisy_batch_norm_sums(DataType type, const NoisyBatchNormGradient& norm, int threads) {
-    with_types(type, [&](auto types) {
+void noisy_batch_norm_sums(const NoisyBatchNormSumsArguments& norm, int threads) {
+    with_types(norm.type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
         sum_gradient<V, T>(norm, threads);
     });
 }
 
-void noisy_batch_norm_backward(DataType type, const NoisyBatchNormGradient& norm, int threads) {
-    if (norm.extent.numel() == 0) return;
-    with_types(type, [&](auto types) {
+void noisy_batch_norm_backward(const NoisyBatchNormBackwardArguments& norm, int threads) {
+    if (norm.shape.numel() == 0) return;
+    with_types(norm.type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
         backward<V, T>(norm, threads);

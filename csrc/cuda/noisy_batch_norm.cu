@@ -8,17 +8,17 @@
 namespace zscgan::cuda {
 namespace {
 
-// The noise of an octet.
+// The noise of an vector.
 struct Noise {
     struct Numbers {
-        float number[octet_size];
+        float number[vector_size];
     };
     const int64_t* seed;
     float deviation;
 
-    __device__ __forceinline__ Numbers draw(int64_t octet) const {
+    __device__ __forceinline__ Numbers draw(int64_t vector) const {
         uint32_t words[words_per_block];
-        philox(static_cast<uint64_t>(*seed), static_cast<uint64_t>(octet), words);
+        philox(static_cast<uint64_t>(*seed), static_cast<uint64_t>(vector), words);
         Numbers numbers;
 #pragma unroll
         for (int i = 0; i < words_per_block; ++i) {
@@ -46,7 +46,7 @@ struct NoisyBatchNormForward {
         float multiplier;
         float offset;
     };
-    using OctetState = typename NoiseKind::Numbers;
+    using VectorState = typename NoiseKind::Numbers;
     const T* source;
     T* target;
     const float* multiplier;
@@ -58,30 +58,30 @@ struct NoisyBatchNormForward {
     __device__ __forceinline__ Parameters parameters(int64_t channel) const {
         return {multiplier[channel], offset[channel]};
     }
-    __device__ __forceinline__ OctetState octet_state(int64_t octet) const {
-        return noise.draw(octet);
+    __device__ __forceinline__ VectorState vector_state(int64_t vector) const {
+        return noise.draw(vector);
     }
     __device__ __forceinline__ float apply(float x, const Parameters& p, bool& flag,
-                                           const OctetState& numbers, int place) const {
+                                           const VectorState& numbers, int place) const {
         const float value = noise.added(normalize(x, p.multiplier, p.offset), numbers, place);
         flag = value > 0.0f;
         return leaky_relu(value, slope, 0.0f);
     }
-    __device__ __forceinline__ void store_flags(int64_t octet, unsigned flags) const {
-        positive[octet] = static_cast<uint8_t>(flags);
+    __device__ __forceinline__ void store_flags(int64_t vector, unsigned flags) const {
+        positive[vector] = static_cast<uint8_t>(flags);
     }
 };
 
 // The gradient of what enters the LeakyReLU.
 struct LeakyGradient {
-    using OctetState = unsigned;  // a byte of the mask
+    using VectorState = unsigned;  // a byte of the mask
     const uint8_t* positive;
     float slope;
 
-    __device__ __forceinline__ OctetState octet_state(int64_t octet) const {
-        return positive[octet];
+    __device__ __forceinline__ VectorState vector_state(int64_t vector) const {
+        return positive[vector];
     }
-    __device__ __forceinline__ float masked(float grad, OctetState bits, int place) const {
+    __device__ __forceinline__ float masked(float grad, VectorState bits, int place) const {
         return bits >> place & 1 ? grad : grad * slope;
     }
 };
@@ -103,7 +103,7 @@ struct NoisyBatchNormSums : SumReduction, LeakyGradient {
 
     __device__ __forceinline__ float parameters(int64_t channel) const { return mean[channel]; }
     __device__ __forceinline__ float visit(float grad, float x, float channel_mean,
-                                           Accumulator& sums, OctetState bits, int place) const {
+                                           Accumulator& sums, VectorState bits, int place) const {
         const float before = masked(grad, bits, place);
         sums.first += before;
         sums.second = fmaf(before, x - channel_mean, sums.second);
@@ -136,48 +136,49 @@ struct NoisyBatchNormBackward : LeakyGradient {
         return {multiplier[channel], constant[channel], slope_of_x[channel]};
     }
     __device__ __forceinline__ void apply(float (&elements)[2], const Parameters& p,
-                                          OctetState bits, int place) const {
+                                          VectorState bits, int place) const {
         const float before = masked(elements[0], bits, place);
         elements[0] = before * p.multiplier + (p.constant + p.slope * elements[1]);
     }
 };
 
 template <class Operation>
-const char* launch_map(const Operation& operation, const Extent& extent, const Launch& target) {
+const char* launch_map(const Operation& operation, const Shape3& shape, const Launch& target) {
     MapLauncher<Operation, 1, 1> launcher(target.stream);
-    const char* error = launcher.add(operation, extent, true);
+    const char* error = launcher.add(operation, shape, true);
     return error ? error : launcher.flush();
 }
 
 template <class T, class NoiseKind>
-const char* forward(const NoisyBatchNorm& norm, const NoiseKind& noise, const Launch& target) {
+const char* forward(const NoisyBatchNormArguments& norm, const NoiseKind& noise,
+                    const Launch& target) {
     const NoisyBatchNormForward<T, NoiseKind> operation{static_cast<const T*>(norm.x),
                                                         static_cast<T*>(norm.y),
                                                         static_cast<const float*>(norm.multiplier),
                                                         static_cast<const float*>(norm.offset),
-                                                        static_cast<float>(norm.slope),
+                                                        static_cast<float>(norm.negative_slope),
                                                         noise,
                                                         norm.positive};
-    return launch_map(operation, norm.extent, target);
+    return launch_map(operation, norm.shape, target);
 }
 
-LeakyGradient leaky_gradient(const NoisyBatchNormGradient& norm) {
-    return {norm.positive, static_cast<float>(norm.slope)};
+template <class Arguments>
+LeakyGradient leaky_gradient(const Arguments& norm) {
+    return {norm.positive, static_cast<float>(norm.negative_slope)};
 }
 
 }  // namespace
 
-const char* noisy_batch_norm(DataType type, const NoisyBatchNorm& norm, Launch target) {
-    return dispatch(type, [&](auto element) -> const char* {
+const char* noisy_batch_norm(const NoisyBatchNormArguments& norm, Launch target) {
+    return dispatch(norm.type, [&](auto element) -> const char* {
         using T = decltype(element);
         if (norm.noise == 0) return forward<T>(norm, NoNoise{}, target);
         return forward<T>(norm, Noise{norm.seed, static_cast<float>(norm.noise)}, target);
     });
 }
 
-const char* noisy_batch_norm_sums(DataType type, const NoisyBatchNormGradient& norm,
-                                  Launch target) {
-    return dispatch(type, [&](auto element) -> const char* {
+const char* noisy_batch_norm_sums(const NoisyBatchNormSumsArguments& norm, Launch target) {
+    return dispatch(norm.type, [&](auto element) -> const char* {
         using T = decltype(element);
         NoisyBatchNormSums<T> operation{};
         static_cast<LeakyGradient&>(operation) = leaky_gradient(norm);
@@ -187,14 +188,13 @@ const char* noisy_batch_norm_sums(DataType type, const NoisyBatchNormGradient& n
         operation.sum = static_cast<float*>(norm.sum);
         operation.product_sum = static_cast<float*>(norm.product_sum);
         ReductionLauncher<NoisyBatchNormSums<T>, 1, 1> launcher(target);
-        const char* error = launcher.add(operation, norm.extent);
+        const char* error = launcher.add(operation, norm.shape);
         return error ? error : launcher.flush();
     });
 }
 
-const char* noisy_batch_norm_backward(DataType type, const NoisyBatchNormGradient& norm,
-                                      Launch target) {
-    return dispatch(type, [&](auto element) -> const char* {
+const char* noisy_batch_norm_backward(const NoisyBatchNormBackwardArguments& norm, Launch target) {
+    return dispatch(norm.type, [&](auto element) -> const char* {
         using T = decltype(element);
         NoisyBatchNormBackward<T> operation{};
         static_cast<LeakyGradient&>(operation) = leaky_gradient(norm);
@@ -203,8 +203,8 @@ const char* noisy_batch_norm_backward(DataType type, const NoisyBatchNormGradien
         operation.target = static_cast<T*>(norm.grad_x);
         operation.multiplier = static_cast<const float*>(norm.multiplier);
         operation.constant = static_cast<const float*>(norm.constant);
-        operation.slope_of_x = static_cast<const float*>(norm.slope_of_x);
-        return launch_map(operation, norm.extent, target);
+        operation.slope_of_x = static_cast<const float*>(norm.slope);
+        return launch_map(operation, norm.shape, target);
     });
 }
 

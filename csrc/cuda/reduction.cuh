@@ -13,7 +13,7 @@
 //   void finish(int64_t channel, const Sums&) const;
 // One whose float32 sums may overflow where its result does not derives from WideSums too and gives
 //   static void visit_wide(float x, const Parameters&, Sums&);
-// which sums the same in float64. With an OctetState (octet.cuh) `visit` takes it and the place
+// which sums the same in float64. With an VectorState (vector8.cuh) `visit` takes it and the place
 // too.
 #pragma once
 
@@ -21,19 +21,19 @@
 #include <type_traits>
 
 #include "launch.cuh"
-#include "octet.cuh"
+#include "vector8.cuh"
 
 namespace zscgan::cuda {
 
-// A block of a split channel has at least this many octets for each thread.
-constexpr int fewest_octets_per_thread = 2;
+// A block of a split channel has at least this many vectors for each thread.
+constexpr int fewest_vectors_per_thread = 2;
 
 template <class Operation>
 constexpr int reduction_operands = Operation::reads_second || Operation::writes_target ? 2 : 1;
 
 template <class Operation>
 constexpr int reduction_batch =
-    octets_in_flight<typename Operation::Element, reduction_operands<Operation>>;
+    vectors_in_flight<typename Operation::Element, reduction_operands<Operation>>;
 
 // A tensor's partial results fill at most this many blocks, so that their merge stays short.
 constexpr int64_t most_row_blocks = 4096;
@@ -58,31 +58,32 @@ using Triple = TripleOf<double>;
 template <class Operation>
 using SumsOf = typename Operation::Sums;
 
-// What one thread gathers over one octet, before it goes on in float64.
+// What one thread gathers over one vector, before it goes on in float64.
 template <class Operation>
 using AccumulatorOf = typename Operation::Accumulator;
 
-// The elements of an octet of memory that a thread visits. `wide`: all eight may be read.
-struct OctetPart {
+// The elements of a vector of memory that a thread visits. `wide`: all eight may be read.
+struct VectorPart {
     int64_t first;
     unsigned valid;
     bool wide;
 };
 
 template <class Element>
-__device__ __forceinline__ Octet<Element> load_octet(const Element* tensor, const OctetPart& part) {
+__device__ __forceinline__ Vector8<Element> load_vector(const Element* tensor,
+                                                        const VectorPart& part) {
     return part.wide ? load_wide(tensor, part.first) : load_narrow(tensor, part.first, part.valid);
 }
 
 template <class Element>
-__device__ __forceinline__ void store_octet(Element* tensor, const OctetPart& part,
-                                            const float (&values)[octet_size]) {
-    Octet<Element> octet;
-    pack(values, octet);
-    if (part.wide && part.valid == whole_octet) {
-        store_wide(tensor, part.first, octet);
+__device__ __forceinline__ void store_vector(Element* tensor, const VectorPart& part,
+                                             const float (&values)[vector_size]) {
+    Vector8<Element> vector;
+    pack(values, vector);
+    if (part.wide && part.valid == whole_vector) {
+        store_wide(tensor, part.first, vector);
     } else {
-        store_narrow(tensor, part.first, part.valid, octet);
+        store_narrow(tensor, part.first, part.valid, vector);
     }
 }
 
@@ -90,19 +91,20 @@ template <class Operation>
 __device__ __forceinline__ float visit_element(const Operation& operation, float x, float second,
                                                const typename Operation::Parameters& parameters,
                                                AccumulatorOf<Operation>& sums,
-                                               const typename OctetStateOf<Operation>::Type& state,
+                                               const typename VectorStateOf<Operation>::Type& state,
                                                int place) {
-    if constexpr (has_octet_state<Operation>) {
+    if constexpr (has_vector_state<Operation>) {
         return operation.visit(x, second, parameters, sums, state, place);
     } else {
         return operation.visit(x, second, parameters, sums);
     }
 }
 
-// Octets of reductions start at multiples of eight elements.
+// Vectors of reductions start at multiples of eight elements.
 template <class Operation>
-__device__ __forceinline__ auto octet_state_of(const Operation& operation, const OctetPart& part) {
-    return OctetStateOf<Operation>::of(operation, part.first / octet_size, part.valid != 0);
+__device__ __forceinline__ auto vector_state_of(const Operation& operation,
+                                                const VectorPart& part) {
+    return VectorStateOf<Operation>::of(operation, part.first / vector_size, part.valid != 0);
 }
 
 template <template <class> class Values>

@@ -12,7 +12,7 @@ these sums as rounding does, which was worth 14 points of top-1 to resnet20 at 3
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.layout import spread
+from zscgan_ext.ops.layout import broadcast_per_channel
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import QuantizedLayer
 
@@ -103,5 +103,7 @@ def round_weights(student: QuantizedClassifier) -> None:
     for layer in student.layers:
         weight = layer.layer.weight
         integers = squant_integers(layer)
-        scale, zero_point = (spread(values.double(), weight, 0) for values in layer.qparams())
+        scale, zero_point = (
+            broadcast_per_channel(values.double(), weight, 0) for values in layer.qparams()
+        )
         weight.copy_((integers - zero_point) * scale)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.layout import extent_of
+from zscgan_ext.ops.layout import shape3_of
 from zscgan_ext.ops.native.calls import DATA_TYPES, place, workspace
 
 
@@ -16,13 +16,13 @@ def noisy_batch_norm(
     module, where = place(x)
     module.noisy_batch_norm(
         DATA_TYPES[x.dtype],
-        extent_of(x, 1),
-        noise,
-        negative_slope,
+        shape3_of(x, 1),
         x.data_ptr(),
         multiplier.data_ptr(),
         offset.data_ptr(),
         seed.data_ptr(),
+        noise,
+        negative_slope,
         y.data_ptr(),
         positive.data_ptr(),
         where,
@@ -35,17 +35,17 @@ def noisy_batch_norm_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sum the gradient before the LeakyReLU, and its product with x - mean, over each channel."""
     sums, product_sums = torch.empty_like(mean), torch.empty_like(mean)
-    extent = extent_of(x, 1)
-    scratch = workspace(x, "reduction_workspace", extent)
+    shape = shape3_of(x, 1)
+    scratch = workspace(x, "reduction_workspace", shape)
     module, where = place(x, scratch)
     module.noisy_batch_norm_sums(
         DATA_TYPES[x.dtype],
-        extent,
-        negative_slope,
+        shape,
         grad.data_ptr(),
         x.data_ptr(),
         positive.data_ptr(),
         mean.data_ptr(),
+        negative_slope,
         sums.data_ptr(),
         product_sums.data_ptr(),
         where,
@@ -67,14 +67,14 @@ def noisy_batch_norm_backward(
     module, where = place(x)
     module.noisy_batch_norm_backward(
         DATA_TYPES[x.dtype],
-        extent_of(x, 1),
-        negative_slope,
+        shape3_of(x, 1),
         grad.data_ptr(),
         x.data_ptr(),
         positive.data_ptr(),
         multiplier.data_ptr(),
         constant.data_ptr(),
         slope.data_ptr(),
+        negative_slope,
         grad_x.data_ptr(),
         where,
     )
