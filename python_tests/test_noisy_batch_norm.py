@@ -8,7 +8,7 @@ from tensors import DEVICES, DTYPES, LAYOUTS, SIZES, channels_last, dtype_name, 
 from torch.nn import functional
 
 from zscgan_ext.ops import batch_norm_statistics, noisy_batch_norm
-from zscgan_ext.ops.layout import compute_dtype, dense
+from zscgan_ext.ops.layout import compute_dtype, ensure_dense
 from zscgan_ext.ops.reference import noise as reference_noise
 
 EPS, NOISE, SLOPE = 1e-3, 0.5, 0.2
@@ -87,7 +87,7 @@ def truth(x, weight, bias, noise, negative_slope, statistics=None):
 def added_noise(x, seed, amount=NOISE):
     """Noise for the elements of x in memory order."""
     wanted = true_noise(x.numel(), seed).to(x.device)
-    return amount * wanted.as_strided(x.shape, dense(x, 1).stride())
+    return amount * wanted.as_strided(x.shape, ensure_dense(x, 1).stride())
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
@@ -162,7 +162,7 @@ def test_values_and_gradients(device, dtype, layout, noise, is_of_batch):
     true = torch.autograd.grad(expected, exact, given.double())
     eps = 1e-9 if dtype == torch.float64 else torch.finfo(dtype).eps
     assert (y.double() - expected).abs().max() <= 8 * eps + 1e-5
-    assert (y.dtype, y.stride()) == (dtype, dense(x, 1).stride())
+    assert (y.dtype, y.stride()) == (dtype, ensure_dense(x, 1).stride())
     for gradient, right, tensor in zip(actual, true, wanted, strict=True):
         assert gradient.dtype == tensor.dtype
         bound = 1e-9 if dtype == torch.float64 else 4 * eps + 4e-6
@@ -272,11 +272,11 @@ def test_one_bit_is_saved_for_each_element(device):
 @native_and_reference
 def test_wrong_arguments_are_told():
     x, good, seed = sample(2, 3, 4), torch.ones(3), seed_of(0, "cpu")
-    with pytest.raises(ValueError, match="weight: shape"):
+    with pytest.raises(ValueError, match="weight: expected shape"):
         noisy_batch_norm(x, torch.ones(2), good, good, good, seed, NOISE)
-    with pytest.raises(ValueError, match="variance: dtype"):
+    with pytest.raises(ValueError, match="variance: expected dtype"):
         noisy_batch_norm(x, good, good, good, good.double(), seed, NOISE)
-    with pytest.raises(ValueError, match=r"seed: dtype torch\.int32, needed is torch\.int64"):
+    with pytest.raises(ValueError, match=r"seed: expected dtype torch\.int64, got torch\.int32"):
         noisy_batch_norm(x, good, good, good, good, seed.int(), NOISE)
-    with pytest.raises(ValueError, match="x: shape"):
+    with pytest.raises(ValueError, match="x: expected shape"):
         noisy_batch_norm(torch.ones(3), good, good, good, good, seed, NOISE)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.ops.checks import check_noisy_batch_norm
-from zscgan_ext.ops.layout import dense, with_strides
+from zscgan_ext.ops.layout import ensure_dense, with_strides
 from zscgan_ext.ops.registration import define, differentiable, kernels
 
 # ---- forward ------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ def forward_kernel(
     is_of_batch: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the forward kernel on memory that fits the index space."""
-    x = dense(x, 1)
+    x = ensure_dense(x, 1)
     affine = affine_of(weight, bias, mean, variance, eps)
     results: tuple[Tensor, Tensor] = kernels(x).noisy_batch_norm(
         x, *affine, seed, noise, negative_slope
@@ -55,7 +55,9 @@ def forward_fake(
     is_of_batch: bool,
 ) -> tuple[Tensor, Tensor]:
     """Describe the results of the forward kernel."""
-    return torch.empty_like(dense(x, 1)), x.new_empty(((x.numel() + 7) // 8,), dtype=torch.uint8)
+    return torch.empty_like(ensure_dense(x, 1)), x.new_empty(
+        ((x.numel() + 7) // 8,), dtype=torch.uint8
+    )
 
 
 # ---- backward -----------------------------------------------------------------------------------
@@ -65,7 +67,7 @@ def sums_kernel(
     grad: Tensor, x: Tensor, positive: Tensor, mean: Tensor, negative_slope: float
 ) -> tuple[Tensor, Tensor]:
     """Run the kernel of the sums on memory that fits the index space."""
-    x = dense(x, 1)
+    x = ensure_dense(x, 1)
     sums: tuple[Tensor, Tensor] = kernels(x).noisy_batch_norm_sums(
         with_strides(grad, x.stride()), x, positive, mean, negative_slope
     )
@@ -89,7 +91,7 @@ def backward_kernel(
     negative_slope: float,
 ) -> Tensor:
     """Run the backward kernel on memory that fits the index space."""
-    x = dense(x, 1)
+    x = ensure_dense(x, 1)
     grad_x: Tensor = kernels(x).noisy_batch_norm_backward(
         with_strides(grad, x.stride()), x, positive, multiplier, constant, slope, negative_slope
     )
@@ -106,7 +108,7 @@ def backward_fake(
     negative_slope: float,
 ) -> Tensor:
     """Describe the result of the backward kernel."""
-    return torch.empty_like(dense(x, 1))
+    return torch.empty_like(ensure_dense(x, 1))
 
 
 NOISY_BATCH_NORM_SUMS = define(

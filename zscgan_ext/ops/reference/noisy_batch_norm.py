@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.layout import spread
+from zscgan_ext.ops.layout import broadcast_per_channel
 from zscgan_ext.ops.reference.batch_norm import normalize
 from zscgan_ext.ops.reference.noise import normal_noise
 from zscgan_ext.ops.reference.quantization import pack_bits, unpack_bits
@@ -35,7 +35,7 @@ def noisy_batch_norm_sums(
     """Sum that gradient, and its product with x - mean, over each channel."""
     before = gradient_before_activation(grad, positive, negative_slope, mean.dtype)
     dimensions = tuple(d for d in range(x.dim()) if d != 1)
-    products = before * (x.to(mean.dtype) - spread(mean, x, 1))
+    products = before * (x.to(mean.dtype) - broadcast_per_channel(mean, x, 1))
     return before.sum(dimensions), products.sum(dimensions)
 
 
@@ -50,5 +50,7 @@ def noisy_batch_norm_backward(
 ) -> Tensor:
     """Give the gradient of x: that gradient times multiplier, plus constant + slope * x."""
     before = gradient_before_activation(grad, positive, negative_slope, multiplier.dtype)
-    statistics = spread(constant, x, 1) + spread(slope, x, 1) * x.to(slope.dtype)
-    return (before * spread(multiplier, x, 1) + statistics).to(grad.dtype)
+    statistics = broadcast_per_channel(constant, x, 1) + broadcast_per_channel(slope, x, 1) * x.to(
+        slope.dtype
+    )
+    return (before * broadcast_per_channel(multiplier, x, 1) + statistics).to(grad.dtype)
