@@ -29,11 +29,13 @@ from zscgan_ext.run_folder.own_files import LIST
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog, require_tensorboard
 from zscgan_ext.stages.run import Run, new_run
+from zscgan_ext.synthesis.precision_choice import PrecisionChoice, choose_precision
 from zscgan_ext.training.execution import Execution, choose_execution
 from zscgan_ext.zoo import bundled_images, open_bundled
 
 BATCH_SIZES = ("batch_size", "fine_tuning_batch_size")
 WEIGHTS = "weights of the classifier"
+PRECISION = "precision of the steps"  # that a resumed run takes again where it is left open
 # Settings that change nothing of what is learned and measured.
 WITHOUT_EFFECT = {
     *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
@@ -60,7 +62,8 @@ def prepare(config: RunConfig) -> Run:
     shared = share_of_batches(config)
     with only_writer(config.resume):
         loaded = None if config.resume is None else newest_checkpoint(config.resume)
-        given = check_given(config, device)
+        earlier = None if loaded is None else loaded["facts"].get(PRECISION)
+        given = check_given(config, device, earlier)
         facts = facts_of(config, device, given.classifier.model)
         if loaded is not None:
             check_facts(facts, loaded["facts"])
@@ -69,7 +72,9 @@ def prepare(config: RunConfig) -> Run:
     try:
         folder.write_config(config_to_yaml(replace(config, resume=None)))
         given.execution.apply()
-        print(f"execution: {given.execution}", flush=True)
+        reason = f" ({given.precision.reason})" if given.precision.reason else ""
+        print(f"execution: {given.execution}{reason}", flush=True)
+        facts |= {PRECISION: given.execution.precision_name}
         every, keep = parse_interval(config.checkpoint_every), config.keep_checkpoints
         checkpoints = Checkpoints(folder.of_checkpoints(), every, keep, facts, loaded, folder)
         logs = config.tensorboard and writes
@@ -124,11 +129,17 @@ class Given:
     evaluation_name: str | None
     evaluation: Images | None
     reference: Images | None
+    precision: PrecisionChoice
     execution: Execution
 
 
-def check_given(config: RunConfig, device: torch.device) -> Given:
-    """Open and check all that a configuration names.
+def check_given(config: RunConfig, device: torch.device, earlier: object = None) -> Given:
+    """Open and check all that a configuration names, and choose how it is executed.
+
+    Args:
+        config: of the run.
+        device: of the run.
+        earlier: precision of the checkpoint that is resumed, None without one.
 
     Raises:
         InputError: if anything does not fit.
@@ -140,11 +151,14 @@ def check_given(config: RunConfig, device: torch.device) -> Given:
     classifier = classifier_of(config)
     evaluation_name, evaluation = evaluation_images(config, classifier)
     reference = open_data(config.reference_data, "train", classifier)
+    precision = choose_precision(share_of_batches(config), classifier, device, earlier)
     execution = choose_execution(config.execution, device)
+    if precision.name != "auto":
+        execution = replace(execution, precision_name=precision.name)
     student = lay_out(student_of(config.quantization, classifier), execution.memory_format)
     if config.stop_after is None:
         check_exports(classifier, student, formats)
-    return Given(classifier, evaluation_name, evaluation, reference, execution)
+    return Given(classifier, evaluation_name, evaluation, reference, precision, execution)
 
 
 def share_of_batches(config: RunConfig) -> RunConfig:
