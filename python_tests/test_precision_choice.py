@@ -80,7 +80,7 @@ def test_a_resumed_run_keeps_its_precision(processor, seconds, classifier, tmp_p
     resumed = CONFIG.changed(resume=tmp_path)
     assert choose_precision(resumed, classifier, CPU, "bfloat16").name == "bfloat16"
     # Of a checkpoint that knows none, or that somebody wrote.
-    for earlier in (None, "nonsense", ["bfloat16"]):
+    for earlier in (None, "nonsense", "float16", ["bfloat16"]):
         assert choose_precision(resumed, classifier, CPU, earlier).name == "float32"
     assert seconds["asked"] == 0
 

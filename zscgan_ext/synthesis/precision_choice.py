@@ -14,10 +14,11 @@ from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import generator_of
 from zscgan_ext.synthesis.generator_training import GeneratorTrainer
-from zscgan_ext.training.execution import PRECISIONS, choose_execution
+from zscgan_ext.training.execution import choose_execution
 
 CPU_INFORMATION = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
+MEASURED = ("float32", "bfloat16")
 MEASURED_STEPS = 3  # in each precision, the first of which does not count
 FEWEST_STEPS = 50  # of a run for which measuring is worth its time
 LARGEST_SHARE = 0.8  # of the time in float32 for which bfloat16 is taken
@@ -54,8 +55,8 @@ def choose_precision(
     given = config.execution.precision
     if given != "auto" or device.type != "cpu":
         return PrecisionChoice(given, "")
-    if earlier in PRECISIONS:
-        return PrecisionChoice(str(earlier), "as before")
+    if isinstance(earlier, str) and earlier in MEASURED:
+        return PrecisionChoice(earlier, "as before")
     if config.resume is not None:
         return PrecisionChoice("float32", "")
     if not multiplies_bfloat16():
@@ -78,7 +79,7 @@ def step_seconds(
     """
     trainers = {}
     with torch.random.fork_rng([]):
-        for precision in ("float32", "bfloat16"):
+        for precision in MEASURED:
             trainers[precision] = new_trainer(config, classifier, device, precision)
         shortest = dict.fromkeys(trainers, float("inf"))
         for step in range(MEASURED_STEPS):
