@@ -76,3 +76,17 @@ def test_the_input_is_not_kept():
 )
 def test_which_layers_can_be_frozen(layer, expected):
     assert FrozenConvolution.can_be_frozen(layer) is expected
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_gradients_in_bfloat16(stride):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 16, 3, stride, padding=1, groups=16).requires_grad_(False)
+    x = sample(2, 16, 9, 8).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = FrozenConvolution(layer)(x)
+    assert y.dtype == torch.bfloat16
+    given = sample(*y.shape, seed=1)
+    (gradient,) = torch.autograd.grad(y, x, given.bfloat16())
+    (expected,) = torch.autograd.grad(layer(x), x, given)
+    torch.testing.assert_close(gradient, expected, rtol=2e-2, atol=2e-2)

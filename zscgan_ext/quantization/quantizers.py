@@ -182,8 +182,26 @@ class QuantizedLayer(nn.Module):
         weight = self.layer.weight if self.quantized_weight is None else self.quantized_weight
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, weight, bias)
+        if is_slow_in_bfloat16(self.layer, x):
+            with torch.autocast("cpu", enabled=False):
+                wide = self.layer._conv_forward(x.float(), weight, bias)
+            return wide.to(x.dtype)
         result: Tensor = self.layer._conv_forward(x, weight, bias)
         return result
+
+
+def is_slow_in_bfloat16(layer: nn.Module, x: Tensor) -> bool:
+    """Return True if oneDNN's gradient of a layer in bfloat16 is slower than in float32.
+
+    It is, by two to ten times, where each channel has a kernel of its own and strides exceed 1.
+    """
+    return (
+        isinstance(layer, nn.Conv2d)
+        and x.is_cpu
+        and x.dtype == torch.bfloat16
+        and layer.weight.shape[1] == 1
+        and max(layer.stride) > 1
+    )
 
 
 def best_symmetric_scale(weight: Tensor, quant_range: QuantRange, candidates: int = 32) -> Tensor:
