@@ -404,3 +404,19 @@ def test_asking_for_qparams_writes_nothing(scheme):
         scale, zero_point = quantizer.qparams()
         assert scale.shape == zero_point.shape
     assert all(torch.equal(own, before[name]) for name, own in student.state_dict().items())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_layers_in_bfloat16(stride):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 16, 3, stride, padding=1, groups=16)
+    quantized = QuantizedLayer(layer, QuantRange(-127, 127), symmetric=True)
+    x = sample(2, 16, 9, 8).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = quantized(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    given = sample(*y.shape, seed=1)
+    wanted = (x, layer.weight)
+    expected = torch.autograd.grad(layer(x), wanted, given)
+    for ours, true in zip(torch.autograd.grad(y, wanted, given.bfloat16()), expected, strict=True):
+        assert (ours - true).abs().max() <= 0.02 * true.abs().max()

@@ -199,7 +199,7 @@ def is_slow_in_bfloat16(layer: nn.Module, x: Tensor) -> bool:
         isinstance(layer, nn.Conv2d)
         and x.is_cpu
         and x.dtype == torch.bfloat16
-        and layer.weight.shape[1] == 1
+        and 1 < layer.groups == layer.in_channels
         and max(layer.stride) > 1
     )
 

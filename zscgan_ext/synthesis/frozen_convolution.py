@@ -24,7 +24,7 @@ class InputGradient(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.settings
         dtype = grad.dtype  # which autocast convolved in
-        if grad.is_cpu and weight.shape[1] == 1 and max(stride) > 1:
+        if grad.is_cpu and weight.shape[1] == 1 < groups and max(stride) > 1:
             # Where each channel has a kernel of its own and the stride is above 1, oneDNN takes two
             # to ten times as long for this gradient in bfloat16 as in float32.
             grad = grad.float()
