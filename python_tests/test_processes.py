@@ -200,14 +200,32 @@ def test_alone_nothing_is_summed_or_changed():
     assert processes.extremes(torch.tensor([2.0, -1.0, 5.0])).tolist() == [-1, 5]
 
 
-def test_alone_batch_norm_is_torchs_own():
+def test_alone_batch_norm_computes_what_torchs_own_does():
     torch.manual_seed(0)
-    ours, theirs = SynchronizedBatchNorm(4), nn.BatchNorm2d(4)
-    for _ in range(2):
-        x = torch.randn(3, 4, 5, 5)
-        assert torch.equal(ours(x), theirs(x))
-    state = theirs.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
+    ours, theirs = (kind(4).double() for kind in (SynchronizedBatchNorm, nn.BatchNorm2d))
+    for training in (True, True, False):
+        x, given = torch.randn(2, 3, 4, 5, 5, dtype=torch.float64)
+        outcomes = []
+        for layer in (ours.train(training), theirs.train(training)):
+            inputs = (x.clone().requires_grad_(), *layer.parameters())
+            y = layer(inputs[0])
+            outcomes.append((y, *torch.autograd.grad(y, inputs, given)))
+        for actual, expected in zip(*outcomes, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-12, atol=1e-12)
+
+
+def test_noise_follows_torchs_default_generator():
+    layer, x = SynchronizedBatchNorm(4).eval(), torch.randn(3, 4, 5, 5)
+
+    def noisy(seed):
+        torch.manual_seed(seed)
+        return [layer.noisy_leaky_relu(x, 0.5, 0.2) for _ in range(2)]
+
+    first, second = noisy(1)
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.stack(noisy(1)), torch.stack([first, second]))
+    assert not torch.equal(noisy(2)[0], first)
 
 
 @pytest.mark.parametrize(
