@@ -59,7 +59,7 @@ def test_bfloat16_is_taken_where_it_is_clearly_faster(
     choice = choose_precision(CONFIG, classifier, CPU, None)
     assert choice.name == expected
     milliseconds = round(1000 * share)
-    assert choice.reason == f"a step takes {milliseconds} ms in bfloat16, 1000 ms in float32"
+    assert choice.reason == f"step: {milliseconds} ms in bfloat16, 1000 ms in float32"
 
 
 def test_nothing_is_measured_where_nothing_is_to_choose(processor, seconds, classifier):
@@ -108,7 +108,7 @@ def test_a_run_says_why_and_a_resumed_one_does_the_same(
     assert main([*arguments, f"--output={tmp_path / 'run'}"]) == 0
     first = capsys.readouterr().out
     assert "bfloat16" in first.splitlines()[0]
-    assert "(a step takes 500 ms in bfloat16, 1000 ms in float32)" in first.splitlines()[0]
+    assert "(step: 500 ms in bfloat16, 1000 ms in float32)" in first.splitlines()[0]
     seconds["bfloat16"] = 2.0  # the machine is another now
     assert main([f"--resume={tmp_path / 'run'}"]) == 0
     again = capsys.readouterr().out
