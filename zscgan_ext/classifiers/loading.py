@@ -181,6 +181,7 @@ def override(
         image_size=image_size or preprocessing.image_size,
         mean=mean or preprocessing.mean,
         std=std or preprocessing.std,
+        is_assumed=preprocessing.is_assumed and mean is None and std is None,
     )
 
 

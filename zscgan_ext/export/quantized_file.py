@@ -151,7 +151,7 @@ def description(
         "classifier": classifier.name,
         "num_classes": classifier.num_classes,
         "class_names": list(classifier.class_names),
-        "preprocessing": asdict(classifier.preprocessing),
+        "preprocessing": classifier.preprocessing.metadata(),
         "scheme": asdict(student.scheme),
         "packed_shapes": shapes,
     }

@@ -1,7 +1,7 @@
 """What a classifier expects of its input."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ class Preprocessing:
     image_size: int  # pixels, height and width
     mean: tuple[float, ...]  # in units of a pixel range of 0 to 1
     std: tuple[float, ...]  # in units of a pixel range of 0 to 1
+    # Whether nobody said how the classifier's input is normalized.
+    is_assumed: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         """Require what can be computed with.
@@ -48,6 +50,26 @@ class Preprocessing:
         """Turn pixels, uint8 [N, C, H, W], into the classifier's input, float32 [N, C, H, W]."""
         scaled = pixels.to(torch.float32) / 255
         return (scaled - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what `preprocessing_from` reads, as JSON's types."""
+        return {
+            "channels": self.channels,
+            "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def input_range(self) -> tuple[float, float]:
+        """Return the least and the largest number that the classifier's input may hold.
+
+        Where the normalization is assumed the range is twice as wide: to cut off what images hold
+        costs more than one bit of eight.
+        """
+        ends = [(p - m) / s for m, s in zip(self.mean, self.std, strict=True) for p in (0, 1)]
+        low, high = min(ends), max(ends)
+        margin = (high - low) / 2 if self.is_assumed else 0.0
+        return low - margin, high + margin
 
     def denormalize(self, inputs: Tensor) -> Tensor:
         """Turn the classifier's input back into pixels between 0 and 1, float32 [N, C, H, W]."""

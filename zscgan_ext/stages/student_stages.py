@@ -80,11 +80,14 @@ def give_ranges(run: Run, variant: Variant, student: QuantizedClassifier, batche
     """Calibrate a student; where its logits choose the initial ranges, print which these are."""
     classifier, count = run.classifier.model, run.config.quantization.calibration_batches
     ranges = variant.ranges or run.config.quantization.ranges
+    input_range = run.classifier.preprocessing.input_range()
     if ranges != "min_kl":
-        calibrate(student, batches, count, ranges, classifier)
+        calibrate(student, batches, count, ranges, classifier, input_range)
         return
     temperature = run.config.fine_tuning.temperature
-    divergences = choose_initial_ranges(student, classifier, batches, count, temperature)
+    divergences = choose_initial_ranges(
+        student, classifier, batches, count, temperature, input_range
+    )
     chosen = least(divergences)
     run.results.initial_ranges[variant.key] = {"chosen": chosen, "divergence": divergences}
     shown = ", ".join(f"{name} {value:.3g}" for name, value in divergences.items())
