@@ -39,9 +39,9 @@ from zscgan_ext.config.configs import (
     RunConfig,
     preset_of,
 )
+from zscgan_ext.config.values import EVALUATION_BATCH
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.evaluation import (
-    BATCH,
     Evaluation,
     EvaluationTarget,
     check_batch_size,
@@ -208,7 +208,7 @@ def evaluate(
     model: Callable[[Tensor], Tensor],
     classifier: Classifier,
     data: str | Path | Images | None = None,
-    batch_size: int = BATCH,
+    batch_size: int = EVALUATION_BATCH,
 ) -> Evaluation:
     """Measure a quantized classifier on labelled images, beside the float one.
 

@@ -65,18 +65,19 @@ def make_parser() -> OneLineParser:
         metavar="FILE",
         help="YAML file with any of these settings; the command line wins over it",
     )
+    configurations: list[type] = [RunConfig, *SECTIONS.values()]
+    texts = {configuration: help_texts(configuration) for configuration in configurations}
     for name, option in OPTIONS.items():
-        add_option(parser, name, option)
+        add_option(parser, name, option, texts[option.configuration][option.field.name])
     return parser
 
 
-def add_option(parser: OneLineParser, name: str, option: Option) -> None:
+def add_option(parser: OneLineParser, name: str, option: Option, text: str) -> None:
     """Add one option to the command line; without a default, so that only given ones are set."""
-    text = help_texts(option.configuration)[option.field.name].replace("%", "%%")
     keywords: dict[str, Any] = {
         "dest": name,
         "default": argparse.SUPPRESS,
-        "help": f"{text} (default: {option.field.default})",
+        "help": f"{text.replace('%', '%%')} (default: {option.field.default})",
     }
     hint = hints_of(option.configuration)[option.field.name]
     kinds = [each for each in get_args(hint) or (hint,) if each is not type(None)]

@@ -8,14 +8,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from zscgan_ext.config.fields import SIZES, STEPS, Configuration, option_of, setting
 from zscgan_ext.config.values import parse_bits, parse_formats, parse_interval, resolve_device
 from zscgan_ext.errors import InputError, did_you_mean
-from zscgan_ext.images.preprocessing import LARGEST_IMAGE_SIZE
+from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
+
+if TYPE_CHECKING:
+    import torch
 
 # What a preset sets, by option, where nothing else was said.
 PRESETS = {
@@ -132,7 +133,7 @@ class ExecutionConfig(Configuration):
         if self.cuda_graphs == "on" and self.precision == "float16":
             raise InputError("cuda_graphs: expected auto or off with float16, got on")
 
-    def resolved_device(self) -> torch.device:
+    def resolved_device(self) -> "torch.device":
         """Return the device, which exists.
 
         Raises:

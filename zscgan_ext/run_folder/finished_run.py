@@ -14,6 +14,7 @@ from zscgan_ext.config.command_line import CONFIG, parse_config
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
+from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.regular_file import regular_file_size
@@ -77,6 +78,7 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     Raises:
         InputError: if a file is missing or does not fit the classifier, or `classifier` is needed.
     """
+    require_implementation()
     for name in (CONFIG, STUDENT, GENERATOR):
         if not os.path.isfile(folder / name):  # Path raises where a name is too long
             raise InputError(f"{folder}: expected the folder of a finished run, it lacks {name}")
