@@ -122,12 +122,14 @@ def train_generator(
     """
     check_classifier(classifier)
     with seeded_run(classifier, seed, settings, generator=config, execution=execution) as run:
+        if not run.config.learns_generator:
+            raise InputError("preset: instant learns no generator, leave it out or take another")
         return generator_stage.learn_generator(run)
 
 
 def quantize(
     classifier: Classifier,
-    images: ImageSource,
+    images: ImageSource | None = None,
     config: QuantizationConfig | None = None,
     *,
     execution: ExecutionConfig | None = None,
@@ -138,7 +140,8 @@ def quantize(
 
     Args:
         classifier: what `load_classifier` gave; moved to the device, and left in floats.
-        images: a generator, or batches of normalized images.
+        images: a generator, or batches of normalized images; None for none, as with the preset
+            `instant`: batch-norm statistics tell everything.
         config: how it is quantized; the defaults for None.
         execution: on which device and how; the defaults for None.
         seed: of all random numbers.
@@ -152,8 +155,15 @@ def quantize(
             images do not fit it, there are too few batches, or labels are needed and missing.
     """
     check_classifier(classifier)
-    check_images(images, classifier)
+    if images is None:
+        settings = {**settings, "preset": "instant"}
+    else:
+        check_images(images, classifier)
     with seeded_run(classifier, seed, settings, quantization=config, execution=execution) as run:
+        if images is None:
+            return student_stages.instant_student(run)
+        if not run.config.learns_generator:
+            raise InputError("preset: instant takes no images; give none, or leave the preset out")
         batches = batches_of(run, images, run.config.generator.batch_size)
         return student_stages.calibrated_student(run, variant_of(images), batches)
 
