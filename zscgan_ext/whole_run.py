@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from zscgan_ext import processes
 from zscgan_ext.classifiers.trust import allowed_classifier, gives_option, is_of_a_library
@@ -26,6 +27,15 @@ def export_student(run: Run) -> None:
     formats = parse_formats(run.config.export)
     if formats and run.config.stop_after is None:
         print(summary(export_run(run.folder.path, formats, run.config.classifier)))
+
+
+def export_first(run: Run) -> None:
+    """Write an instant student in the formats to deploy, and say so, before it is measured."""
+    if processes.rank() == 0:
+        with run.checkpoints.interruptible():
+            export_student(run)
+        place, seconds = run.folder.path, run.results.total_seconds()
+        print(one_line(f"the quantized classifier is in {place} after {seconds:.0f} s"), flush=True)
 
 
 def report(run: Run) -> None:
@@ -56,7 +66,7 @@ def resume_options(run: Run) -> str:
 
 def run_to_end(run: Run) -> None:
     """Run all stages; let the first process write what they gave."""
-    run_stages(run)
+    run_stages(run, when_instant=partial(export_first, run))
     if run.profiler is not None:
         run.profiler.write(run.folder)
     measured = metrics(run)
@@ -67,7 +77,8 @@ def run_to_end(run: Run) -> None:
     if processes.rank() == 0:
         with run.checkpoints.interruptible():
             run.folder.require_same_config()
-            export_student(run)
+            if run.config.learns_generator:
+                export_student(run)
             report(run)
     print(one_line(f"{measured['seconds']['total']:.0f} s, results in {run.folder.path}"))
 

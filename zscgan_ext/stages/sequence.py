@@ -1,5 +1,6 @@
 """The stages of a run in their order: learn the generator, calibrate, fine-tune, evaluate."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -38,28 +39,33 @@ from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import noise_batches
 
 
-def run_stages(run: Run) -> None:
-    """Run all stages, or those up to `stop_after`, that are not finished."""
+def run_stages(run: Run, when_instant: Callable[[], None] = lambda: None) -> None:
+    """Run all stages, or those up to `stop_after`, that are not finished.
+
+    Args:
+        run: that they belong to.
+        when_instant: called when an instant student is written, before anything is measured.
+    """
     if run.config.learns_generator:
         run_generator_stages(run)
     else:
-        run_instant_stages(run)
+        run_instant_stages(run, when_instant)
     if run.reference is not None and run.config.stop_after is None:
         run_reference_stages(run, run.reference)
 
 
-def run_instant_stages(run: Run) -> None:
-    """Quantize from batch-norm statistics alone."""
+def run_instant_stages(run: Run, when_written: Callable[[], None]) -> None:
+    """Quantize from batch-norm statistics alone, write the student, and then evaluate it."""
     run.results.warn(zero_variance_warnings(run.classifier.model))
-    evaluate(run, FLOAT, run.classifier.model)
-    warn_of_chance(run)
     student = instant_student(run)
-    evaluate(run, INSTANT, student)
     if not run.checkpoints.is_finished("saving"):
         with run.checkpoints.stage("saving"):
             run.results.warn(dead_weights(student))
             run.folder.save_tensors(STUDENT, student.state_dict())
-            run.checkpoints.release(INSTANT.student_name)
+    when_written()
+    evaluate(run, FLOAT, run.classifier.model)
+    warn_of_chance(run)
+    evaluate(run, INSTANT, student)
 
 
 def run_generator_stages(run: Run) -> None:
