@@ -92,7 +92,7 @@ def test_weights_stay_on_the_grid_of_their_scales(symmetric, groups):
     convolution = nn.Conv2d(8, 12, 3, groups=groups)
     quant_range = symmetric_range(3) if symmetric else unsigned_range(3)
     layer = QuantizedLayer(convolution, quant_range, symmetric)
-    before, scale = layer.layer.weight.detach().clone(), layer.qparams().scale.clone()
+    scale = layer.qparams().scale.clone()
     x = torch.randn(16, 8, 6, 6) + torch.randn(16, 1, 6, 6)
     moments = covariance(input_columns(convolution, x, torch.Generator()))
     rounded = round_by_second_moments(layer, moments)

@@ -1,15 +1,17 @@
 """Samples of every activation that have the statistics which batch norm stores, without any image.
 
-The input is drawn: each pixel is normal with the mean and deviation of the training images, within
-the range that pixels have. What a batch norm normalizes is given exactly the mean and variance that
+The input is drawn: pixels are normal with the mean and deviation of the training images, within the
+range that pixels have. What a batch norm normalizes is given exactly the mean and variance that
 it stores, whatever the layers before it made of the draws. So the samples of each channel have the
 first two moments of real activations, and those of different channels and places are correlated as
 weights, activation functions, sums and pooling make them.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from zscgan_ext.classifiers.batch_norm import affine, stored, stores_statistics
@@ -21,6 +23,7 @@ from zscgan_ext.quantization.quantizers import QUANTIZED_LAYERS
 
 SAMPLED_PIXELS = 64 * 28**2  # of the input, about
 FEWEST, MOST = 8, 64  # samples of the input
+IN_COMMON = 0.9  # of the variance of a pixel's channels
 CONSTANT = 1e-10  # of the stored variance: below, a sampled channel is constant
 
 
@@ -61,12 +64,28 @@ def known_statistics(model: nn.Module, student: QuantizedClassifier) -> dict[str
 def drawn_input(preprocessing: Preprocessing, rng: torch.Generator) -> Tensor:
     """Draw the input of a classifier, [N, C, H, W], the more of it the smaller it is.
 
-    Normalized pixels have the mean 0 and the deviation 1 over the training images.
+    Normalized pixels have the mean 0 and the deviation 1 over the training images. Neighbouring
+    pixels are alike, and so are the channels of one, as in photographs, whose power is about the
+    same in each octave of scale (Field, 1987). Without that, pooled features would hardly vary.
     """
-    count = max(FEWEST, min(MOST, SAMPLED_PIXELS // preprocessing.image_size**2))
-    shape, device = (count, *preprocessing.shape), rng.device
-    low, high = pixel_range(preprocessing, device).view(2, 1, -1, 1, 1)
-    return torch.randn(shape, generator=rng, device=device).clamp(low, high)
+    size, channels = preprocessing.image_size, preprocessing.channels
+    count = max(FEWEST, min(MOST, SAMPLED_PIXELS // size**2))
+    common = octaves(count, 1, size, rng)
+    own = octaves(count, channels, size, rng)
+    x = math.sqrt(IN_COMMON) * common + math.sqrt(1 - IN_COMMON) * own
+    low, high = pixel_range(preprocessing, rng.device)
+    return torch.maximum(torch.minimum(x / x.std(), high), low)
+
+
+def octaves(count: int, channels: int, size: int, rng: torch.Generator) -> Tensor:
+    """Draw maps [count, channels, size, size] with as much variance at each scale, 1 in all."""
+    total: Tensor = torch.zeros((), device=rng.device)
+    side, number = size, 0
+    while side >= 1:
+        coarse = torch.randn((count, channels, side, side), generator=rng, device=rng.device)
+        fine = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+        total, side, number = total + fine / fine.std(), side // 2, number + 1
+    return total / math.sqrt(number)
 
 
 def pixel_range(preprocessing: Preprocessing, device: torch.device) -> Tensor:

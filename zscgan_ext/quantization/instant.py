@@ -9,7 +9,7 @@ from torch import Tensor
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.ops.layout import spread
-from zscgan_ext.quantization.activation_ranges import choose_range, update_range
+from zscgan_ext.quantization.activation_ranges import search_scale, update_range
 from zscgan_ext.quantization.batch_norm_samples import (
     BatchNormSampler,
     Statistics,
@@ -29,6 +29,9 @@ from zscgan_ext.quantization.second_moment_rounding import (
     round_by_second_moments,
 )
 from zscgan_ext.quantization.squant import squant_integers
+
+RANGE_SAMPLES = 2**16  # samples of an activation, at most, that its range is chosen by
+ERROR_POWER = 4
 
 
 class InstantQuantizer(BatchNormSampler):
@@ -58,7 +61,7 @@ class InstantQuantizer(BatchNormSampler):
         """Call a module, and quantize it."""
         module, (x, *_) = self.fetch_attr(target), args
         if isinstance(module, ActivationQuantizer):
-            choose_range(module, x)
+            choose_range_of_samples(module, some_values(x, self.rng))
             return x
         result = module(*args, **kwargs)
         if isinstance(module, QuantizedLayer):
@@ -76,6 +79,24 @@ class InstantQuantizer(BatchNormSampler):
             moments = self.moments.pop(id(layer))
             layer.layer.weight.copy_(rounded_weight(layer, moments))
             correct_bias(layer, result, layer(x))
+
+
+def some_values(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Return at most `RANGE_SAMPLES` of the values of x, of any shape."""
+    flat = x.flatten()
+    if len(flat) <= RANGE_SAMPLES:
+        return flat
+    return flat[torch.randint(len(flat), (RANGE_SAMPLES,), generator=rng, device=x.device)]
+
+
+def choose_range_of_samples(quantizer: ActivationQuantizer, values: Tensor) -> None:
+    """Give a quantizer the range with the least error on samples [N].
+
+    Real activations have heavier tails than samples, which are nearly normal: so large errors, as
+    clipping makes them, weigh more than their squares.
+    """
+    update_range(quantizer, values, 1)
+    search_scale(quantizer, values, ERROR_POWER)
 
 
 def rounded_weight(layer: QuantizedLayer, moments: list[Tensor]) -> Tensor:

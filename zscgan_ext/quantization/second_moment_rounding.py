@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zscgan_ext.quantization.quantizers import QuantizedLayer
 
 MOST_ROWS = 4096  # samples that moments are taken of, about
+PLACES_TO_CHOOSE_FROM = 4 * MOST_ROWS
 LARGEST_BLOCK = 2304  # inputs that are rounded with regard to each other
 COLUMNS = 64  # inputs between two updates of all others
 DAMPING = 0.1  # of the mean variance, added to each: samples know the moments only roughly
@@ -37,6 +38,8 @@ def input_columns(layer: nn.Module, x: Tensor, rng: torch.Generator) -> Tensor |
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         return None
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    # Unfolding takes the longest: of large maps a few have places enough to choose from.
+    x = x[: max(1, PLACES_TO_CHOOSE_FROM // x[0, 0].numel())]
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
     sizes = [layer.kernel_size, layer.dilation, layer.stride]
     if isinstance(layer, nn.Conv1d):
@@ -99,7 +102,8 @@ def ends(steps: Tensor, low: int, high: int) -> Tensor:
     pinned = torch.full_like(steps, torch.nan)
     for end, index in ((low, steps.argmin(2, True)), (high, steps.argmax(2, True))):
         is_end = (steps.gather(2, index) - end).abs() < 0.501
-        pinned.scatter_(2, index, torch.where(is_end, float(end), torch.nan))
+        settled = torch.full_like(steps[..., :1], end).masked_fill(~is_end, torch.nan)
+        pinned.scatter_(2, index, settled)
     return pinned
 
 
