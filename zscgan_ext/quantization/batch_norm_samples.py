@@ -24,6 +24,9 @@ from zscgan_ext.quantization.quantizers import QUANTIZED_LAYERS
 SAMPLED_PIXELS = 64 * 28**2  # of the input, about
 FEWEST, MOST = 8, 64  # samples of the input
 IN_COMMON = 0.9  # of the variance of a pixel's channels
+# Stored deviations from the mean, at most. Zero padding makes a few values at borders far larger in
+# some classifiers, real ones too; ranges that hold them are too coarse for all others.
+FARTHEST = 6.0
 CONSTANT = 1e-10  # of the stored variance: below, a sampled channel is constant
 
 
@@ -132,4 +135,6 @@ class BatchNormSampler(fx.Interpreter):
             mean = mean.masked_fill(is_constant, 0)
             variance = variance.masked_fill(is_constant, 1)
         scale = torch.where(known.variance > 0, deviation * variance.rsqrt(), 0)
-        return x * scale.view(shape) + (known.mean - mean * scale).view(shape)
+        x = x * scale.view(shape) + (known.mean - mean * scale).view(shape)
+        low, high = known.mean - FARTHEST * deviation, known.mean + FARTHEST * deviation
+        return torch.maximum(torch.minimum(x, high.view(shape)), low.view(shape))

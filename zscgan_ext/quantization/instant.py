@@ -9,7 +9,7 @@ from torch import Tensor
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.ops.layout import spread
-from zscgan_ext.quantization.activation_ranges import search_scale, update_range
+from zscgan_ext.quantization.activation_ranges import update_range
 from zscgan_ext.quantization.batch_norm_samples import (
     BatchNormSampler,
     Statistics,
@@ -18,11 +18,15 @@ from zscgan_ext.quantization.batch_norm_samples import (
     pixel_range,
 )
 from zscgan_ext.quantization.bias_correction import correct_bias
+from zscgan_ext.quantization.output_error_ranges import (
+    ActivationRecorder,
+    set_ranges_by_output_error,
+)
 from zscgan_ext.quantization.quantized_classifier import (
     QuantizedClassifier,
     round_biases_to_int32,
 )
-from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
+from zscgan_ext.quantization.quantizers import QuantizedLayer
 from zscgan_ext.quantization.second_moment_rounding import (
     covariance,
     input_columns,
@@ -30,12 +34,9 @@ from zscgan_ext.quantization.second_moment_rounding import (
 )
 from zscgan_ext.quantization.squant import squant_integers
 
-RANGE_SAMPLES = 2**16  # samples of an activation, at most, that its range is chosen by
-ERROR_POWER = 4
-
 
 class InstantQuantizer(BatchNormSampler):
-    """Quantizes each layer and activation of a student when its samples come by.
+    """Quantizes each layer of a student when samples of its input come by.
 
     A layer is rounded, and its bias corrected, after its last call; samples are always those of
     float weights.
@@ -60,9 +61,6 @@ class InstantQuantizer(BatchNormSampler):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module, and quantize it."""
         module, (x, *_) = self.fetch_attr(target), args
-        if isinstance(module, ActivationQuantizer):
-            choose_range_of_samples(module, some_values(x, self.rng))
-            return x
         result = module(*args, **kwargs)
         if isinstance(module, QuantizedLayer):
             self.see_input(module, x, result)
@@ -79,24 +77,6 @@ class InstantQuantizer(BatchNormSampler):
             moments = self.moments.pop(id(layer))
             layer.layer.weight.copy_(rounded_weight(layer, moments))
             correct_bias(layer, result, layer(x))
-
-
-def some_values(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Return at most `RANGE_SAMPLES` of the values of x, of any shape."""
-    flat = x.flatten()
-    if len(flat) <= RANGE_SAMPLES:
-        return flat
-    return flat[torch.randint(len(flat), (RANGE_SAMPLES,), generator=rng, device=x.device)]
-
-
-def choose_range_of_samples(quantizer: ActivationQuantizer, values: Tensor) -> None:
-    """Give a quantizer the range with the least error on samples [N].
-
-    Real activations have heavier tails than samples, which are nearly normal: so large errors, as
-    clipping makes them, weigh more than their squares.
-    """
-    update_range(quantizer, values, 1)
-    search_scale(quantizer, values, ERROR_POWER)
 
 
 def rounded_weight(layer: QuantizedLayer, moments: list[Tensor]) -> Tensor:
@@ -123,7 +103,9 @@ def quantize_from_batch_norm(
         InputError: if the classifier cannot be traced.
     """
     statistics = known_statistics(classifier.model, student)
-    InstantQuantizer(student, statistics, rng).run(drawn_input(classifier.preprocessing, rng))
+    images = drawn_input(classifier.preprocessing, rng)
+    set_ranges_by_output_error(student, ActivationRecorder(student, statistics, rng), images)
+    InstantQuantizer(student, statistics, rng).run(images)
     cover_pixels(student, classifier, rng.device)
     student.quantize_activations()
     round_biases_to_int32(student)
