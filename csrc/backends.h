@@ -1,5 +1,5 @@
-// Where kernels run: threads of the CPU, or a stream of a GPU. A backend lists its kernels and
-// calls them with what ends their arguments.
+// Where kernels run: threads of the CPU, or a stream of a GPU. A backend has the kernels as members
+// and is made for one call, which it makes there, from what the bindings are given as its `Where`.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,7 +8,6 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
-#include <vector>
 
 #include "arguments.h"
 #include "kernels.h"
@@ -17,99 +16,88 @@ namespace zscgan {
 
 namespace py = pybind11;
 
-struct Cpu {
-    static constexpr auto fake_quantize = &cpu::fake_quantize;
-    static constexpr auto fake_quantize_backward = &cpu::fake_quantize_backward;
-    static constexpr auto fake_quantize_learned = &cpu::fake_quantize_learned;
-    static constexpr auto fake_quantize_learned_backward = &cpu::fake_quantize_learned_backward;
-    static constexpr auto observe = &cpu::observe;
-    static constexpr auto batch_norm_statistics = &cpu::batch_norm_statistics;
-    static constexpr auto batch_norm_statistics_backward = &cpu::batch_norm_statistics_backward;
-    static constexpr auto batch_norm_eval = &cpu::batch_norm_eval;
-    static constexpr auto batch_norm_eval_backward = &cpu::batch_norm_eval_backward;
+// The kernels of a backend under their own names.
+#define ZSCGAN_CPU_MEMBER(name, Arguments) static constexpr auto name = &cpu::name;
+#define ZSCGAN_CUDA_MEMBER(name, Arguments) static constexpr auto name = &cuda::name;
 
-    using Where = std::tuple<int>;  // threads
+struct Cpu {
+    ZSCGAN_FOR_EACH_KERNEL(ZSCGAN_CPU_MEMBER)
 
     // OpenMP ends the process where it cannot start as many threads as it was told to.
     static constexpr int most_threads = 4096;
 
-    static int threads(const Where& where) {
-        const int threads = std::get<0>(where);
-        require(threads >= 1 && threads <= most_threads, "threads: accepted are 1 to 4096");
-        return threads;
+    using Where = int;  // threads
+    explicit Cpu(Where threads) : threads_(threads) {
+        require(threads >= 1 && threads <= most_threads, "threads: expected 1 to 4096");
     }
 
-    // Kernels of the CPU need none.
-    static int64_t reduction_workspace(Extent) { return 0; }
-    static int64_t learned_backward_workspace(const LearnedTensor*, int64_t) { return 0; }
+    // Kernels of the CPU need no workspace.
+    static int64_t reduction_workspace(Shape3) { return 0; }
+    static int64_t lsq_backward_workspace(const LsqArguments&) { return 0; }
     static int64_t distance_workspace() { return 0; }
     template <class Bytes>
-    static void require_workspace(const Where&, const Bytes&) {}
+    void require_workspace(const Bytes&) const {}
 
-    template <class Kernel, class... Arguments>
-    static void call(const Where& where, Kernel kernel, Arguments... arguments) {
-        const int team = threads(where);
+    template <class Kernel, class Struct>
+    void call(Kernel kernel, const Struct& arguments) const {
         py::gil_scoped_release release;
-        kernel(arguments..., team);
+        kernel(arguments, threads_);
     }
 
+    // A few thousand channels need one thread.
     template <class Real>
-    static void distance(const Where& where, Distance distance,
-                         const std::vector<DistanceLayerOf<Real>>& layers, Real* result) {
-        threads(where);  // a few thousand channels need one, but a wrong number is still an error
-        cpu::batch_norm_distance(distance, layers.data(), static_cast<int64_t>(layers.size()),
-                                 result);
+    void distance(const BatchNormDistanceArguments<Real>& arguments) const {
+        cpu::batch_norm_distance(arguments);
     }
+
+private:
+    int threads_;
 };
 
 #ifdef ZSCGAN_CUDA
 struct Cuda {
-    static constexpr auto fake_quantize = &cuda::fake_quantize;
-    static constexpr auto fake_quantize_backward = &cuda::fake_quantize_backward;
-    static constexpr auto fake_quantize_learned = &cuda::fake_quantize_learned;
-    static constexpr auto fake_quantize_learned_backward = &cuda::fake_quantize_learned_backward;
-    static constexpr auto observe = &cuda::observe;
-    static constexpr auto batch_norm_statistics = &cuda::batch_norm_statistics;
-    static constexpr auto batch_norm_statistics_backward = &cuda::batch_norm_statistics_backward;
-    static constexpr auto batch_norm_eval = &cuda::batch_norm_eval;
-    static constexpr auto batch_norm_eval_backward = &cuda::batch_norm_eval_backward;
+    ZSCGAN_FOR_EACH_KERNEL(ZSCGAN_CUDA_MEMBER)
     static constexpr auto reduction_workspace = &cuda::reduction_workspace;
-    static constexpr auto learned_backward_workspace = &cuda::learned_backward_workspace;
+    static constexpr auto lsq_backward_workspace = &cuda::lsq_backward_workspace;
     static constexpr auto distance_workspace = &cuda::distance_workspace;
 
-    using Where = std::tuple<int, Address, Address>;  // device, stream, workspace
+    using Where = std::tuple<int, Address, Address>;  // device, stream of it, workspace on it
+    explicit Cuda(const Where& where)
+        : device_(std::get<0>(where)),
+          launch_{optional_memory(std::get<1>(where)), optional_memory(std::get<2>(where))} {}
 
-    // `bytes` is a function that tells what a kernel needs; where it needs nothing there is none.
+    // `bytes` returns how many a kernel needs; where it needs none there is no workspace.
     template <class Bytes>
-    static void require_workspace(const Where& where, const Bytes& bytes) {
-        require(std::get<2>(where) != 0 || bytes() == 0, "workspace: null pointer");
+    void require_workspace(const Bytes& bytes) const {
+        require(launch_.workspace || bytes() == 0, "workspace: null pointer");
     }
 
     static void check(const char* error) {
         if (error) throw std::runtime_error(std::string("CUDA: ") + error);
     }
 
-    template <class Kernel, class... Arguments>
-    static void call(const Where& where, Kernel kernel, Arguments... arguments) {
-        const auto [device, stream, workspace] = where;
-        const cuda::Launch launch{reinterpret_cast<void*>(stream),
-                                  reinterpret_cast<void*>(workspace)};
+    template <class Kernel, class Struct>
+    void call(Kernel kernel, const Struct& arguments) const {
         py::gil_scoped_release release;
         // To make it current, and another one afterwards, would start a device that nothing uses.
-        require(device == cuda::current_device(), "device: not the current one");
-        check(kernel(arguments..., launch));
+        require(device_ == cuda::current_device(), "device: not the current one");
+        check(kernel(arguments, launch_));
     }
 
-    static void distance(const Where& where, Distance distance,
-                         const std::vector<DistanceLayer>& layers, float* result) {
-        call(where, &cuda::batch_norm_distance, distance, layers.data(),
-             static_cast<int64_t>(layers.size()), result);
+    void distance(const BatchNormDistanceArguments<float>& arguments) const {
+        call(&cuda::batch_norm_distance, arguments);
     }
-    static void distance(const Where&, Distance, const std::vector<DistanceLayerOf<double>>&,
-                         double*) {
-        throw std::invalid_argument("data type code: float64 is for the CPU alone");
+    void distance(const BatchNormDistanceArguments<double>&) const {
+        throw std::invalid_argument("data_type: float64 is for the CPU only");
     }
+
+private:
+    int device_;
+    cuda::Launch launch_;
 };
 #endif
+
+#undef ZSCGAN_CPU_MEMBER
+#undef ZSCGAN_CUDA_MEMBER
 
 }  // namespace zscgan

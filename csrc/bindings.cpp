@@ -1,6 +1,7 @@
-// The Python module zscgan_ext._native: functions of addresses, sizes and codes that call the CPU
-// or CUDA kernels. Submodules `cpu` and `cuda` offer the same functions; their calls end with the
-// number of threads, or with the device, stream and workspace of the launch.
+// The Python module zscgan_ext._native: functions that call the CPU or CUDA kernels. Submodules
+// `cpu` and `cuda` offer the same functions. Each takes the code of the data type, sizes, addresses
+// and settings in the order of the op's schema, results, and at last where it runs: the number of
+// threads, or the device, stream and workspace of the launch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -15,141 +16,181 @@
 #include "emulation/machine.h"
 #endif
 
-namespace py = pybind11;
-
 namespace zscgan {
 namespace {
 
 template <class Backend>
 void define_fake_quantize(py::module_& module) {
     using Where = typename Backend::Where;
-    module.def("fake_quantize", [](int type, Sizes sizes, double quant_min, double quant_max,
-                                   Address x, Address scale, Address zero_point, Address y,
-                                   Address mask, Where where) {
-        const Extent e = extent_of(sizes);
-        Backend::call(where, Backend::fake_quantize, data_type(type), e,
-                      range_of(quant_min, quant_max), pointer<const void>(x, e.numel(), "x"),
-                      pointer<const void>(scale, e.channels, "scale"),
-                      pointer<const void>(zero_point, e.channels, "zero_point"),
-                      pointer(y, e.numel(), "y"), reinterpret_cast<uint8_t*>(mask));
+    module.def("fake_quantize", [](int type, const Sizes& sizes, Address x, Address scale,
+                                   Address zero_point, double quant_min, double quant_max,
+                                   Address y, Address mask, const Where& where) {
+        const Shape3 shape = shape_of(sizes);
+        const FakeQuantizeArguments arguments{data_type_of(type),
+                                              shape,
+                                              memory(x, shape.numel(), "x"),
+                                              memory(scale, shape.channels, "scale"),
+                                              memory(zero_point, shape.channels, "zero_point"),
+                                              range_of(quant_min, quant_max),
+                                              memory(y, shape.numel(), "y"),
+                                              optional_memory<uint8_t>(mask)};
+        Backend(where).call(Backend::fake_quantize, arguments);
     });
     module.def("fake_quantize_backward", [](int type, int64_t numel, Address grad, Address mask,
-                                            Address grad_x, Where where) {
-        require(numel >= 0, "numel: must not be negative");
-        require(numel <= most_elements, "numel: too large");
-        Backend::call(where, Backend::fake_quantize_backward, data_type(type), numel,
-                      pointer<const void>(grad, numel, "grad"),
-                      pointer<const uint8_t>(mask, numel, "mask"),
-                      pointer(grad_x, numel, "grad_x"));
-    });
-    module.def("fake_quantize_learned",
-               [](int type, const std::vector<LearnedArguments>& list, Where where) {
-                   const auto tensors = learned_tensors(list, false);
-                   Backend::call(where, Backend::fake_quantize_learned, data_type(type),
-                                 tensors.data(), static_cast<int64_t>(tensors.size()));
-               });
-    module.def("fake_quantize_learned_backward",
-               [](int type, const std::vector<LearnedArguments>& list, Where where) {
-                   const auto tensors = learned_tensors(list, true);
-                   const auto count = static_cast<int64_t>(tensors.size());
-                   Backend::require_workspace(where, [&] {
-                       return Backend::learned_backward_workspace(tensors.data(), count);
-                   });
-                   Backend::call(where, Backend::fake_quantize_learned_backward, data_type(type),
-                                 tensors.data(), count);
-               });
-}
-
-template <class Backend>
-void define_observe(py::module_& module) {
-    module.def("observe", [](int type, Sizes sizes, Address x, double quant_min, double quant_max,
-                             double averaging_constant, bool symmetric, Address running_min,
-                             Address running_max, Address scale, Address zero_point,
-                             typename Backend::Where where) {
-        const Extent e = extent_of(sizes);
-        const ObserverState state{pointer<float>(running_min, e.channels, "running_min"),
-                                  pointer<float>(running_max, e.channels, "running_max"),
-                                  pointer<float>(scale, e.channels, "scale"),
-                                  pointer<float>(zero_point, e.channels, "zero_point"),
-                                  averaging_constant,
-                                  range_of(quant_min, quant_max),
-                                  symmetric};
-        Backend::require_workspace(where, [&] { return Backend::reduction_workspace(e); });
-        Backend::call(where, Backend::observe, data_type(type), e,
-                      pointer<const void>(x, e.numel(), "x"), state);
+                                            Address grad_x, const Where& where) {
+        require(numel >= 0 && numel <= most_elements, "numel: negative or too large");
+        const FakeQuantizeBackwardArguments arguments{
+            data_type_of(type), numel, memory(grad, numel, "grad"),
+            memory<uint8_t>(mask, numel, "mask"), memory(grad_x, numel, "grad_x")};
+        Backend(where).call(Backend::fake_quantize_backward, arguments);
     });
 }
 
 template <class Backend>
-void define_batch_norm_matching(py::module_& module) {
+void define_lsq_fake_quantize(py::module_& module) {
     using Where = typename Backend::Where;
-    module.def("batch_norm_statistics", [](int type, Sizes sizes, Address x, Address shift,
-                                           Address mean, Address variance, Where where) {
-        const Extent e = extent_of(sizes);
-        Backend::require_workspace(where, [&] { return Backend::reduction_workspace(e); });
-        Backend::call(where, Backend::batch_norm_statistics, data_type(type), e,
-                      pointer<const void>(x, e.numel(), "x"),
-                      pointer<const void>(shift, e.channels, "shift"),
-                      pointer(mean, e.channels, "mean"), pointer(variance, e.channels, "variance"));
+    module.def("lsq_fake_quantize", [](int type, const std::vector<LsqTensor>& tensors,
+                                       const Where& where) {
+        Backend(where).call(Backend::lsq_fake_quantize, lsq_forward_arguments(type, tensors));
+    });
+    module.def("lsq_fake_quantize_backward", [](int type, const std::vector<LsqTensor>& tensors,
+                                                const Where& where) {
+        const Backend backend(where);
+        const LsqArguments arguments = lsq_backward_arguments(type, tensors);
+        backend.require_workspace([&] { return Backend::lsq_backward_workspace(arguments); });
+        backend.call(Backend::lsq_fake_quantize_backward, arguments);
+    });
+}
+
+template <class Backend>
+void define_update_min_max(py::module_& module) {
+    module.def("update_min_max",
+               [](int type, const Sizes& sizes, Address x, Address running_min, Address running_max,
+                  Address scale, Address zero_point, double averaging_constant, double quant_min,
+                  double quant_max, bool symmetric, const typename Backend::Where& where) {
+                   const Backend backend(where);
+                   const Shape3 shape = shape_of(sizes);
+                   const int64_t channels = shape.channels;
+                   const UpdateMinMaxArguments arguments{
+                       data_type_of(type),
+                       shape,
+                       memory(x, shape.numel(), "x"),
+                       {memory<float>(running_min, channels, "running_min"),
+                        memory<float>(running_max, channels, "running_max"),
+                        memory<float>(scale, channels, "scale"),
+                        memory<float>(zero_point, channels, "zero_point"), averaging_constant,
+                        range_of(quant_min, quant_max), symmetric}};
+                   backend.require_workspace([&] { return Backend::reduction_workspace(shape); });
+                   backend.call(Backend::update_min_max, arguments);
+               });
+}
+
+template <class Backend>
+void define_batch_norm_statistics(py::module_& module) {
+    using Where = typename Backend::Where;
+    module.def("batch_norm_statistics", [](int type, const Sizes& sizes, Address x,
+                                           Address mean_hint, Address mean, Address variance,
+                                           const Where& where) {
+        const Backend backend(where);
+        const Shape3 shape = shape_of(sizes);
+        const BatchNormStatisticsArguments arguments{data_type_of(type),
+                                                     shape,
+                                                     memory(x, shape.numel(), "x"),
+                                                     memory(mean_hint, shape.channels, "mean_hint"),
+                                                     memory(mean, shape.channels, "mean"),
+                                                     memory(variance, shape.channels, "variance")};
+        backend.require_workspace([&] { return Backend::reduction_workspace(shape); });
+        backend.call(Backend::batch_norm_statistics, arguments);
     });
     module.def("batch_norm_statistics_backward",
-               [](int type, Sizes sizes, Address x, Address mean, Address grad_mean,
-                  Address grad_variance, Address grad_x, Where where) {
-                   const Extent e = extent_of(sizes);
-                   Backend::call(where, Backend::batch_norm_statistics_backward, data_type(type), e,
-                                 pointer<const void>(x, e.numel(), "x"),
-                                 pointer<const void>(mean, e.channels, "mean"),
-                                 pointer<const void>(grad_mean, e.channels, "grad_mean"),
-                                 pointer<const void>(grad_variance, e.channels, "grad_variance"),
-                                 pointer(grad_x, e.numel(), "grad_x"));
+               [](int type, const Sizes& sizes, Address x, Address mean, Address grad_mean,
+                  Address grad_variance, Address grad_x, const Where& where) {
+                   const Shape3 shape = shape_of(sizes);
+                   const BatchNormStatisticsBackwardArguments arguments{
+                       data_type_of(type),
+                       shape,
+                       memory(x, shape.numel(), "x"),
+                       memory(mean, shape.channels, "mean"),
+                       memory(grad_mean, shape.channels, "grad_mean"),
+                       memory(grad_variance, shape.channels, "grad_variance"),
+                       memory(grad_x, shape.numel(), "grad_x")};
+                   Backend(where).call(Backend::batch_norm_statistics_backward, arguments);
                });
-    module.def(
-        "batch_norm_distance", [](int distance, int type, const std::vector<LayerArguments>& list,
-                                  Address result, Where where) {
-            Backend::require_workspace(where, Backend::distance_workspace);
-            if (data_type(type) == DataType::float64) {
-                Backend::distance(where, distance_of(distance), distance_layers<double>(list),
-                                  pointer<double>(result, 1, "result"));
-            } else {
-                Backend::distance(where, distance_of(distance), distance_layers<float>(list),
-                                  pointer<float>(result, 1, "result"));
-            }
-        });
 }
 
 template <class Backend>
 void define_frozen_batch_norm(py::module_& module) {
     using Where = typename Backend::Where;
+    module.def("frozen_batch_norm", [](int type, const Sizes& sizes, Address x, Address multiplier,
+                                       Address offset, Address mean_hint, Address residual,
+                                       int activation, Address y, Address mean, Address variance,
+                                       const Where& where) {
+        const Backend backend(where);
+        const auto norm = frozen_batch_norm_arguments(type, sizes, x, multiplier, offset, mean_hint,
+                                                      residual, activation, y, mean, variance);
+        backend.require_workspace(
+            [&] { return norm.mean ? Backend::reduction_workspace(norm.shape) : 0; });
+        backend.call(Backend::frozen_batch_norm, norm);
+    });
     module.def(
-        "batch_norm_eval",
-        [](int type, Sizes sizes, int activation, Address x, Address residual, Address multiplier,
-           Address offset, Address shift, Address mean, Address variance, Address y, Where where) {
-            const auto norm = frozen_batch_norm(sizes, activation, x, residual, multiplier, offset,
-                                                shift, mean, variance, y);
-            if (mean) {
-                Backend::require_workspace(
-                    where, [&] { return Backend::reduction_workspace(norm.extent); });
-            }
-            Backend::call(where, Backend::batch_norm_eval, data_type(type), norm);
+        "frozen_batch_norm_backward",
+        [](int type, const Sizes& sizes, Address grad, Address x, Address y, Address multiplier,
+           Address offset, Address mean, Address grad_mean, Address grad_variance, int activation,
+           Address grad_x, Address grad_residual, const Where& where) {
+            Backend(where).call(Backend::frozen_batch_norm_backward,
+                                frozen_batch_norm_backward_arguments(
+                                    type, sizes, grad, x, y, multiplier, offset, mean, grad_mean,
+                                    grad_variance, activation, grad_x, grad_residual));
         });
-    module.def("batch_norm_eval_backward",
-               [](int type, Sizes sizes, int activation, Address grad, Address x, Address y,
-                  Address multiplier, Address offset, Address mean, Address grad_mean,
-                  Address grad_variance, Address grad_x, Address grad_residual, Where where) {
-                   Backend::call(where, Backend::batch_norm_eval_backward, data_type(type),
-                                 frozen_batch_norm_gradient(sizes, activation, grad, x, y,
-                                                            multiplier, offset, mean, grad_mean,
-                                                            grad_variance, grad_x, grad_residual));
+}
+
+template <class Real, class Backend>
+void call_distance(const Backend& backend, const std::vector<BatchNormLayer>& list, int distance,
+                   Address result) {
+    const auto layers = distance_layers<Real>(list);
+    backend.distance(
+        BatchNormDistanceArguments<Real>{layers.data(), static_cast<int64_t>(layers.size()),
+                                         distance_of(distance), memory<Real>(result, 1, "result")});
+}
+
+template <class Backend>
+void define_batch_norm_distance(py::module_& module) {
+    module.def("batch_norm_distance",
+               [](int type, const std::vector<BatchNormLayer>& layers, int distance, Address result,
+                  const typename Backend::Where& where) {
+                   const Backend backend(where);
+                   backend.require_workspace(Backend::distance_workspace);
+                   if (data_type_of(type) == DataType::float64) {
+                       call_distance<double>(backend, layers, distance, result);
+                   } else {
+                       call_distance<float>(backend, layers, distance, result);
+                   }
                });
+}
+
+// What calls take lists of, made by name; local to the module, as two builds may be loaded.
+void define_structs(py::module_& module) {
+    using py::arg;
+    py::class_<LsqTensor>(module, "LsqTensor", py::module_local())
+        .def(py::init(&lsq_tensor), arg("shape"), arg("x"), arg("scale"), arg("zero_point"),
+             arg("quant_min"), arg("quant_max"), arg("quantizer_stride"), arg("gradient_scale"),
+             arg("activation"), arg("bias"), arg("y") = 0, arg("grad") = 0, arg("grad_x") = 0,
+             arg("grad_scale") = 0, arg("grad_zero_point") = 0, arg("grad_bias") = 0);
+    py::class_<BatchNormLayer>(module, "BatchNormLayer", py::module_local())
+        .def(py::init(&batch_norm_layer), arg("channels"), arg("mean"), arg("variance"),
+             arg("running_mean"), arg("running_var"), arg("eps"), arg("grad_mean"),
+             arg("grad_variance"));
 }
 
 template <class Backend>
 py::module_ define_backend(py::module_& parent, const char* name) {
     py::module_ module = parent.def_submodule(name);
     define_fake_quantize<Backend>(module);
-    define_observe<Backend>(module);
-    define_batch_norm_matching<Backend>(module);
+    define_lsq_fake_quantize<Backend>(module);
+    define_update_min_max<Backend>(module);
+    define_batch_norm_statistics<Backend>(module);
     define_frozen_batch_norm<Backend>(module);
+    define_batch_norm_distance<Backend>(module);
     return module;
 }
 
@@ -165,9 +206,8 @@ void define_cpu(py::module_& parent) {
         return names;
     });
     module.def("select_instruction_set", [](const std::string& name) {
-        require(
-            cpu::select_instruction_set(name.c_str()),
-            "instruction set: accepted are avx512, avx2 and portable, where built and supported");
+        require(cpu::select_instruction_set(name.c_str()),
+                "instruction set: expected avx512, avx2 or portable, where built and supported");
     });
 }
 #endif
@@ -176,11 +216,9 @@ void define_cpu(py::module_& parent) {
 void define_cuda(py::module_& parent) {
     py::module_ module = define_backend<Cuda>(parent, "cuda");
     module.def("reduction_workspace",
-               [](Sizes sizes) { return cuda::reduction_workspace(extent_of(sizes)); });
-    module.def("learned_backward_workspace", [](const std::vector<LearnedArguments>& list) {
-        const auto tensors = learned_tensors(list, true);
-        return cuda::learned_backward_workspace(tensors.data(),
-                                                static_cast<int64_t>(tensors.size()));
+               [](const Sizes& sizes) { return cuda::reduction_workspace(shape_of(sizes)); });
+    module.def("lsq_backward_workspace", [](int type, const std::vector<LsqTensor>& tensors) {
+        return cuda::lsq_backward_workspace(lsq_backward_arguments(type, tensors));
     });
     module.def("distance_workspace", &cuda::distance_workspace);
 }
@@ -198,7 +236,7 @@ void define_emulation(py::module_& parent) {
     });
     module.def("device_uses", &emulation::device_uses);
     module.def("make_stream", [](int device) {
-        require(device >= 0 && device < emulation::device_count, "device: accepted are 0 and 1");
+        require(device >= 0 && device < emulation::device_count, "device: expected 0 or 1");
         return reinterpret_cast<Address>(emulation::make_stream(device));
     });
     module.def("counts", [] {
@@ -241,8 +279,9 @@ py::dict build_info() {
 #endif
 
 PYBIND11_MODULE(ZSCGAN_MODULE, module) {
-    module.doc() = "Kernels of zscgan_ext; called by zscgan_ext.ops alone.";
+    module.doc() = "Kernels of zscgan_ext; called by zscgan_ext.ops only.";
     module.def("build_info", &zscgan::build_info);
+    zscgan::define_structs(module);
 #ifdef ZSCGAN_EMULATION
     zscgan::define_emulation(module);
 #else

@@ -76,19 +76,19 @@ ZSCGAN_INLINE Value dequantize(Value integer, const Quantizer<Value>& quantizer)
     return (integer - quantizer.zero_point) * quantizer.scale;
 }
 
-// The derivatives of the dequantized value by scale and by zero point (LSQ, LSQ+; "inside" is told
-// by the rounded integer, as in torch's learnable form), the latter still without its factor, the
-// scale.
+// The derivatives of the dequantized value by scale and by zero point (LSQ, LSQ+), the latter still
+// without its factor, the scale. As in torch's learnable form the rounded integer decides what is
+// inside.
 template <class Value>
-struct LearnedTerms {
+struct LsqTerms {
     Value scale;
     Value zero_point;
 };
 
 template <class Value, class Inside>
-ZSCGAN_INLINE LearnedTerms<Value> learned_terms(Value x, Value grad, Value integer, Inside inside,
-                                                const Quantizer<Value>& quantizer,
-                                                const Bounds<Value>& bounds, Value zero) {
+ZSCGAN_INLINE LsqTerms<Value> lsq_terms(Value x, Value grad, Value integer, Inside inside,
+                                        const Quantizer<Value>& quantizer,
+                                        const Bounds<Value>& bounds, Value zero) {
     const Value scaled = x * quantizer.inverse_scale;
     const Value bound = clamp(integer, bounds) - quantizer.zero_point;
     const Value by_scale = select(inside, round_to_even(scaled) - scaled, bound);

@@ -1,26 +1,23 @@
-"""Writes the table of settings.md from `settings/config.py`: `python docs/settings_table.py`."""
+"""Writes the table of settings.md from `config/configs.py`: `python docs/settings_table.py`."""
 
-from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from simple_parsing.docstring import get_attribute_docstring
-from zscgan_ext.settings.config import PRESETS, Settings
+from zscgan_ext.config.command_line import flag, help_texts
+from zscgan_ext.config.configs import OPTIONS, PRESETS, Option
+from zscgan_ext.config.fields import choices_of, hints_of
 
 DOCUMENT = Path(__file__).parent / "reference" / "settings.md"
 BEGIN, END = "<!-- settings:begin -->", "<!-- settings:end -->"
 
 
-def accepted(field: Field[Any], hint: Any) -> str:
+def accepted(name: str, option: Option) -> str:
     """Return what a setting accepts: its choices, its metavar, or that it is a switch."""
-    choices = get_args(hint) if "Literal" in str(get_origin(hint) or hint) else ()
-    texts = [str(choice) for choice in choices if isinstance(choice, str)]
+    hint = hints_of(option.configuration)[option.field.name]
     if hint is bool:
-        name = field.name.replace("_", "-")
-        return f"`--{name}`, `--no-{name}`"
-    if not texts:
-        arguments = field.metadata.get("custom_args", {})
-        texts = list(arguments.get("choices") or [str(arguments.get("metavar"))])
+        texts: tuple[str, ...] = (flag(name), flag(f"no_{name}"))
+    else:
+        texts = choices_of(hint) or (str(option.field.metadata["metavar"]),)
     return ", ".join(f"`{text}`" for text in texts)
 
 
@@ -31,21 +28,25 @@ def default(value: Any) -> str:
     return "none" if value is None else f"`{value}`"
 
 
+def in_python(option: Option) -> str:
+    """Return where the configurations of Python have a setting."""
+    return f"`{option.configuration.__name__}.{option.field.name}`"
+
+
 def table() -> str:
     """Return a row for each setting, and one for each preset."""
-    hints = get_type_hints(Settings)
-    lines = ["| setting | accepted | default | |", "|---|---|---|---|"]
-    for field in fields(Settings):
-        text = get_attribute_docstring(Settings, field.name).docstring_below
-        meaning = " ".join(text.split()).replace("<", "&lt;")
-        option = f"`--{field.name.replace('_', '-')}`"
-        values = accepted(field, hints[field.name])
-        lines.append(f"| {option} | {values} | {default(field.default)} | {meaning} |")
-    names = list(next(iter(PRESETS.values())))
+    lines = ["| setting | accepted | default | in Python | |", "|---|---|---|---|---|"]
+    for name, option in OPTIONS.items():
+        meaning = help_texts(option.configuration)[option.field.name].replace("<", "&lt;")
+        facts = accepted(name, option), default(option.field.default), in_python(option)
+        lines.append(f"| `{flag(name)}` | {' | '.join(facts)} | {meaning} |")
+    names = list(PRESETS["default"])
     lines += ["", f"| preset | {' | '.join(f'`{name}`' for name in names)} |"]
     lines.append("|---|" + "--:|" * len(names))
     for preset, values in PRESETS.items():
-        lines.append(f"| `{preset}` | {' | '.join(str(values[name]) for name in names)} |")
+        lines.append(
+            f"| `{preset}` | {' | '.join(str(values.get(name, 'none')) for name in names)} |"
+        )
     return "\n".join(lines)
 
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from benchmark_scripts import run_benchmark
 from runs import write_fashion_mnist
-from zscgan_ext.settings.config import Settings
+
+from zscgan_ext.config.configs import RunConfig
 
 LARGER, FEWER = "batches of 128, with as many images", "a third of the generator's steps"
 
@@ -63,8 +64,8 @@ def test_larger_batches_have_as_many_images():
     from benchmarks.accuracy.bench_ablation import steps_of_as_many_images
 
     def run(steps, size):
-        settings = Settings(fine_tuning_steps=steps, fine_tuning_batch_size=size)
-        return SimpleNamespace(settings=settings)
+        sizes = {"fine_tuning_steps": steps, "fine_tuning_batch_size": size}
+        return SimpleNamespace(config=RunConfig().changed(**sizes))
 
     assert steps_of_as_many_images(run(400, 32), run(400, 128)) == 100
     assert steps_of_as_many_images(run(3, 32), run(3, 128)) == 1

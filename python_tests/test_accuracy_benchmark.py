@@ -9,8 +9,8 @@ import pytest
 import torch
 from benchmark_scripts import run_benchmark
 from runs import write_fashion_mnist
-from zscgan_ext.settings.config import Settings
 
+from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError
 
 SHORT = [
@@ -41,12 +41,12 @@ def measured(tmp_path_factory, data):
 
 
 def test_every_row_is_measured_once(measured):
-    from benchmarks.accuracy.accuracy_cells import ROWS
+    from benchmarks.accuracy.accuracy_cells import VARIANTS
 
     content = json.loads(measured[2].read_text())
     rows = {row["row"]: row for row in content["rows"]}
-    assert sorted(rows) == sorted(ROWS)
-    assert len(content["rows"]) == len(ROWS)
+    assert sorted(rows) == sorted(VARIANTS)
+    assert len(content["rows"]) == len(VARIANTS)
     for name, row in rows.items():
         cell = (row["classifier"], row["scheme"], row["bits"], row["seed"])
         assert cell == ("resnet20", *((None,) * 3 if name == "float" else ("paper", "w4a4", 1)))
@@ -65,7 +65,7 @@ def test_every_row_is_measured_once(measured):
 def test_the_report_stands_beside_the_file(measured):
     text = measured[2].with_suffix(".md").read_text()
     row = next(r for r in json.loads(measured[2].read_text())["rows"] if r["row"] == "squant")
-    assert f"| balanced, ranges from batch norm (SQuant-like) | {row['top1']:.2f} |" in text
+    assert f"| SQuant rounding, ranges from batch norm | {row['top1']:.2f} |" in text
     assert "![top-1 over widths](accuracy.png)" in text
     assert measured[2].with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
@@ -127,9 +127,9 @@ def test_other_settings_are_refused(measured):
 def test_held_out_images_are_the_last_twelfth_of_the_training_images(data, tmp_path):
     from benchmarks.accuracy.accuracy_rows import prepare_run
 
-    settings = Settings(output=tmp_path / "run", device="cpu")
-    run = prepare_run(settings, str(data), held_out=True)
-    whole = prepare_run(replace(settings, output=tmp_path / "other"), str(data), held_out=False)
+    config = RunConfig().changed(output=tmp_path / "run", device="cpu")
+    run = prepare_run(config, str(data), held_out=True)
+    whole = prepare_run(replace(config, output=tmp_path / "other"), str(data), held_out=False)
     assert (len(run.reference), len(run.evaluation)) == (110, 10)
     assert torch.equal(run.evaluation.images, whole.reference.images[110:])
     assert torch.equal(run.reference.labels, whole.reference.labels[:110])
@@ -204,7 +204,7 @@ def test_rows_of_other_settings_are_marked(tmp_path):
     assert "\n° measured with `--fine-tuning-steps 9`.\n" in text
     assert "\n† measured with `--synthesis-steps 5`, `--fine-tuning-steps 9`.\n" in text
     assert "| fine-tuned on generated images | 91.00° |" in text
-    assert "| balanced, ranges from batch norm (SQuant-like) | 60.00 |" in text
+    assert "| SQuant rounding, ranges from batch norm | 60.00 |" in text
     assert "| GDFQ's settings, same number of images | 50.00† |" in text
 
 

@@ -1,6 +1,7 @@
 """The Python API does what the main program does, with objects instead of files."""
 
 import copy
+import dataclasses
 import runpy
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from torch import nn
 
 import zscgan_ext
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.config.fields import warn_of_renamed
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import LabelledImages
 from zscgan_ext.measures import agreement, predict, top1
@@ -186,31 +188,37 @@ def test_export_writes_what_gives_the_same_logits(classifier, generator, student
 
 ERRORS = {
     "unknown setting": ({"bit": "w4a4"}, "unknown setting bit, did you mean bits"),
-    "out of range": ({"batch_size": 0}, "batch_size: 0, needed is a number above 0"),
-    "widths": ({"bits": "w9a9"}, "bits: 'w9a9', accepted are w2a2 to w8a8"),
-    "scheme": ({"scheme": "x"}, "scheme: 'x', needed is one of deploy, paper"),
-    "nearly a scheme": ({"scheme": "papers"}, "scheme: 'papers', did you mean paper"),
-    "ranges": ({"ranges": "x"}, "ranges: 'x', needed is one of least_divergence, narrower"),
-    "rounding": ({"rounding": "x"}, "rounding: 'x', needed is one of balanced, nearest"),
-    "preset": ({"preset": "x"}, "preset: 'x', needed is one of quick, default, thorough"),
-    "preset that is none": ({"preset": ["quick"]}, r"preset: \('quick',\), needed is one of"),
-    "distance": ({"distance": "x"}, "distance: 'x', needed is one of gaussian_kl"),
-    "precision": ({"precision": "x"}, "precision: 'x', needed is one of auto, float32"),
-    "memory format": ({"memory_format": "x"}, "memory_format: 'x', needed is one of auto"),
-    "CUDA graphs": ({"cuda_graphs": True}, "cuda_graphs: True, needed is one of auto, on, off"),
-    "training": ({"training": "x"}, "training: 'x', needed is one of staged, alternating"),
-    "text for a number": ({"batch_size": "8"}, "batch_size: '8', needed is a whole number"),
-    "half an image": ({"batch_size": 8.5}, "batch_size: 8.5, needed is a whole number"),
-    "a boolean": ({"batch_size": True}, "batch_size: True, needed is a whole number"),
-    "none": ({"batch_size": None}, "batch_size: None, needed is a whole number"),
-    "text for a rate": ({"temperature": "4"}, "temperature: '4', needed is a number"),
-    "not a number": ({"temperature": float("nan")}, "temperature: nan, needed is a finite number"),
-    "number for a switch": ({"compile": 1}, "compile: 1, needed is True or False"),
-    "widths as a number": ({"bits": 4}, "bits: 4, needed is text"),
-    "device": ({"device": 0}, "device: 0, needed is text"),
-    "device that is none": ({"device": torch.device("meta")}, "device: 'meta', accepted are auto"),
-    "means": ({"mean": (0.5, "x")}, r"mean: \(0.5, 'x'\), needed is a number for each channel"),
-    "deviations": ({"std": (0, 0, 0)}, "std: 0, needed are numbers above 0"),
+    "out of range": ({"batch_size": 0}, "batch_size: expected a number above 0, got 0"),
+    "widths": ({"bits": "w9a9"}, "bits: expected w2a2 to w8a8, .* got 'w9a9'"),
+    "scheme": ({"scheme": "x"}, "scheme: expected one of deploy, paper, got 'x'$"),
+    "nearly a scheme": ({"scheme": "papers"}, r"scheme: .* got 'papers', did you mean paper\?"),
+    "ranges": ({"ranges": "x"}, "ranges: expected one of min_kl, narrower, .* got 'x'"),
+    "rounding": ({"rounding": "x"}, "rounding: expected one of squant, nearest, got 'x'"),
+    "preset": ({"preset": "x"}, "preset: expected one of quick, default, thorough, got 'x'"),
+    "preset that is none": ({"preset": ["quick"]}, r"preset: expected one of .* got \('quick',\)"),
+    "distance": ({"distance": "x"}, "distance: expected one of gaussian_kl, .* got 'x'"),
+    "precision": ({"precision": "x"}, "precision: expected one of auto, float32, .* got 'x'"),
+    "memory format": ({"memory_format": "x"}, "memory_format: expected one of auto, .* got 'x'"),
+    "CUDA graphs": ({"cuda_graphs": True}, "cuda_graphs: expected one of auto, on, off, got True"),
+    "training": ({"training": "x"}, "training: expected one of staged, alternating, got 'x'"),
+    "text for a number": ({"batch_size": "8"}, "batch_size: expected a whole number, got '8'"),
+    "half an image": ({"batch_size": 8.5}, "batch_size: expected a whole number, got 8.5"),
+    "a boolean": ({"batch_size": True}, "batch_size: expected a whole number, got True"),
+    "none": ({"batch_size": None}, "batch_size: expected a whole number, got None"),
+    "text for a rate": ({"temperature": "4"}, "temperature: expected a number, got '4'"),
+    "not a number": (
+        {"temperature": float("nan")},
+        "temperature: expected a finite number, got nan",
+    ),
+    "number for a switch": ({"compile": 1}, "compile: expected True or False, got 1"),
+    "widths as a number": ({"bits": 4}, "bits: expected text, got 4"),
+    "device": ({"device": 0}, "device: expected text, got 0"),
+    "device that is none": (
+        {"device": torch.device("meta")},
+        "device: expected auto, .* got 'meta'",
+    ),
+    "means": ({"mean": (0.5, "x")}, r"mean: expected a number for each .* got \(0.5, 'x'\)"),
+    "deviations": ({"std": (0, 0, 0)}, "std: expected numbers above 0, got 0"),
 }
 
 
@@ -218,6 +226,91 @@ ERRORS = {
 def test_wrong_settings_are_named(classifier, generator, settings, message):
     with pytest.raises(InputError, match=message):
         zscgan_ext.quantize(classifier, generator, **settings)
+
+
+def state_of(model: nn.Module) -> list[torch.Tensor]:
+    return list(model.state_dict().values())
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(map(torch.equal, state_of(one), state_of(other)))
+
+
+CPU_CONFIG = zscgan_ext.ExecutionConfig(device="cpu")
+
+
+def test_configurations_and_keywords_give_the_same_generator(classifier, generator):
+    config = zscgan_ext.GeneratorConfig(steps=3, batch_size=8, latent_dim=8)
+    alone = zscgan_ext.train_generator(classifier, config, execution=CPU_CONFIG)
+    assert same(alone, generator)
+    wider = dataclasses.replace(config, latent_dim=16)
+    both = zscgan_ext.train_generator(classifier, config=wider, latent_dim=8, device="cpu")
+    assert same(both, generator)
+    assert wider.latent_dim == 16
+    other = zscgan_ext.train_generator(classifier, wider, execution=CPU_CONFIG)
+    assert other.linear.weight.shape != generator.linear.weight.shape
+
+
+def test_configurations_and_keywords_give_the_same_student(classifier, generator, student):
+    config = zscgan_ext.QuantizationConfig(bits="w4a4", calibration_batches=2)
+    alone = zscgan_ext.quantize(classifier, generator, config, execution=CPU_CONFIG, batch_size=8)
+    assert same(alone, student)
+    wide = dataclasses.replace(config, bits="w8a8")
+    both = zscgan_ext.quantize(classifier, generator, wide, bits="w4a4", **FEW)
+    assert same(both, student)
+    assert not same(zscgan_ext.quantize(classifier, generator, wide, **FEW), student)
+    again = copy.deepcopy(student)
+    few = zscgan_ext.FineTuningConfig(steps=2, batch_size=4)
+    zscgan_ext.fine_tune(student, classifier, generator, few, execution=CPU_CONFIG)
+    sizes = {"fine_tuning_steps": 2, "fine_tuning_batch_size": 4}
+    zscgan_ext.fine_tune(again, classifier, generator, device="cpu", **sizes)
+    assert same(again, student)
+
+
+NO_CONFIG = [5, "quick", {"steps": 3}, zscgan_ext.RunConfig(), zscgan_ext.GeneratorConfig]
+
+
+@pytest.mark.parametrize("config", NO_CONFIG, ids=str)
+def test_a_configuration_of_another_class_is_named(classifier, generator, student, config):
+    calls = {
+        "GeneratorConfig": lambda **more: zscgan_ext.train_generator(classifier, **more),
+        "QuantizationConfig": lambda **more: zscgan_ext.quantize(classifier, generator, **more),
+        "FineTuningConfig": lambda **more: zscgan_ext.fine_tune(
+            student, classifier, generator, **more
+        ),
+    }
+    found = type(config).__name__
+    for expected, call in calls.items():
+        with pytest.raises(InputError, match=f"^config: expected {expected}, got {found}$"):
+            call(config=config)
+        with pytest.raises(InputError, match=f"^execution: expected ExecutionConfig, got {found}$"):
+            call(execution=config)
+    with pytest.raises(InputError, match=r"^config: expected GeneratorConfig, got FineTuningCon"):
+        zscgan_ext.train_generator(classifier, zscgan_ext.FineTuningConfig())
+
+
+def test_a_device_that_a_configuration_names_has_to_exist(classifier):
+    execution = zscgan_ext.ExecutionConfig(device="cuda:99")
+    with pytest.raises(InputError, match=r"^device: torch finds .* got 'cuda:99'"):
+        zscgan_ext.train_generator(classifier, execution=execution)
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [({"ranges": "least_divergence"}, "min_kl"), ({"rounding": "balanced"}, "squant")],
+)
+def test_former_values_are_accepted_with_one_warning(
+    classifier, generator, student, capsys, former, name
+):
+    warn_of_renamed.cache_clear()
+    few = {"bits": "w4a4", "calibration_batches": 2, **FEW}
+    for _ in range(2):
+        assert same(zscgan_ext.quantize(classifier, generator, **former, **few), student)
+    config = zscgan_ext.QuantizationConfig(bits="w4a4", calibration_batches=2, **former)
+    assert same(zscgan_ext.quantize(classifier, generator, config, **FEW), student)
+    ((option, value),) = former.items()
+    expected = f"warning: {option}: {value} is deprecated, it is called {name} now\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_settings_of_other_types_that_say_the_same_are_taken(classifier, generator):
@@ -231,21 +324,36 @@ def loading(**arguments):
 
 
 LOADING = {
-    "no classifier": (lambda _: zscgan_ext.load_classifier(5), "classifier: a int, needed is a na"),
-    "deviations of 0": (loading(std=(0, 0, 0)), "std: 0, needed are numbers above 0"),
-    "one deviation of 0": (loading(image_size=8, std=[0.1, 0.0, 1]), "std: 0.0, needed are numb"),
-    "negative deviations": (loading(std=(-1.0, 1, 1)), "std: -1.0, needed are numbers above 0"),
-    "mean that is none": (loading(mean=(0.1, float("nan"), 1)), "mean: nan, needed is a finite"),
-    "one mean for all": (loading(mean=0.5), "mean: 0.5, needed is a number for each channel"),
-    "no means": (loading(mean=()), "mean, std: no values"),
+    "no classifier": (
+        lambda _: zscgan_ext.load_classifier(5),
+        "classifier: expected a name or .* got a int",
+    ),
+    "deviations of 0": (loading(std=(0, 0, 0)), "std: expected numbers above 0, got 0"),
+    "one deviation of 0": (
+        loading(image_size=8, std=[0.1, 0.0, 1]),
+        "std: expected numbers above 0, got 0.0",
+    ),
+    "negative deviations": (loading(std=(-1.0, 1, 1)), "std: expected numbers above 0, got -1.0"),
+    "mean that is none": (
+        loading(mean=(0.1, float("nan"), 1)),
+        "mean: expected a finite number, got nan",
+    ),
+    "one mean for all": (loading(mean=0.5), "mean: expected a number for each channel.* got 0.5"),
+    "no means": (loading(mean=()), "mean, std: expected a number for each channel, got none"),
     "too few means": (loading(mean=(0.5,)), r"mean: 1 value\(s\), the classifier has 3"),
-    "no pixels": (loading(image_size=0), "image_size: 0, needed is a number above 0"),
-    "negative size": (loading(image_size=-8), "image_size: -8, needed is a number above 0"),
-    "half a pixel": (loading(image_size=8.5), "image_size: 8.5, needed is a whole number"),
-    "no classes": (loading(num_classes=0), "num_classes: 0, needed is a number above 0"),
-    "text for classes": (loading(num_classes="5"), "num_classes: '5', needed is a whole number"),
-    "no path": (loading(weights=5), "weights: 5, needed is a path"),
-    "path with a zero": (loading(weights="a\0b"), "weights: .*, needed is a path"),
+    "no pixels": (loading(image_size=0), "image_size: expected a number above 0, got 0"),
+    "negative size": (loading(image_size=-8), "image_size: expected a number above 0, got -8"),
+    "half a pixel": (
+        loading(image_size=8.5),
+        "image_size: expected a whole number or None, got 8.5",
+    ),
+    "no classes": (loading(num_classes=0), "num_classes: expected a number above 0, got 0"),
+    "text for classes": (
+        loading(num_classes="5"),
+        "num_classes: expected a whole number or None, got '5'",
+    ),
+    "no path": (loading(weights=5), "weights: expected a path, got 5"),
+    "path with a zero": (loading(weights="a\0b"), r"weights: expected a path, got 'a\\x00b'"),
     "missing weights": (loading(weights="gone.pt"), "weights: gone.pt cannot be read"),
     "weights without value": (
         lambda _: zscgan_ext.load_classifier(small_residual().to("meta")),
@@ -279,36 +387,69 @@ def with_value(value: float) -> torch.Tensor:
 
 
 IMAGES = {
-    "NaN": ([with_value(torch.nan)], "images: NaN or infinite values in a batch"),
-    "infinity": ([(with_value(-torch.inf), LABELS)], "images: NaN or infinite values"),
-    "NaN later": ([GOOD, with_value(torch.nan)], "images: NaN or infinite values"),
-    "bytes": ([GOOD.byte()], "images: torch.uint8, torch.strided, on cpu, needed are normal"),
-    "doubles": ([GOOD.double()], "images: torch.float64"),
-    "halves": ([GOOD.half()], "images: torch.float16"),
-    "complex": ([GOOD * 1j], "images: torch.complex64"),
-    "sparse": ([GOOD.to_sparse()], "images: torch.float32, torch.sparse_coo"),
-    "without values": ([GOOD.to("meta")], "images: torch.float32, torch.strided, on meta"),
-    "one image": ([GOOD[0]], r"images: shape \[3, 8, 8\] in a batch"),
-    "other channels": ([GOOD[:, :1]], r"images: shape \[4, 1, 8, 8\] in a batch"),
-    "other size": ([GOOD[..., :7]], r"images: shape \[4, 3, 8, 7\] in a batch"),
-    "channels last": ([GOOD.permute(0, 2, 3, 1)], r"images: shape \[4, 8, 8, 3\] in a batch"),
-    "no image": ([GOOD[:0]], "images: a batch is empty"),
-    "an array": ([GOOD.numpy()], "images: a ndarray in a batch"),
-    "names": (["cat.png"], "images: a str in a batch"),
-    "nothing": ([None], "images: a NoneType in a batch"),
-    "three parts": ([(GOOD, LABELS, LABELS)], "images: a batch of 3 parts"),
-    "a dictionary": ([{"image": GOOD}], "images: a dict in a batch"),
-    "fewer labels": ([(GOOD, LABELS[:3])], r"images: labels: torch.int64 \[3\], needed is a ten"),
-    "float labels": ([(GOOD, LABELS.float())], "images: labels: torch.float32"),
-    "one-hot labels": ([(GOOD, torch.zeros(4, 5).long())], r"images: labels: torch.int64 \[4, 5"),
-    "labels beyond": ([(GOOD, LABELS + 5)], "images: labels: from 5 to 5, needed is .* to 4"),
-    "labels below": ([(GOOD, LABELS - 1)], "images: labels: from -1 to -1"),
-    "list of labels": ([(GOOD, [0, 1, 2, 3])], "images: labels: a list"),
-    "a tensor": (GOOD, "images: a Tensor, needed is a generator, or batches such as"),
-    "a name": ("fashion-mnist", "images: a str, needed is a generator"),
-    "a dictionary of batches": ({"a": GOOD}, "images: a dict, needed is a generator"),
-    "no images": (None, "images: a NoneType, needed is a generator"),
-    "a number": (5, "images: a int, needed is a generator"),
+    "NaN": (
+        [with_value(torch.nan)],
+        "images: expected finite values, got NaN or infinity in a batch",
+    ),
+    "infinity": ([(with_value(-torch.inf), LABELS)], "images: expected finite values, got NaN"),
+    "NaN later": ([GOOD, with_value(torch.nan)], "images: expected finite values, got NaN"),
+    "bytes": (
+        [GOOD.byte()],
+        "images: expected normalized ones, .* got torch.uint8, torch.strided, on cpu",
+    ),
+    "doubles": ([GOOD.double()], "images: expected normalized ones, .* got torch.float64"),
+    "halves": ([GOOD.half()], "images: expected normalized ones, .* got torch.float16"),
+    "complex": ([GOOD * 1j], "images: expected normalized ones, .* got torch.complex64"),
+    "sparse": ([GOOD.to_sparse()], "images: expected .* got torch.float32, torch.sparse_coo"),
+    "without values": (
+        [GOOD.to("meta")],
+        "images: expected .* got torch.float32, torch.strided, on meta",
+    ),
+    "one image": ([GOOD[0]], r"images: expected .*\[N, 3, 8, 8\], got \[3, 8, 8\]"),
+    "other channels": ([GOOD[:, :1]], r"images: expected .*\[N, 3, 8, 8\], got \[4, 1, 8, 8\]"),
+    "other size": ([GOOD[..., :7]], r"images: expected .*\[N, 3, 8, 8\], got \[4, 3, 8, 7\]"),
+    "channels last": (
+        [GOOD.permute(0, 2, 3, 1)],
+        r"images: expected .*\[N, 3, 8, 8\], got \[4, 8, 8, 3\]",
+    ),
+    "no image": ([GOOD[:0]], "images: expected one or more images in each batch, got an empty one"),
+    "an array": ([GOOD.numpy()], "images: expected normalized ones, .* got a ndarray in a batch"),
+    "names": (["cat.png"], "images: expected normalized ones, .* got a str in a batch"),
+    "nothing": ([None], "images: expected normalized ones, .* got a NoneType in a batch"),
+    "three parts": (
+        [(GOOD, LABELS, LABELS)],
+        "images: expected images, or images and labels in a batch, got 3 parts",
+    ),
+    "a dictionary": (
+        [{"image": GOOD}],
+        "images: expected normalized ones, .* got a dict in a batch",
+    ),
+    "fewer labels": (
+        [(GOOD, LABELS[:3])],
+        r"images: labels: expected a tensor .*\[4\] .* got torch.int64 \[3\]",
+    ),
+    "float labels": (
+        [(GOOD, LABELS.float())],
+        "images: labels: expected a tensor of integers .* got torch.float32",
+    ),
+    "one-hot labels": (
+        [(GOOD, torch.zeros(4, 5).long())],
+        r"images: labels: expected .* got torch.int64 \[4, 5\]",
+    ),
+    "labels beyond": (
+        [(GOOD, LABELS + 5)],
+        "images: labels: expected .* from 0 to 4, got them from 5 to 5",
+    ),
+    "labels below": ([(GOOD, LABELS - 1)], "images: labels: expected .* got them from -1 to -1"),
+    "list of labels": (
+        [(GOOD, [0, 1, 2, 3])],
+        "images: labels: expected a tensor of integers .* got a list",
+    ),
+    "a tensor": (GOOD, "images: expected a generator, or batches such as .* got a Tensor"),
+    "a name": ("fashion-mnist", "images: expected a generator, .* got a str"),
+    "a dictionary of batches": ({"a": GOOD}, "images: expected a generator, .* got a dict"),
+    "no images": (None, "images: expected a generator, .* got a NoneType"),
+    "a number": (5, "images: expected a generator, .* got a int"),
 }
 
 
@@ -354,30 +495,46 @@ def test_students_that_are_none_are_named(classifier, generator, student, tmp_pa
     broken = copy.deepcopy(student)
     broken.layers[0].layer.weight.data[0] = torch.nan
     wrong = {
-        "student: a SmallResidual, needed": classifier.model,
-        "student: a NoneType, needed is what quantize gave": None,
-        "student: was loaded from a file": loaded,
-        "student: .* is torch.float16, needed is torch.float32": half,
+        "student: expected what quantize gave, got a SmallResidual": classifier.model,
+        "student: expected what quantize gave, got a NoneType": None,
+        "student: expected what quantize or fine_tune gave, got one loaded from a file": loaded,
+        "student: expected torch.float32 in .*, got torch.float16": half,
         "student: has NaN or infinite values, or none, in ": broken,
     }
     for message, model in wrong.items():
         with pytest.raises(InputError, match=message.replace("SmallResidual", r"\w+")):
             zscgan_ext.fine_tune(model, classifier, generator, fine_tuning_steps=1, **FEW)
-    with pytest.raises(InputError, match="classifier: a SmallResidual, needed is what load_class"):
+    with pytest.raises(
+        InputError, match=r"classifier: expected what load_class.* got a SmallResidual"
+    ):
         zscgan_ext.train_generator(small_residual(), **LEARN)
-    with pytest.raises(InputError, match="classifier: a str, needed is what load_classifier gave"):
+    with pytest.raises(
+        InputError, match="classifier: expected what load_classifier gave, got a str"
+    ):
         zscgan_ext.evaluate(student, "resnet20")
 
 
 MODELS = {
-    "none": (None, "model: a NoneType, needed is what maps images to logits"),
+    "none": (None, "model: expected what maps images to logits, got a NoneType"),
     "raises": (lambda _: 1 // 0, r"model: cannot take images \[2, 3, 8, 8\] \(ZeroDivisionError"),
     "other channels": (nn.Conv2d(1, 1, 1), "model: cannot take images .*RuntimeError"),
-    "no tensor": (lambda _: "x", "model: gave a str, needed are logits"),
-    "no classes": (lambda x: x.mean((1, 2, 3)), r"model: gave \[2\], needed are logits \[2, 5\]"),
-    "other classes": (lambda x: torch.zeros(len(x), 7), r"model: gave \[2, 7\], needed are logits"),
-    "one answer": (lambda x: torch.zeros(1, 5), r"model: gave \[1, 5\], needed are logits"),
-    "integers": (lambda x: torch.zeros(len(x), 5).long(), "model: gave torch.int64"),
+    "no tensor": (lambda _: "x", "model: expected logits from it, got a str"),
+    "no classes": (
+        lambda x: x.mean((1, 2, 3)),
+        r"model: expected logits \[2, 5\] from it, got \[2\]",
+    ),
+    "other classes": (
+        lambda x: torch.zeros(len(x), 7),
+        r"model: expected logits \[2, 5\] from it, got \[2, 7\]",
+    ),
+    "one answer": (
+        lambda x: torch.zeros(1, 5),
+        r"model: expected logits \[2, 5\] from it, got \[1, 5\]",
+    ),
+    "integers": (
+        lambda x: torch.zeros(len(x), 5).long(),
+        "model: expected logits in floating point from it, got torch.int64",
+    ),
     "NaN": (lambda x: torch.full((len(x), 5), torch.nan), "the classifier gives NaN or infinite"),
 }
 
@@ -391,17 +548,38 @@ def test_models_that_cannot_be_measured_are_named(classifier, model, message):
 
 PIXELS = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
 DATA = {
-    "no data": (5, "data: a int, needed is the name of labelled images"),
+    "no data": (5, "data: expected the name of labelled images, .* got a int"),
     "missing": (Path("gone"), "gone: no such folder"),
-    "batches": ([GOOD], "data: a list, needed is the name"),
-    "label below 0": (LabelledImages(PIXELS, torch.tensor([0, -1])), "data: labels: from -1 to 0"),
+    "batches": ([GOOD], "data: expected the name of labelled images, .* got a list"),
+    "label below 0": (
+        LabelledImages(PIXELS, torch.tensor([0, -1])),
+        "data: labels: expected .* got them from -1 to 0",
+    ),
     "label beyond": (LabelledImages(PIXELS, torch.tensor([0, 5])), "labels up to 5 were found"),
-    "float labels": (LabelledImages(PIXELS, torch.zeros(2)), "data: labels: torch.float32"),
-    "two columns": (LabelledImages(PIXELS, LABELS.view(2, 2)), "data: 4 images, needed are images"),
-    "empty": (LabelledImages(PIXELS[:0], LABELS[:0]), "data: 0 images, needed are images with a"),
-    "floats": (LabelledImages(GOOD[:2], LABELS[:2]), "data: images are torch.float32"),
-    "other size": (LabelledImages(PIXELS[..., :4], LABELS[:2]), "data: images are torch.uint8"),
-    "other channels": (LabelledImages(PIXELS[:, :1], LABELS[:2]), "data: images are torch.uint8"),
+    "float labels": (
+        LabelledImages(PIXELS, torch.zeros(2)),
+        "data: labels: expected a tensor of integers .* got torch.float32",
+    ),
+    "two columns": (
+        LabelledImages(PIXELS, LABELS.view(2, 2)),
+        "data: expected images with a label for each, got 4 images",
+    ),
+    "empty": (
+        LabelledImages(PIXELS[:0], LABELS[:0]),
+        "data: expected images with a label for each, got 0 images",
+    ),
+    "floats": (
+        LabelledImages(GOOD[:2], LABELS[:2]),
+        "data: expected images torch.uint8 .* got torch.float32",
+    ),
+    "other size": (
+        LabelledImages(PIXELS[..., :4], LABELS[:2]),
+        r"data: expected images torch.uint8 .* got torch.uint8 \[2, 3, 8, 4\]",
+    ),
+    "other channels": (
+        LabelledImages(PIXELS[:, :1], LABELS[:2]),
+        r"data: expected images torch.uint8 .* got torch.uint8 \[2, 1, 8, 8\]",
+    ),
 }
 
 
@@ -421,10 +599,10 @@ def test_batch_sizes_that_are_none_are_named(classifier, student, batch_size):
 
 
 FORMATS = {
-    "onnx": "formats: 'onnx' is one text, needed is a sequence of names, such as",
-    5: "formats: a int, needed is a sequence",
-    (5,): "formats: unknown 5, accepted are onnx and safetensors",
-    ((),): r"formats: unknown \(\), accepted are onnx and safetensors",
+    "onnx": "formats: expected a sequence of names, such as .* got the text 'onnx'",
+    5: "formats: expected a sequence of onnx and safetensors, got a int",
+    (5,): "formats: expected onnx and safetensors, got 5",
+    ((),): r"formats: expected onnx and safetensors, got \(\)",
 }
 
 
@@ -432,7 +610,7 @@ FORMATS = {
 def test_formats_that_are_none_are_named(classifier, student, tmp_path, formats, message):
     with pytest.raises(InputError, match=f"^{message}"):
         zscgan_ext.export(classifier, student, [GOOD], tmp_path, formats)
-    with pytest.raises(InputError, match=r"^folder: 5, needed is a path"):
+    with pytest.raises(InputError, match=r"^folder: expected a path, got 5"):
         zscgan_ext.export(classifier, student, [GOOD], 5)
     assert not list(tmp_path.iterdir())
 
@@ -447,7 +625,10 @@ def test_an_export_replaces_its_own_files_alone(classifier, student, tmp_path):
 
 
 def test_the_generator_goes_on_learning_in_the_program_alone(classifier, generator, student):
-    with pytest.raises(InputError, match=r"^training: the generator goes on learning in python -m"):
+    with pytest.raises(
+        InputError,
+        match=r"^training: expected staged, only python -m zscgan_ext\.train trains the generator",
+    ):
         zscgan_ext.fine_tune(student, classifier, generator, training="alternating")
 
 
@@ -466,13 +647,13 @@ def test_nothing_is_written_where_numbers_go_wrong(classifier, student, tmp_path
 
 def test_missing_images_and_labels_are_named(classifier, student, tmp_path):
     batches = [images for images, _ in normal_batches(2, 8, 3, 8, 8)]
-    with pytest.raises(InputError, match="images: 2 batches were given, more are needed"):
+    with pytest.raises(InputError, match="images: expected more batches, got 2"):
         zscgan_ext.quantize(classifier, iter(batches), calibration_batches=3)
-    with pytest.raises(InputError, match="images: 0 batches were given, more are needed"):
+    with pytest.raises(InputError, match="images: expected more batches, got 0"):
         zscgan_ext.quantize(classifier, [])
-    with pytest.raises(InputError, match="images: have no labels, which label_weight needs"):
+    with pytest.raises(InputError, match="images: expected labels too, which label_weight needs"):
         zscgan_ext.fine_tune(student, classifier, batches, label_weight=1.0)
-    with pytest.raises(InputError, match="formats: unknown 'onxn', accepted are onnx and safe"):
+    with pytest.raises(InputError, match="formats: expected onnx and safetensors, got 'onxn'"):
         zscgan_ext.export(classifier, student, batches, tmp_path, ("onxn",))
     with pytest.raises(InputError, match="data: give labelled images"):
         zscgan_ext.evaluate(student, classifier)

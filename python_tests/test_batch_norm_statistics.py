@@ -102,7 +102,7 @@ def test_bad_values_stay_in_their_channel(device, layout):
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0), (0, 3)], ids=str)
 @pytest.mark.parametrize("op", [batch_norm_statistics, torch.ops.zscgan_ext.batch_norm_statistics])
 def test_channels_without_values_have_no_statistics(device, shape, op):
-    with pytest.raises(ValueError, match=r"x: shape .* no value to take statistics of"):
+    with pytest.raises(ValueError, match="x: expected values to take statistics of, got none"):
         op(torch.empty(shape, device=device), torch.zeros(shape[1], device=device))
 
 

@@ -11,15 +11,18 @@ from safetensors import safe_open
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.run_folder.checkpoint_file import (
+    LAYOUT,
     DamagedCheckpointError,
     checkpoint_files,
     checksum,
     decode,
     encode,
+    newest_checkpoint,
     number_of,
     read_checkpoint,
     write_checkpoint,
 )
+from zscgan_ext.run_folder.files import CHECKPOINTS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 
@@ -137,3 +140,52 @@ def test_a_folder_in_its_place_gives_one_line(tmp_path):
     (file,) = checkpoint_files(tmp_path)
     with pytest.raises(DamagedCheckpointError, match="cannot be read"):
         read_checkpoint(file)
+
+
+# ---- those of a run ------------------------------------------------------------------------------
+
+OF_A_RUN = {
+    "layout": LAYOUT,
+    "facts": {"seed": "0"},
+    "finished": ["synthesis"],
+    "steps": 7,
+    "held": {"weight": {"0": torch.arange(3.0)}},
+    "rngs_of_all": [{"default_rng": {}, "rngs": {}}],
+}
+
+
+def test_the_newest_one_of_a_run_is_read(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    for number in (1, 2):
+        write_checkpoint(tmp_path / CHECKPOINTS, number, OF_A_RUN | {"steps": number})
+    assert same(newest_checkpoint(tmp_path), OF_A_RUN | {"steps": 2})
+
+
+@pytest.mark.parametrize("layout", [LAYOUT - 1, LAYOUT + 1, str(LAYOUT), [], None, "missing"])
+@pytest.mark.parametrize("others", [{}, {"steps": -1, "held": [], "random_of_all": []}])
+def test_another_layout_is_refused_whatever_it_holds(tmp_path, capsys, layout, others):
+    write_checkpoint(tmp_path / CHECKPOINTS, 1, OF_A_RUN)
+    state = OF_A_RUN | {"layout": layout} | others
+    if layout == "missing":
+        del state["layout"]
+    write_checkpoint(tmp_path / CHECKPOINTS, 2, state)
+    before = {file: file.read_bytes() for file in (tmp_path / CHECKPOINTS).iterdir()}
+    with pytest.raises(InputError, match=r"^resume: another version of zscgan_ext wrote") as error:
+        newest_checkpoint(tmp_path)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert capsys.readouterr().err == ""
+    assert {file: file.read_bytes() for file in (tmp_path / CHECKPOINTS).iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": -1}, {"steps": "7"}, {"held": []}, {"rngs_of_all": []}, {"finished": [1]}],
+)
+def test_what_no_run_has_written_counts_as_damaged(tmp_path, capsys, change):
+    write_checkpoint(tmp_path / CHECKPOINTS, 1, OF_A_RUN)
+    file = write_checkpoint(tmp_path / CHECKPOINTS, 2, OF_A_RUN | change)
+    assert same(newest_checkpoint(tmp_path), OF_A_RUN)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"checkpoint: {file} is no checkpoint of a run (")
+    assert line.endswith("; the one before it is used")

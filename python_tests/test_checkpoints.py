@@ -1,4 +1,4 @@
-"""Runs that are stopped go on as if nothing had happened."""
+"""Runs that are stopped are resumed as if nothing had happened."""
 
 import os
 import re
@@ -15,6 +15,7 @@ from runs import OWN, PYTHONPATH, TINY, results_of, write_fashion_mnist
 
 from zscgan_ext.run_folder import whole_file
 from zscgan_ext.run_folder.checkpoint_file import (
+    LAYOUT,
     checkpoint_files,
     read_checkpoint,
     write_checkpoint,
@@ -30,6 +31,7 @@ VARIANTS = {
     "alternating": ["--training=alternating"],
 }
 STEPS = 6 + 4 + 4
+AS_IT_HAS = "as the checkpoint to resume has"
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +93,13 @@ def run_until(monkeypatch, folder, arguments, step, number=signal.SIGTERM):
         for step in (4, 9)
     ],
 )
-def test_a_run_goes_on_bit_for_bit(
+def test_a_run_is_resumed_bit_for_bit(
     monkeypatch, tmp_path, data, uninterrupted, variant, step, capsys
 ):
     arguments = [*TINY, *data, *VARIANTS[variant]]
     assert run_until(monkeypatch, tmp_path, arguments, step) == 143
-    goes_on = f"--resume {tmp_path} {OWN.replace('=', ' ')} goes on from here"
-    assert capsys.readouterr().err == f"stopped by SIGTERM; {goes_on}\n"
+    resumes = f"--resume {tmp_path} {OWN.replace('=', ' ')} resumes it"
+    assert capsys.readouterr().err == f"stopped by SIGTERM; {resumes}\n"
     assert not (tmp_path / "metrics.json").exists()
     assert main([OWN, f"--resume={tmp_path}"]) == 0
     assert f"after step {step} of all stages" in capsys.readouterr().out
@@ -227,7 +229,7 @@ def test_without_a_whole_checkpoint_one_line_says_so(stopped, capsys):
         file.write_bytes(b"")
     assert main([OWN, f"--resume={stopped}"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == f"error: resume: {stopped} holds no whole checkpoint, needed is one"
+    assert lines[-1] == f"error: resume: expected a whole checkpoint in {stopped}, all are damaged"
     assert len(lines) == 3
 
 
@@ -242,10 +244,13 @@ def test_without_a_checkpoint_a_run_starts_from_the_beginning(stopped, uninterru
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bits=w8a8"], "bits: w8a8, but the checkpoint to resume has w4a4"),
-        (["--synthesis-steps=7"], "synthesis_steps: 7, but the checkpoint to resume has 6"),
-        (["--mean=0.4"], r"mean: \(0.4,\), but the checkpoint to resume has \(0.5,\)"),
-        (["--output=elsewhere"], "output: elsewhere, but --resume goes on in"),
+        (["--bits=w8a8"], "bits: expected w4a4, as the checkpoint to resume has, got w8a8"),
+        (
+            ["--synthesis-steps=7"],
+            "synthesis_steps: expected 6, as the checkpoint to resume has, got 7",
+        ),
+        (["--mean=0.4"], r"mean: expected \(0.5,\), as the checkpoint to resume has, got \(0.4,\)"),
+        (["--output=elsewhere"], r"output: expected \S*/run, which --resume names, got elsewhere"),
     ],
 )
 def test_settings_that_do_not_fit_give_one_line(stopped, capsys, arguments, message):
@@ -275,18 +280,22 @@ def training_of(state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.clear(), "holds no whole checkpoint"),
-        (lambda s: s.pop("facts"), "holds no whole checkpoint"),
-        (lambda s: s["random_of_all"].clear(), "holds no whole checkpoint"),
+        (lambda s: s.clear(), "expected a whole checkpoint"),
+        (lambda s: s.pop("facts"), "expected a whole checkpoint"),
+        (lambda s: s["rngs_of_all"].clear(), "expected a whole checkpoint"),
         (lambda s: s["held"]["generator"].pop("linear.weight"), "does not fit generator"),
-        (lambda s: s["held"]["measured"].update(seconds=7), "does not fit measured"),
+        (lambda s: s["held"]["results"].update(seconds=7), "does not fit results"),
+        (
+            lambda s: s["held"]["results"]["logits"].update(magic=torch.zeros(20, 10)),
+            "does not fit results (expected logits of float, noise_calibrated, ",
+        ),
         (lambda s: training_of(s).update(steps_taken=99), "fine_tuned/training (99 of 4 steps"),
         (
             lambda s: training_of(s)["optimizer"]["0"].update(exp_avg=torch.zeros(2)),
             "the optimizer's state is not of a parameter",
         ),
         (
-            lambda s: s["random_of_all"][0]["default_random"].update(cpu=torch.zeros(9)),
+            lambda s: s["rngs_of_all"][0]["default_rng"].update(cpu=torch.zeros(9)),
             "does not fit torch's random numbers",
         ),
     ],
@@ -306,6 +315,24 @@ def test_a_checkpoint_of_something_else_gives_one_line(stopped, capsys, change, 
     assert len(told) == ("whole" in message)
 
 
+def test_a_checkpoint_of_another_layout_is_refused_and_untouched(stopped, capsys):
+    """Also where one of this layout is left: what came after it is not to be lost."""
+    state = read_checkpoint(checkpoint_files(stopped / "checkpoints")[-1])
+    for number, layout in enumerate((LAYOUT - 1, LAYOUT + 1, None), 100):
+        own = {"layout": layout, "of another version": torch.ones(2)}
+        other = {name: value for name, value in (state | own).items() if value is not None}
+        write_checkpoint(stopped / "checkpoints", number, other)
+        before = {f: f.read_bytes() for f in stopped.rglob("*") if f.is_file()}
+        capsys.readouterr()
+        assert main([OWN, f"--resume={stopped}"]) == 2
+        output = capsys.readouterr()
+        (line,) = output.err.splitlines()
+        wrote = "another version of zscgan_ext wrote the checkpoints of"
+        assert line.startswith(f"error: resume: {wrote} {stopped}; ")
+        assert line.endswith("resume with that one, or start a new run with another --output")
+        assert {f: f.read_bytes() for f in stopped.rglob("*") if f.is_file()} == before
+
+
 def test_a_folder_without_a_run_gives_one_line(tmp_path, capsys):
     assert main([OWN, f"--resume={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -323,7 +350,7 @@ def test_what_does_not_change_the_result_may_change(stopped, uninterrupted):
 
 
 @pytest.mark.parametrize("reason", ["No space left on device", "Read-only file system"])
-def test_a_failed_write_ends_the_run_and_the_one_before_goes_on(
+def test_a_failed_write_ends_the_run_and_the_one_before_resumes_it(
     monkeypatch, tmp_path, data, uninterrupted, capsys, reason
 ):
     write_whole = whole_file.write_whole
@@ -384,8 +411,8 @@ def test_a_signal_from_outside_writes_a_checkpoint(tmp_path, number, code):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     name = signal.Signals(number).name
-    goes_on = f"--resume {tmp_path} {OWN.replace('=', ' ')} goes on from here"
-    assert errors == f"stopped by {name}; {goes_on}\n"
+    resumes = f"--resume {tmp_path} {OWN.replace('=', ' ')} resumes it"
+    assert errors == f"stopped by {name}; {resumes}\n"
     (steps,) = positions(tmp_path)
     assert steps >= 2
 

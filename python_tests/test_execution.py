@@ -1,17 +1,21 @@
-"""How steps are executed: the choices, their line, and what they set."""
+"""How steps are executed: the choices, their line, what they set, and the dtype of passes."""
 
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
-from zscgan_ext.settings.config import Settings
-from zscgan_ext.training.precision import resolve_precision
+from torch import nn
 
+from zscgan_ext.config.configs import ExecutionConfig
 from zscgan_ext.training import execution as execution_module
-from zscgan_ext.training.execution import choose_execution
+from zscgan_ext.training.execution import (
+    PRECISIONS,
+    Precision,
+    choose_execution,
+    resolve_precision,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -27,7 +31,7 @@ def capability(monkeypatch):
 def test_a_cpu_gets_float32_channels_last_and_no_graphs(monkeypatch):
     monkeypatch.setattr(execution_module, "is_glibc", lambda: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    execution = choose_execution(Settings(), CPU)
+    execution = choose_execution(ExecutionConfig(), CPU)
     assert execution.memory_format is torch.channels_last
     assert execution.precision_name == "float32"
     assert not execution.cuda_graphs
@@ -47,11 +51,11 @@ def test_a_cpu_gets_float32_channels_last_and_no_graphs(monkeypatch):
 
 def test_another_c_library_keeps_its_ways(monkeypatch):
     monkeypatch.setattr(execution_module, "is_glibc", lambda: False)
-    assert not choose_execution(Settings(), CPU).keep_freed_memory
+    assert not choose_execution(ExecutionConfig(), CPU).keep_freed_memory
 
 
 def test_a_gpu_gets_bfloat16_and_graphs(capability):
-    execution = choose_execution(replace(Settings(), compile=True), GPU)
+    execution = choose_execution(ExecutionConfig(compile=True), GPU)
     assert str(execution) == "cuda:0, channels_last, bfloat16, CUDA graphs, torch.compile"
     assert not execution.keep_freed_memory
 
@@ -75,20 +79,22 @@ def test_precision_follows_the_gpu_where_it_is_left_open(capability, given, foun
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (Settings(), True),
-        (Settings(cuda_graphs="on"), True),
-        (Settings(cuda_graphs="off"), False),
-        (Settings(precision="float16"), False),
+        ({}, True),
+        ({"cuda_graphs": "on"}, True),
+        ({"cuda_graphs": "off"}, False),
+        ({"precision": "float16"}, False),
     ],
 )
 @pytest.mark.usefixtures("capability")
 def test_graphs_follow_the_settings(settings, expected):
-    assert choose_execution(settings, GPU).cuda_graphs is expected
+    assert choose_execution(ExecutionConfig(**settings), GPU).cuda_graphs is expected
 
 
 def test_the_settings_win():
-    settings = Settings(memory_format="contiguous", precision="bfloat16", keep_freed_memory=False)
-    execution = choose_execution(settings, CPU)
+    execution = choose_execution(
+        ExecutionConfig(memory_format="contiguous", precision="bfloat16", keep_freed_memory=False),
+        CPU,
+    )
     assert execution.memory_format is torch.contiguous_format
     assert execution.precision_name == "bfloat16"
     assert "freed" not in str(execution)
@@ -97,10 +103,10 @@ def test_the_settings_win():
 FAULTS = """
 import resource
 import torch
-from zscgan_ext.settings.config import Settings
+from zscgan_ext.config.configs import ExecutionConfig
 from zscgan_ext.training.execution import choose_execution
 
-choose_execution(Settings(keep_freed_memory={keep}), torch.device("cpu")).apply()
+choose_execution(ExecutionConfig(keep_freed_memory={keep}), torch.device("cpu")).apply()
 for _ in range(12):
     torch.ones(2**24)  # 64 MiB, 16384 pages of 4 KiB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -120,3 +126,55 @@ def test_kept_memory_has_no_page_faults():
     # A first touch of a part of the heap may still be left.
     assert faults[True] < 2 * 16_384 + 1000
     assert faults[False] > 15 * 16_384
+
+
+# ---- precision -----------------------------------------------------------------------------------
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def model_and_optimizer():
+    model = nn.Linear(2, 1, bias=False)
+    nn.init.constant_(model.weight, 0.5)
+    return model, torch.optim.SGD(model.parameters(), lr=0.25)
+
+
+def test_there_are_three_precisions():
+    assert PRECISIONS == DTYPES
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_forward_passes_have_the_dtype(name):
+    model, _ = model_and_optimizer()
+    precision = Precision(name, CPU)
+    with precision.autocast():
+        assert model(torch.ones(3, 2)).dtype == DTYPES[name]
+    assert model(torch.ones(3, 2)).dtype == torch.float32
+    assert model.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_step_goes_down_the_gradient(name):
+    model, optimizer = model_and_optimizer()
+    precision = Precision(name, CPU)
+    for taken in (1, 2):
+        with precision.autocast():
+            loss = model(torch.tensor([[1.0, 2.0]])).float().sum() / 16
+        precision.step(loss, optimizer)
+        # The gradient is (1/16, 1/8) each time; nothing of the first step is left in the second.
+        expected = torch.tensor([[0.5 - taken / 64, 0.5 - taken / 32]])
+        torch.testing.assert_close(model.weight.detach(), expected)
+
+
+def test_float16_skips_a_step_whose_gradient_overflows():
+    model, optimizer = model_and_optimizer()
+    precision = Precision("float16", CPU)
+    scale = precision.scaler.get_scale()
+    precision.step(model(torch.tensor([[torch.inf, 1.0]])).sum(), optimizer)
+    assert torch.equal(model.weight.detach(), torch.full((1, 2), 0.5))
+    assert precision.scaler.get_scale() == scale / 2
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_only_float16_scales_its_loss(name):
+    assert not Precision(name, CPU).scaler.is_enabled()

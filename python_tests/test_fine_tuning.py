@@ -2,23 +2,28 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from networks import RGB8, normal_batches, small_residual
 from tensors import sample
 from torch import nn
-from zscgan_ext.settings.config import Settings
 
+from zscgan_ext.config.configs import ExecutionConfig, FineTuningConfig
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.fine_tuning import StudentTraining, fine_tune, student_loss
+from zscgan_ext.quantization.fine_tuning import StudentTrainer, student_loss
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.training.execution import choose_execution
 
 LABELS = torch.tensor([0, 2, 1])
-TOY = Settings(
-    batch_size=16, fine_tuning_steps=40, fine_tuning_learning_rate=4.5e-2, feature_weight=0.0
-)
+TOY = FineTuningConfig(steps=40, learning_rate=4.5e-2, feature_weight=0.0)
+
+
+def on_a_cpu(**settings):
+    """How steps are executed there."""
+    return choose_execution(ExecutionConfig(**settings), torch.device("cpu"))
 
 
 def logits(seed):
@@ -27,71 +32,74 @@ def logits(seed):
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_distillation_is_the_divergence_from_the_teacher(temperature):
-    settings = Settings(temperature=temperature, distillation_weight=0.7, label_weight=0.0)
+    config = FineTuningConfig(temperature=temperature, distillation_weight=0.7, label_weight=0.0)
     student, teacher = logits(0), logits(1)
     p = (teacher.double() / temperature).softmax(1)
     q = (student.double() / temperature).softmax(1)
     expected = 0.7 * temperature**2 * (p * (p / q).log()).sum(1).mean()
-    assert student_loss(student, teacher, LABELS, settings).item() == pytest.approx(expected.item())
+    assert student_loss(student, teacher, LABELS, config).item() == pytest.approx(expected.item())
 
 
 def test_labels_add_their_cross_entropy():
-    settings = Settings(distillation_weight=0.0, label_weight=0.3)
+    config = FineTuningConfig(distillation_weight=0.0, label_weight=0.3)
     probabilities = logits(0).double().softmax(1)
     expected = -0.3 * probabilities[range(3), LABELS].log().mean()
-    loss = student_loss(logits(0), logits(1), LABELS, settings)
+    loss = student_loss(logits(0), logits(1), LABELS, config)
     assert loss.item() == pytest.approx(expected.item())
 
 
 def test_equal_logits_have_no_distillation_loss_and_no_gradient():
     student = logits(0).requires_grad_()
-    loss = student_loss(student, logits(0), LABELS, Settings(label_weight=0.0))
+    loss = student_loss(student, logits(0), LABELS, FineTuningConfig(label_weight=0.0))
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert student.grad.abs().max() < 1e-6
 
 
 def test_losses_of_half_precision_logits_are_float32():
-    loss = student_loss(logits(0).bfloat16(), logits(1).bfloat16(), LABELS, Settings())
+    loss = student_loss(logits(0).bfloat16(), logits(1).bfloat16(), LABELS, FineTuningConfig())
     assert loss.dtype == torch.float32
 
 
-def fine_tuned(scheme, settings=TOY):
-    """A calibrated student after fine-tuning, its float teacher, and the steps."""
+def fine_tuned(scheme, config=TOY, execution=None):
+    """A calibrated student after fine-tuning, its float teacher, and what each step measured."""
     teacher = small_residual()
     student = convert(teacher, scheme, RGB8.shape)
     calibrate(student, normal_batches(2, 16, *RGB8.shape, seed=1), 2)
-    steps = []
-    batches = normal_batches(settings.fine_tuning_steps, 16, *RGB8.shape, seed=2)
-    fine_tune(student, teacher, batches, settings, steps.append)
-    return student, teacher, steps
+    return student, teacher, fine_tune(student, teacher, config, execution)
+
+
+def fine_tune(student, teacher, config, execution=None):
+    """Take all steps, each on a batch of its own; return what they measured."""
+    batches = normal_batches(config.steps, 16, *RGB8.shape, seed=2)
+    trainer = StudentTrainer(student, teacher, batches, config, execution or on_a_cpu())
+    measured = [trainer.step(trainer.sample()).tolist() for _ in range(config.steps)]
+    return [SimpleNamespace(**dict(zip(trainer.metrics, m, strict=True))) for m in measured]
 
 
 @pytest.mark.parametrize("name", ["deploy", "paper"])
 def test_the_loss_falls(name):
     _, _, steps = fine_tuned(Scheme(name, 2, 3))
-    assert [step.step for step in steps] == list(range(1, 41))
+    assert len(steps) == 40
     losses = [step.loss for step in steps]
     assert sum(losses[-8:]) < 0.7 * sum(losses[:8])
     assert all(0 <= step.agreement <= 100 for step in steps)
 
 
 def test_steps_that_change_nothing_report_one_loss():
-    settings = replace(TOY, fine_tuning_learning_rate=1e-30, fine_tuning_steps=2)
+    config = replace(TOY, learning_rate=1e-30, steps=2)
     # Two bits: the divergence of four would mostly be rounding.
-    student, teacher, steps = fine_tuned(Scheme("deploy", 2, 2), settings)
+    student, teacher, steps = fine_tuned(Scheme("deploy", 2, 2), config)
     images, labels = next(normal_batches(1, 16, *RGB8.shape, seed=2))
     with torch.no_grad():
-        expected = student_loss(student(images), teacher(images), labels, settings)
+        expected = student_loss(student(images), teacher(images), labels, config)
     assert steps[0].loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_features_add_their_distance():
-    settings = replace(
-        TOY, fine_tuning_learning_rate=1e-30, fine_tuning_steps=1, distillation_weight=0.0
-    )
-    _, _, (one,) = fine_tuned(Scheme("paper", 3, 3), replace(settings, feature_weight=1.0))
-    _, _, (ten,) = fine_tuned(Scheme("paper", 3, 3), replace(settings, feature_weight=10.0))
+    config = replace(TOY, learning_rate=1e-30, steps=1, distillation_weight=0.0)
+    _, _, (one,) = fine_tuned(Scheme("paper", 3, 3), replace(config, feature_weight=1.0))
+    _, _, (ten,) = fine_tuned(Scheme("paper", 3, 3), replace(config, feature_weight=10.0))
     assert one.loss > 0.01
     assert ten.loss == pytest.approx(10 * one.loss, rel=1e-5)
 
@@ -99,8 +107,8 @@ def test_features_add_their_distance():
 @pytest.mark.parametrize("name", ["deploy", "paper"])
 def test_eight_bits_are_near_the_teacher_in_every_feature_map(name):
     """Also where a feature map is that of a convolution and the batch norm folded into it."""
-    settings = replace(TOY, feature_weight=1.0, distillation_weight=0.0, fine_tuning_steps=1)
-    _, _, (step,) = fine_tuned(Scheme(name, 8, 8), settings)
+    config = replace(TOY, feature_weight=1.0, distillation_weight=0.0, steps=1)
+    _, _, (step,) = fine_tuned(Scheme(name, 8, 8), config)
     assert 0 < step.loss < 1e-2
 
 
@@ -112,12 +120,8 @@ def test_feature_maps_come_closer(name):
     with torch.no_grad():
         for layer in student.layers:
             layer.layer.weight.mul_(0.8)
-    settings = replace(
-        TOY, feature_weight=1.0, distillation_weight=0.0, fine_tuning_learning_rate=0.3
-    )
-    losses = []
-    batches = normal_batches(40, 16, *RGB8.shape, seed=2)
-    fine_tune(student, teacher, batches, settings, lambda step: losses.append(step.loss))
+    config = replace(TOY, feature_weight=1.0, distillation_weight=0.0, learning_rate=0.3)
+    losses = [step.loss for step in fine_tune(student, teacher, config)]
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
@@ -127,8 +131,8 @@ def scales_of(student):
 
 @pytest.mark.parametrize("name", ["deploy", "paper"])
 def test_scales_stay_positive_at_a_huge_learning_rate(name):
-    settings = replace(TOY, fine_tuning_learning_rate=15.0, fine_tuning_steps=6)
-    student, _, steps = fine_tuned(Scheme(name, 4, 4), settings)
+    config = replace(TOY, learning_rate=15.0, steps=6)
+    student, _, steps = fine_tuned(Scheme(name, 4, 4), config)
     scales = scales_of(student)
     assert len(scales) == (10 if name == "deploy" else 2)
     assert all((scale > 0).all() and scale.isfinite().all() for scale in scales)
@@ -159,12 +163,12 @@ def test_no_step_changes_nothing():
     student = convert(teacher, Scheme("deploy", 4, 4), RGB8.shape)
     calibrate(student, normal_batches(2, 8, *RGB8.shape), 2)
     before = copy.deepcopy(student.state_dict())
-    fine_tune(student, teacher, iter(()), replace(TOY, fine_tuning_steps=0), pytest.fail)
+    assert fine_tune(student, teacher, replace(TOY, steps=0)) == []
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
 
 def test_bfloat16_trains_float32_parameters():
-    student, _, steps = fine_tuned(Scheme("deploy", 4, 4), replace(TOY, precision="bfloat16"))
+    student, _, steps = fine_tuned(Scheme("deploy", 4, 4), TOY, on_a_cpu(precision="bfloat16"))
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     assert sum(s.loss for s in steps[-8:]) < sum(s.loss for s in steps[:8])
     assert not any(isinstance(module, nn.BatchNorm2d) for module in student.modules())
@@ -173,6 +177,6 @@ def test_bfloat16_trains_float32_parameters():
 @pytest.mark.parametrize(("bits", "steps"), [((2, 8), 3), ((8, 3), 7), ((4, 4), 15)])
 def test_the_learning_rate_is_relative_to_the_narrower_width(bits, steps):
     student = convert(small_residual(), Scheme("paper", *bits), RGB8.shape)
-    training = StudentTraining(student, small_residual(), iter(()), TOY)
-    rate = training.optimizer.param_groups[0]["lr"]
-    assert rate == pytest.approx(TOY.fine_tuning_learning_rate / steps)
+    trainer = StudentTrainer(student, small_residual(), iter(()), TOY, on_a_cpu())
+    rate = trainer.optimizer.param_groups[0]["lr"]
+    assert rate == pytest.approx(TOY.learning_rate / steps)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from networks import RGB8, normal_batches, small_gray, small_residual
 from runs import TINY
-from small_training import SMALL, SeenOps, new_training
+from small_training import SeenOps, new_trainer, take_step
 
 from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
 from zscgan_ext.quantization.calibration import calibrate
@@ -18,34 +18,34 @@ from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
-from zscgan_ext.stages import generator_stage
+from zscgan_ext.stages import student_stages
+from zscgan_ext.stages.generator_stage import continued_generator_training
 from zscgan_ext.train import main
-from zscgan_ext.training.execution import choose_execution
 from zscgan_ext.training.finite_numbers import FiniteNumbers, NonFiniteError
 
 
-def holders(training):
-    return [*training.models().values(), training]
+def holders(trainer):
+    return [*trainer.models().values(), trainer]
 
 
-def watch(training):
-    """Watch a training whose random numbers are held, too."""
-    randoms = [training.random] if hasattr(training, "random") else []
+def watch(trainer):
+    """Watch a trainer whose random numbers are held, too."""
+    rngs = [trainer.rng] if hasattr(trainer, "rng") else []
 
     def snapshot():
-        states = [holder.state_dict() for holder in holders(training)]
-        drawn = [random.get_state() for random in randoms]
+        states = [holder.state_dict() for holder in holders(trainer)]
+        drawn = [rng.get_state() for rng in rngs]
         return copy.deepcopy((states, drawn, torch.get_rng_state()))
 
     def restore(state):
         states, drawn, default = copy.deepcopy(state)
-        for holder, own in zip(holders(training), states, strict=True):
+        for holder, own in zip(holders(trainer), states, strict=True):
             holder.load_state_dict(own)
-        for random, own in zip(randoms, drawn, strict=True):
-            random.set_state(own)
+        for rng, own in zip(rngs, drawn, strict=True):
+            rng.set_state(own)
         torch.set_rng_state(default)
 
-    return FiniteNumbers(training, snapshot, restore)
+    return FiniteNumbers([trainer], snapshot, restore)
 
 
 def flat(state) -> list[torch.Tensor]:
@@ -55,11 +55,11 @@ def flat(state) -> list[torch.Tensor]:
     return [t for v in values if isinstance(v, dict | list | tuple | torch.Tensor) for t in flat(v)]
 
 
-def run_until_found(training, at, steps=8):
+def run_until_found(trainer, at, steps=8):
     """Take steps, look after each of `at`; return the error and the state of the last good look."""
-    numbers = watch(training)
+    numbers = watch(trainer)
     for step in range(1, steps + 1):
-        training.advance()
+        take_step(trainer)
         if step in at:
             good = numbers.good
             try:
@@ -69,11 +69,11 @@ def run_until_found(training, at, steps=8):
     raise AssertionError("nothing was found")
 
 
-def poison(training, layer, step):
+def poison(trainer, layer, step):
     """Let a layer give an infinite value in one step, whenever that is taken."""
 
     def hook(module, inputs, output):
-        if training.steps_taken + 1 == step:
+        if trainer.steps_taken + 1 == step:
             return output * torch.where(torch.rand_like(output) < 0.5, torch.inf, 1.0)
         return output
 
@@ -82,26 +82,26 @@ def poison(training, layer, step):
 
 @pytest.mark.parametrize("step", [3, 4, 5, 6])
 def test_a_layer_with_an_infinite_output_is_named_with_its_step(step):
-    training = new_training("generator")
-    poison(training, training.generator.blocks[0].conv, step)
-    message, good, now = run_until_found(training, at=(2, 6))
+    trainer = new_trainer("generator")
+    poison(trainer, trainer.generator.blocks[0].conv, step)
+    message, good, now = run_until_found(trainer, at=(2, 6))
     assert message.startswith(
         f"step {step}: the output of blocks.0.conv of the generator is not finite; "
     )
     assert "--synthesis-learning-rate" in message
     # All is as it was when the numbers were last good, after step 2.
-    assert training.steps_taken == 2
+    assert trainer.steps_taken == 2
     assert all(torch.equal(a, b) for a, b in zip(flat(good), flat(now), strict=True))
     assert len(flat(good)) > 50
 
 
 def test_a_layer_of_the_student_is_named():
-    training = new_training("student-deploy")
-    training.batches = normal_batches(20, 8, *RGB8.shape)
-    layer = training.student.graph.get_submodule("project")
-    poison(training, layer, 1)
+    trainer = new_trainer("student-deploy")
+    trainer.batches = normal_batches(20, 8, *RGB8.shape)
+    layer = trainer.student.graph.get_submodule("project")
+    poison(trainer, layer, 1)
     # Batches cannot be drawn again here, but the first step after the restart is bad as well.
-    message, *_ = run_until_found(training, at=(1,))
+    message, *_ = run_until_found(trainer, at=(1,))
     assert message.startswith("step 1: the output of project of the student is not finite; ")
     # Nothing had learned yet: a shorter step would change nothing.
     assert "the cause is the classifier, or a weight of the loss" in message
@@ -110,10 +110,10 @@ def test_a_layer_of_the_student_is_named():
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_classifier_that_gives_bad_numbers_is_the_cause(step):
-    training = new_training("generator")
-    layers = [m for m in training.teacher.modules() if isinstance(m, torch.nn.Linear)]
-    poison(training, layers[-1], step)
-    message, *_ = run_until_found(training, at=(5,))
+    trainer = new_trainer("generator")
+    layers = [m for m in trainer.teacher.modules() if isinstance(m, torch.nn.Linear)]
+    poison(trainer, layers[-1], step)
+    message, *_ = run_until_found(trainer, at=(5,))
     assert message.startswith(f"step {step}: the output of ")
     assert "of the classifier is not finite; the classifier itself turns images into" in message
     assert "learning-rate" not in message
@@ -121,74 +121,72 @@ def test_a_classifier_that_gives_bad_numbers_is_the_cause(step):
 
 @pytest.mark.parametrize(("step", "part"), [(1, "the cause is the classifier"), (3, "-rate")])
 def test_gradients_of_the_first_step_are_none_of_its_length(step, part):
-    training = new_training("generator")
-    weight = training.generator.linear.weight
-    weight.register_hook(lambda g: g * torch.nan if training.steps_taken == step - 1 else g)
-    message, *_ = run_until_found(training, at=(5,))
+    trainer = new_trainer("generator")
+    weight = trainer.generator.linear.weight
+    weight.register_hook(lambda g: g * torch.nan if trainer.steps_taken == step - 1 else g)
+    message, *_ = run_until_found(trainer, at=(5,))
     assert message.startswith(f"step {step}: the gradient of linear.weight of the generator")
     assert part in message
 
 
 def test_a_gradient_that_is_not_a_number_is_named():
-    training = new_training("generator")
-    weight = training.generator.linear.weight
-    weight.register_hook(lambda g: g * torch.nan if training.steps_taken == 3 else g)
-    message, *_ = run_until_found(training, at=(5,))
+    trainer = new_trainer("generator")
+    weight = trainer.generator.linear.weight
+    weight.register_hook(lambda g: g * torch.nan if trainer.steps_taken == 3 else g)
+    message, *_ = run_until_found(trainer, at=(5,))
     assert message.startswith(
         "step 4: the gradient of linear.weight of the generator is not finite"
     )
 
 
 def test_wrong_inputs_are_named():
-    training = new_training("student-deploy")
+    trainer = new_trainer("student-deploy")
     images, labels = next(normal_batches(1, 8, *RGB8.shape))
     images[3, 1, 2, 2] = torch.nan
-    training.batches = iter([(images, labels)] * 2)
-    message, *_ = run_until_found(training, at=(1,))
+    trainer.batches = iter([(images, labels)] * 2)
+    message, *_ = run_until_found(trainer, at=(1,))
     assert message.startswith("step 1: the input is not finite; what the training learns from")
 
 
 def test_an_infinite_loss_alone_is_found():
-    training = new_training("generator")
-    measure = training.measure
+    trainer = new_trainer("generator")
+    finite = trainer.loss
 
-    def infinite(*inputs: torch.Tensor):
-        loss, values = measure(*inputs)
-        return loss + (torch.inf if training.steps_taken == 1 else 0), values
+    def infinite(*batch: torch.Tensor):
+        loss, values = finite(*batch)
+        return loss + (torch.inf if trainer.steps_taken == 1 else 0), values
 
-    training.measure = training.measured = infinite
-    message, *_ = run_until_found(training, at=(4,))
+    trainer.loss = infinite
+    message, *_ = run_until_found(trainer, at=(4,))
     assert message.startswith("step 2: ")
 
 
 def test_weights_that_had_grown_are_the_likely_cause():
-    training = new_training("generator")
+    trainer = new_trainer("generator")
     with torch.no_grad():
-        training.generator.linear.weight.mul_(1e6)
-    poison(training, training.generator.pixel_bn, 2)
-    message, *_ = run_until_found(training, at=(3,))
+        trainer.generator.linear.weight.mul_(1e6)
+    poison(trainer, trainer.generator.pixel_bn, 2)
+    message, *_ = run_until_found(trainer, at=(3,))
     assert "weights had grown to" in message
 
 
 def test_float16_is_the_likely_cause():
-    training = new_training("generator")
-    training.execution = replace(
-        choose_execution(SMALL, torch.device("cpu")), precision_name="float16"
-    )
-    poison(training, training.generator.pixel_bn, 2)
-    message, *_ = run_until_found(training, at=(3,))
+    trainer = new_trainer("generator")
+    trainer.execution = replace(trainer.execution, precision_name="float16")
+    poison(trainer, trainer.generator.pixel_bn, 2)
+    message, *_ = run_until_found(trainer, at=(3,))
     assert "float16 ends at 65504" in message
 
 
 def test_looking_changes_nothing_and_only_looking_waits():
-    plain = new_training("generator")
-    expected = [plain.advance().tolist() for _ in range(5)]
-    training = new_training("generator")
-    numbers = watch(training)
+    plain = new_trainer("generator")
+    expected = [take_step(plain).tolist() for _ in range(5)]
+    trainer = new_trainer("generator")
+    numbers = watch(trainer)
     values = []
     for _ in range(5):
         with SeenOps() as seen:
-            values.append(training.advance())
+            values.append(take_step(trainer))
         assert "aten::_local_scalar_dense" not in seen.names
         numbers.check()
     assert [v.tolist() for v in values] == expected
@@ -242,20 +240,24 @@ def test_a_run_whose_numbers_go_wrong_stops_with_one_line(
     state = read_checkpoint(checkpoint_files(tmp_path / "checkpoints")[-1])
     learned = flat(state["held"]["generator"])
     assert all(bool(tensor.isfinite().all()) for tensor in learned)
-    for entry in state["held"]["measured"]["log"].splitlines():
+    for entry in state["held"]["results"]["log"].splitlines():
         json.loads(entry, parse_constant=no_constant)
 
 
 def test_the_generator_is_watched_while_the_student_learns(tmp_path, capsys, monkeypatch):
-    class Failing(generator_stage.GeneratorTraining):
-        """Its third step has an infinite gradient."""
+    def failing(run, generator):
+        """A trainer whose third step has an infinite gradient."""
+        trainer = continued_generator_training(run, generator)
+        finite = trainer.loss
 
-        def measure(self, *inputs):
-            loss, values = super().measure(*inputs)
-            return loss * (torch.inf if self.steps_taken == 2 else 1), values
+        def infinite(*batch):
+            loss, values = finite(*batch)
+            return loss * (torch.inf if trainer.steps_taken == 2 else 1), values
 
-    # Alternating training alone takes it from there.
-    monkeypatch.setattr(generator_stage, "GeneratorTraining", Failing)
+        trainer.loss = infinite
+        return trainer
+
+    monkeypatch.setattr(student_stages, "continued_generator_training", failing)
     arguments = [*TINY, "--training=alternating", f"--output={tmp_path}"]
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -263,10 +265,10 @@ def test_the_generator_is_watched_while_the_student_learns(tmp_path, capsys, mon
     assert "of the generator is not finite" in line
     assert "--synthesis-learning-rate" in line
     state = read_checkpoint(checkpoint_files(tmp_path / "checkpoints")[-1])
-    # All is as it was at the last good look, after step 2 of both trainings.
+    # All is as it was at the last good look, after step 2 of both trainers.
     assert state["steps"] == 8
-    for training in ("alternating/training", "fine_tuned/training"):
-        held = state["held"][training]
+    for trainer in ("alternating/training", "fine_tuned/training"):
+        held = state["held"][trainer]
         assert held["steps_taken"] == 2
         assert {float(own["step"]) for own in held["optimizer"].values()} == {2.0}
     assert all(bool(tensor.isfinite().all()) for tensor in flat(state["held"]["generator"]))

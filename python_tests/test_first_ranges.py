@@ -6,13 +6,12 @@ import pytest
 import torch
 from networks import RGB8
 from torch import nn
-from zscgan_ext.settings.config import Settings
 
 from zscgan_ext.quantization.calibration import RANGES, calibrate, choose_initial_ranges, least
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme
 
-SETTINGS = Settings(calibration_batches=2, device="cpu", temperature=3.0)
+COUNT, TEMPERATURE = 2, 3.0
 
 
 def classifier():
@@ -53,10 +52,10 @@ def test_the_student_is_that_of_least_divergence(scheme, bits, power):
     alone = {}
     for ranges in RANGES:
         alone[ranges] = copy.deepcopy(student)
-        calibrate(alone[ranges], batches(power), 2, ranges, model)
-    found = choose_initial_ranges(student, model, batches(power), SETTINGS)
+        calibrate(alone[ranges], batches(power), COUNT, ranges, model)
+    found = choose_initial_ranges(student, model, batches(power), COUNT, TEMPERATURE)
     images = list(batches(power))[1][0]  # of the last of two batches
-    expected = {name: divergence(own, model, images, 3.0) for name, own in alone.items()}
+    expected = {name: divergence(own, model, images, TEMPERATURE) for name, own in alone.items()}
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
     chosen = alone[least(found)].state_dict()
     assert all(torch.equal(own, chosen[name]) for name, own in student.state_dict().items())
@@ -69,7 +68,7 @@ def test_different_images_choose_different_ranges():
 
     def chosen(bits, power):
         student = convert(model, Scheme("paper", bits, bits), RGB8.shape)
-        return least(choose_initial_ranges(student, model, batches(power), SETTINGS))
+        return least(choose_initial_ranges(student, model, batches(power), COUNT, TEMPERATURE))
 
     assert len({chosen(bits, power) for bits in (2, 3, 4) for power in (0.1, 1, 30)}) > 1
 
@@ -78,7 +77,7 @@ def test_the_classifier_stays_as_it_is():
     model = classifier()
     before = copy.deepcopy(model.state_dict())
     student = convert(model, Scheme("paper", 4, 4), RGB8.shape)
-    choose_initial_ranges(student, model, batches(1), SETTINGS)
+    choose_initial_ranges(student, model, batches(1), COUNT, TEMPERATURE)
     assert all(torch.equal(own, before[name]) for name, own in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(parameter.grad is None for parameter in student.parameters())

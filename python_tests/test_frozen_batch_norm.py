@@ -24,7 +24,7 @@ from zscgan_ext.ops import (
     frozen_batch_norm_with_stats,
     reference,
 )
-from zscgan_ext.ops.layout import compute_dtype, dense
+from zscgan_ext.ops.layout import compute_dtype, ensure_dense
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -77,7 +77,7 @@ def test_values(device, dtype, layout, activation, has_residual):
     )
     _, expected, *_ = stored.truth(x, activation, residual)
     assert (y.double() - expected).abs().max() <= 20 * tolerance(dtype)
-    assert (y.dtype, y.stride()) == (dtype, dense(x, 1).stride())
+    assert (y.dtype, y.stride()) == (dtype, ensure_dense(x, 1).stride())
     assert same_bits(y, frozen_batch_norm(x, multiplier, offset, activation, residual))
     for values, wanted in zip(statistics, batch_norm_statistics(x, shift), strict=True):
         assert same_bits(values, wanted)
@@ -221,7 +221,7 @@ def test_empty(device, shape):
     assert y.shape == shape
     assert all(v.shape == shape for v in torch.autograd.grad(y.sum(), (x, residual)))
     if shape[1] > 0:
-        with pytest.raises(ValueError, match=r"x: shape .* no value to take statistics of"):
+        with pytest.raises(ValueError, match="x: expected values to take statistics of, got none"):
             frozen_batch_norm_with_stats(x, *vectors, "relu", residual)
         return
     y, mean, variance = frozen_batch_norm_with_stats(x, *vectors, "relu", residual)

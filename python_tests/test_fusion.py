@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from networks import RGB8, as_trained, normal_batches, small_residual
 from tensors import sample
 from torch import nn
-from zscgan_ext.settings.config import Settings
 
+from zscgan_ext.config.configs import FineTuningConfig
 from zscgan_ext.ops import implementation
 from zscgan_ext.quantization import quantizers
 from zscgan_ext.quantization.calibration import calibrate
@@ -233,7 +233,7 @@ def losses_of_steps(student, teacher, count=6):
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
     losses = []
     for images, labels in normal_batches(count, 16, 1, 28, 28, seed=3):
-        loss = student_loss(student(images), teacher(images).detach(), labels, Settings())
+        loss = student_loss(student(images), teacher(images).detach(), labels, FineTuningConfig())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load
-from zscgan_ext.settings.command_line import settings_to_yaml
 
 from benchmarks.checks import fuzz_readers
+from zscgan_ext.config.command_line import config_to_yaml
 from zscgan_ext.errors import InputError
 
 FILES = 60
@@ -82,7 +82,7 @@ IS_RIGHT = {
     "idx": lambda array, _: (array == np.arange(32).reshape(2, 4, 4)).all(),
     "idx in gzip": lambda array, _: (array == np.arange(32).reshape(2, 4, 4)).all(),
     "image": is_picture,
-    "config": lambda settings, content: settings_to_yaml(settings).encode() == content,
+    "config": lambda config, content: config_to_yaml(config).encode() == content,
     "checkpoint": lambda steps, _: steps == 1,
     "program": lambda classifier, _: (
         classifier.num_classes == 3 and classifier.preprocessing.shape == (3, 4, 4)

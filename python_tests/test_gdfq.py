@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from runs import write_fashion_mnist
-from zscgan_ext.settings.config import Settings
 
 from benchmarks.accuracy.accuracy_rows import prepare_run
 from benchmarks.baselines import gdfq
+from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 
@@ -45,9 +45,9 @@ def run(tmp_path):
     }
     sizes = {"scheme": "paper", "batch_size": 8, "fine_tuning_batch_size": 4, "device": "cpu"}
     steps = {"synthesis_steps": 2, "fine_tuning_steps": 6}
-    settings = Settings(output=tmp_path / "run", **small_gray, **sizes, **steps)
+    config = RunConfig().changed(output=tmp_path / "run", **small_gray, **sizes, **steps)
     torch.manual_seed(0)
-    return prepare_run(settings, str(data), held_out=False)
+    return prepare_run(config, str(data), held_out=False)
 
 
 def test_the_warm_up_is_read_where_it_was_written(run, tmp_path):
@@ -92,7 +92,7 @@ def test_the_schedule(run, tmp_path, monkeypatch):
 
 
 def test_ranges_are_a_moving_average(run):
-    student = gdfq.new_student(run.settings, run.classifier, run.execution)
+    student = run.new_student()
     training = gdfq.GdfqStudentTraining(student, 8)
     quantizer = student.activation_quantizers[0]
     training.observe([torch.zeros(4, 1, 28, 28)] * 30)

@@ -65,7 +65,7 @@ def test_missing_native_core_is_an_error_on_request(load):
 
 @pytest.mark.parametrize("choice", ["", "Native", "fast"])
 def test_unknown_choice(load, choice):
-    message = f"^ZSCGAN_EXT_IMPL is {choice!r}, accepted are auto, native, reference$"
+    message = f"^ZSCGAN_EXT_IMPL is {choice!r}, expected auto, native or reference$"
     module = load(choice)
     for use in (module.require_implementation, lambda: module.uses_native(torch.empty(1))):
         with pytest.raises(InputError, match=message):
@@ -120,6 +120,6 @@ def test_every_program_tells_of_an_unknown_choice_in_one_line(program, tmp_path)
     command = [sys.executable, "-m", f"zscgan_ext.{program}"]
     run = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path}
     done = subprocess.run(command, **run, check=False)
-    message = "error: ZSCGAN_EXT_IMPL is 'fast', accepted are auto, native, reference\n"
+    message = "error: ZSCGAN_EXT_IMPL is 'fast', expected auto, native or reference\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
     assert not list(tmp_path.iterdir())

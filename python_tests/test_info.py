@@ -105,7 +105,7 @@ def test_as_a_program(monkeypatch, choice, code):
     assert result.returncode == code
     if code:
         assert result.stderr.splitlines() == [
-            "error: ZSCGAN_EXT_IMPL is 'fast', accepted are auto, native, reference"
+            "error: ZSCGAN_EXT_IMPL is 'fast', expected auto, native or reference"
         ]
     else:
         assert facts_of(result.stdout)["ZSCGAN_EXT_IMPL"] == "reference"

@@ -21,13 +21,13 @@ KEYS = {
 }
 OPS = {
     "fake_quantize",
-    "fake_quantize_learned",
-    "fake_quantize_learned_relu",
-    "fake_quantize_learned_bias_relu",
-    "fake_quantize_learned_many",
-    "observe",
+    "lsq_fake_quantize",
+    "lsq_fake_quantize_relu",
+    "lsq_fake_quantize_bias_relu",
+    "lsq_fake_quantize_foreach",
+    "update_min_max",
     "batch_norm_statistics",
-    "batch_norm_eval_matched",
+    "frozen_batch_norm_with_stats",
     "batch_norm_loss",
     "batch_norm_distance",
 }
@@ -73,14 +73,14 @@ def test_bytes_are_the_floors_of_the_design(measured):
     }
     numel = 4 * 8 * 8  # 256 elements, 4 bytes each
     assert bytes_of["fake_quantize", "forward"] == 8 * numel + numel / 8
-    assert bytes_of["fake_quantize_learned", "forward"] == 8 * numel
-    assert bytes_of["fake_quantize_learned", "backward"] == 12 * numel
-    assert bytes_of["fake_quantize_learned_relu", "backward"] == 12 * numel
-    assert bytes_of["fake_quantize_learned_bias_relu", "forward"] == 8 * numel
-    assert bytes_of["observe", "forward"] == 4 * numel
+    assert bytes_of["lsq_fake_quantize", "forward"] == 8 * numel
+    assert bytes_of["lsq_fake_quantize", "backward"] == 12 * numel
+    assert bytes_of["lsq_fake_quantize_relu", "backward"] == 12 * numel
+    assert bytes_of["lsq_fake_quantize_bias_relu", "forward"] == 8 * numel
+    assert bytes_of["update_min_max", "forward"] == 4 * numel
     assert bytes_of["batch_norm_statistics", "backward"] == 8 * numel
-    assert bytes_of["batch_norm_eval_matched", "forward"] == 8 * numel
-    assert bytes_of["batch_norm_eval_matched", "backward"] == 12 * numel
+    assert bytes_of["frozen_batch_norm_with_stats", "forward"] == 8 * numel
+    assert bytes_of["frozen_batch_norm_with_stats", "backward"] == 12 * numel
     assert bytes_of["batch_norm_loss", "forward+backward"] == 12 * numel
 
 
@@ -141,7 +141,7 @@ def test_plain_torch_learns_the_same():
     x = (steps * scale.view(1, 3, 1)).requires_grad_()
     wanted = [x, scale.requires_grad_(), zero_point.requires_grad_()]
     results = [
-        f(*wanted, -8, 7, 1, 0.5) for f in (plain_torch.fake_quantize_learned, lsq_fake_quantize)
+        f(*wanted, -8, 7, 1, 0.5) for f in (plain_torch.lsq_fake_quantize, lsq_fake_quantize)
     ]
     torch.testing.assert_close(*results)
     gradients = [torch.autograd.grad((y * y).sum(), wanted) for y in results]

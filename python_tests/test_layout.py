@@ -5,14 +5,14 @@ import torch
 from tensors import DTYPES, LAYOUTS, dtype_name
 
 from zscgan_ext.ops.layout import (
-    Extent,
+    Shape3,
+    broadcast_per_channel,
     compute_dtype,
-    dense,
-    extent_of,
+    ensure_dense,
     fits,
     is_channels_last,
     is_dense,
-    spread,
+    shape3_of,
     with_strides,
 )
 
@@ -27,10 +27,10 @@ def counted(shape):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_extent_gives_every_element_its_channel(shape, layout):
     for axis in range(len(shape)):
-        x = dense(LAYOUTS[layout](counted(shape)), axis)
-        extent = extent_of(x, axis)
+        x = ensure_dense(LAYOUTS[layout](counted(shape)), axis)
+        extent = shape3_of(x, axis)
         channel_of = torch.empty_strided(shape, x.stride(), dtype=torch.int64)
-        channel_of.copy_(spread(torch.arange(shape[axis]), x, axis).expand(shape))
+        channel_of.copy_(broadcast_per_channel(torch.arange(shape[axis]), x, axis).expand(shape))
         in_memory = channel_of.as_strided((x.numel(),), (1,))
         places = torch.arange(x.numel())
         assert torch.equal(in_memory, places // extent.inner % extent.channels)
@@ -42,7 +42,7 @@ def test_extent_gives_every_element_its_channel(shape, layout):
 def test_dense_keeps_the_values(shape, layout):
     x = LAYOUTS[layout](counted(shape))
     for axis in (None, *range(len(shape))):
-        y = dense(x, axis)
+        y = ensure_dense(x, axis)
         assert torch.equal(y, x)
         assert fits(y, axis)
         assert (y is x) == fits(x, axis)
@@ -51,7 +51,7 @@ def test_dense_keeps_the_values(shape, layout):
 def test_the_stride_of_one_channel_does_not_matter():
     x = counted((2, 3, 4, 5)).to(memory_format=torch.channels_last)[0::2]
     assert x.stride(0) == 120
-    assert dense(x, 0) is x
+    assert ensure_dense(x, 0) is x
     arguments = (x, torch.tensor([0.5]), torch.zeros(1), -8, 7, 0, True)
     torch.library.opcheck(torch.ops.zscgan_ext.fake_quantize.default, arguments)
 
@@ -73,7 +73,7 @@ def test_the_stride_of_one_channel_does_not_matter():
     ids=str,
 )
 def test_extents(shape, layout, axis, expected):
-    assert extent_of(LAYOUTS[layout](counted(shape)), axis) == Extent(*expected)
+    assert shape3_of(LAYOUTS[layout](counted(shape)), axis) == Shape3(*expected)
 
 
 def test_what_is_dense():
@@ -99,7 +99,7 @@ def test_what_is_channels_last():
 
 def test_channels_last_survives_a_copy():
     wide = LAYOUTS["channels_last"](counted((2, 3, 4, 10)))
-    copy = dense(wide[..., ::2], 1)
+    copy = ensure_dense(wide[..., ::2], 1)
     assert is_channels_last(copy)
     assert torch.equal(copy, wide[..., ::2])
 

@@ -162,7 +162,7 @@ def test_weights_that_changed_since_a_checkpoint_are_told(tmp_path, capsys, monk
     capsys.readouterr()
     assert main([OWN, f"--resume={run}"]) == 2
     assert line_of(capsys) == (
-        "error: weights of the classifier: others than those that the checkpoint to resume was "
+        "error: weights of the classifier: expected those that the checkpoint to resume was "
         "written with; give those again, or start a new run with another --output"
     )
 

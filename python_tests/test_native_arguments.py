@@ -1,12 +1,14 @@
 """Every entry of the native core refuses what would make it touch memory that is not there."""
 
+import re
+
 import pytest
 import torch
 from tensors import same_bits, sample
 
 from zscgan_ext.ops.implementation import NATIVE
 
-EXTENT = (2, 3, 4)
+SHAPE = (2, 3, 4)
 NUMEL, CHANNELS = 24, 3
 BUFFERS = {
     "x": NUMEL,
@@ -24,37 +26,63 @@ LAYER = ("mean", "variance", "running_mean", "running_var", "grad_mean", "grad_v
 
 # Each argument by its name, in order; those without a value in PLAIN are addresses.
 ENTRIES = {
-    "fake_quantize": ("type", "extent", "low", "high", "x", *QUANTIZER, "y", "mask", "threads"),
+    "fake_quantize": (
+        "type",
+        "shape",
+        "x",
+        *QUANTIZER,
+        "quant_min",
+        "quant_max",
+        "y",
+        "mask",
+        "threads",
+    ),
     "fake_quantize_backward": ("type", "numel", "grad", "mask", "grad_x", "threads"),
-    "observe": ("type", "extent", "x", "low", "high", "constant", "symmetric", *RUNNING, "threads"),
-    "batch_norm_statistics": ("type", "extent", "x", "shift", "mean", "variance", "threads"),
+    "update_min_max": (
+        *(
+            "type",
+            "shape",
+            "x",
+            *RUNNING,
+            "constant",
+            "quant_min",
+            "quant_max",
+            "symmetric",
+            "threads",
+        ),
+    ),
+    "batch_norm_statistics": ("type", "shape", "x", "mean_hint", "mean", "variance", "threads"),
     "batch_norm_statistics_backward": (
-        ("type", "extent", "x", "mean", "grad_mean", "grad_variance", "grad_x", "threads")
+        ("type", "shape", "x", "mean", "grad_mean", "grad_variance", "grad_x", "threads")
     ),
-    "fake_quantize_learned": ("type", "tensors", "threads"),
-    "fake_quantize_learned_backward": ("type", "tensors", "threads"),
-    "batch_norm_eval": (
-        *("type", "extent", "activation", "x", "residual", "multiplier", "offset", "shift"),
-        *("mean", "variance", "y", "threads"),
+    "lsq_fake_quantize": ("type", "tensors", "threads"),
+    "lsq_fake_quantize_backward": ("type", "tensors", "threads"),
+    "frozen_batch_norm": (
+        *("type", "shape", "x", "multiplier", "offset", "mean_hint", "residual", "activation"),
+        *("y", "mean", "variance", "threads"),
     ),
-    "batch_norm_eval_backward": (
-        *("type", "extent", "activation", "grad", "x", "y", "multiplier", "offset"),
-        *("mean", "grad_mean", "grad_variance", "grad_x", "grad_residual", "threads"),
+    "frozen_batch_norm_backward": (
+        *("type", "shape", "grad", "x", "y", "multiplier", "offset", "mean", "grad_mean"),
+        *("grad_variance", "activation", "grad_x", "grad_residual", "threads"),
     ),
-    "batch_norm_distance": ("distance", "type", "layers", "result", "threads"),
+    "batch_norm_distance": ("type", "layers", "distance", "result", "threads"),
 }
-LEARNED = ("extent", "low", "high", "factor", "activation", "stride", "x", *QUANTIZER, "bias", "y")
-LEARNED_GRADIENTS = ("grad", "grad_x", "grad_scale", "grad_zero_point", "grad_bias")
-ROWS = {"tensors": (*LEARNED, *LEARNED_GRADIENTS), "layers": ("channels", "eps", *LAYER)}
-PLAIN = {"type": 0, "extent": EXTENT, "low": -8, "high": 7, "numel": NUMEL, "threads": (1,)}
-PLAIN |= {"constant": 0.1, "symmetric": False, "factor": 1.0, "distance": 0}
-PLAIN |= {"channels": CHANNELS, "eps": 1e-5, "activation": 1, "stride": 1}
+LSQ = (
+    *("shape", "x", *QUANTIZER, "quant_min", "quant_max", "quantizer_stride", "gradient_scale"),
+    *("activation", "bias", "y"),
+)
+LSQ_GRADIENTS = ("grad", "grad_x", "grad_scale", "grad_zero_point", "grad_bias")
+ROWS = {"tensors": (*LSQ, *LSQ_GRADIENTS), "layers": ("channels", "eps", *LAYER)}
+STRUCTS = {"tensors": NATIVE.LsqTensor, "layers": NATIVE.BatchNormLayer}
+PLAIN = {"type": 0, "shape": SHAPE, "quant_min": -8, "quant_max": 7, "numel": NUMEL, "threads": 1}
+PLAIN |= {"constant": 0.1, "symmetric": False, "gradient_scale": 1.0, "distance": 0}
+PLAIN |= {"channels": CHANNELS, "eps": 1e-5, "activation": 1, "quantizer_stride": 1}
 
 # Both backends check arguments in the same code, before anything of a GPU is touched.
 BACKENDS = [name for name in ("cpu", "cuda") if hasattr(NATIVE, name)]
 WORKSPACE = 16  # an address that no check of arguments follows
 SCRATCH_ENTRIES = (
-    *("fake_quantize_learned_backward", "observe", "batch_norm_statistics", "batch_norm_eval"),
+    *("lsq_fake_quantize_backward", "update_min_max", "batch_norm_statistics", "frozen_batch_norm"),
     "batch_norm_distance",
 )
 
@@ -67,10 +95,10 @@ def flat_names(entry):
 
 def addresses(entry):
     """Names of the addresses that this entry cannot do without."""
-    optional = {"fake_quantize": ("mask",), "fake_quantize_learned": ("bias", *LEARNED_GRADIENTS)}
-    optional["fake_quantize_learned_backward"] = ("bias", "y")
-    optional["batch_norm_eval"] = ("residual", "mean")  # no mean: no statistics
-    optional["batch_norm_eval_backward"] = ("y", "mean", "grad_residual")
+    optional = {"fake_quantize": ("mask",), "lsq_fake_quantize": ("bias", *LSQ_GRADIENTS)}
+    optional["lsq_fake_quantize_backward"] = ("bias", "y")
+    optional["frozen_batch_norm"] = ("residual", "mean")  # no mean: no statistics
+    optional["frozen_batch_norm_backward"] = ("y", "mean", "grad_residual")
     skipped = (*PLAIN, *optional.get(entry, ()))
     return [name for name in flat_names(entry) if name not in skipped]
 
@@ -88,8 +116,11 @@ class Call:
     def __call__(self, backend="cpu", where=None):
         arguments = []
         for name in ENTRIES[self.entry]:
-            row = tuple(self.values[inner] for inner in ROWS.get(name, ()))
-            arguments.append([row] if row else self.values[name])
+            if name in ROWS:
+                fields = {inner: self.values[inner] for inner in ROWS[name]}
+                arguments.append([STRUCTS[name](**fields)])
+            else:
+                arguments.append(self.values[name])
         if where is not None:
             arguments[-1] = where
         return getattr(getattr(NATIVE, backend), self.entry)(*arguments)
@@ -119,7 +150,7 @@ def refused(entry, change):
 def test_no_entry_is_forgotten():
     settings = {"instruction_set", "instruction_sets", "select_instruction_set"}
     assert {name for name in dir(NATIVE.cpu) if name[0] != "_"} - settings == set(ENTRIES)
-    sizes = {"reduction_workspace", "learned_backward_workspace", "distance_workspace"}
+    sizes = {"reduction_workspace", "lsq_backward_workspace", "distance_workspace"}
     for backend in BACKENDS[1:]:
         entries = {name for name in dir(getattr(NATIVE, backend)) if name[0] != "_"}
         assert entries - sizes == set(ENTRIES)
@@ -128,20 +159,21 @@ def test_no_entry_is_forgotten():
 def test_null_workspaces_where_blocks_share_a_channel():
     for entry in SCRATCH_ENTRIES if "cuda" in BACKENDS else ():
         with pytest.raises(ValueError, match="workspace: null pointer"):
-            Call(entry, {"extent": (2, 3, 10**6)})("cuda", (0, 0, 0))
+            Call(entry, {"shape": (2, 3, 10**6)})("cuda", (0, 0, 0))
 
 
 def test_small_tensors_need_no_workspace():
     for backend in BACKENDS[1:]:
         workspace_of = getattr(NATIVE, backend).reduction_workspace
-        assert workspace_of(EXTENT) == 0 < workspace_of((2, 3, 10**6))
+        assert workspace_of(SHAPE) == 0 < workspace_of((2, 3, 10**6))
 
 
 @pytest.mark.parametrize("value", [-1, 2**64, 0.5, None, "0"])
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_addresses_that_are_none(entry, value):
     for name in addresses(entry):
-        assert "incompatible function arguments" in refused(entry, {name: value})
+        error = refused(entry, {name: value})
+        assert re.search("incompatible (function|constructor) arguments", error)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -176,7 +208,7 @@ def test_dtype_codes(entry, change):
 @pytest.mark.parametrize(
     ("entry", "change"),
     changes(
-        "extent",
+        "shape",
         [
             (-1, 3, 4),
             (2, -3, 4),
@@ -196,36 +228,37 @@ def test_sizes(entry, change):
 
 @pytest.mark.parametrize(
     ("entry", "change"),
-    changes("threads", [(0,), (-1,), (4097,), (2**31 - 1,), (2**31,), (), (1, 1, 1), None]),
+    changes("threads", [0, -1, 4097, 2**31 - 1, 2**31, (), (1,), (1, 1, 1), None]),
 )
 def test_threads(entry, change):
     assert refused(entry, change)
 
 
 @pytest.mark.parametrize(
-    ("entry", "change"), changes("low", [7, 8, float("nan")]) + changes("high", [float("nan")])
+    ("entry", "change"),
+    changes("quant_min", [7, 8, float("nan")]) + changes("quant_max", [float("nan")]),
 )
 def test_bounds(entry, change):
-    assert refused(entry, change) == "quant_min: must be below quant_max"
+    assert refused(entry, change) == "quant_min: expected a value below quant_max"
 
 
 @pytest.mark.parametrize(("entry", "change"), changes("distance", [-1, 4]))
 def test_distance_codes(entry, change):
-    assert refused(entry, change) == "distance code: accepted are 0 to 3"
+    assert refused(entry, change) == "distance: expected a code from 0 to 3"
 
 
 @pytest.mark.parametrize(("entry", "change"), changes("activation", [-1, 3]))
 def test_activation_codes(entry, change):
-    assert refused(entry, change) == "activation code: accepted are 0 to 2"
+    assert refused(entry, change) == "activation: expected a code from 0 to 2"
 
 
-@pytest.mark.parametrize(("entry", "change"), changes("stride", [-1, 2]))
+@pytest.mark.parametrize(("entry", "change"), changes("quantizer_stride", [-1, 2]))
 def test_quantizer_strides(entry, change):
-    assert refused(entry, change) == "quantizer_stride: accepted are 0 and 1"
+    assert refused(entry, change) == "quantizer_stride: expected 0 or 1"
 
 
 def test_without_a_bias_its_gradient_needs_no_address():
-    call = Call("fake_quantize_learned_backward", {"bias": 0, "grad_bias": 0})
+    call = Call("lsq_fake_quantize_backward", {"bias": 0, "grad_bias": 0})
     untouched = call.buffers["grad_bias"].clone()
     call()
     assert same_bits(call.buffers["grad_bias"], untouched)
@@ -234,11 +267,11 @@ def test_without_a_bias_its_gradient_needs_no_address():
 @pytest.mark.parametrize(
     ("entry", "absent"),
     [
-        ("batch_norm_eval", ("shift", "mean", "variance")),
-        ("batch_norm_eval", ("residual",)),
-        ("batch_norm_eval_backward", ("mean", "grad_mean", "grad_variance")),
-        ("batch_norm_eval_backward", ("x", "mean", "grad_mean", "grad_variance")),
-        ("batch_norm_eval_backward", ("y", "grad_residual")),
+        ("frozen_batch_norm", ("mean_hint", "mean", "variance")),
+        ("frozen_batch_norm", ("residual",)),
+        ("frozen_batch_norm_backward", ("mean", "grad_mean", "grad_variance")),
+        ("frozen_batch_norm_backward", ("x", "mean", "grad_mean", "grad_variance")),
+        ("frozen_batch_norm_backward", ("y", "grad_residual")),
     ],
 )
 def test_optional_addresses_are_absent_together(entry, absent):
@@ -252,14 +285,14 @@ def test_optional_addresses_are_absent_together(entry, absent):
 
 def test_a_mask_needs_x_or_y():
     change = dict.fromkeys(("x", "y", "mean", "grad_mean", "grad_variance"), 0)
-    assert refused("batch_norm_eval_backward", change) == "x: null pointer"
+    assert refused("frozen_batch_norm_backward", change) == "x: null pointer"
 
 
-@pytest.mark.parametrize("entry", [name for name in ENTRIES if "extent" in flat_names(name)])
-@pytest.mark.parametrize("extent", [(0, 3, 4), (2, 3, 0), (0, 0, 0)], ids=str)
-def test_empty_tensors_need_no_address(entry, extent):
+@pytest.mark.parametrize("entry", [name for name in ENTRIES if "shape" in flat_names(name)])
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (0, 0, 0)], ids=str)
+def test_empty_tensors_need_no_address(entry, shape):
     names = [name for name in addresses(entry) if BUFFERS.get(name) == NUMEL]
-    call = Call(entry, {"extent": extent} | dict.fromkeys(names, 0))
+    call = Call(entry, {"shape": shape} | dict.fromkeys(names, 0))
     before = {name: call.buffers[name].clone() for name in names}
     call()
     assert all(same_bits(call.buffers[name], values) for name, values in before.items())
@@ -267,13 +300,13 @@ def test_empty_tensors_need_no_address(entry, extent):
 
 def test_distance_needs_a_layer():
     result = torch.zeros(1)
-    with pytest.raises(ValueError, match="layers: needed is at least one"):
-        NATIVE.cpu.batch_norm_distance(0, 0, [], result.data_ptr(), (1,))
+    with pytest.raises(ValueError, match="layers: expected at least one"):
+        NATIVE.cpu.batch_norm_distance(0, [], 0, result.data_ptr(), 1)
 
 
 @pytest.mark.parametrize("name", ["", "sse", "AVX2"])
 def test_unknown_instruction_set(name):
     before = NATIVE.cpu.instruction_set()
-    with pytest.raises(ValueError, match="instruction set: accepted are avx512, avx2 and portable"):
+    with pytest.raises(ValueError, match="instruction set: expected avx512, avx2 or portable"):
         NATIVE.cpu.select_instruction_set(name)
     assert NATIVE.cpu.instruction_set() == before

@@ -2,38 +2,37 @@
 
 import pytest
 import torch
-from small_training import STAGES, new_training
+from small_training import STAGES, new_trainer
 
 from zscgan_ext.ops import implementation as choice
 
 STEPS = 50
 
 
-def loss_and_gradients(training, inputs, seed):
-    """Loss and gradients of a training's parameters on these inputs, with this noise."""
+def loss_and_gradients(trainer, batch, seed):
+    """Loss and gradients of a trainer's parameters on this batch, with this noise."""
     torch.manual_seed(seed)
-    loss, _ = training.measure(*inputs)
-    parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
-    return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
+    loss, _ = trainer.loss(*batch)
+    return loss.detach(), torch.autograd.grad(loss, trainer.parameters(), allow_unused=True)
 
 
-def learner(training):
+def learner(trainer):
     """The module that learns, with everything that it stores."""
-    return training.generator if hasattr(training, "generator") else training.student
+    return trainer.generator if hasattr(trainer, "generator") else trainer.student
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_losses_and_gradients_are_those_of_plain_torch(stage, monkeypatch):
-    native = new_training(stage)
+    native = new_trainer(stage)
     monkeypatch.setattr(choice, "REQUESTED", "reference")
-    plain = new_training(stage)
+    plain = new_trainer(stage)
     for step in range(STEPS):
         learner(plain).load_state_dict(learner(native).state_dict())
-        inputs = native.inputs()
-        expected = loss_and_gradients(plain, inputs, step)
+        batch = native.sample()
+        expected = loss_and_gradients(plain, batch, step)
         learner(plain).load_state_dict(learner(native).state_dict())
         monkeypatch.setattr(choice, "REQUESTED", "native")
-        loss, gradients = loss_and_gradients(native, inputs, step)
+        loss, gradients = loss_and_gradients(native, batch, step)
         assert loss.item() == pytest.approx(expected[0].item(), rel=1e-4)
         # A bias before a batch norm has no gradient but what rounding makes of it.
         rounding = 1e-6 * max(theirs.norm() for theirs in expected[1] if theirs is not None)
@@ -41,5 +40,5 @@ def test_losses_and_gradients_are_those_of_plain_torch(stage, monkeypatch):
             assert (ours is None) == (theirs is None)
             if ours is not None:
                 assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + rounding
-        native.take(*inputs)
+        native.learn(*batch)
         monkeypatch.setattr(choice, "REQUESTED", "reference")

@@ -115,7 +115,7 @@ def test_something_else_in_the_place_of_one_file_keeps_all_of_the_run(
     before = content(written)
     kinds = {"folder": "folder", "pipe": "device, pipe or socket"}
     for options in ({"overwrite": True}, {"resume": True}):
-        with pytest.raises(InputError, match=f"is a {kinds.get(kind, 'link')}, needed is a file"):
+        with pytest.raises(InputError, match=f"is a {kinds.get(kind, 'link')}, expected a file"):
             RunFolder(written, **options)
     assert content(written) == before
     assert elsewhere.read_text() == "mine"
@@ -132,7 +132,7 @@ def test_folders_that_are_links_are_refused(tmp_path, capsys, name, options):
     before = content(tmp_path)
     assert train([*SHORT, f"--output={run}", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{run / name} is a link, needed is a folder" in line
+    assert f"{run / name} is a link, expected a folder" in line
     after = content(tmp_path)
     after.pop(f"run/{LIST}", None)
     assert after == before
@@ -146,14 +146,14 @@ def test_a_run_whose_checkpoints_became_a_link_is_not_resumed(tmp_path, capsys):
     before = content(tmp_path)
     capsys.readouterr()
     assert train([OWN, f"--resume={run}"]) == 2
-    assert "checkpoints is a link, needed is a folder" in capsys.readouterr().err
+    assert "checkpoints is a link, expected a folder" in capsys.readouterr().err
     assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
 def test_the_folder_itself_is_no_link(tmp_path, written, options):
     (tmp_path / "latest").symlink_to(written)
-    with pytest.raises(InputError, match="latest is a link, needed is a folder; give the folder"):
+    with pytest.raises(InputError, match="latest is a link, expected a folder; give the folder"):
         RunFolder(tmp_path / "latest", **options)
 
 
@@ -163,7 +163,7 @@ def test_a_folder_that_becomes_a_link_is_not_followed(tmp_path, inner):
     elsewhere.mkdir()
     run = RunFolder(tmp_path / "run")
     (run.path / inner).symlink_to(elsewhere)
-    with pytest.raises(InputError, match="is a link, needed is a folder"):
+    with pytest.raises(InputError, match="is a link, expected a folder"):
         run.claim({"samples": SAMPLE, "checkpoints": CHECKPOINT}[inner])
 
 

@@ -12,9 +12,9 @@ import torch
 from runs import OWN, PYTHONPATH, TINY, results_of, write_fashion_mnist
 from torch import nn
 from worker_processes import free_port, run_together
-from zscgan_ext.settings.config import Settings
 
 from zscgan_ext import processes
+from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
 from zscgan_ext.stages.preparation import prepare
@@ -84,14 +84,14 @@ def test_a_signal_to_one_process_stops_all_and_they_go_on_bit_for_bit(found):
         assert ("stopped by SIGTERM" in process.errors) == (rank == 0)
 
 
-def test_another_number_of_processes_goes_on(found, capsys):
+def test_another_number_of_processes_resumes_a_run(found, capsys):
     folder, findings, _ = found
     run = folder / "for one process"
     (file,) = checkpoint_files(run / "checkpoints")
     state = read_checkpoint(file)
     assert state["steps"] == 8
     # Every process draws numbers of its own.
-    noise = [own["default_random"]["cpu"] for own in state["random_of_all"]]
+    noise = [own["default_rng"]["cpu"] for own in state["rngs_of_all"]]
     assert len(noise) == len(findings)
     assert not any(torch.equal(noise[0], other) for other in noise[1:])
     assert main([OWN, f"--resume={run}"]) == 0
@@ -168,7 +168,7 @@ sys.exit((parallel_steps.run_and_die if first else parallel_steps.main)(sys.argv
 """
 
 
-def test_a_job_that_torchrun_restarts_goes_on(tmp_path, data):
+def test_a_job_that_torchrun_restarts_is_resumed(tmp_path, data):
     (tmp_path / "dying.py").write_text(DYING_ONCE)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     options = ["--max-restarts=1", f"--master-port={free_port()}", str(tmp_path / "dying.py")]
@@ -183,7 +183,7 @@ def test_a_job_that_torchrun_restarts_goes_on(tmp_path, data):
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"exitcode: 9\b", done.stderr)  # the first time
-    assert "resume: goes on after step 4 of all stages" in done.stdout
+    assert "resume: after step 4 of all stages" in done.stdout
     assert (tmp_path / "run" / "metrics.json").exists()
 
 
@@ -211,10 +211,15 @@ def test_alone_batch_norm_is_torchs_own():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "message"), [(128, "^batch_size: 128"), (129, "^fine_tuning_batch_size: 32")]
+    ("batch_size", "name", "given"),
+    [(128, "batch_size", 128), (129, "fine_tuning_batch_size", 32)],
 )
-def test_a_batch_that_cannot_be_shared_gives_one_line(monkeypatch, tmp_path, batch_size, message):
+def test_a_batch_that_cannot_be_shared_gives_one_line(
+    monkeypatch, tmp_path, batch_size, name, given
+):
     monkeypatch.setattr(processes, "count", lambda: 3)
-    with pytest.raises(InputError, match=f"{message}, needed is a multiple of the 3 processes"):
-        prepare(Settings(output=tmp_path / "run", batch_size=batch_size))
+    shared = "a multiple of the 3 processes, which share each batch"
+    message = f"^{name}: expected {shared}, got {given}$"
+    with pytest.raises(InputError, match=message):
+        prepare(RunConfig().changed(output=tmp_path / "run", batch_size=batch_size))
     assert not (tmp_path / "run").exists()

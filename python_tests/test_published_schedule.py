@@ -1,7 +1,6 @@
 """The benchmark of a published schedule: its arithmetic, its rows and its refusals."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,7 +35,7 @@ def test_only_steps_after_the_warm_up_count(monkeypatch):
     monkeypatch.setattr(bench_published_schedule.time, "perf_counter", lambda: next(times))
     stretch = bench_published_schedule.Stretch(torch.device("cpu"), warm_up=3)
     for step in (1, 2, 3, 5, 8):  # a trainer may report some steps only
-        stretch.report(SimpleNamespace(step=step))
+        stretch.mark(step)
     assert stretch.milliseconds_per_step() == pytest.approx(1e3 * (15 - 10) / (8 - 3))
 
 

@@ -9,7 +9,7 @@ from tensors import DTYPES, LAYOUTS, same_bits, same_values
 
 from zscgan_ext.ops import ACTIVATIONS, native, reference
 from zscgan_ext.ops.batch_norm_matching import DISTANCES
-from zscgan_ext.ops.layout import compute_dtype, dense
+from zscgan_ext.ops.layout import compute_dtype, ensure_dense
 
 APART = 4099  # elements from one to the next where strides are huge
 SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-40, 3e38, -3e38, 0.5, 1.5, -2.5)
@@ -66,7 +66,7 @@ def quantizations(draw):
     exponents = torch.linspace(*(draw(st.integers(-30, 30)) for _ in range(2)), max(count, 1))
     scale = (10.0 ** exponents.double())[:count].to(compute_dtype(x))
     zero_point = torch.linspace(low - 2.4, high + 2.4, max(count, 1), dtype=scale.dtype)[:count]
-    return dense(x, axis), scale, zero_point, low, high, axis
+    return ensure_dense(x, axis), scale, zero_point, low, high, axis
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
@@ -88,16 +88,16 @@ def test_lsq_fake_quantize(case, factor, activation, with_bias):
     x, scale, zero_point, low, high, axis = case
     bias = None
     if with_bias and x.dim() > 1 and axis in (None, 1):
-        x = dense(x, 1)
+        x = ensure_dense(x, 1)
         bias = torch.linspace(-1, 1, x.shape[1], dtype=scale.dtype)
     grad = x.flip(0).nan_to_num(1, 2, -2).clamp(-100, 100)
     grad = torch.empty_like(x).copy_(grad)
     outcomes = []
     for module in (native, reference):
         settings_ = ([x], [scale], [zero_point], [low], [high])
-        stage = ([axis], [activation], [bias])
-        (y,) = module.lsq_fake_quantize(*settings_, *stage)
-        columns = module.lsq_fake_quantize_backward([grad], *settings_, [factor], *stage)
+        stage = ([activation], [bias])
+        (y,) = module.lsq_fake_quantize(*settings_, [axis], *stage)
+        columns = module.lsq_fake_quantize_backward([grad], *settings_, [axis], [factor], *stage)
         gradients = [column[0] for column in columns]
         outcomes.append((y, *(gradients[:3] if bias is None else gradients)))
     (y, grad_x, *sums), (expected_y, expected_grad_x, *expected_sums) = outcomes
@@ -129,7 +129,7 @@ def test_observe(xs, constant, low, symmetric, axis):
         for x in (module_x, module_x * 2):
             for module, state in zip((native, reference), states, strict=True):
                 observer = (constant, low, low + 255, symmetric, choice)
-                module.update_min_max(dense(x, choice), *state, *observer)
+                module.update_min_max(ensure_dense(x, choice), *state, *observer)
             for actual, expected in zip(*states, strict=True):
                 assert same_values(actual, expected)
 
@@ -137,7 +137,7 @@ def test_observe(xs, constant, low, symmetric, axis):
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(tensors(dimensions=(2, 5), finite=True))
 def test_batch_norm_statistics(x):
-    x = dense(x, 1)
+    x = ensure_dense(x, 1)
     shift = torch.zeros(x.shape[1], dtype=compute_dtype(x))
     (mean, variance), (true_mean, true_variance) = (
         module.batch_norm_statistics(x, shift) for module in (native, reference)
@@ -161,7 +161,7 @@ def test_batch_norm_statistics(x):
     st.integers(0, 2**32),
 )
 def test_frozen_batch_norm(x, activation, has_residual, masked_by_y, seed):
-    x = dense(x, 1)
+    x = ensure_dense(x, 1)
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(6, x.shape[1], generator=generator, dtype=compute_dtype(x))
     multiplier, offset, shift, *gradient = vectors
@@ -201,7 +201,7 @@ def test_quantizers_that_make_no_sense(x, scales, zero_points, activation):
     """Whatever an optimizer made of a scale, no implementation reads or writes elsewhere, and both
     give the same values.
     """
-    x = dense(x, 0)
+    x = ensure_dense(x, 0)
     count = x.shape[0]
     scale, zero_point = (
         torch.tensor((values * count)[:count], dtype=compute_dtype(x))

@@ -102,7 +102,7 @@ def test_folder_with_other_files_is_not_a_run(tmp_path):
 
 def test_files_in_the_way_give_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file, needed is a folder"):
+    with pytest.raises(InputError, match=r"expected a folder, \S+ is a file$"):
         RunFolder(tmp_path / "file")
     with pytest.raises(InputError, match="cannot be written"):
         RunFolder(tmp_path / "file" / "run")
@@ -160,5 +160,5 @@ def test_image_grid_shows_every_pixel(tmp_path, channels, height, shown):
 
 
 def test_image_grid_needs_a_label_for_each_row(tmp_path):
-    with pytest.raises(ValueError, match="labels: 1, needed is one for each of 2 rows"):
+    with pytest.raises(ValueError, match="labels: expected one for each of 2 rows, got 1"):
         RunFolder(tmp_path).save_image_grid("g.png", torch.zeros(2, 1, 1, 4, 4), ["a"])

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from runs import OWN, PYTHONPATH, TINY, results_of
-from zscgan_ext.settings.values import Interval
-from zscgan_ext.stages.progress import Progress
 
+from zscgan_ext.config.values import Interval
 from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.measures import latencies
 from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
 from zscgan_ext.run_folder.checkpoints import Checkpoints
+from zscgan_ext.stages.monitor import Progress
 from zscgan_ext.train import main
 from zscgan_ext.training.stop_signals import StopSignals
 
@@ -239,7 +239,7 @@ def test_a_clock_that_is_set_back_or_stands_still_ends_nothing(monkeypatch, caps
     began = time.monotonic()
     latencies([lambda x: x], torch.zeros(1), seconds=5)
     assert time.monotonic() - began < 4
-    monkeypatch.setattr("zscgan_ext.stages.progress.time.perf_counter", lambda: 7.0)
+    monkeypatch.setattr("zscgan_ext.stages.monitor.time.perf_counter", lambda: 7.0)
     with Progress("synthesis", 4, 1) as progress:
         assert progress.wants(1)
         progress.update(1, {"loss": 0.5})
@@ -271,7 +271,7 @@ def test_settings_that_change_while_a_run_goes_on_are_told(tmp_path, monkeypatch
     assert export([str(run), OWN, "--formats=safetensors"]) == 0
 
 
-def test_settings_edited_before_a_run_goes_on_are_told(tmp_path, capsys):
+def test_settings_edited_before_a_run_is_resumed_are_told(tmp_path, capsys):
     run = tmp_path / "run"
     assert main([*TINY, "--checkpoint-every=3", "--stop-after=synthesis", f"--output={run}"]) == 0
     config = run / "config.yaml"
@@ -279,5 +279,7 @@ def test_settings_edited_before_a_run_goes_on_are_told(tmp_path, capsys):
     capsys.readouterr()
     assert main([OWN, f"--resume={run}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: latent_dim: 9, but the checkpoint to resume has 8; put that ba")
-    assert "or start a new run with another --output" in line
+    assert line.startswith(
+        "error: latent_dim: expected 8, as the checkpoint to resume has, got 9; "
+    )
+    assert "in config.yaml or the arguments, or start a new run with another --output" in line

@@ -3,45 +3,47 @@
 import math
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 from networks import RGB8, small_residual
-from zscgan_ext.settings.config import Settings
 
 from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.config.configs import ExecutionConfig, GeneratorConfig
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import (
-    GeneratorTraining,
-    learning_batches,
+    GeneratorTrainer,
     log_pair_distance,
     noise_batches,
     paired,
     synthetic_batches,
-    train_generator,
 )
+from zscgan_ext.training.execution import choose_execution
 
-QUICK = Settings(latent_dim=8, batch_size=32, synthesis_steps=25, synthesis_learning_rate=3e-3)
+QUICK = GeneratorConfig(latent_dim=8, batch_size=32, steps=25, learning_rate=3e-3)
 
 
 def random(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def learned(settings=QUICK, seed=0):
-    """A generator learned from the small classifier, and its steps."""
+def learned(config=QUICK, seed=0, **execution):
+    """A generator learned from the small classifier, and what its steps measured."""
     torch.manual_seed(seed)
-    generator = ConditionalGenerator(5, settings.latent_dim, RGB8)
-    teacher = FrozenTeacher(trace(small_residual(), RGB8.shape), settings.distance)
-    steps = []
-    train_generator(generator, teacher, settings, random(seed), steps.append)
-    return generator, steps
+    generator = ConditionalGenerator(5, config.latent_dim, RGB8)
+    teacher = FrozenTeacher(trace(small_residual(), RGB8.shape), config.distance)
+    chosen = choose_execution(ExecutionConfig(**execution), torch.device("cpu"))
+    trainer = GeneratorTrainer(generator, teacher, config, chosen, random(seed))
+    measured = [trainer.step(trainer.sample()).tolist() for _ in range(config.steps)]
+    names = trainer.metrics
+    return generator.eval(), [SimpleNamespace(**dict(zip(names, m, strict=True))) for m in measured]
 
 
 def test_the_loss_falls_and_the_classifier_agrees_more():
     _, steps = learned()
-    assert [step.step for step in steps] == list(range(1, 26))
+    assert len(steps) == 25
     assert sum(s.loss for s in steps[-5:]) < 0.8 * sum(s.loss for s in steps[:5])
     accuracies = [step.teacher_accuracy for step in steps]
     assert all(0 <= accuracy <= 100 for accuracy in accuracies)
@@ -50,7 +52,7 @@ def test_the_loss_falls_and_the_classifier_agrees_more():
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
     weights = {"cross_entropy_weight": 0.5, "batch_norm_weight": 3.0, "diversity_weight": 0.7}
-    for step in learned(replace(QUICK, synthesis_steps=2, **weights))[1]:
+    for step in learned(replace(QUICK, steps=2, **weights))[1]:
         difference = math.log(step.pair_distance)
         expected = 0.5 * step.cross_entropy + 3 * step.batch_norm_distance - 0.7 * difference
         assert step.loss == pytest.approx(expected, rel=1e-5)
@@ -115,8 +117,8 @@ def test_each_part_can_be_learned_alone():
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():
-    settings = replace(QUICK, synthesis_steps=4)
-    (one, steps), (two, again), (other, _) = (learned(settings, seed) for seed in (3, 3, 4))
+    config = replace(QUICK, steps=4)
+    (one, steps), (two, again), (other, _) = (learned(config, seed) for seed in (3, 3, 4))
     assert steps == again
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name])
@@ -134,12 +136,12 @@ def first_batches(generator, count=2, size=6):
 
 
 def test_bfloat16_learns_too():
-    _, steps = learned(replace(QUICK, precision="bfloat16"))
+    _, steps = learned(precision="bfloat16")
     assert steps[-1].loss < steps[0].loss
 
 
 def test_synthetic_batches_are_images_with_their_labels():
-    generator, _ = learned(replace(QUICK, synthesis_steps=1))
+    generator, _ = learned(replace(QUICK, steps=1))
     (images, labels), (more, _) = first_batches(generator)
     assert images.shape == (6, *RGB8.shape)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -159,26 +161,3 @@ def test_noise_is_standard_normal():
     assert images.mean().abs() < 0.05
     assert images.std().item() == pytest.approx(1, abs=0.05)
     assert not torch.equal(images, more)
-
-
-def test_a_generator_learns_a_step_before_each_of_its_batches():
-    torch.manual_seed(0)
-    generator = ConditionalGenerator(5, 8, RGB8)
-    training = GeneratorTraining(
-        generator,
-        FrozenTeacher(trace(small_residual(), RGB8.shape), "gaussian_kl"),
-        QUICK,
-        random(),
-    )
-    batches = learning_batches(training, synthetic_batches(generator, 4, random(1)))
-    before = {name: value.clone() for name, value in generator.state_dict().items()}
-    for steps in (1, 2):
-        images, labels = next(batches)
-        assert training.steps_taken == steps
-        assert not generator.training
-        assert (images.shape, labels.shape) == ((4, *RGB8.shape), (4,))
-    changed = [
-        name for name, value in generator.state_dict().items() if value.ne(before[name]).any()
-    ]
-    assert "linear.weight" in changed
-    assert "bn.running_mean" in changed

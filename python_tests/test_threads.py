@@ -56,7 +56,7 @@ def quantization_results(x, grad, axis):
         [x], [scale], [zero_point], *bounds, [axis], ["none"], [None]
     )
     gradients = native.lsq_fake_quantize_backward(
-        [grad], [x], [scale], [zero_point], *bounds, [0.5], [axis], ["none"], [None]
+        [grad], [x], [scale], [zero_point], *bounds, [axis], [0.5], ["none"], [None]
     )
     state = [torch.full((count,), v) for v in (torch.inf, -torch.inf, 0.0, 0.0)]
     native.update_min_max(x, *state, 0.1, -8, 7, False, axis)
@@ -78,7 +78,7 @@ def fused_results(x, grad):
     quantizer = ([scale], [scale * 3], [-8], [7])
     (y,) = native.lsq_fake_quantize([x], *quantizer, [None], ["relu6"], [bias])
     gradients = native.lsq_fake_quantize_backward(
-        [grad], [x], *quantizer, [0.5], [None], ["relu6"], [bias]
+        [grad], [x], *quantizer, [None], [0.5], ["relu6"], [bias]
     )
     names = ("fused_grad_x", "fused_grad_scale", "fused_grad_zero_point", "fused_grad_bias")
     return {"fused": y} | {name: values for name, (values,) in zip(names, gradients, strict=True)}
@@ -132,7 +132,7 @@ def many_results():
     settings = (xs, scales, [scale * 0 for scale in scales], [-8] * 5, [7] * 5)
     plain = (["none"] * 5, [None] * 5)
     ys = native.lsq_fake_quantize(*settings, [0] * 5, *plain)
-    gradients = native.lsq_fake_quantize_backward(xs, *settings, [1.0] * 5, [0] * 5, *plain)
+    gradients = native.lsq_fake_quantize_backward(xs, *settings, [0] * 5, [1.0] * 5, *plain)
     return [*ys, *(values for column in gradients[:3] for values in column)]
 
 

@@ -13,15 +13,15 @@ from networks import RGB8
 from PIL import Image
 from runs import SHORT, write_fashion_mnist
 from safetensors.torch import load_file
-from zscgan_ext.settings.command_line import parse_settings
-from zscgan_ext.settings.config import Settings
 
 from zscgan_ext.classifiers.loading import load_classifier
+from zscgan_ext.config.command_line import parse_config
+from zscgan_ext.config.configs import OPTIONS
 from zscgan_ext.environment import environment
 from zscgan_ext.images.datasets import open_images
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme
-from zscgan_ext.stages.results import ROWS
+from zscgan_ext.stages.variants import VARIANTS
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.train import main
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
@@ -78,7 +78,7 @@ def test_metrics_have_the_promised_keys(run):
     own = {
         *("classifier", "bits", "scheme", "seed", "device", "top1", "agreement", "seconds"),
         *("peak_memory_bytes", "execution", "diversity", "warnings"),
-        "first_ranges",
+        "initial_ranges",
     }
     assert set(metrics) == own | set(environment())
     assert metrics["classifier"] == "resnet20"
@@ -86,7 +86,7 @@ def test_metrics_have_the_promised_keys(run):
     assert metrics["scheme"] == "deploy"
     assert metrics["seed"] == 0
     assert metrics["device"] == "cpu"
-    assert set(metrics["top1"]) == set(metrics["agreement"]) == set(ROWS)
+    assert set(metrics["top1"]) == set(metrics["agreement"]) == set(VARIANTS)
     stages = {"synthesis", "calibration", "fine_tuning", "evaluation"}
     assert set(metrics["seconds"]) == stages | {"total"}
     assert all(metrics["seconds"][stage] > 0 for stage in stages)
@@ -103,15 +103,15 @@ def test_accuracy_is_measured_on_the_evaluation_images(run, data):
     metrics = metrics_of(run)
     assert metrics["top1"]["float"] == pytest.approx(expected)
     assert metrics["agreement"]["float"] == 100
-    assert all(0 <= metrics["top1"][row] <= 100 for row in ROWS)
+    assert all(0 <= metrics["top1"][row] <= 100 for row in VARIANTS)
     # Eight bits and real images lose next to nothing.
     assert metrics["agreement"]["real_calibrated"] >= 95
 
 
-def test_first_ranges_are_those_of_least_divergence(run):
-    first_ranges = metrics_of(run)["first_ranges"]
-    assert set(first_ranges) == {"fine_tuned", "real_fine_tuned"}
-    for facts in first_ranges.values():
+def test_initial_ranges_are_those_of_least_divergence(run):
+    initial_ranges = metrics_of(run)["initial_ranges"]
+    assert set(initial_ranges) == {"fine_tuned", "real_fine_tuned"}
+    for facts in initial_ranges.values():
         assert set(facts["divergence"]) == {"narrower", "batch_norm", "images"}
         assert facts["divergence"][facts["chosen"]] <= min(facts["divergence"].values()) / 0.75
 
@@ -126,11 +126,11 @@ def test_the_log_has_every_stage(run):
 
 
 def test_the_config_reads_back(run):
-    settings = parse_settings(["--config", str(run / "config.yaml")])
-    assert settings.bits == "w8a8"
-    assert settings.output == run
+    config = parse_config(["--config", str(run / "config.yaml")])
+    assert config.quantization.bits == "w8a8"
+    assert config.output == run
     content = yaml.safe_load((run / "config.yaml").read_text())
-    assert set(content) == set(Settings.__dataclass_fields__)
+    assert set(content) == set(OPTIONS)
 
 
 def test_the_generator_reads_back(run):
@@ -172,10 +172,10 @@ def assert_table(output, metrics):
     lines = output.splitlines()
     header = next(i for i, line in enumerate(lines) if "top-1" in line)
     assert "agreement" in lines[header]
-    for line, (row, name) in zip(lines[header + 1 :], ROWS.items(), strict=False):
+    for line, (row, variant) in zip(lines[header + 1 :], VARIANTS.items(), strict=False):
         values = f"{metrics['top1'][row]:.2f}", f"{metrics['agreement'][row]:.2f}"
-        assert line.startswith(name)
-        assert tuple(line.removeprefix(name).split()) == values
+        assert line.startswith(variant.label)
+        assert tuple(line.removeprefix(variant.label).split()) == values
     assert "again" in lines[-1]
 
 
@@ -199,10 +199,10 @@ def test_stopping_after_synthesis(data, tmp_path, capsys):
 def test_without_reference_data_its_rows_are_absent(data, tmp_path, capsys):
     assert train(tmp_path / "out", data, "--scheme=paper", "--classifier=resnet20") == 0
     metrics = metrics_of(tmp_path / "out")
-    assert {row for row in ROWS if metrics["top1"][row] is None} == REAL_ROWS
+    assert {row for row in VARIANTS if metrics["top1"][row] is None} == REAL_ROWS
     output = capsys.readouterr().out
-    assert ROWS["fine_tuned"] in output
-    assert not any(ROWS[row] in output for row in REAL_ROWS)
+    assert VARIANTS["fine_tuned"].label in output
+    assert not any(VARIANTS[row].label in output for row in REAL_ROWS)
 
 
 def test_how_steps_are_executed_is_printed_and_kept(data, tmp_path, capsys):

@@ -39,6 +39,7 @@ from zscgan_ext.config.configs import (
     RunConfig,
     preset_of,
 )
+from zscgan_ext.config.fields import check_section
 from zscgan_ext.config.values import EVALUATION_BATCH
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.evaluation import (
@@ -327,9 +328,8 @@ def configured(seed: int, settings: Mapping[str, Any], sections: Mapping[str, ob
     """
     given = {name: section for name, section in sections.items() if section is not None}
     for name, section in given.items():
-        if not isinstance(section, SECTIONS[name]):
-            expected = SECTIONS[name].__name__
-            raise InputError(f"{name}: expected a {expected}, got {kind(section)}")
+        argument = name if name == "execution" else "config"
+        check_section(argument, section, SECTIONS[name])
     config = RunConfig(seed=seed, **given)  # type: ignore[arg-type]
     return config.changed(**{**preset_of(settings), **settings})
 

@@ -35,7 +35,7 @@ def fake_quantize(
     return ((integer - zero_point) * scale).to(x.dtype)
 
 
-def fake_quantize_learned(
+def lsq_fake_quantize(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor,
@@ -51,7 +51,7 @@ def fake_quantize_learned(
     return fake_quantize(x, scale, zero_point, low, high, axis)
 
 
-def observe(
+def update_min_max(
     x: Tensor, state: Sequence[Tensor], averaging_constant: float, low: int, high: int, axis: int
 ) -> None:
     """Average the range of each channel into a running one and derive scale and zero point."""
@@ -70,7 +70,7 @@ def batch_norm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def batch_norm_eval_matched(
+def frozen_batch_norm_with_stats(
     x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Frozen batch norm and ReLU, with the statistics of their input."""

@@ -47,7 +47,7 @@ class Fault:
     has_to_be_found: bool = True
 
 
-PLAN = """inline ColumnPartition plan_column_reduction(const Extent& extent) {
+PLAN = """inline ColumnPartition plan_column_reduction(const Shape3& shape) {
     // Blocks for two on each multiprocessor: what they leave is merged by one.
     constexpr int64_t usual_splits = 256;
     // A thread's float32 sums of more rows than this would lose digits.
@@ -68,7 +68,7 @@ FAULTS = (
         "zscgan_ext/processes.py",
         "means[0].new_full((), images)",
         "means[0].new_tensor(float(images))",
-        ("python_tests/test_training.py", "-k", "takes_no_numbers_from_the_host"),
+        ("python_tests/test_trainer.py", "-k", "takes_no_numbers_from_the_host"),
         source=None,
     ),
     Fault(
@@ -165,11 +165,11 @@ library.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] + [ctypes.c_int] * 
 start = library.mmap(None, COPIES * size, 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
 for copy in range(COPIES):
     library.mmap(start + copy * size, size, 1, mmap.MAP_SHARED | 0x10, file, 0)
-extent = (COPIES * 64 * 64, CHANNELS, 1)
+shape = (COPIES * 64 * 64, CHANNELS, 1)
 shift, mean, variance = inputs.vectors[0], torch.empty(CHANNELS), torch.empty(CHANNELS)
-scratch = torch.empty(EMULATED.cuda.reduction_workspace(extent), dtype=torch.uint8)
+scratch = torch.empty(EMULATED.cuda.reduction_workspace(shape), dtype=torch.uint8)
 addresses = [v.data_ptr() for v in (shift, mean, variance)]
-EMULATED.cuda.batch_norm_statistics(2, extent, start, *addresses, (0, 0, scratch.data_ptr()))
+EMULATED.cuda.batch_norm_statistics(2, shape, start, *addresses, (0, 0, scratch.data_ptr()))
 true = torch.stack(torch.var_mean(sample.double(), 0, correction=0))
 found = torch.stack([variance, mean]).double()
 errors = ((found - true) / true).abs().amax(1).tolist()
@@ -210,7 +210,7 @@ def outcome(copy: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
     command = [sys.executable, "-c", LONG_SUMS_PROGRAM]
     if tests != (LONG_SUMS,):
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-        if not any("test_training" in test for test in tests):
+        if not any("test_trainer" in test for test in tests):
             command += ["-m", "cuda or emulation"]
     own = {"PYTHONPATH": str(copy), "ZSCGAN_EXT_EMULATE_CUDA": "1", "OMP_NUM_THREADS": "1"}
     completed = subprocess.run(

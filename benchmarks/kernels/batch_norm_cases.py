@@ -40,7 +40,7 @@ def batch_norm_statistics(kind: Kind) -> Subject:
     )
 
 
-def batch_norm_eval_matched(kind: Kind) -> Subject:
+def frozen_batch_norm_with_stats(kind: Kind) -> Subject:
     """Frozen batch norm, ReLU and the statistics of their input."""
     running_mean, running_var, weight, bias = (
         torch.full((kind.shape[1],), v, device=kind.device) for v in (0.1, 0.9, 1.2, 0.3)
@@ -50,7 +50,7 @@ def batch_norm_eval_matched(kind: Kind) -> Subject:
 
     def plain(x: Tensor) -> Sequence[Tensor]:
         stored = (weight, bias, running_mean, running_var)
-        return plain_torch.batch_norm_eval_matched(x, *stored, EPS)
+        return plain_torch.frozen_batch_norm_with_stats(x, *stored, EPS)
 
     compiled = torch.compile(plain, dynamic=False)
     functions: dict[str, Function] = {
@@ -64,7 +64,7 @@ def batch_norm_eval_matched(kind: Kind) -> Subject:
     one = statistics_floor(kind)["forward"]
     floor = {"forward": 2 * one, "backward": 3 * one, "forward+backward": 5 * one}
     return Subject(
-        "batch_norm_eval_matched",
+        "frozen_batch_norm_with_stats",
         kind.layout,
         kind.dtype,
         kind.shape,

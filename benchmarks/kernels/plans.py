@@ -8,34 +8,34 @@ import torch
 
 from benchmarks.kernels.batch_norm_cases import (
     batch_norm_distance,
-    batch_norm_eval_matched,
     batch_norm_loss,
     batch_norm_statistics,
+    frozen_batch_norm_with_stats,
 )
 from benchmarks.kernels.quantization_cases import (
     fake_quantize,
-    fake_quantize_learned,
-    fake_quantize_learned_bias_relu,
-    fake_quantize_learned_many,
-    fake_quantize_learned_relu,
-    observe,
+    lsq_fake_quantize,
+    lsq_fake_quantize_bias_relu,
+    lsq_fake_quantize_foreach,
+    lsq_fake_quantize_relu,
+    update_min_max,
 )
 from benchmarks.kernels.subject import Kind, Subject
 
 NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR = "NCHW", "channels_last", "weights", "NCHW per tensor"
 LAYOUTS: dict[Callable[[Kind], Subject], tuple[str, ...]] = {
     fake_quantize: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
-    fake_quantize_learned: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
-    fake_quantize_learned_relu: (NCHW, CHANNELS_LAST),
-    fake_quantize_learned_bias_relu: (NCHW, CHANNELS_LAST),
-    fake_quantize_learned_many: (WEIGHTS,),
-    observe: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
+    lsq_fake_quantize: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
+    lsq_fake_quantize_relu: (NCHW, CHANNELS_LAST),
+    lsq_fake_quantize_bias_relu: (NCHW, CHANNELS_LAST),
+    lsq_fake_quantize_foreach: (WEIGHTS,),
+    update_min_max: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
     batch_norm_statistics: (NCHW, CHANNELS_LAST),
-    batch_norm_eval_matched: (NCHW, CHANNELS_LAST),
+    frozen_batch_norm_with_stats: (NCHW, CHANNELS_LAST),
     batch_norm_loss: (NCHW, CHANNELS_LAST),
     batch_norm_distance: ("vectors",),
 }
-COMPARED_BY_COMPILING = (fake_quantize_learned, batch_norm_loss)
+COMPARED_BY_COMPILING = (lsq_fake_quantize, batch_norm_loss)
 RESIDENT = (1024, 65536)  # elements
 DISTANCE_CHANNELS = 10_000  # of all layers together
 MANY_ELEMENTS = 11_200_000  # the convolutions of a ResNet-18
@@ -71,7 +71,7 @@ def cpu_quick_plan(device: torch.device) -> Iterator[Plan]:
     """Yield one layout of every op, and bfloat16 in channels_last by the native core alone."""
     large = 16 * MEBIBYTE
     for make, layouts in LAYOUTS.items():
-        names = NATIVE if make is fake_quantize_learned_many else QUICK
+        names = NATIVE if make is lsq_fake_quantize_foreach else QUICK
         if make in COMPARED_BY_COMPILING:
             names = {**QUICK, "forward+backward": EVERY}
         yield Plan(make, Kind(layouts[0], torch.float32, RESIDENT[0], device), UNCOMPILED)
@@ -117,7 +117,7 @@ def compiling_pays(make: Callable[[Kind], Subject], kind: Kind) -> bool:
     if kind.device.type == "cuda" or make in COMPARED_BY_COMPILING:
         return True
     is_first = kind.layout == NCHW and kind.dtype == torch.float32
-    return is_first and make is not fake_quantize_learned_many
+    return is_first and make is not lsq_fake_quantize_foreach
 
 
 def full_plan(device: torch.device) -> Iterator[Plan]:
@@ -153,7 +153,7 @@ def without_repetition(plans: Iterator[Plan]) -> list[Plan]:
         if plan.make is batch_norm_distance:
             elements = min(kind.elements, DISTANCE_CHANNELS)
             own = Kind(kind.layout, torch.float32, elements, kind.device)
-        if plan.make is fake_quantize_learned_many:
+        if plan.make is lsq_fake_quantize_foreach:
             own = Kind(kind.layout, kind.dtype, min(kind.elements, MANY_ELEMENTS), kind.device)
         kept.setdefault((plan.make.__name__, own or kind), Plan(plan.make, own or kind, plan.names))
     return list(kept.values())

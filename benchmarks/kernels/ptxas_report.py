@@ -6,7 +6,7 @@ Writes a markdown document: registers, shared memory and resident blocks of ever
 architecture, as `ptxas -v` reports them; and of the machine code for the H100 and H200, by
 `cuobjdump`, the 16-byte accesses and instructions of every inner loop, with the share of the issue
 slots that they need at the bandwidth of a copy. Exits with 1 if a kernel spills registers, uses
-local memory, or does not read or write whole octets in 16 bytes.
+local memory, or does not read or write whole 8-element vectors in 16 bytes.
 """
 
 from __future__ import annotations
@@ -206,9 +206,9 @@ def problems(usage: Usage) -> Iterator[str]:
     if usage.local_accesses:
         yield f"{place} has {usage.local_accesses} accesses to local memory"
     if usage.dtype and usage.loop.wide_loads == 0:
-        yield f"{place} does not read whole octets in 16 bytes"
+        yield f"{place} does not read whole 8-element vectors in 16 bytes"
     if usage.dtype and writes(usage.kernel) and usage.loop.wide_stores == 0:
-        yield f"{place} does not write whole octets in 16 bytes"
+        yield f"{place} does not write whole 8-element vectors in 16 bytes"
 
 
 def writes(kernel: str) -> bool:
@@ -229,8 +229,8 @@ def markdown(usages: list[Usage], compiler: str, architectures: Sequence[int]) -
         "",
         f"{len(kernels)} kernels on {names}, compiled by {compiler};"
         f" {spilling} of them spill registers, {local} use local memory, and where an inner loop"
-        " works on a tensor it reads, and if it writes one writes, whole octets in 16 bytes on"
-        " all. Written by `python -m benchmarks.kernels.ptxas_report`.",
+        " works on a tensor it reads, and if it writes one writes, whole 8-element vectors in 16"
+        " bytes on all. Written by `python -m benchmarks.kernels.ptxas_report`.",
         "",
         "## Registers and occupancy",
         "",
@@ -245,15 +245,16 @@ def markdown(usages: list[Usage], compiler: str, architectures: Sequence[int]) -
         shared = max(usage.shared_bytes for usage in row.values())
         registers = " | ".join(cell(row[a]) for a in architectures)
         lines.append(f"| {name} | {shared} | {registers} |")
+    bandwidths = " and ".join(str(bandwidth / 1e12) for bandwidth in COPY_BANDWIDTHS.values())
     lines += [
         "",
         "## Inner loops",
         "",
         f"One pass of a thread through the inner loop on `sm_{LOOP_ARCHITECTURE}`, for whole,"
-        " aligned octets of one channel: the path with all 16-byte accesses and the fewest"
-        " decisions, from `cuobjdump`. Bytes are those of tensors, per element. The last columns"
-        " are the share of the issue slots of an H100 and an H200 that these instructions take at"
-        f" the bandwidth of a copy ({' and '.join(f'{b / 1e12}' for b in COPY_BANDWIDTHS.values())}"
+        " aligned 8-element vectors of one channel: the path with all 16-byte accesses and the"
+        " fewest decisions, from `cuobjdump`. Bytes are those of tensors, per element. The last"
+        " columns are the share of the issue slots of an H100 and an H200 that these instructions"
+        f" take at the bandwidth of a copy ({bandwidths}"
         " TB/s, 132 multiprocessors of 128 lanes at 1.74 GHz): above 100 % the kernel is bound by"
         " instructions, whatever its memory accesses are.",
         "",

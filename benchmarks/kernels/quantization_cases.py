@@ -77,14 +77,14 @@ def aten_learned(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None)
     return y
 
 
-def fake_quantize_learned(kind: Kind) -> Subject:
+def lsq_fake_quantize(kind: Kind) -> Subject:
     """Scale and zero point with gradients."""
     scale, zero_point = quantizer(kind, channels_of(kind), learned=True)
     axis = kind.axis
     settings: tuple[Any, ...] = (QUANT_MIN, QUANT_MAX, axis, GRADIENT_SCALE)
 
     def plain(x: Tensor) -> Tensor:
-        return plain_torch.fake_quantize_learned(x, scale, zero_point, *settings)
+        return plain_torch.lsq_fake_quantize(x, scale, zero_point, *settings)
 
     compiled = torch.compile(plain, dynamic=False)
     functions: dict[str, Function] = {
@@ -95,7 +95,7 @@ def fake_quantize_learned(kind: Kind) -> Subject:
     if kind.dtype not in WITHOUT_ATEN_GRADIENT:
         functions["torch"] = lambda xs: [aten_learned(xs[0], scale, zero_point, axis)]
     return Subject(
-        "fake_quantize_learned",
+        "lsq_fake_quantize",
         kind.layout,
         kind.dtype,
         kind.shape,
@@ -106,7 +106,7 @@ def fake_quantize_learned(kind: Kind) -> Subject:
     )
 
 
-def fake_quantize_learned_relu(kind: Kind, with_bias: bool = False) -> Subject:
+def lsq_fake_quantize_relu(kind: Kind, with_bias: bool = False) -> Subject:
     """Scale and zero point with gradients, one in all, behind a ReLU in the same pass."""
     scale, zero_point = quantizer(kind, 1, learned=True)
     settings: tuple[Any, ...] = (QUANT_MIN, QUANT_MAX, None, GRADIENT_SCALE)
@@ -117,7 +117,7 @@ def fake_quantize_learned_relu(kind: Kind, with_bias: bool = False) -> Subject:
         return torch.relu(x + plain_torch.per_channel(bias, x, 1) if with_bias else x)
 
     def plain(x: Tensor) -> Tensor:
-        return plain_torch.fake_quantize_learned(rectified(x), scale, zero_point, *settings)
+        return plain_torch.lsq_fake_quantize(rectified(x), scale, zero_point, *settings)
 
     compiled = torch.compile(plain, dynamic=False)
     functions: dict[str, Function] = {
@@ -130,7 +130,7 @@ def fake_quantize_learned_relu(kind: Kind, with_bias: bool = False) -> Subject:
     if kind.dtype == torch.float32:  # elsewhere ATen refuses it, or what a bias makes of it
         functions["torch"] = lambda xs: [aten_learned(rectified(xs[0]), scale, zero_point, None)]
     return Subject(
-        "fake_quantize_learned_bias_relu" if with_bias else "fake_quantize_learned_relu",
+        "lsq_fake_quantize_bias_relu" if with_bias else "lsq_fake_quantize_relu",
         kind.layout,
         kind.dtype,
         kind.shape,
@@ -141,9 +141,9 @@ def fake_quantize_learned_relu(kind: Kind, with_bias: bool = False) -> Subject:
     )
 
 
-def fake_quantize_learned_bias_relu(kind: Kind) -> Subject:
+def lsq_fake_quantize_bias_relu(kind: Kind) -> Subject:
     """The same with a bias added before the ReLU."""
-    return fake_quantize_learned_relu(kind, with_bias=True)
+    return lsq_fake_quantize_relu(kind, with_bias=True)
 
 
 def resnet18_weights() -> list[tuple[int, ...]]:
@@ -156,7 +156,7 @@ def resnet18_weights() -> list[tuple[int, ...]]:
     return shapes
 
 
-def fake_quantize_learned_many(kind: Kind) -> Subject:
+def lsq_fake_quantize_foreach(kind: Kind) -> Subject:
     """All weights of a network at once, scaled down to about `kind.elements`."""
     full = sum(math.prod(shape) for shape in resnet18_weights())
     share = min(1.0, kind.elements / full)
@@ -172,7 +172,7 @@ def fake_quantize_learned_many(kind: Kind) -> Subject:
     def plain(xs: list[Tensor]) -> list[Tensor]:
         one: tuple[Any, ...] = (QUANT_MIN, QUANT_MAX, 0, GRADIENT_SCALE)
         columns = zip(xs, scales, zero_points, strict=True)
-        return [plain_torch.fake_quantize_learned(*row, *one) for row in columns]
+        return [plain_torch.lsq_fake_quantize(*row, *one) for row in columns]
 
     functions: dict[str, Function] = {
         "native": lambda xs: ops.lsq_fake_quantize_foreach(xs, scales, zero_points, *settings),
@@ -184,7 +184,7 @@ def fake_quantize_learned_many(kind: Kind) -> Subject:
             aten_learned(*row, 0) for row in zip(xs, scales, zero_points, strict=True)
         ]
     return Subject(
-        "fake_quantize_learned_many",
+        "lsq_fake_quantize_foreach",
         kind.layout,
         kind.dtype,
         (length, numel),
@@ -195,7 +195,7 @@ def fake_quantize_learned_many(kind: Kind) -> Subject:
     )
 
 
-def observe(kind: Kind) -> Subject:
+def update_min_max(kind: Kind) -> Subject:
     """Running range of each channel, and its scale and zero point."""
     axis, channels = kind.axis, channels_of(kind)
     values = (-1.0, 1.0, SCALE, ZERO_POINT)
@@ -216,11 +216,11 @@ def observe(kind: Kind) -> Subject:
     if axis is None:
         functions["torch"] = lambda xs: torch.aminmax(xs[0])
     else:
-        compiled = torch.compile(plain_torch.observe, dynamic=False)
-        functions["reference"] = lambda xs: run(plain_torch.observe, xs)
+        compiled = torch.compile(plain_torch.update_min_max, dynamic=False)
+        functions["reference"] = lambda xs: run(plain_torch.update_min_max, xs)
         functions["compiled"] = lambda xs: run(compiled, xs)
     if kind.layout == "weights":
         functions["torch"] = lambda xs: torch.aminmax(xs[0].flatten(1), dim=1)
     floor = {"forward": float(math.prod(kind.shape) * kind.dtype.itemsize)}
     buffers = [[x.detach() for x in buffer] for buffer in inputs(kind)]
-    return Subject("observe", kind.layout, kind.dtype, kind.shape, functions, buffers, floor)
+    return Subject("update_min_max", kind.layout, kind.dtype, kind.shape, functions, buffers, floor)

@@ -1,7 +1,7 @@
 """Reads the machine code of a kernel, as `cuobjdump -sass` prints it.
 
 The inner loop is the one with the most 16-byte accesses to tensors. Of the paths through it the one
-that whole, aligned octets take makes all of them, with the fewest decisions.
+that whole, aligned 8-element vectors take makes all of them, with the fewest decisions.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """What one pass of the inner loop executes for whole octets."""
+    """What one pass of the inner loop executes for whole 8-element vectors."""
 
     instructions: int
     wide_loads: int
@@ -139,7 +139,7 @@ def in_order(following: list[list[int]], first: int, body: set[int]) -> list[int
 def best_path(
     code: list[Instruction], following: list[list[int]], first: int, last: int, body: set[int]
 ) -> Loop:
-    """Return the path of whole octets from `first` to `last`.
+    """Return the path of whole 8-element vectors from `first` to `last`.
 
     It has the most wide accesses and then the fewest decisions, since elements that are looked at
     one by one take one each; then the fewest instructions.

@@ -35,23 +35,22 @@ double layer_distance(Distance distance, const DistanceLayerOf<Real>& layer, int
 }
 
 template <class Real>
-void mean_distance(Distance distance, const DistanceLayerOf<Real>* layers, int64_t count,
-                   Real* result) {
+void mean_distance(const BatchNormDistanceArguments<Real>& arguments) {
     double total = 0;
-    for (int64_t i = 0; i < count; ++i) total += layer_distance(distance, layers[i], count);
-    *result = static_cast<Real>(total / count);
+    for (int64_t i = 0; i < arguments.count; ++i) {
+        total += layer_distance(arguments.distance, arguments.layers[i], arguments.count);
+    }
+    *arguments.result = static_cast<Real>(total / arguments.count);
 }
 
 }  // namespace
 
-void batch_norm_distance(Distance distance, const DistanceLayerOf<float>* layers, int64_t count,
-                         float* result) {
-    mean_distance(distance, layers, count, result);
+void batch_norm_distance(const BatchNormDistanceArguments<float>& arguments) {
+    mean_distance(arguments);
 }
 
-void batch_norm_distance(Distance distance, const DistanceLayerOf<double>* layers, int64_t count,
-                         double* result) {
-    mean_distance(distance, layers, count, result);
+void batch_norm_distance(const BatchNormDistanceArguments<double>& arguments) {
+    mean_distance(arguments);
 }
 
 }  // namespace zscgan::cpu

@@ -6,7 +6,7 @@
 namespace zscgan::cpu::ZSCGAN_ISA {
 namespace {
 
-// Does nothing with x: for the statistics alone.
+// Does nothing with x: for the statistics only.
 template <class V>
 struct Onlooker {
     struct Parameters {};
@@ -35,26 +35,25 @@ struct Affine {
 
 }  // namespace
 
-void batch_norm_statistics(DataType type, Extent extent, const void* x, const void* shift,
-                           void* mean, void* variance, int threads) {
-    with_types(type, [&](auto types) {
+void batch_norm_statistics(const BatchNormStatisticsArguments& arguments, int threads) {
+    with_types(arguments.type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
-        reduce_statistics<V, T>(extent, x, shift, mean, variance, Onlooker<V>{}, threads);
+        reduce_statistics<V, T>(arguments, Onlooker<V>{}, threads);
     });
 }
 
-void batch_norm_statistics_backward(DataType type, Extent extent, const void* x, const void* mean,
-                                    const void* grad_mean, const void* grad_variance, void* grad_x,
+void batch_norm_statistics_backward(const BatchNormStatisticsBackwardArguments& arguments,
                                     int threads) {
-    if (extent.numel() == 0) return;
-    with_types(type, [&](auto types) {
+    const Shape3& shape = arguments.shape;
+    if (shape.numel() == 0) return;
+    with_types(arguments.type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
-        StatisticsGradient<V> gradient(extent, mean, grad_mean, grad_variance);
+        StatisticsGradient<V> gradient(arguments);
         const Affine<V, T> affine{gradient.a.data(), gradient.b.data(),
-                                  Output<T>(grad_x, extent.numel())};
-        visit_in_parallel<V>(extent, static_cast<const T*>(x), affine, threads);
+                                  Output<T>(arguments.grad_x, shape.numel())};
+        visit_in_parallel<V>(shape, static_cast<const T*>(arguments.x), affine, threads);
     });
 }
 

@@ -12,12 +12,12 @@ class ChannelTable {
 public:
     using Real = typename V::Real;
 
-    explicit ChannelTable(const Extent& extent)
-        : channels(extent.channels),
-          period(extent.inner == 1 ? channel_period(extent.channels) : extent.channels),
+    explicit ChannelTable(const Shape3& shape)
+        : channels(shape.channels),
+          period(shape.inner == 1 ? channel_period(shape.channels) : shape.channels),
           values_(period + V::lanes) {}
 
-    ChannelTable(const Extent& extent, const void* values) : ChannelTable(extent) {
+    ChannelTable(const Shape3& shape, const void* values) : ChannelTable(shape) {
         for (int64_t c = 0; c < channels; ++c) set(c, static_cast<const Real*>(values)[c]);
     }
 
@@ -38,10 +38,10 @@ private:
 //   Parameters lanes(i, n)     of n neighbouring channels, from place i of a period
 //   void visit(position, n, V value, const Parameters&)
 template <class V, class T, class Visitor>
-void visit_vectors(const Extent& extent, const T* source, Visitor visitor, int64_t begin,
+void visit_vectors(const Shape3& shape, const T* source, Visitor visitor, int64_t begin,
                    int64_t end) {
-    if (extent.inner != 1) {
-        for_rows(extent, begin, end, [&](int64_t position, int64_t count, int64_t c) {
+    if (shape.inner != 1) {
+        for_rows(shape, begin, end, [&](int64_t position, int64_t count, int64_t c) {
             const auto parameters = visitor.channel(c);
             for_lanes<V>(count, [&](int64_t i, int n) {
                 visitor.visit(position + i, n, read<V>(source + position + i, n), parameters);
@@ -49,7 +49,7 @@ void visit_vectors(const Extent& extent, const T* source, Visitor visitor, int64
         });
         return;
     }
-    const int64_t period = channel_period(extent.channels);
+    const int64_t period = channel_period(shape.channels);
     for (int64_t position = begin; position < end; position += period) {
         for_lanes<V>(smaller(period, end - position), [&](int64_t i, int n) {
             visitor.visit(position + i, n, read<V>(source + position + i, n), visitor.lanes(i, n));
@@ -59,13 +59,13 @@ void visit_vectors(const Extent& extent, const T* source, Visitor visitor, int64
 
 // The same on many threads; each has a copy of the visitor.
 template <class V, class T, class Visitor>
-void visit_in_parallel(const Extent& extent, const T* source, const Visitor& visitor, int threads) {
-    const int64_t numel = extent.numel();
+void visit_in_parallel(const Shape3& shape, const T* source, const Visitor& visitor, int threads) {
+    const int64_t numel = shape.numel();
     if (numel == 0) return;
-    const int64_t chunk = elementwise_chunk(extent);
+    const int64_t chunk = elementwise_chunk(shape);
     parallel_for(ceil_divide(numel, chunk), threads, [&](int64_t task) {
         const int64_t begin = task * chunk;
-        visit_vectors<V>(extent, source, visitor, begin, smaller(numel, begin + chunk));
+        visit_vectors<V>(shape, source, visitor, begin, smaller(numel, begin + chunk));
     });
 }
 

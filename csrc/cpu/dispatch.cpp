@@ -46,7 +46,7 @@ const KernelSet* chosen = best();
 
 }  // namespace
 
-const char* instruction_set() { return chosen->name; }
+const char* instruction_set() { return chosen->instruction_set; }
 
 bool has_instruction_set(const char* name) { return available(name) != nullptr; }
 
@@ -56,48 +56,9 @@ bool select_instruction_set(const char* name) {
     return set != nullptr;
 }
 
-void fake_quantize(DataType type, Extent extent, QuantRange range, const void* x, const void* scale,
-                   const void* zero_point, void* y, uint8_t* mask, int threads) {
-    chosen->fake_quantize(type, extent, range, x, scale, zero_point, y, mask, threads);
-}
-
-void fake_quantize_backward(DataType type, int64_t numel, const void* grad, const uint8_t* mask,
-                            void* grad_x, int threads) {
-    chosen->fake_quantize_backward(type, numel, grad, mask, grad_x, threads);
-}
-
-void fake_quantize_learned(DataType type, const LearnedTensor* tensors, int64_t count,
-                           int threads) {
-    chosen->fake_quantize_learned(type, tensors, count, threads);
-}
-
-void fake_quantize_learned_backward(DataType type, const LearnedTensor* tensors, int64_t count,
-                                    int threads) {
-    chosen->fake_quantize_learned_backward(type, tensors, count, threads);
-}
-
-void observe(DataType type, Extent extent, const void* x, const ObserverState& state, int threads) {
-    chosen->observe(type, extent, x, state, threads);
-}
-
-void batch_norm_statistics(DataType type, Extent extent, const void* x, const void* shift,
-                           void* mean, void* variance, int threads) {
-    chosen->batch_norm_statistics(type, extent, x, shift, mean, variance, threads);
-}
-
-void batch_norm_statistics_backward(DataType type, Extent extent, const void* x, const void* mean,
-                                    const void* grad_mean, const void* grad_variance, void* grad_x,
-                                    int threads) {
-    chosen->batch_norm_statistics_backward(type, extent, x, mean, grad_mean, grad_variance, grad_x,
-                                           threads);
-}
-
-void batch_norm_eval(DataType type, const FrozenBatchNorm& norm, int threads) {
-    chosen->batch_norm_eval(type, norm, threads);
-}
-
-void batch_norm_eval_backward(DataType type, const FrozenBatchNormGradient& norm, int threads) {
-    chosen->batch_norm_eval_backward(type, norm, threads);
-}
+#define ZSCGAN_DISPATCH(name, Arguments) \
+    void name(const Arguments& arguments, int threads) { chosen->name(arguments, threads); }
+ZSCGAN_FOR_EACH_KERNEL(ZSCGAN_DISPATCH)
+#undef ZSCGAN_DISPATCH
 
 }  // namespace zscgan::cpu

@@ -34,16 +34,15 @@ struct Normalization {
 };
 
 template <class V, class T, bool has_residual>
-void forward(const FrozenBatchNorm& norm, int threads) {
-    ChannelTable<V> multiplier(norm.extent, norm.multiplier), offset(norm.extent, norm.offset);
+void forward(const FrozenBatchNormArguments& norm, int threads) {
+    ChannelTable<V> multiplier(norm.shape, norm.multiplier), offset(norm.shape, norm.offset);
     const Normalization<V, T, has_residual> normalization{
         multiplier.data(), offset.data(), broadcast_bounds<V>(norm.activation),
-        static_cast<const T*>(norm.residual), Output<T>(norm.y, norm.extent.numel())};
+        static_cast<const T*>(norm.residual), Output<T>(norm.y, norm.shape.numel())};
     if (norm.mean) {
-        reduce_statistics<V, T>(norm.extent, norm.x, norm.shift, norm.mean, norm.variance,
-                                normalization, threads);
+        reduce_statistics<V, T>(norm, normalization, threads);
     } else {
-        visit_in_parallel<V>(norm.extent, static_cast<const T*>(norm.x), normalization, threads);
+        visit_in_parallel<V>(norm.shape, static_cast<const T*>(norm.x), normalization, threads);
     }
 }
 
@@ -89,8 +88,9 @@ struct NormalizationGradient {
 };
 
 template <class V, class T, bool masked_by_y, bool has_statistics>
-void backward(const FrozenBatchNormGradient& norm, StatisticsGradient<V>* statistics, int threads) {
-    ChannelTable<V> multiplier(norm.extent, norm.multiplier), offset(norm.extent, norm.offset);
+void backward(const FrozenBatchNormBackwardArguments& norm, StatisticsGradient<V>* statistics,
+              int threads) {
+    ChannelTable<V> multiplier(norm.shape, norm.multiplier), offset(norm.shape, norm.offset);
     const NormalizationGradient<V, T, masked_by_y, has_statistics> gradient{
         multiplier.data(),
         offset.data(),
@@ -99,15 +99,15 @@ void backward(const FrozenBatchNormGradient& norm, StatisticsGradient<V>* statis
         broadcast_bounds<V>(norm.activation),
         static_cast<const T*>(norm.x),
         static_cast<const T*>(norm.y),
-        Output<T>(norm.grad_x, norm.extent.numel()),
-        Output<T>(norm.grad_residual, norm.extent.numel())};
-    visit_in_parallel<V>(norm.extent, static_cast<const T*>(norm.grad), gradient, threads);
+        Output<T>(norm.grad_x, norm.shape.numel()),
+        Output<T>(norm.grad_residual, norm.shape.numel())};
+    visit_in_parallel<V>(norm.shape, static_cast<const T*>(norm.grad), gradient, threads);
 }
 
 }  // namespace
 
-void batch_norm_eval(DataType type, const FrozenBatchNorm& norm, int threads) {
-    with_types(type, [&](auto types) {
+void frozen_batch_norm(const FrozenBatchNormArguments& norm, int threads) {
+    with_types(norm.type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
         const auto kernel = norm.residual ? &forward<V, T, true> : &forward<V, T, false>;
@@ -115,9 +115,9 @@ void batch_norm_eval(DataType type, const FrozenBatchNorm& norm, int threads) {
     });
 }
 
-void batch_norm_eval_backward(DataType type, const FrozenBatchNormGradient& norm, int threads) {
-    if (norm.extent.numel() == 0) return;
-    with_types(type, [&](auto types) {
+void frozen_batch_norm_backward(const FrozenBatchNormBackwardArguments& norm, int threads) {
+    if (norm.shape.numel() == 0) return;
+    with_types(norm.type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
         if (!norm.mean) {
@@ -125,8 +125,7 @@ void batch_norm_eval_backward(DataType type, const FrozenBatchNormGradient& norm
                 norm.y ? &backward<V, T, true, false> : &backward<V, T, false, false>;
             return kernel(norm, nullptr, threads);
         }
-        StatisticsGradient<V> statistics(norm.extent, norm.mean, norm.grad_mean,
-                                         norm.grad_variance);
+        StatisticsGradient<V> statistics(norm);
         const auto kernel = norm.y ? &backward<V, T, true, true> : &backward<V, T, false, true>;
         kernel(norm, &statistics, threads);
     });

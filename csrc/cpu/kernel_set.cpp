@@ -5,17 +5,10 @@
 
 namespace zscgan::cpu::ZSCGAN_ISA {
 
-const KernelSet kernel_set = {
-    ZSCGAN_NAME(ZSCGAN_ISA),
-    &fake_quantize,
-    &fake_quantize_backward,
-    &fake_quantize_learned,
-    &fake_quantize_learned_backward,
-    &observe,
-    &batch_norm_statistics,
-    &batch_norm_statistics_backward,
-    &batch_norm_eval,
-    &batch_norm_eval_backward,
+const KernelSet kernel_set = {ZSCGAN_NAME(ZSCGAN_ISA),
+#define ZSCGAN_ADDRESS(name, Arguments) &name,
+                              ZSCGAN_FOR_EACH_KERNEL(ZSCGAN_ADDRESS)
+#undef ZSCGAN_ADDRESS
 };
 
 }  // namespace zscgan::cpu::ZSCGAN_ISA

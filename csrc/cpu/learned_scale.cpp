@@ -9,16 +9,15 @@ namespace {
 
 // Calls body(table, activation) with the parameters of a tensor, as plain as it allows.
 template <class V, class Body>
-void with_parameters(const LearnedTensor& tensor, Body body) {
+void with_parameters(const LsqTensor& tensor, Body body) {
     if (tensor.bias) {
-        BiasedQuantizerTable<V> table(tensor.extent, tensor.scale, tensor.zero_point,
+        BiasedQuantizerTable<V> table(tensor.shape, tensor.scale, tensor.zero_point,
                                       tensor.quantizer_stride, tensor.bias);
         table.clamp_zero_points(tensor.range);
         body(table, broadcast_bounds<V>(tensor.activation));
         return;
     }
-    QuantizerTable<V> table(tensor.extent, tensor.scale, tensor.zero_point,
-                            tensor.quantizer_stride);
+    QuantizerTable<V> table(tensor.shape, tensor.scale, tensor.zero_point, tensor.quantizer_stride);
     table.clamp_zero_points(tensor.range);
     if (tensor.activation == Activation::none) {
         body(table, NoActivation());
@@ -30,13 +29,13 @@ void with_parameters(const LearnedTensor& tensor, Body body) {
 // The sums of a channel's learned gradients, with grad_x written on the way. A third sum, that of
 // grad_x, is the gradient of a bias.
 template <class V, class T, class Table, class ActivationRange>
-struct LearnedBackward {
+struct LsqBackward {
     using Real = typename V::Real;
     static constexpr bool biased = std::is_same_v<Table, BiasedQuantizerTable<V>>;
     using Sums = std::conditional_t<biased, Triple, Pair>;
     static constexpr int64_t element_size = sizeof(T);
     struct Terms {
-        LearnedTerms<V> quantizer;
+        LsqTerms<V> quantizer;
         V bias;
     };
     const T* x;
@@ -56,7 +55,7 @@ struct LearnedBackward {
         const auto inside = is_inside(integer, bounds);
         const V passed = mask_gradient(select(inside, incoming, zero), before, activation, zero);
         grad_x.template write<V>(position, passed, n);
-        return {learned_terms(value, incoming, integer, inside, quantizer, bounds, zero), passed};
+        return {lsq_terms(value, incoming, integer, inside, quantizer, bounds, zero), passed};
     }
 
     // Short runs in float32, their sums in float64.
@@ -104,7 +103,7 @@ struct LearnedBackward {
 };
 
 template <class Real>
-void write_gradients(const LearnedTensor& tensor, int64_t channel, const Pair& sums) {
+void write_gradients(const LsqTensor& tensor, int64_t channel, const Pair& sums) {
     static_cast<Real*>(tensor.grad_scale)[channel] =
         static_cast<Real>(tensor.gradient_scale * sums.first);
     const Real scale = static_cast<const Real*>(tensor.scale)[channel * tensor.quantizer_stride];
@@ -113,29 +112,29 @@ void write_gradients(const LearnedTensor& tensor, int64_t channel, const Pair& s
 }
 
 template <class Real>
-void write_gradients(const LearnedTensor& tensor, int64_t channel, const Triple& sums) {
+void write_gradients(const LsqTensor& tensor, int64_t channel, const Triple& sums) {
     write_gradients<Real>(tensor, channel, Pair{sums.first, sums.second});
     static_cast<Real*>(tensor.grad_bias)[channel] = static_cast<Real>(sums.third);
 }
 
 template <class V, class T>
-void learned_backward(const LearnedTensor& tensor, int threads) {
+void lsq_backward(const LsqTensor& tensor, int threads) {
     using Real = typename V::Real;
-    if (tensor.extent.numel() == 0) {
-        for (int64_t c = 0; c < tensor.extent.channels; ++c) {
+    if (tensor.shape.numel() == 0) {
+        for (int64_t c = 0; c < tensor.shape.channels; ++c) {
             write_gradients<Real>(tensor, c, Pair{0, 0});
             if (tensor.bias) static_cast<Real*>(tensor.grad_bias)[c] = 0;
         }
         return;
     }
     with_parameters<V>(tensor, [&](auto& table, auto activation) {
-        using Kernel = LearnedBackward<V, T, std::decay_t<decltype(table)>, decltype(activation)>;
+        using Kernel = LsqBackward<V, T, std::decay_t<decltype(table)>, decltype(activation)>;
         using Sums = typename Kernel::Sums;
-        const Reduction reduction(tensor.extent);
+        const Reduction reduction(tensor.shape);
         Scratch<Sums> partials(reduction.partials());
         Kernel kernel{static_cast<const T*>(tensor.x),
                       static_cast<const T*>(tensor.grad),
-                      Output<T>(tensor.grad_x, tensor.extent.numel()),
+                      Output<T>(tensor.grad_x, tensor.shape.numel()),
                       table,
                       broadcast_bounds<V>(tensor.range),
                       activation};
@@ -143,33 +142,31 @@ void learned_backward(const LearnedTensor& tensor, int threads) {
             reduce_task<AdditionOf<Sums>, Real>(reduction, task, partials.data(), kernel);
         });
         merge_partials<AdditionOf<Sums>>(
-            partials.data(), reduction.slots(), tensor.extent.channels,
+            partials.data(), reduction.slots(), tensor.shape.channels,
             [&](int64_t c, const Sums& total) { write_gradients<Real>(tensor, c, total); });
     });
 }
 
 }  // namespace
 
-void fake_quantize_learned(DataType type, const LearnedTensor* tensors, int64_t count,
-                           int threads) {
-    with_types(type, [&](auto types) {
+void lsq_fake_quantize(const LsqArguments& arguments, int threads) {
+    with_types(arguments.type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
-        parallel_for_tensors(tensors, count, threads, [&](const LearnedTensor& tensor, int team) {
-            if (tensor.extent.numel() == 0) return;
+        parallel_for_tensors(arguments, threads, [&](const LsqTensor& tensor, int team) {
+            if (tensor.shape.numel() == 0) return;
             with_parameters<V>(tensor, [&](auto& table, auto activation) {
-                forward<V>(tensor.extent, tensor.range, table, activation,
+                forward<V>(tensor.shape, tensor.range, table, activation,
                            static_cast<const T*>(tensor.x), tensor.y, nullptr, team);
             });
         });
     });
 }
 
-void fake_quantize_learned_backward(DataType type, const LearnedTensor* tensors, int64_t count,
-                                    int threads) {
-    with_types(type, [&](auto types) {
-        parallel_for_tensors(tensors, count, threads, [&](const LearnedTensor& tensor, int team) {
-            learned_backward<typename decltype(types)::Vector, typename decltype(types)::Element>(
+void lsq_fake_quantize_backward(const LsqArguments& arguments, int threads) {
+    with_types(arguments.type, [&](auto types) {
+        parallel_for_tensors(arguments, threads, [&](const LsqTensor& tensor, int team) {
+            lsq_backward<typename decltype(types)::Vector, typename decltype(types)::Element>(
                 tensor, team);
         });
     });

@@ -39,12 +39,14 @@ void parallel_for(int64_t tasks, int threads, Task task) {
 
 // Calls body(tensor, threads) for each of many tensors: large ones one after the other on all
 // threads, small ones side by side on one thread each.
-template <class Tensor, class Body>
-void parallel_for_tensors(const Tensor* tensors, int64_t count, int threads, Body body) {
+template <class Arguments, class Body>
+void parallel_for_tensors(const Arguments& arguments, int threads, Body body) {
+    const auto* tensors = arguments.tensors;
+    const int64_t count = arguments.count;
     constexpr int64_t large = 4 * task_elements;
     int64_t small_elements = 0;
     for (int64_t i = 0; i < count; ++i) {
-        const int64_t numel = tensors[i].extent.numel();
+        const int64_t numel = tensors[i].shape.numel();
         if (count == 1 || numel >= large) {
             body(tensors[i], threads);
         } else {
@@ -55,7 +57,7 @@ void parallel_for_tensors(const Tensor* tensors, int64_t count, int threads, Bod
     const int team = small_elements <= task_elements ? 1 : threads;
 #pragma omp parallel for schedule(dynamic) num_threads(team) if (team > 1)
     for (int64_t i = 0; i < count; ++i) {
-        if (tensors[i].extent.numel() < large) body(tensors[i], 1);
+        if (tensors[i].shape.numel() < large) body(tensors[i], 1);
     }
 }
 

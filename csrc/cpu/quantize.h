@@ -42,12 +42,12 @@ private:
 };
 
 template <class V, class Table, class ActivationRange, class T>
-void forward_chunk(const Extent& extent, Table& table, const Bounds<V>& bounds,
+void forward_chunk(const Shape3& shape, Table& table, const Bounds<V>& bounds,
                    const ActivationRange& activation, const T* x, const Output<T>& y, uint8_t* mask,
                    int64_t begin, int64_t end) {
     BitWriter writer(mask ? mask + begin / 8 : nullptr);
     for_quantized_segments(
-        extent, table, begin, end, [&](int64_t position, int64_t count, auto parameters) {
+        shape, table, begin, end, [&](int64_t position, int64_t count, auto parameters) {
             for_lanes<V>(count, [&](int64_t i, int n) {
                 const auto quantizer = parameters(i, n);
                 const V biased = add_bias(read<V>(x + position + i, n), quantizer);
@@ -61,17 +61,17 @@ void forward_chunk(const Extent& extent, Table& table, const Bounds<V>& bounds,
 }
 
 template <class V, class Table, class ActivationRange, class T>
-void forward(const Extent& extent, const QuantRange& range, Table& table,
+void forward(const Shape3& shape, const QuantRange& range, Table& table,
              const ActivationRange& activation, const T* x, void* result, uint8_t* mask,
              int threads) {
     const Bounds<V> bounds = broadcast_bounds<V>(range);
-    const int64_t numel = extent.numel();
+    const int64_t numel = shape.numel();
     if (numel == 0) return;
     const Output<T> y(result, numel);
-    const int64_t chunk = elementwise_chunk(extent);
+    const int64_t chunk = elementwise_chunk(shape);
     parallel_for(ceil_divide(numel, chunk), threads, [&](int64_t task) {
         const int64_t begin = task * chunk;
-        forward_chunk(extent, table, bounds, activation, x, y, mask, begin,
+        forward_chunk(shape, table, bounds, activation, x, y, mask, begin,
                       smaller(numel, begin + chunk));
     });
 }

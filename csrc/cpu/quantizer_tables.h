@@ -13,13 +13,13 @@ public:
     using Real = typename V::Real;
 
     // stride: from the scale and zero point of a channel to the next ones, 0 where all share one.
-    QuantizerTable(const Extent& extent, const void* scale, const void* zero_point,
+    QuantizerTable(const Shape3& shape, const void* scale, const void* zero_point,
                    int64_t stride = 1)
-        : period_(extent.inner == 1 ? channel_period(extent.channels) : extent.channels),
+        : period_(shape.inner == 1 ? channel_period(shape.channels) : shape.channels),
           values_(3 * padded()) {
         const Real* scales = static_cast<const Real*>(scale);
         const Real* zero_points = static_cast<const Real*>(zero_point);
-        for (int64_t i = 0, c = 0; i < period_; ++i, c = c + 1 == extent.channels ? 0 : c + 1) {
+        for (int64_t i = 0, c = 0; i < period_; ++i, c = c + 1 == shape.channels ? 0 : c + 1) {
             values_[i] = scales[c * stride];
             values_[padded() + i] = Real(1) / scales[c * stride];
             values_[2 * padded() + i] = round_to_even(zero_points[c * stride]);
@@ -62,11 +62,11 @@ class BiasedQuantizerTable : public QuantizerTable<V> {
 public:
     using Real = typename V::Real;
 
-    BiasedQuantizerTable(const Extent& extent, const void* scale, const void* zero_point,
+    BiasedQuantizerTable(const Shape3& shape, const void* scale, const void* zero_point,
                          int64_t stride, const void* bias)
-        : QuantizerTable<V>(extent, scale, zero_point, stride), biases_(this->period()) {
+        : QuantizerTable<V>(shape, scale, zero_point, stride), biases_(this->period()) {
         for (int64_t i = 0; i < this->period(); ++i) {
-            biases_[i] = static_cast<const Real*>(bias)[i % extent.channels];
+            biases_[i] = static_cast<const Real*>(bias)[i % shape.channels];
         }
     }
 
@@ -92,10 +92,10 @@ Bounds<V> broadcast_bounds(const QuantRange& range) {
 // Calls segment(position, n, parameters) over [begin, end); parameters(i, n) gives the Quantizer of
 // n lanes from place i of the segment.
 template <class Table, class Segment>
-void for_quantized_segments(const Extent& extent, Table& table, int64_t begin, int64_t end,
+void for_quantized_segments(const Shape3& shape, Table& table, int64_t begin, int64_t end,
                             Segment segment) {
-    if (extent.inner != 1) {
-        for_rows(extent, begin, end, [&](int64_t position, int64_t n, int64_t c) {
+    if (shape.inner != 1) {
+        for_rows(shape, begin, end, [&](int64_t position, int64_t n, int64_t c) {
             const auto quantizer = table.channel(c);
             segment(position, n, [&](int64_t, int) { return quantizer; });
         });

@@ -108,19 +108,21 @@ void update(const ObserverState& state, int64_t c, Pair observed) {
 
 }  // namespace
 
-void observe(DataType type, Extent extent, const void* x, const ObserverState& state, int threads) {
-    if (extent.numel() == 0) return;
-    with_types(type, [&](auto types) {
+void update_min_max(const UpdateMinMaxArguments& arguments, int threads) {
+    const Shape3& shape = arguments.shape;
+    if (shape.numel() == 0) return;
+    with_types(arguments.type, [&](auto types) {
         using V = typename decltype(types)::Vector;
         using T = typename decltype(types)::Element;
-        const Reduction reduction(extent);
+        const Reduction reduction(shape);
         Scratch<Pair> partials(reduction.partials());
-        Observation<V, T> kernel{static_cast<const T*>(x)};
+        Observation<V, T> kernel{static_cast<const T*>(arguments.x)};
         parallel_for(reduction.tasks(), threads, [&](int64_t task) {
             reduce_task<Extremes, typename V::Real>(reduction, task, partials.data(), kernel);
         });
-        merge_partials<Extremes>(partials.data(), reduction.slots(), extent.channels,
-                                 [&](int64_t c, Pair observed) { update(state, c, observed); });
+        merge_partials<Extremes>(
+            partials.data(), reduction.slots(), shape.channels,
+            [&](int64_t c, Pair observed) { update(arguments.state, c, observed); });
     });
 }
 

@@ -2,7 +2,7 @@
 //
 // Elementwise kernels see segments: runs of elements whose parameters are either one channel's
 // (inner > 1) or a table in step with the elements (inner == 1). Reductions are cut into tasks by
-// sizes alone and merged in a fixed order, so their bits do not depend on the number of threads.
+// sizes only and merged in a fixed order, so their bits do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -44,22 +44,22 @@ inline void for_lanes(int64_t count, Body body) {
 
 // Calls segment(position, n, channel) for the runs of one channel inside [begin, end).
 template <class Segment>
-inline void for_rows(const Extent& extent, int64_t begin, int64_t end, Segment segment) {
-    const int64_t row = begin / extent.inner;
-    int64_t channel = row % extent.channels;
-    int64_t stop = (row + 1) * extent.inner;
-    for (int64_t position = begin; position < end; stop += extent.inner) {
+inline void for_rows(const Shape3& shape, int64_t begin, int64_t end, Segment segment) {
+    const int64_t row = begin / shape.inner;
+    int64_t channel = row % shape.channels;
+    int64_t stop = (row + 1) * shape.inner;
+    for (int64_t position = begin; position < end; stop += shape.inner) {
         const int64_t limit = stop < end ? stop : end;
         segment(position, limit - position, channel);
         position = limit;
-        channel = channel + 1 == extent.channels ? 0 : channel + 1;
+        channel = channel + 1 == shape.channels ? 0 : channel + 1;
     }
 }
 
 // The elements of one elementwise task: whole bytes of a bit mask, and whole periods if inner == 1.
-inline int64_t elementwise_chunk(const Extent& extent) {
-    if (extent.inner != 1) return task_elements;
-    const int64_t unit = 8 * channel_period(extent.channels);
+inline int64_t elementwise_chunk(const Shape3& shape) {
+    if (shape.inner != 1) return task_elements;
+    const int64_t unit = 8 * channel_period(shape.channels);
     return unit * ceil_divide(task_elements, unit);
 }
 
@@ -99,7 +99,7 @@ struct RowPlan {
     int64_t outer_group, channel_group, piece;  // sizes of a task
     int64_t outer_tasks, channel_tasks, piece_tasks;
 
-    explicit RowPlan(const Extent& e) {
+    explicit RowPlan(const Shape3& e) {
         constexpr int64_t target = 2 * task_elements;
         piece = e.inner < target ? e.inner : target;
         piece_tasks = ceil_divide(e.inner, piece);
@@ -119,7 +119,7 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 // A task of a reduction with inner > 1: fills partials[slot][channel] with what
 // row(position, n, channel) gives, in memory order.
 template <class Merge, class Values, class Row>
-void reduce_rows_task(const Extent& e, const RowPlan& plan, int64_t task, Values* partials,
+void reduce_rows_task(const Shape3& e, const RowPlan& plan, int64_t task, Values* partials,
                       Row row) {
     const int64_t slot = task / plan.channel_tasks;
     const int64_t first_channel = task % plan.channel_tasks * plan.channel_group;
@@ -144,7 +144,7 @@ struct ColumnPlan {
     int64_t chunk;   // elements of a task, a whole number of periods
     int64_t numel;
 
-    explicit ColumnPlan(const Extent& e) : period(channel_period(e.channels)), numel(e.numel()) {
+    explicit ColumnPlan(const Shape3& e) : period(channel_period(e.channels)), numel(e.numel()) {
         const int64_t target = 2 * task_elements;
         const int64_t wanted = 64 * e.channels > target ? 64 * e.channels : target;
         chunk = period * ceil_divide(wanted, period);
@@ -168,15 +168,15 @@ void merge_partials(const Values* partials, int64_t slots, int64_t channels, Fin
 
 // A per-channel reduction of one tensor: which tasks it has and where their results go.
 struct Reduction {
-    Extent extent;
+    Shape3 shape;
     bool by_rows;
     RowPlan rows;
     ColumnPlan columns;
 
-    explicit Reduction(const Extent& e) : extent(e), by_rows(e.inner != 1), rows(e), columns(e) {}
+    explicit Reduction(const Shape3& e) : shape(e), by_rows(e.inner != 1), rows(e), columns(e) {}
     int64_t slots() const { return by_rows ? rows.slots() : columns.tasks(); }
     int64_t tasks() const { return by_rows ? rows.tasks() : columns.tasks(); }
-    int64_t partials() const { return slots() * extent.channels; }
+    int64_t partials() const { return slots() * shape.channels; }
     int64_t periods() const { return by_rows ? 0 : columns.period; }
 };
 
@@ -206,7 +206,7 @@ void for_bands(int64_t begin, int64_t end, int64_t period, Body body) {
 
 // A task of a reduction with inner == 1: fills partials[task][channel].
 template <class Merge, class Real, class Values, class Kernel, size_t... index>
-void reduce_columns_task(const Extent& e, const ColumnPlan& plan, int64_t task, Values* partials,
+void reduce_columns_task(const Shape3& e, const ColumnPlan& plan, int64_t task, Values* partials,
                          Kernel& kernel, std::index_sequence<index...>) {
     const int64_t period = plan.period;
     Scratch<Real> running(Values::size * period);
@@ -231,10 +231,10 @@ template <class Merge, class Real, class Values, class Kernel>
 void reduce_task(const Reduction& r, int64_t task, Values* partials, Kernel& kernel) {
     if (r.by_rows) {
         reduce_rows_task<Merge>(
-            r.extent, r.rows, task, partials,
+            r.shape, r.rows, task, partials,
             [&](int64_t p, int64_t n, int64_t c) { return kernel.row(p, n, c); });
     } else {
-        reduce_columns_task<Merge, Real>(r.extent, r.columns, task, partials, kernel,
+        reduce_columns_task<Merge, Real>(r.shape, r.columns, task, partials, kernel,
                                          std::make_index_sequence<Values::size>());
     }
 }

@@ -79,20 +79,20 @@ __global__ __launch_bounds__(block_threads) void reduce_distance(
 
 }  // namespace
 
-const char* batch_norm_distance(Distance distance, const DistanceLayer* layers, int64_t count,
-                                float* result, Launch target) {
+const char* batch_norm_distance(const BatchNormDistanceArguments<float>& arguments, Launch target) {
+    const int64_t count = arguments.count;
     WorkspaceCutter workspace(target);
     DistanceTask task = {};
     task.parts = reinterpret_cast<double*>(workspace.take_partials(most_layers));
     task.counter = workspace.take_counters(1);
     if (const char* error = workspace.zero_counters()) return error;
-    task.result = result;
+    task.result = arguments.result;
     task.layer_count = count;
-    task.distance = distance;
+    task.distance = arguments.distance;
     for (int64_t first = 0; first < count; first += most_layers) {
         task.count = static_cast<int>(bounded(count - first, 1, most_layers));
         task.is_first = first == 0;
-        for (int i = 0; i < task.count; ++i) task.layers[i] = layers[first + i];
+        for (int i = 0; i < task.count; ++i) task.layers[i] = arguments.layers[first + i];
         const char* error = launch(reduce_distance, task.count, task, target.stream);
         if (error) return error;
     }

@@ -17,13 +17,16 @@ struct Statistics : StatisticsReduction {
 
     bool is_wide() const { return cuda::is_wide({source}); }
 
-    __device__ __forceinline__ float parameters(int64_t channel) const { return shift[channel]; }
-    __device__ __forceinline__ float visit(float x, float, float shift, Accumulator& sums) const {
-        add(x, shift, sums);
+    __device__ __forceinline__ float parameters(int64_t channel) const {
+        return mean_hint[channel];
+    }
+    __device__ __forceinline__ float visit(float x, float, float mean_hint,
+                                           Accumulator& sums) const {
+        add(x, mean_hint, sums);
         return x;
     }
-    static __device__ __forceinline__ void visit_wide(float x, float shift, Pair& sums) {
-        add(x, shift, sums);
+    static __device__ __forceinline__ void visit_wide(float x, float mean_hint, Pair& sums) {
+        add(x, mean_hint, sums);
     }
 };
 
@@ -47,28 +50,26 @@ struct StatisticsBackward {
 
 }  // namespace
 
-const char* batch_norm_statistics(DataType type, Extent extent, const void* x, const void* shift,
-                                  void* mean, void* variance, Launch target) {
-    return dispatch(type, [&](auto element) -> const char* {
+const char* batch_norm_statistics(const BatchNormStatisticsArguments& arguments, Launch target) {
+    return dispatch(arguments.type, [&](auto element) -> const char* {
         using T = decltype(element);
-        const Statistics<T> operation{statistics_reduction(extent, shift, mean, variance),
-                                      static_cast<const T*>(x)};
+        const Statistics<T> operation{statistics_reduction(arguments),
+                                      static_cast<const T*>(arguments.x)};
         ReductionLauncher<Statistics<T>, 1, 1> launcher(target);
-        const char* error = launcher.add(operation, extent);
+        const char* error = launcher.add(operation, arguments.shape);
         return error ? error : launcher.flush();
     });
 }
 
-const char* batch_norm_statistics_backward(DataType type, Extent extent, const void* x,
-                                           const void* mean, const void* grad_mean,
-                                           const void* grad_variance, void* grad_x, Launch target) {
-    return dispatch(type, [&](auto element) -> const char* {
+const char* batch_norm_statistics_backward(const BatchNormStatisticsBackwardArguments& arguments,
+                                           Launch target) {
+    return dispatch(arguments.type, [&](auto element) -> const char* {
         using T = decltype(element);
-        const StatisticsBackward<T> operation{
-            static_cast<const T*>(x), static_cast<T*>(grad_x),
-            statistics_gradient(extent, mean, grad_mean, grad_variance)};
+        const StatisticsBackward<T> operation{static_cast<const T*>(arguments.x),
+                                              static_cast<T*>(arguments.grad_x),
+                                              statistics_gradient(arguments)};
         MapLauncher<StatisticsBackward<T>, 1, 1> launcher(target.stream);
-        const char* error = launcher.add(operation, extent, false);
+        const char* error = launcher.add(operation, arguments.shape, false);
         return error ? error : launcher.flush();
     });
 }

@@ -10,7 +10,7 @@
 namespace zscgan::cuda {
 namespace {
 
-// What a kernel is compiled for, as types so that its name tells.
+// What a kernel is compiled for, as types so that they show in its name.
 struct WithResidual : std::true_type {};
 struct WithoutResidual : std::false_type {};
 struct WithStatistics : std::true_type {};
@@ -40,7 +40,7 @@ struct Normalization {
 };
 
 template <class T>
-struct BatchNormEval {
+struct FrozenBatchNorm {
     using Element = T;
     using Parameters = Normalization::Parameters;
     const T* source;
@@ -57,7 +57,7 @@ struct BatchNormEval {
 };
 
 template <class T>
-struct BatchNormEvalResidual {
+struct FrozenBatchNormResidual {
     using Element = T;
     using Parameters = Normalization::Parameters;
     static constexpr int more_source_count = 1;
@@ -78,11 +78,11 @@ struct BatchNormEvalResidual {
 
 // y, and per channel the statistics of x.
 template <class T, class Residual>
-struct BatchNormEvalMatched : StatisticsReduction {
+struct FrozenBatchNormWithStats : StatisticsReduction {
     using Element = T;
     struct Parameters {
         Normalization::Parameters normalization;
-        float shift;
+        float mean_hint;
     };
     static constexpr bool reads_second = Residual::value;
     static constexpr bool writes_target = true;
@@ -95,11 +95,11 @@ struct BatchNormEvalMatched : StatisticsReduction {
         return cuda::is_wide({source, reads_second ? second_source : source, target});
     }
     __device__ __forceinline__ Parameters parameters(int64_t channel) const {
-        return {normalization.at(channel), shift[channel]};
+        return {normalization.at(channel), mean_hint[channel]};
     }
     __device__ __forceinline__ float visit(float x, float residual, const Parameters& parameters,
                                            Accumulator& sums) const {
-        add(x, parameters.shift, sums);
+        add(x, parameters.mean_hint, sums);
         if constexpr (reads_second) {
             return normalization.apply(x, residual, parameters.normalization);
         }
@@ -107,14 +107,14 @@ struct BatchNormEvalMatched : StatisticsReduction {
     }
     static __device__ __forceinline__ void visit_wide(float x, const Parameters& parameters,
                                                       Pair& sums) {
-        add(x, parameters.shift, sums);
+        add(x, parameters.mean_hint, sums);
     }
 };
 
 // grad_x and grad_residual. The sources after the gradient of y are x, if any use is made of it,
 // and y, if it gives the mask.
 template <class T, class Mask, class Statistics>
-struct BatchNormEvalBackward {
+struct FrozenBatchNormBackward {
     using Element = T;
     struct Parameters {
         Normalization::Parameters normalization;
@@ -153,41 +153,40 @@ Normalization normalization_of(const void* multiplier, const void* offset, Activ
 }
 
 template <class Operation>
-const char* launch_map(const Operation& operation, const Extent& extent, const Launch& target) {
+const char* launch_map(const Operation& operation, const Shape3& shape, const Launch& target) {
     MapLauncher<Operation, 1, 1> launcher(target.stream);
-    const char* error = launcher.add(operation, extent, false);
+    const char* error = launcher.add(operation, shape, false);
     return error ? error : launcher.flush();
 }
 
 template <class T>
-const char* eval(const FrozenBatchNorm& norm, const Launch& target) {
+const char* launch_forward(const FrozenBatchNormArguments& norm, const Launch& target) {
     const auto* x = static_cast<const T*>(norm.x);
     const auto* residual = static_cast<const T*>(norm.residual);
     auto* y = static_cast<T*>(norm.y);
     const Normalization normalization =
         normalization_of(norm.multiplier, norm.offset, norm.activation);
     if (!residual) {
-        return launch_map(BatchNormEval<T>{x, y, normalization}, norm.extent, target);
+        return launch_map(FrozenBatchNorm<T>{x, y, normalization}, norm.shape, target);
     }
-    const BatchNormEvalResidual<T> operation{x, {residual}, y, nullptr, normalization};
-    return launch_map(operation, norm.extent, target);
+    const FrozenBatchNormResidual<T> operation{x, {residual}, y, nullptr, normalization};
+    return launch_map(operation, norm.shape, target);
 }
 
 template <class T, class Residual>
-const char* eval_matched(const FrozenBatchNorm& norm, const Launch& target) {
-    using Operation = BatchNormEvalMatched<T, Residual>;
-    const Operation operation{
-        statistics_reduction(norm.extent, norm.shift, norm.mean, norm.variance),
-        static_cast<const T*>(norm.x), static_cast<const T*>(norm.residual),
-        static_cast<T*>(norm.y), normalization_of(norm.multiplier, norm.offset, norm.activation)};
+const char* launch_with_stats(const FrozenBatchNormArguments& norm, const Launch& target) {
+    using Operation = FrozenBatchNormWithStats<T, Residual>;
+    const Operation operation{statistics_reduction(norm), static_cast<const T*>(norm.x),
+                              static_cast<const T*>(norm.residual), static_cast<T*>(norm.y),
+                              normalization_of(norm.multiplier, norm.offset, norm.activation)};
     ReductionLauncher<Operation, 1, 1> launcher(target);
-    const char* error = launcher.add(operation, norm.extent);
+    const char* error = launcher.add(operation, norm.shape);
     return error ? error : launcher.flush();
 }
 
 template <class T, class Mask, class Statistics>
-const char* eval_backward(const FrozenBatchNormGradient& norm, const Launch& target) {
-    using Operation = BatchNormEvalBackward<T, Mask, Statistics>;
+const char* launch_backward(const FrozenBatchNormBackwardArguments& norm, const Launch& target) {
+    using Operation = FrozenBatchNormBackward<T, Mask, Statistics>;
     Operation operation{};
     operation.source = static_cast<const T*>(norm.grad);
     if (Operation::reads_x) operation.more_sources[0] = static_cast<const T*>(norm.x);
@@ -197,32 +196,31 @@ const char* eval_backward(const FrozenBatchNormGradient& norm, const Launch& tar
     operation.target = static_cast<T*>(norm.grad_x);
     operation.second_target = static_cast<T*>(norm.grad_residual);
     operation.normalization = normalization_of(norm.multiplier, norm.offset, norm.activation);
-    operation.statistics =
-        statistics_gradient(norm.extent, norm.mean, norm.grad_mean, norm.grad_variance);
-    return launch_map(operation, norm.extent, target);
+    operation.statistics = statistics_gradient(norm);
+    return launch_map(operation, norm.shape, target);
 }
 
 }  // namespace
 
-const char* batch_norm_eval(DataType type, const FrozenBatchNorm& norm, Launch target) {
-    return dispatch(type, [&](auto element) -> const char* {
+const char* frozen_batch_norm(const FrozenBatchNormArguments& norm, Launch target) {
+    return dispatch(norm.type, [&](auto element) -> const char* {
         using T = decltype(element);
-        if (!norm.mean) return eval<T>(norm, target);
-        return norm.residual ? eval_matched<T, WithResidual>(norm, target)
-                             : eval_matched<T, WithoutResidual>(norm, target);
+        if (!norm.mean) return launch_forward<T>(norm, target);
+        return norm.residual ? launch_with_stats<T, WithResidual>(norm, target)
+                             : launch_with_stats<T, WithoutResidual>(norm, target);
     });
 }
 
-const char* batch_norm_eval_backward(DataType type, const FrozenBatchNormGradient& norm,
-                                     Launch target) {
-    return dispatch(type, [&](auto element) -> const char* {
+const char* frozen_batch_norm_backward(const FrozenBatchNormBackwardArguments& norm,
+                                       Launch target) {
+    return dispatch(norm.type, [&](auto element) -> const char* {
         using T = decltype(element);
         if (norm.y) {
-            return norm.mean ? eval_backward<T, MaskOfY, WithStatistics>(norm, target)
-                             : eval_backward<T, MaskOfY, WithoutStatistics>(norm, target);
+            return norm.mean ? launch_backward<T, MaskOfY, WithStatistics>(norm, target)
+                             : launch_backward<T, MaskOfY, WithoutStatistics>(norm, target);
         }
-        return norm.mean ? eval_backward<T, MaskOfX, WithStatistics>(norm, target)
-                         : eval_backward<T, MaskOfX, WithoutStatistics>(norm, target);
+        return norm.mean ? launch_backward<T, MaskOfX, WithStatistics>(norm, target)
+                         : launch_backward<T, MaskOfX, WithoutStatistics>(norm, target);
     });
 }
 

@@ -54,7 +54,7 @@ private:
     int shift_ = 0;
 };
 
-// Whether octets that start at multiples of eight elements lie on 16-byte boundaries.
+// Whether vectors that start at multiples of eight elements lie on 16-byte boundaries.
 inline bool is_wide(std::initializer_list<const void*> operands) {
     for (const void* operand : operands) {
         if (reinterpret_cast<uintptr_t>(operand) % 16 != 0) return false;

@@ -26,7 +26,7 @@ struct Biased {
 };
 
 template <class Input>
-bool is_input_of(const LearnedTensor& tensor) {
+bool is_input_of(const LsqTensor& tensor) {
     if (tensor.bias) return std::is_same_v<Input, Biased>;
     const bool is_plain = tensor.activation == Activation::none;
     return std::is_same_v<Input, Plain> ? is_plain : std::is_same_v<Input, Activated> && !is_plain;
@@ -34,7 +34,7 @@ bool is_input_of(const LearnedTensor& tensor) {
 
 // What both passes of a learned quantization know of a tensor.
 template <class Input>
-struct LearnedQuantizer {
+struct LsqQuantizer {
     const float* scale;
     const float* zero_point;
     const float* bias;
@@ -54,13 +54,13 @@ struct LearnedQuantizer {
 };
 
 template <class Input>
-LearnedQuantizer<Input> learned_quantizer(const LearnedTensor& tensor) {
-    LearnedQuantizer<Input> quantizer{static_cast<const float*>(tensor.scale),
-                                      static_cast<const float*>(tensor.zero_point),
-                                      static_cast<const float*>(tensor.bias),
-                                      tensor.quantizer_stride,
-                                      float_bounds(tensor.range),
-                                      {}};
+LsqQuantizer<Input> lsq_quantizer(const LsqTensor& tensor) {
+    LsqQuantizer<Input> quantizer{static_cast<const float*>(tensor.scale),
+                                  static_cast<const float*>(tensor.zero_point),
+                                  static_cast<const float*>(tensor.bias),
+                                  tensor.quantizer_stride,
+                                  float_bounds(tensor.range),
+                                  {}};
     if constexpr (!std::is_same_v<Input, Plain>) {
         quantizer.activation = activation_bounds<float>(tensor.activation);
     }
@@ -68,12 +68,12 @@ LearnedQuantizer<Input> learned_quantizer(const LearnedTensor& tensor) {
 }
 
 template <class T, class Input>
-struct FakeQuantizeLearned {
+struct LsqFakeQuantize {
     using Element = T;
     using Parameters = typename Input::Parameters;
     const T* source;
     T* target;
-    LearnedQuantizer<Input> quantizer;
+    LsqQuantizer<Input> quantizer;
 
     __device__ __forceinline__ Parameters parameters(int64_t channel) const {
         return quantizer.parameters(channel);
@@ -88,7 +88,7 @@ struct FakeQuantizeLearned {
 // grad_x, and per channel the sums of the gradients by scale and by zero point. A third sum, that
 // of grad_x, is the gradient by bias.
 template <class T, class Input>
-struct FakeQuantizeLearnedBackward : Input::Sums {
+struct LsqFakeQuantizeBackward : Input::Sums {
     using Element = T;
     using Parameters = typename Input::Parameters;
     static constexpr bool reads_second = true;
@@ -96,7 +96,7 @@ struct FakeQuantizeLearnedBackward : Input::Sums {
     const T* source;
     const T* second_source;  // the gradient of y
     T* target;
-    LearnedQuantizer<Input> quantizer;
+    LsqQuantizer<Input> quantizer;
     float* grad_scale;
     float* grad_zero_point;
     float* grad_bias;
@@ -116,8 +116,8 @@ struct FakeQuantizeLearnedBackward : Input::Sums {
         const bool inside = is_inside(integer, quantizer.bounds);
         const float passed =
             mask_gradient(inside ? grad : 0.0f, before, quantizer.activation, 0.0f);
-        const LearnedTerms<float> terms =
-            learned_terms(value, grad, integer, inside, parameters, quantizer.bounds, 0.0f);
+        const LsqTerms<float> terms =
+            lsq_terms(value, grad, integer, inside, parameters, quantizer.bounds, 0.0f);
         sums.first += terms.scale;
         sums.second += terms.zero_point;
         if constexpr (std::is_same_v<Input, Biased>) sums.third += passed;
@@ -134,42 +134,41 @@ struct FakeQuantizeLearnedBackward : Input::Sums {
 };
 
 template <class T, class Input>
-const char* launch_learned(const LearnedTensor* tensors, int64_t count, const Launch& target) {
-    using Operation = FakeQuantizeLearned<T, Input>;
+const char* launch_lsq(const LsqArguments& arguments, const Launch& target) {
+    using Operation = LsqFakeQuantize<T, Input>;
     MapLauncher<Operation, table_capacity<RowMapTask<Operation>>,
                 table_capacity<ColumnMapTask<Operation>>>
         launcher(target.stream);
-    for (int64_t i = 0; i < count; ++i) {
-        const LearnedTensor& tensor = tensors[i];
+    for (int64_t i = 0; i < arguments.count; ++i) {
+        const LsqTensor& tensor = arguments.tensors[i];
         if (!is_input_of<Input>(tensor)) continue;
         const Operation operation{static_cast<const T*>(tensor.x), static_cast<T*>(tensor.y),
-                                  learned_quantizer<Input>(tensor)};
-        const char* error = launcher.add(operation, tensor.extent, false);
+                                  lsq_quantizer<Input>(tensor)};
+        const char* error = launcher.add(operation, tensor.shape, false);
         if (error) return error;
     }
     return launcher.flush();
 }
 
 template <class T, class Input>
-const char* launch_learned_backward(const LearnedTensor* tensors, int64_t count,
-                                    const Launch& target) {
-    using Operation = FakeQuantizeLearnedBackward<T, Input>;
+const char* launch_lsq_backward(const LsqArguments& arguments, const Launch& target) {
+    using Operation = LsqFakeQuantizeBackward<T, Input>;
     ReductionLauncher<Operation, table_capacity<RowReductionTask<Operation>>,
                       table_capacity<ColumnReductionTask<Operation>>>
         launcher(target);
-    for (int64_t i = 0; i < count; ++i) {
-        const LearnedTensor& tensor = tensors[i];
+    for (int64_t i = 0; i < arguments.count; ++i) {
+        const LsqTensor& tensor = arguments.tensors[i];
         if (!is_input_of<Input>(tensor)) continue;
         const Operation operation{{},
                                   static_cast<const T*>(tensor.x),
                                   static_cast<const T*>(tensor.grad),
                                   static_cast<T*>(tensor.grad_x),
-                                  learned_quantizer<Input>(tensor),
+                                  lsq_quantizer<Input>(tensor),
                                   static_cast<float*>(tensor.grad_scale),
                                   static_cast<float*>(tensor.grad_zero_point),
                                   static_cast<float*>(tensor.grad_bias),
                                   static_cast<float>(tensor.gradient_scale)};
-        const char* error = launcher.add(operation, tensor.extent);
+        const char* error = launcher.add(operation, tensor.shape);
         if (error) return error;
     }
     return launcher.flush();
@@ -177,31 +176,30 @@ const char* launch_learned_backward(const LearnedTensor* tensors, int64_t count,
 
 }  // namespace
 
-const char* fake_quantize_learned(DataType type, const LearnedTensor* tensors, int64_t count,
-                                  Launch target) {
-    return dispatch(type, [&](auto element) -> const char* {
+const char* lsq_fake_quantize(const LsqArguments& arguments, Launch target) {
+    return dispatch(arguments.type, [&](auto element) -> const char* {
         using T = decltype(element);
-        const char* error = launch_learned<T, Plain>(tensors, count, target);
-        if (!error) error = launch_learned<T, Activated>(tensors, count, target);
-        return error ? error : launch_learned<T, Biased>(tensors, count, target);
+        const char* error = launch_lsq<T, Plain>(arguments, target);
+        if (!error) error = launch_lsq<T, Activated>(arguments, target);
+        return error ? error : launch_lsq<T, Biased>(arguments, target);
     });
 }
 
-const char* fake_quantize_learned_backward(DataType type, const LearnedTensor* tensors,
-                                           int64_t count, Launch target) {
-    return dispatch(type, [&](auto element) -> const char* {
+const char* lsq_fake_quantize_backward(const LsqArguments& arguments, Launch target) {
+    return dispatch(arguments.type, [&](auto element) -> const char* {
         using T = decltype(element);
-        const char* error = launch_learned_backward<T, Plain>(tensors, count, target);
-        if (!error) error = launch_learned_backward<T, Activated>(tensors, count, target);
-        return error ? error : launch_learned_backward<T, Biased>(tensors, count, target);
+        const char* error = launch_lsq_backward<T, Plain>(arguments, target);
+        if (!error) error = launch_lsq_backward<T, Activated>(arguments, target);
+        return error ? error : launch_lsq_backward<T, Biased>(arguments, target);
     });
 }
 
-int64_t learned_backward_workspace(const LearnedTensor* tensors, int64_t count) {
+int64_t lsq_backward_workspace(const LsqArguments& arguments) {
     int64_t bytes = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        bytes += tensors[i].bias ? partial_bytes<Triple>(tensors[i].extent)
-                                 : partial_bytes<Pair>(tensors[i].extent);
+    for (int64_t i = 0; i < arguments.count; ++i) {
+        const LsqTensor& tensor = arguments.tensors[i];
+        bytes +=
+            tensor.bias ? partial_bytes<Triple>(tensor.shape) : partial_bytes<Pair>(tensor.shape);
     }
     return workspace_bytes(bytes);
 }

@@ -6,7 +6,7 @@
 //   const Element* source; Element* target;
 //   Parameters parameters(int64_t channel) const;
 //   float apply(float x, const Parameters&, bool& flag) const;
-//   void store_flags(int64_t octet, unsigned flags) const;  // bit j: the flag of element j
+//   void store_flags(int64_t vector, unsigned flags) const;  // bit j: the flag of element j
 //
 // One that reads several tensors and may write two has, in place of the last two,
 //   static constexpr int more_source_count;
@@ -19,7 +19,7 @@
 #include <type_traits>
 
 #include "launch.cuh"
-#include "octet.cuh"
+#include "vector8.cuh"
 
 namespace zscgan::cuda {
 
@@ -29,88 +29,88 @@ template <class Operation>
 constexpr int source_count<Operation, std::void_t<decltype(Operation::more_source_count)>> =
     1 + Operation::more_source_count;
 
-// Octets that a thread loads before it waits for the first: two in half precision too, since more
+// Vectors that a thread loads before it waits for the first: two in half precision too, since more
 // of them do not fit into the registers beside the parameters of eight channels.
 template <class Operation>
 constexpr int map_batch = source_count<Operation> == 1 ? 2 : 1;
 
-// How a tensor is cut into octets: octet i starts at element 8 * i - skew. The first and the last
+// How a tensor is cut into vectors: vector i starts at element 8 * i - skew. The first and the last
 // may reach beyond the tensor, the others are whole.
-struct Octets {
+struct Vectors {
     int64_t numel;
     int64_t count;
     int skew;
     bool wide;
 
-    __device__ __forceinline__ int64_t first(int64_t octet) const {
-        return octet * octet_size - skew;
+    __device__ __forceinline__ int64_t first(int64_t vector) const {
+        return vector * vector_size - skew;
     }
-    __device__ __forceinline__ bool is_wide(int64_t octet) const {
-        return wide && first(octet) >= 0 && first(octet) <= numel - octet_size;
+    __device__ __forceinline__ bool is_wide(int64_t vector) const {
+        return wide && first(vector) >= 0 && first(vector) <= numel - vector_size;
     }
-    __device__ __forceinline__ unsigned valid(int64_t octet) const {
-        return octet_bits(clamp_to_octet(-first(octet)), clamp_to_octet(numel - first(octet)));
+    __device__ __forceinline__ unsigned valid(int64_t vector) const {
+        return vector_bits(clamp_to_vector(-first(vector)), clamp_to_vector(numel - first(vector)));
     }
 };
 
-// Equally misaligned operands get a skew that puts their octets on 16-byte boundaries. With a mask
-// octets must be bytes of the mask: then only aligned operands are accessed in 16 bytes.
-inline Octets cut_octets(int64_t numel, int64_t element_bytes,
-                         std::initializer_list<const void*> operands, bool masked) {
+// Equally misaligned operands get a skew that puts their vectors on 16-byte boundaries. With a mask
+// vectors must be bytes of the mask: then only aligned operands are accessed in 16 bytes.
+inline Vectors cut_vectors(int64_t numel, int64_t element_bytes,
+                           std::initializer_list<const void*> operands, bool masked) {
     const auto offset = reinterpret_cast<uintptr_t>(*operands.begin()) % 16;
     bool wide = offset % element_bytes == 0 && (offset == 0 || !masked);
     for (const void* operand : operands) {
         wide = wide && reinterpret_cast<uintptr_t>(operand) % 16 == offset;
     }
     const int skew = wide ? static_cast<int>(offset / element_bytes) : 0;
-    return {numel, divide_up(numel + skew, octet_size), skew, wide};
+    return {numel, divide_up(numel + skew, vector_size), skew, wide};
 }
 
 template <class Element>
-__device__ __forceinline__ Octet<Element> load_octet(const Element* source, const Octets& octets,
-                                                     int64_t octet) {
-    if (octets.is_wide(octet)) return load_wide(source, octets.first(octet));
-    return load_narrow(source, octets.first(octet), octets.valid(octet));
+__device__ __forceinline__ Vector8<Element> load_vector(const Element* source,
+                                                        const Vectors& vectors, int64_t vector) {
+    if (vectors.is_wide(vector)) return load_wide(source, vectors.first(vector));
+    return load_narrow(source, vectors.first(vector), vectors.valid(vector));
 }
 
 template <class Element>
-__device__ __forceinline__ void store_octet(Element* target, const Octets& octets, int64_t octet,
-                                            const float (&values)[octet_size]) {
-    Octet<Element> packed;
+__device__ __forceinline__ void store_vector(Element* target, const Vectors& vectors,
+                                             int64_t vector, const float (&values)[vector_size]) {
+    Vector8<Element> packed;
     pack(values, packed);
-    if (octets.is_wide(octet)) {
-        store_wide(target, octets.first(octet), packed);
+    if (vectors.is_wide(vector)) {
+        store_wide(target, vectors.first(vector), packed);
     } else {
-        store_narrow(target, octets.first(octet), octets.valid(octet), packed);
+        store_narrow(target, vectors.first(vector), vectors.valid(vector), packed);
     }
 }
 
-// One octet of every source, as it lies in memory.
+// One vector of every source, as it lies in memory.
 template <class Operation>
-struct LoadedOctets {
+struct LoadedVectors {
     static constexpr int count = source_count<Operation>;
-    Octet<typename Operation::Element> sources[count];
+    Vector8<typename Operation::Element> sources[count];
 
-    __device__ __forceinline__ void load(const Operation& operation, const Octets& octets,
-                                         int64_t octet) {
-        sources[0] = load_octet(operation.source, octets, octet);
+    __device__ __forceinline__ void load(const Operation& operation, const Vectors& vectors,
+                                         int64_t vector) {
+        sources[0] = load_vector(operation.source, vectors, vector);
         if constexpr (count > 1) {
 #pragma unroll
             for (int k = 1; k < count; ++k) {
-                sources[k] = load_octet(operation.more_sources[k - 1], octets, octet);
+                sources[k] = load_vector(operation.more_sources[k - 1], vectors, vector);
             }
         }
     }
 };
 
-// The elements of one octet of every source, which `apply` replaces by those of the targets.
+// The elements of one vector of every source, which `apply` replaces by those of the targets.
 template <class Operation>
-struct MappedOctets {
+struct MappedVectors {
     static constexpr int count = source_count<Operation>;
-    float values[count][octet_size];
+    float values[count][vector_size];
     unsigned flags = 0;
 
-    __device__ __forceinline__ explicit MappedOctets(const LoadedOctets<Operation>& loaded) {
+    __device__ __forceinline__ explicit MappedVectors(const LoadedVectors<Operation>& loaded) {
 #pragma unroll
         for (int k = 0; k < count; ++k) unpack(loaded.sources[k], values[k]);
     }
@@ -131,25 +131,25 @@ struct MappedOctets {
         }
     }
 
-    __device__ __forceinline__ void store(const Operation& operation, const Octets& octets,
-                                          int64_t octet) const {
-        const unsigned valid = octets.is_wide(octet) ? whole_octet : octets.valid(octet);
+    __device__ __forceinline__ void store(const Operation& operation, const Vectors& vectors,
+                                          int64_t vector) const {
+        const unsigned valid = vectors.is_wide(vector) ? whole_vector : vectors.valid(vector);
         if (valid == 0) return;
-        store_octet(operation.target, octets, octet, values[0]);
+        store_vector(operation.target, vectors, vector, values[0]);
         if constexpr (count == 1) {
-            operation.store_flags(octet, flags & valid);
+            operation.store_flags(vector, flags & valid);
         } else {
             if (operation.second_target) {
-                store_octet(operation.second_target, octets, octet, values[1]);
+                store_vector(operation.second_target, vectors, vector, values[1]);
             }
         }
     }
 };
 
-// One octet for each thread until the device is busy, then up to 16.
-inline int64_t octets_per_thread(const Octets& octets) {
+// One vector for each thread until the device is busy, then up to 16.
+inline int64_t vectors_per_thread(const Vectors& vectors) {
     constexpr int64_t busy_threads = int64_t{1} << 18;
-    return bounded(octets.count / busy_threads, 1, 16);
+    return bounded(vectors.count / busy_threads, 1, 16);
 }
 
 }  // namespace zscgan::cuda

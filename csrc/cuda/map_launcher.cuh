@@ -7,18 +7,18 @@
 namespace zscgan::cuda {
 
 template <class Operation>
-Octets cut_operands(const Operation& operation, int64_t numel, bool masked) {
+Vectors cut_operands(const Operation& operation, int64_t numel, bool masked) {
     constexpr int64_t bytes = sizeof(typename Operation::Element);
     if constexpr (source_count<Operation> == 1) {
-        return cut_octets(numel, bytes, {operation.source, operation.target}, masked);
+        return cut_vectors(numel, bytes, {operation.source, operation.target}, masked);
     } else {
         const void* second_target =
             operation.second_target ? operation.second_target : operation.target;
         const void* last_source = operation.more_sources[Operation::more_source_count - 1];
-        return cut_octets(numel, bytes,
-                          {operation.source, operation.more_sources[0], last_source,
-                           operation.target, second_target},
-                          masked);
+        return cut_vectors(numel, bytes,
+                           {operation.source, operation.more_sources[0], last_source,
+                            operation.target, second_target},
+                           masked);
     }
 }
 
@@ -29,14 +29,14 @@ public:
         : rows_(map_rows<Operation, row_capacity>, stream),
           columns_(map_columns<Operation, column_capacity>, stream) {}
 
-    const char* add(const Operation& operation, const Extent& extent, bool masked) {
-        if (extent.numel() == 0) return nullptr;
-        const Octets octets = cut_operands(operation, extent.numel(), masked);
-        if (extent.inner == 1 || extent.channels == 1) {
-            const ColumnMap map = plan_column_map(extent, octets);
+    const char* add(const Operation& operation, const Shape3& shape, bool masked) {
+        if (shape.numel() == 0) return nullptr;
+        const Vectors vectors = cut_operands(operation, shape.numel(), masked);
+        if (shape.inner == 1 || shape.channels == 1) {
+            const ColumnMap map = plan_column_map(shape, vectors);
             return columns_.add({operation, map}, map.blocks());
         }
-        const RowMap map = plan_row_map(extent, octets, map_batch<Operation>);
+        const RowMap map = plan_row_map(shape, vectors, map_batch<Operation>);
         return rows_.add({operation, map}, map.blocks());
     }
 

@@ -16,7 +16,7 @@ __device__ __forceinline__ Value higher(Value a, Value b) {
 }
 
 template <class T>
-struct Observe {
+struct UpdateMinMax {
     using Element = T;
     struct Parameters {};
     using Sums = Pair;
@@ -56,17 +56,17 @@ struct Observe {
 
 }  // namespace
 
-const char* observe(DataType type, Extent extent, const void* x, const ObserverState& state,
-                    Launch target) {
-    if (extent.numel() == 0) return nullptr;
-    return dispatch(type, [&](auto element) -> const char* {
-        using Operation = Observe<decltype(element)>;
+const char* update_min_max(const UpdateMinMaxArguments& arguments, Launch target) {
+    if (arguments.shape.numel() == 0) return nullptr;
+    return dispatch(arguments.type, [&](auto element) -> const char* {
+        using Operation = UpdateMinMax<decltype(element)>;
         ReductionLauncher<Operation, 1, 1> launcher(target);
-        const char* error = launcher.add({static_cast<const decltype(element)*>(x), state}, extent);
+        const char* error = launcher.add(
+            {static_cast<const decltype(element)*>(arguments.x), arguments.state}, arguments.shape);
         return error ? error : launcher.flush();
     });
 }
 
-int64_t reduction_workspace(Extent extent) { return workspace_bytes(partial_bytes(extent)); }
+int64_t reduction_workspace(Shape3 shape) { return workspace_bytes(partial_bytes(shape)); }
 
 }  // namespace zscgan::cuda

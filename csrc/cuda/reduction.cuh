@@ -20,19 +20,19 @@
 #include <type_traits>
 
 #include "launch.cuh"
-#include "octet.cuh"
+#include "vector8.cuh"
 
 namespace zscgan::cuda {
 
-// A block of a split channel has at least this many octets for each thread.
-constexpr int fewest_octets_per_thread = 2;
+// A block of a split channel has at least this many vectors for each thread.
+constexpr int fewest_vectors_per_thread = 2;
 
 template <class Operation>
 constexpr int reduction_operands = Operation::reads_second || Operation::writes_target ? 2 : 1;
 
 template <class Operation>
 constexpr int reduction_batch =
-    octets_in_flight<typename Operation::Element, reduction_operands<Operation>>;
+    vectors_in_flight<typename Operation::Element, reduction_operands<Operation>>;
 
 // A tensor's partial results fill at most this many blocks, so that their merge stays short.
 constexpr int64_t most_row_blocks = 4096;
@@ -57,31 +57,32 @@ using Triple = TripleOf<double>;
 template <class Operation>
 using SumsOf = typename Operation::Sums;
 
-// What one thread gathers over one octet, before it goes on in float64.
+// What one thread gathers over one vector, before it goes on in float64.
 template <class Operation>
 using AccumulatorOf = typename Operation::Accumulator;
 
-// The elements of an octet of memory that a thread visits. `wide`: all eight may be read.
-struct OctetPart {
+// The elements of a vector of memory that a thread visits. `wide`: all eight may be read.
+struct VectorPart {
     int64_t first;
     unsigned valid;
     bool wide;
 };
 
 template <class Element>
-__device__ __forceinline__ Octet<Element> load_octet(const Element* tensor, const OctetPart& part) {
+__device__ __forceinline__ Vector8<Element> load_vector(const Element* tensor,
+                                                        const VectorPart& part) {
     return part.wide ? load_wide(tensor, part.first) : load_narrow(tensor, part.first, part.valid);
 }
 
 template <class Element>
-__device__ __forceinline__ void store_octet(Element* tensor, const OctetPart& part,
-                                            const float (&values)[octet_size]) {
-    Octet<Element> octet;
-    pack(values, octet);
-    if (part.wide && part.valid == whole_octet) {
-        store_wide(tensor, part.first, octet);
+__device__ __forceinline__ void store_vector(Element* tensor, const VectorPart& part,
+                                             const float (&values)[vector_size]) {
+    Vector8<Element> vector;
+    pack(values, vector);
+    if (part.wide && part.valid == whole_vector) {
+        store_wide(tensor, part.first, vector);
     } else {
-        store_narrow(tensor, part.first, part.valid, octet);
+        store_narrow(tensor, part.first, part.valid, vector);
     }
 }
 

@@ -6,21 +6,21 @@
 
 namespace zscgan::cuda {
 
-inline bool is_reduced_by_columns(const Extent& extent) {
-    return extent.inner == 1 && extent.channels > 1;
+inline bool is_reduced_by_columns(const Shape3& shape) {
+    return shape.inner == 1 && shape.channels > 1;
 }
 
 // A tensor of one channel is one row.
-inline Extent row_extent(const Extent& extent) {
-    return extent.channels == 1 ? Extent{1, 1, extent.numel()} : extent;
+inline Shape3 row_shape(const Shape3& shape) {
+    return shape.channels == 1 ? Shape3{1, 1, shape.numel()} : shape;
 }
 
 template <class Sums = Pair>
-int64_t partial_bytes(const Extent& extent) {
-    if (extent.channels == 0) return 0;
-    const int64_t count = is_reduced_by_columns(extent)
-                              ? plan_column_reduction(extent).partial_count()
-                              : plan_row_reduction(row_extent(extent)).partial_count();
+int64_t partial_bytes(const Shape3& shape) {
+    if (shape.channels == 0) return 0;
+    const int64_t count = is_reduced_by_columns(shape)
+                              ? plan_column_reduction(shape).partial_count()
+                              : plan_row_reduction(row_shape(shape)).partial_count();
     return count * static_cast<int64_t>(sizeof(Sums));
 }
 
@@ -32,12 +32,12 @@ public:
           rows_(reduce_rows<Operation, row_capacity>, target.stream),
           columns_(reduce_columns<Operation, column_capacity>, target.stream) {}
 
-    const char* add(const Operation& operation, const Extent& extent) {
-        if (extent.channels == 0) return nullptr;
-        if (is_reduced_by_columns(extent)) {
-            return add_partition(columns_, operation, plan_column_reduction(extent));
+    const char* add(const Operation& operation, const Shape3& shape) {
+        if (shape.channels == 0) return nullptr;
+        if (is_reduced_by_columns(shape)) {
+            return add_partition(columns_, operation, plan_column_reduction(shape));
         }
-        return add_partition(rows_, operation, plan_row_reduction(row_extent(extent)));
+        return add_partition(rows_, operation, plan_row_reduction(row_shape(shape)));
     }
 
     const char* flush() {

@@ -1,4 +1,4 @@
-// Maps where inner > 1: a row is `inner` consecutive elements of one channel. An octet lies in one
+// Maps where inner > 1: a row is `inner` consecutive elements of one channel. A vector lies in one
 // row, or it crosses into the next.
 #pragma once
 
@@ -7,14 +7,14 @@
 namespace zscgan::cuda {
 
 struct RowMap {
-    Octets octets;
+    Vectors vectors;
     Divider inner;
     Divider channels;
-    int step_channels;  // channels and elements from an octet of a thread to its next
+    int step_channels;  // channels and elements from a vector of a thread to its next
     int step_elements;
-    int octets_per_block;
+    int vectors_per_block;
 
-    int64_t blocks() const { return divide_up(octets.count, octets_per_block); }
+    int64_t blocks() const { return divide_up(vectors.count, vectors_per_block); }
 };
 
 template <class Operation>
@@ -23,17 +23,17 @@ struct RowMapTask {
     RowMap map;
 };
 
-// Where an octet starts: a channel, and the elements of its row before the octet. Elements before
+// Where a vector starts: a channel, and the elements of its row before the vector. Elements before
 // the tensor count as the last channels.
 struct RowPosition {
     int64_t channel;
     int64_t element;
 
-    __device__ __forceinline__ RowPosition(const RowMap& map, int64_t octet) {
-        const int64_t first = map.octets.first(octet);
+    __device__ __forceinline__ RowPosition(const RowMap& map, int64_t vector) {
+        const int64_t first = map.vectors.first(vector);
         const int64_t channels = map.channels.divisor();
         const int64_t start =
-            first < 0 ? first + octet_size * channels * map.inner.divisor() : first;
+            first < 0 ? first + vector_size * channels * map.inner.divisor() : first;
         const int64_t row = map.inner.quotient(start);
         channel = row - map.channels.quotient(row) * channels;
         element = start - row * map.inner.divisor();
@@ -50,12 +50,12 @@ struct RowPosition {
 };
 
 template <class Operation>
-__device__ __forceinline__ void map_crossing_octet(const Operation& operation, const RowMap& map,
-                                                   unsigned valid, RowPosition at,
-                                                   MappedOctets<Operation>& mapped) {
+__device__ __forceinline__ void map_crossing_vector(const Operation& operation, const RowMap& map,
+                                                    unsigned valid, RowPosition at,
+                                                    MappedVectors<Operation>& mapped) {
     auto parameters = operation.parameters(at.channel);
 #pragma unroll
-    for (int j = 0; j < octet_size; ++j, ++at.element) {
+    for (int j = 0; j < vector_size; ++j, ++at.element) {
         if (at.element == map.inner.divisor()) {
             at.element = 0;
             at.channel = at.channel + 1 == map.channels.divisor() ? 0 : at.channel + 1;
@@ -73,49 +73,49 @@ __global__ __launch_bounds__(block_threads, 3) void map_rows(
     const Operation& operation = table.tasks[index].operation;
     const RowMap& map = table.tasks[index].map;
     const int64_t block = static_cast<int>(blockIdx.x) - table.first_block[index];
-    const int64_t limit = (block + 1) * map.octets_per_block;
-    const int64_t end = limit < map.octets.count ? limit : map.octets.count;
-    int64_t octet = block * map.octets_per_block + threadIdx.x;
-    RowPosition at(map, octet);
+    const int64_t limit = (block + 1) * map.vectors_per_block;
+    const int64_t end = limit < map.vectors.count ? limit : map.vectors.count;
+    int64_t vector = block * map.vectors_per_block + threadIdx.x;
+    RowPosition at(map, vector);
     int64_t known_channel = at.channel;
     auto parameters = operation.parameters(known_channel);
 #pragma unroll 1
-    while (octet < end) {
-        LoadedOctets<Operation> loaded[batch];
+    while (vector < end) {
+        LoadedVectors<Operation> loaded[batch];
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
-            loaded[i].load(operation, map.octets, octet + i * block_threads);
+            loaded[i].load(operation, map.vectors, vector + i * block_threads);
         }
 #pragma unroll
-        for (int i = 0; i < batch && octet < end; ++i, octet += block_threads) {
-            MappedOctets<Operation> mapped(loaded[i]);
+        for (int i = 0; i < batch && vector < end; ++i, vector += block_threads) {
+            MappedVectors<Operation> mapped(loaded[i]);
             if (at.channel != known_channel) {
                 known_channel = at.channel;
                 parameters = operation.parameters(known_channel);
             }
-            const bool crossing = at.element + octet_size > map.inner.divisor();
+            const bool crossing = at.element + vector_size > map.inner.divisor();
             if (crossing) {
-                map_crossing_octet(operation, map, map.octets.valid(octet), at, mapped);
+                map_crossing_vector(operation, map, map.vectors.valid(vector), at, mapped);
             } else {
 #pragma unroll
-                for (int j = 0; j < octet_size; ++j) mapped.apply(operation, parameters, j);
+                for (int j = 0; j < vector_size; ++j) mapped.apply(operation, parameters, j);
             }
-            mapped.store(operation, map.octets, octet);
+            mapped.store(operation, map.vectors, vector);
             at.advance(map);
         }
     }
 }
 
-inline RowMap plan_row_map(const Extent& extent, const Octets& octets, int batch) {
-    constexpr int64_t step = block_threads * octet_size;
+inline RowMap plan_row_map(const Shape3& shape, const Vectors& vectors, int batch) {
+    constexpr int64_t step = block_threads * vector_size;
     RowMap map = {};
-    map.octets = octets;
-    map.inner = Divider(extent.inner);
-    map.channels = Divider(extent.channels);
-    map.step_channels = static_cast<int>(step / extent.inner % extent.channels);
-    map.step_elements = static_cast<int>(step % extent.inner);
-    const int64_t batches = divide_up(octets_per_thread(octets), batch);
-    map.octets_per_block = static_cast<int>(batches * batch * block_threads);
+    map.vectors = vectors;
+    map.inner = Divider(shape.inner);
+    map.channels = Divider(shape.channels);
+    map.step_channels = static_cast<int>(step / shape.inner % shape.channels);
+    map.step_elements = static_cast<int>(step % shape.inner);
+    const int64_t batches = divide_up(vectors_per_thread(vectors), batch);
+    map.vectors_per_block = static_cast<int>(batches * batch * block_threads);
     return map;
 }
 

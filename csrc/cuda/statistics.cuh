@@ -6,27 +6,27 @@
 
 namespace zscgan::cuda {
 
-// The sums of (x - shift) and of its square.
+// The sums of (x - mean_hint) and of its square.
 struct StatisticsReduction : SumReduction, WideSums {
-    const float* shift;
+    const float* mean_hint;
     float* mean;
     float* variance;
     double elements_per_channel;
 
-    static __device__ __forceinline__ void add(float x, float shift, Accumulator& sums) {
-        const float offset = x - shift;
+    static __device__ __forceinline__ void add(float x, float mean_hint, Accumulator& sums) {
+        const float offset = x - mean_hint;
         sums.first += offset;
         sums.second = fmaf(offset, offset, sums.second);
     }
-    static __device__ __forceinline__ void add(float x, float shift, Pair& sums) {
-        const double offset = static_cast<double>(x) - shift;
+    static __device__ __forceinline__ void add(float x, float mean_hint, Pair& sums) {
+        const double offset = static_cast<double>(x) - mean_hint;
         sums.first += offset;
         sums.second += offset * offset;
     }
     __device__ __forceinline__ void finish(int64_t channel, const Pair& sums) const {
         const double offset = sums.first / elements_per_channel;
         const double square = sums.second / elements_per_channel;
-        mean[channel] = static_cast<float>(shift[channel] + offset);
+        mean[channel] = static_cast<float>(mean_hint[channel] + offset);
         variance[channel] = static_cast<float>(maximum(0.0, square - offset * offset));
     }
 };
@@ -49,25 +49,26 @@ struct StatisticsGradient {
     }
 };
 
-inline double elements_per_channel(const Extent& extent) {
-    return static_cast<double>(extent.outer * extent.inner);
+inline double elements_per_channel(const Shape3& shape) {
+    return static_cast<double>(shape.outer * shape.inner);
 }
 
-inline StatisticsReduction statistics_reduction(const Extent& extent, const void* shift, void* mean,
-                                                void* variance) {
+template <class Arguments>
+StatisticsReduction statistics_reduction(const Arguments& arguments) {
     return {{},
             {},
-            static_cast<const float*>(shift),
-            static_cast<float*>(mean),
-            static_cast<float*>(variance),
-            elements_per_channel(extent)};
+            static_cast<const float*>(arguments.mean_hint),
+            static_cast<float*>(arguments.mean),
+            static_cast<float*>(arguments.variance),
+            elements_per_channel(arguments.shape)};
 }
 
-inline StatisticsGradient statistics_gradient(const Extent& extent, const void* mean,
-                                              const void* grad_mean, const void* grad_variance) {
-    return {static_cast<const float*>(mean), static_cast<const float*>(grad_mean),
-            static_cast<const float*>(grad_variance),
-            static_cast<float>(elements_per_channel(extent))};
+template <class Arguments>
+StatisticsGradient statistics_gradient(const Arguments& arguments) {
+    return {static_cast<const float*>(arguments.mean),
+            static_cast<const float*>(arguments.grad_mean),
+            static_cast<const float*>(arguments.grad_variance),
+            static_cast<float>(elements_per_channel(arguments.shape))};
 }
 
 }  // namespace zscgan::cuda

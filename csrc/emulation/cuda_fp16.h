@@ -1,4 +1,4 @@
-// Half precision of CUDA in host arithmetic: conversions alone, as the kernels use no more.
+// Half precision of CUDA in host arithmetic: only conversions, which are all that the kernels use.
 #pragma once
 
 #include "cuda_runtime.h"

@@ -69,7 +69,7 @@ def quantization_results(inputs, module=native):
     plain = (["none"], [None])
     (learned,) = module.lsq_fake_quantize(*lists, [axis], *plain)
     *gradients, _ = module.lsq_fake_quantize_backward(
-        [grad], *lists, [GRADIENT_SCALE], [axis], *plain
+        [grad], *lists, [axis], [GRADIENT_SCALE], *plain
     )
     state = [torch.full_like(scale, v, dtype=torch.float32) for v in (torch.inf, -torch.inf, 0, 0)]
     module.update_min_max(x, *state, 0.1, low, high, False, axis)
@@ -92,10 +92,10 @@ def fused_results(inputs, module=native):
         axis = inputs.axis if bias is None else None
         count = len(inputs.scale) if axis is not None else 1
         quantizer = ([inputs.scale[:count]], [inputs.zero_point[:count]], *([v] for v in BOUNDS))
-        stage = ([axis], [activation], [bias])
-        (y,) = module.lsq_fake_quantize([inputs.x], *quantizer, *stage)
+        stage = ([activation], [bias])
+        (y,) = module.lsq_fake_quantize([inputs.x], *quantizer, [axis], *stage)
         gradients = module.lsq_fake_quantize_backward(
-            [inputs.grad], [inputs.x], *quantizer, [GRADIENT_SCALE], *stage
+            [inputs.grad], [inputs.x], *quantizer, [axis], [GRADIENT_SCALE], *stage
         )
         names = ("y", "grad_x", "grad_scale", "grad_zero_point", "grad_bias")
         kind = activation if bias is None else f"{activation}_with_bias"
@@ -155,7 +155,7 @@ def many_results(inputs, module=native):
     plain = (len(xs) * ["none"], len(xs) * [None])
     ys = module.lsq_fake_quantize(*settings, axes, *plain)
     factors = len(xs) * [1.0]
-    columns = module.lsq_fake_quantize_backward(grads, *settings, factors, axes, *plain)[:3]
+    columns = module.lsq_fake_quantize_backward(grads, *settings, axes, factors, *plain)[:3]
     names = ("many_y", "many_grad_x", "many_grad_scale", "many_grad_zero_point")
     return {
         f"{name}_{i}": values

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from networks import RGB8, normal_batches, small_residual
 from runs import OWN, TINY
-from zscgan_ext.settings.config import Settings
 
 from zscgan_ext import processes
 from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.config.configs import ExecutionConfig, FineTuningConfig, GeneratorConfig
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.fine_tuning import StudentTraining
+from zscgan_ext.quantization.fine_tuning import StudentTrainer
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import RunFolder
@@ -25,13 +25,14 @@ from zscgan_ext.run_folder.whole_file import one_line_errors
 from zscgan_ext.synthesis import generator as generator_module
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
-from zscgan_ext.synthesis.generator_training import GeneratorTraining
+from zscgan_ext.synthesis.generator_training import GeneratorTrainer
 from zscgan_ext.train import main
+from zscgan_ext.training.execution import choose_execution
 
 BATCH = 12
-SMALL = Settings(
-    latent_dim=8, batch_size=BATCH, synthesis_steps=8, fine_tuning_steps=8, label_weight=0.5
-)
+GENERATOR = GeneratorConfig(latent_dim=8, batch_size=BATCH, steps=8)
+FINE_TUNING = FineTuningConfig(steps=8, label_weight=0.5)
+EXECUTION = choose_execution(ExecutionConfig(), torch.device("cpu"))
 STUDENTS = [("deploy", 1.0), ("deploy", 0.0), ("paper", 0.0)]  # scheme, feature_weight
 
 
@@ -53,13 +54,13 @@ def shared_noise():
     return noise
 
 
-def learned(training, inputs) -> dict[str, torch.Tensor]:
+def learned(trainer, batch) -> dict[str, torch.Tensor]:
     """Return loss and gradients of one step."""
-    loss, _ = training.measure(*inputs)
+    loss, _ = trainer.loss(*batch)
     loss.backward()
-    processes.average_gradients(training.parameters())
+    processes.average_gradients(trainer.parameters())
     found = {"loss": processes.averaged(loss.detach())}
-    for model, module in training.models().items():
+    for model, module in trainer.models().items():
         for name, parameter in module.named_parameters():
             if parameter.grad is not None:
                 found[f"gradient of {model}.{name}"] = parameter.grad.clone()
@@ -70,14 +71,14 @@ def generator_step(distance: str) -> dict[str, torch.Tensor]:
     """Loss, gradients and running statistics of the generator."""
     torch.manual_seed(0)
     generator = ConditionalGenerator(5, 8, RGB8)
-    settings = replace(SMALL, distance=distance)
+    config = replace(GENERATOR, distance=distance)
     teacher = FrozenTeacher(trace(small_residual(), RGB8.shape), distance)
-    training = GeneratorTraining(generator, teacher, settings, torch.Generator())
+    trainer = GeneratorTrainer(generator, teacher, config, EXECUTION, torch.Generator())
     random = torch.Generator().manual_seed(1)
     latent, labels = generator.random_inputs(BATCH, random)
     noise, generator_module.normal_like = generator_module.normal_like, shared_noise()
     try:
-        found = learned(training, (own(latent), own(labels)))
+        found = learned(trainer, (own(latent), own(labels)))
     finally:
         generator_module.normal_like = noise
     buffers = {name: b.clone().double() for name, b in generator.named_buffers()}
@@ -91,8 +92,9 @@ def student_step(scheme: str, feature_weight: float) -> dict[str, torch.Tensor]:
     batches = [(own(x), own(y)) for x, y in normal_batches(3, BATCH, *RGB8.shape)]
     calibrate(student, islice(batches, 2), 2)
     ranges = {f"range {name}": v.detach().clone() for name, v in student.state_dict().items()}
-    settings = replace(SMALL, feature_weight=feature_weight)
-    return ranges | learned(StudentTraining(student, model, iter([]), settings), batches[2])
+    config = replace(FINE_TUNING, feature_weight=feature_weight)
+    trainer = StudentTrainer(student, model, iter([]), config, EXECUTION)
+    return ranges | learned(trainer, batches[2])
 
 
 def steps() -> dict[str, dict[str, torch.Tensor]]:

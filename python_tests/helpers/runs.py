@@ -40,7 +40,7 @@ def write_fashion_mnist(folder: Path, prefix: str = "t10k", count: int = 60) -> 
     return folder
 
 
-# Named again when a run goes on: its folder does not decide which code runs.
+# Named again when a run is resumed: its folder does not decide which code runs.
 OWN = "--classifier=networks:small_gray"
 # A run of about a second: 6 steps of generator learning, 4 of each fine-tuning.
 TINY = [

@@ -65,8 +65,8 @@ def make_parser() -> OneLineParser:
         metavar="FILE",
         help="YAML file with any of these settings; the command line wins over it",
     )
-    configurations: list[type] = [RunConfig, *SECTIONS.values()]
-    texts = {configuration: help_texts(configuration) for configuration in configurations}
+    configurations = {option.configuration for option in OPTIONS.values()}
+    texts = {each: help_texts(each) for each in configurations}
     for name, option in OPTIONS.items():
         add_option(parser, name, option, texts[option.configuration][option.field.name])
     return parser
@@ -188,7 +188,11 @@ def config_arguments(file: Path, ignored: Sequence[str] = ()) -> list[str]:
         InputError: if the file cannot be read or holds an unknown setting.
     """
     arguments: list[str] = []
+    found: set[str] = set()
     for name, value in options_in(file, read_config(file)):
+        if name in found:
+            raise InputError(f"config: {file} gives {name} twice, alone and in a section")
+        found.add(name)
         if name in ignored:
             continue
         if isinstance(value, list) and name in ("mean", "std"):
@@ -201,20 +205,27 @@ def config_arguments(file: Path, ignored: Sequence[str] = ()) -> list[str]:
 def options_in(file: Path, entries: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the options of a YAML file, those of a section such as `generator` by its own names."""
     for name, value in entries.items():
-        if name in SECTIONS and isinstance(value, dict):
-            names = {each.name: option_of(each) for each in fields(SECTIONS[name])}  # type: ignore[arg-type]
-            for own, inner in value.items():
-                yield known(file, names.get(own, own), names.values()), inner
-        else:
-            yield known(file, name, OPTIONS), value
+        if name not in SECTIONS:
+            check_known(file, name, OPTIONS)
+            yield name, value
+            continue
+        if not isinstance(value, dict):
+            found = type(value).__name__
+            raise InputError(
+                f"config: {file} gives {name} a {found}, expected a mapping of settings"
+            )
+        names = {each.name: option_of(each) for each in fields(SECTIONS[name])}  # type: ignore[arg-type]
+        for own, inner in value.items():
+            if own not in names.values():
+                check_known(file, own, names, f" in {name}")
+            yield names.get(own, str(own)), inner
 
 
-def known(file: Path, name: Any, options: Collection[str]) -> str:
-    """Return the name of an option, which has to be one of these."""
-    if name not in options:
-        hint = did_you_mean(str(name), options)
-        raise InputError(f"config: {file} has an unknown setting {name!r}{hint}")
-    return str(name)
+def check_known(file: Path, name: object, names: Collection[str], place: str = "") -> None:
+    """Require the name of a setting to be one of these."""
+    if name not in names:
+        hint = did_you_mean(str(name), names)
+        raise InputError(f"config: {file} has an unknown setting {name!r}{place}{hint}")
 
 
 def scalar_text(file: Path, name: str, value: Any) -> str:

@@ -25,6 +25,7 @@ PRESETS = {
     "default": {"synthesis_steps": 1000, "fine_tuning_steps": 400},
     "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 4000},
 }
+WITH_GENERATOR = tuple(preset for preset in PRESETS if preset != "instant")
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class RunConfig(Configuration):
     @property
     def learns_generator(self) -> bool:
         """Whether a generator is learned. Without one there are no images, for whatever use."""
-        return self.preset != "instant"
+        return self.preset in WITH_GENERATOR
 
     def _check_needs_no_images(self) -> None:
         """Require that nothing is asked for that would take generated images."""

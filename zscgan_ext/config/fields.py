@@ -74,14 +74,17 @@ class Configuration:
     def __post_init__(self) -> None:
         """Take former names and equivalent types, and check types, choices and ranges.
 
+        A number of NumPy's becomes Python's, a list a tuple, and text a path where one is expected.
+
         Raises:
             InputError: naming the first setting that is of another type or out of range.
         """
         hints = hints_of(type(self))
         for each in fields(self):  # type: ignore[arg-type]
+            option, value, hint = option_of(each), getattr(self, each.name), hints[each.name]
             if "renamed" not in each.metadata:
-                continue  # a configuration within this one
-            option, value = option_of(each), getattr(self, each.name)
+                check_section(option, value, hint)
+                continue
             if isinstance(value, str) and value in each.metadata["renamed"]:
                 new = each.metadata["renamed"][value]
                 warn_of_renamed(option, value, new)
@@ -90,9 +93,33 @@ class Configuration:
                 value = tuple(value)
             elif is_torch_device(value):
                 value = str(value)
-            object.__setattr__(self, each.name, value)
-            check_type(option, value, hints[each.name])
+            check_type(option, value, hint)
+            value = plain(value, hint)
             check_range(option, value, each.metadata)
+            object.__setattr__(self, each.name, value)
+
+
+def check_section(name: str, value: object, kind: type) -> None:
+    """Require a configuration within another one."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
+
+
+def plain(value: Any, hint: Any) -> Any:
+    """Return a value that fits an annotation as the type that the annotation names."""
+    kinds = get_args(hint) or (hint,)
+    if isinstance(value, tuple):
+        return tuple(plain(each, float) for each in value)
+    if Path in kinds and isinstance(value, str):
+        return Path(value)
+    if int in kinds and value is not None:
+        return int(value)
+    if float in kinds:
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+    return value
 
 
 def check_type(option: str, value: object, hint: Any) -> None:
@@ -107,15 +134,14 @@ def check_range(option: str, value: object, metadata: Mapping[str, Any]) -> None
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             raise InputError(f"{option}: expected a finite number, got {number}")
-    if not isinstance(value, numbers.Real):
+    if not isinstance(value, int | float):
         return
-    number = float(value)
     above, at_least, at_most = (metadata[name] for name in ("above", "at_least", "at_most"))
-    if above is not None and number <= above:
+    if above is not None and value <= above:
         raise InputError(f"{option}: expected a number above {above}, got {value}")
-    if at_least is not None and number < at_least:
+    if at_least is not None and value < at_least:
         raise InputError(f"{option}: expected {at_least} or above, got {value}")
-    if at_most is not None and number > at_most:
+    if at_most is not None and value > at_most:
         raise InputError(f"{option}: expected {at_most:,} or below, got {value}")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.layout import spread
+from zscgan_ext.ops.layout import broadcast_per_channel
 from zscgan_ext.quantization.quantizers import QuantizedLayer
 from zscgan_ext.quantization.scheme import QuantRange
 
@@ -22,8 +22,8 @@ class IntegerWeight:
 
     def dequantize(self) -> Tensor:
         """Return the weight that the student computes with, float32 [O, ...], bit for bit."""
-        offset = (self.integers - spread(self.zero_point, self.integers, 0)).float()
-        return offset * spread(self.scale, self.integers, 0)
+        offset = (self.integers - broadcast_per_channel(self.zero_point, self.integers, 0)).float()
+        return offset * broadcast_per_channel(self.scale, self.integers, 0)
 
 
 @torch.no_grad()
@@ -32,7 +32,9 @@ def integer_weight(layer: QuantizedLayer) -> IntegerWeight:
     scale, zero_point = (values.float() for values in layer.qparams())
     low, high = layer.quant_range.quant_min, layer.quant_range.quant_max
     weight = layer.layer.weight.float()
-    rounded = torch.round(weight * spread(1 / scale, weight, 0)) + spread(zero_point, weight, 0)
+    rounded = torch.round(
+        weight * broadcast_per_channel(1 / scale, weight, 0)
+    ) + broadcast_per_channel(zero_point, weight, 0)
     integers = rounded.clamp(low, high).to("cpu", torch.int16).contiguous()
     return IntegerWeight(
         integers, scale.cpu(), zero_point.to("cpu", torch.int16), layer.quant_range

@@ -12,7 +12,7 @@ from zscgan_ext.ops.checks import (
     check_same_length,
     check_statistics,
 )
-from zscgan_ext.ops.layout import compute_dtype, dense
+from zscgan_ext.ops.layout import compute_dtype, ensure_dense
 from zscgan_ext.ops.registration import define, differentiable, kernels
 
 DISTANCES = ("gaussian_kl", "mse", "std_mse", "l2")
@@ -23,7 +23,7 @@ DISTANCES = ("gaussian_kl", "mse", "std_mse", "l2")
 
 def statistics_kernel(x: Tensor, mean_hint: Tensor) -> tuple[Tensor, Tensor]:
     """Run the forward kernel on memory that fits the index space."""
-    x = dense(x, 1)
+    x = ensure_dense(x, 1)
     statistics: tuple[Tensor, Tensor] = kernels(x).batch_norm_statistics(x, mean_hint)
     return statistics
 
@@ -38,7 +38,7 @@ def statistics_backward_kernel(
     x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor
 ) -> Tensor:
     """Run the backward kernel on memory that fits the index space."""
-    x = dense(x, 1)
+    x = ensure_dense(x, 1)
     grad_x: Tensor = kernels(x).batch_norm_statistics_backward(
         x, mean, grad_mean.contiguous(), grad_variance.contiguous()
     )
@@ -49,7 +49,7 @@ def statistics_backward_fake(
     x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor
 ) -> Tensor:
     """Describe the result of the backward kernel."""
-    return torch.empty_like(dense(x, 1))
+    return torch.empty_like(ensure_dense(x, 1))
 
 
 def statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

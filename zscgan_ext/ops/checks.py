@@ -14,7 +14,7 @@ ACTIVATIONS = ("none", "relu", "relu6")
 def check_dtype(x: Tensor) -> None:
     """Require a floating-point tensor."""
     if x.dtype not in FLOATING:
-        raise ValueError(f"x: dtype {x.dtype}, accepted are float32, float16, bfloat16, float64")
+        raise ValueError(f"x: expected float32, float16, bfloat16 or float64, got {x.dtype}")
 
 
 def check_axis(x: Tensor, axis: int | None) -> int | None:
@@ -23,7 +23,7 @@ def check_axis(x: Tensor, axis: int | None) -> int | None:
     if axis is None:
         return None
     if not -x.dim() <= axis < x.dim():
-        raise ValueError(f"axis: {axis}, but x has {x.dim()} dimensions")
+        raise ValueError(f"axis: expected one of {x.dim()} dimensions, got {axis}")
     return axis % x.dim()
 
 
@@ -31,25 +31,27 @@ def check_dimension(x: Tensor, axis: int | None) -> None:
     """Require an axis as `check_axis` gives it."""
     counted = check_axis(x, axis)
     if counted != axis:
-        raise ValueError(f"axis: {axis}, needed is {counted}")
+        raise ValueError(f"axis: expected {counted}, got {axis}")
 
 
 def check_per_channel(name: str, values: Tensor, count: int, x: Tensor, dtype: torch.dtype) -> None:
     """Require `values` to be contiguous [count] of this dtype on the device of x."""
     if values.numel() != count or values.dim() > 1:
-        raise ValueError(f"{name}: shape {tuple(values.shape)}, needed is ({count},)")
+        raise ValueError(f"{name}: expected shape ({count},), got {tuple(values.shape)}")
     if values.dtype != dtype:
-        raise ValueError(f"{name}: dtype {values.dtype}, needed is {dtype}")
+        raise ValueError(f"{name}: expected dtype {dtype}, got {values.dtype}")
     if values.device != x.device:
-        raise ValueError(f"{name}: on {values.device}, but x is on {x.device}")
+        raise ValueError(f"{name}: expected on {x.device} like x, got on {values.device}")
     if not values.is_contiguous():
-        raise ValueError(f"{name}: strides {values.stride()}, needed is contiguous memory")
+        raise ValueError(f"{name}: expected contiguous memory, got strides {values.stride()}")
 
 
 def check_bounds(quant_min: int, quant_max: int) -> None:
     """Require bounds in order."""
     if quant_min >= quant_max:
-        raise ValueError(f"quant_min: {quant_min}, must be below quant_max, {quant_max}")
+        raise ValueError(
+            f"quant_min: expected a value below quant_max, {quant_max}, got {quant_min}"
+        )
 
 
 def check_quantizer(
@@ -70,7 +72,9 @@ def check_quantizer(
 def check_activation(activation: str) -> None:
     """Require a known activation."""
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: {activation!r}, accepted are {', '.join(ACTIVATIONS)}")
+        raise ValueError(
+            f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+        )
 
 
 def check_bias(x: Tensor, axis: int | None, bias: Tensor | None) -> None:
@@ -79,7 +83,7 @@ def check_bias(x: Tensor, axis: int | None, bias: Tensor | None) -> None:
         return
     if x.dim() < 2 or axis not in (None, 1):
         raise ValueError(
-            f"bias: x has shape {tuple(x.shape)} and axis {axis}, needed is [N, C, ...], None or 1"
+            f"bias: expected x of [N, C, ...] and axis None or 1, got {tuple(x.shape)} and {axis}"
         )
     check_per_channel("bias", bias, x.shape[1], x, compute_dtype(x))
 
@@ -99,14 +103,16 @@ def check_channels(x: Tensor) -> None:
     """Require floating-point [N, C, ...]."""
     check_dtype(x)
     if x.dim() < 2:
-        raise ValueError(f"x: shape {tuple(x.shape)}, needed is [N, C, ...]")
+        raise ValueError(f"x: expected shape [N, C, ...], got {tuple(x.shape)}")
 
 
 def check_statistics(x: Tensor, mean_hint: Tensor) -> None:
     """Require [N, C, ...] with values in every channel, and one mean_hint per channel."""
     check_channels(x)
     if x.shape[1] > 0 and x.numel() == 0:
-        raise ValueError(f"x: shape {tuple(x.shape)}, which has no value to take statistics of")
+        raise ValueError(
+            f"x: expected values to take statistics of, got none in shape {tuple(x.shape)}"
+        )
     check_per_channel("mean_hint", mean_hint, x.shape[1], x, compute_dtype(x))
 
 
@@ -126,12 +132,12 @@ def check_frozen_batch_norm(
         return
     if residual.shape != x.shape:
         raise ValueError(
-            f"residual: shape {tuple(residual.shape)}, needed is that of x, {tuple(x.shape)}"
+            f"residual: expected the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}"
         )
     if residual.dtype != x.dtype:
-        raise ValueError(f"residual: dtype {residual.dtype}, needed is that of x, {x.dtype}")
+        raise ValueError(f"residual: expected the dtype of x, {x.dtype}, got {residual.dtype}")
     if residual.device != x.device:
-        raise ValueError(f"residual: on {residual.device}, but x is on {x.device}")
+        raise ValueError(f"residual: expected on {x.device} like x, got on {residual.device}")
 
 
 def check_alike(name: str, tensors: Sequence[Tensor]) -> None:
@@ -139,22 +145,22 @@ def check_alike(name: str, tensors: Sequence[Tensor]) -> None:
     first = tensors[0]
     for x in tensors:
         if x.dtype != first.dtype:
-            raise ValueError(f"{name}: dtype {x.dtype} and {first.dtype}, needed is one for all")
+            raise ValueError(f"{name}: expected one dtype, got {first.dtype} and {x.dtype}")
         if x.device != first.device:
-            raise ValueError(f"{name}: on {x.device} and on {first.device}, needed is one for all")
+            raise ValueError(f"{name}: expected one device, got {first.device} and {x.device}")
 
 
 def check_same_length(*columns: Sequence[Any]) -> None:
     """Require the same number of entries, at least one, in every list."""
     lengths = [len(column) for column in columns]
     if len(set(lengths)) != 1 or lengths[0] == 0:
-        raise ValueError(f"lists of {lengths} entries, needed is one length above 0 for all")
+        raise ValueError(f"expected lists of one length above 0, got {lengths} entries")
 
 
 def check_distance(distance: str, known: Sequence[str]) -> None:
     """Require a known distance."""
     if distance not in known:
-        raise ValueError(f"distance: {distance!r}, accepted are {', '.join(known)}")
+        raise ValueError(f"distance: expected one of {', '.join(known)}, got {distance!r}")
 
 
 def check_layers(*columns: Sequence[Tensor]) -> None:
@@ -164,10 +170,12 @@ def check_layers(*columns: Sequence[Tensor]) -> None:
         for values in layer:
             if values.dim() != 1 or values.shape != layer[0].shape or not values.numel():
                 shapes = [tuple(values.shape) for values in layer]
-                raise ValueError(f"statistics: shapes {shapes}, needed is the same [C] for all")
+                raise ValueError(f"statistics: expected one shape [C], got {shapes}")
             if values.dtype not in (torch.float32, torch.float64) or values.dtype != first.dtype:
                 raise ValueError(
-                    f"statistics: dtype {values.dtype}, needed is float32 or float64, one for all"
+                    f"statistics: expected float32 or float64 for all, got {values.dtype}"
                 )
             if values.device != first.device:
-                raise ValueError(f"statistics: on {values.device} and on {first.device}")
+                raise ValueError(
+                    f"statistics: expected one device, got {first.device} and {values.device}"
+                )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.ops.checks import check_axis, check_dimension, check_quantizer
-from zscgan_ext.ops.layout import dense, with_strides
+from zscgan_ext.ops.layout import ensure_dense, with_strides
 from zscgan_ext.ops.registration import define, differentiable, kernels
 
 
@@ -21,7 +21,7 @@ def fake_quantize_kernel(
     with_mask: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the forward kernel on memory that fits the index space."""
-    x = dense(x, axis)
+    x = ensure_dense(x, axis)
     result: tuple[Tensor, Tensor] = kernels(x).fake_quantize(
         x, scale, zero_point, quant_min, quant_max, axis, with_mask
     )
@@ -39,7 +39,7 @@ def fake_quantize_fake(
 ) -> tuple[Tensor, Tensor]:
     """Describe the results of the forward kernel."""
     size = (x.numel() + 7) // 8 if with_mask else 0
-    return torch.empty_like(dense(x, axis)), x.new_empty((size,), dtype=torch.uint8)
+    return torch.empty_like(ensure_dense(x, axis)), x.new_empty((size,), dtype=torch.uint8)
 
 
 def check_fake_quantize(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from zscgan_ext.ops.batch_norm_matching import BATCH_NORM_STATISTICS_BACKWARD
 from zscgan_ext.ops.checks import check_frozen_batch_norm, check_statistics
-from zscgan_ext.ops.layout import compute_dtype, dense, with_strides
+from zscgan_ext.ops.layout import compute_dtype, ensure_dense, with_strides
 from zscgan_ext.ops.registration import define, differentiable, kernels
 
 # ---- both backward passes -----------------------------------------------------------------------
@@ -55,7 +55,7 @@ def laid_out_alike(
     grad: Tensor, x: Tensor | None, y: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Bring all to the layout of a dense x, or without x of a dense y."""
-    strides = dense(x if x is not None else y if y is not None else grad, 1).stride()
+    strides = ensure_dense(x if x is not None else y if y is not None else grad, 1).stride()
     x, y = (None if v is None else with_strides(v, strides) for v in (x, y))
     return with_strides(grad, strides), x, y
 
@@ -77,7 +77,7 @@ def eval_kernel(
     x: Tensor, multiplier: Tensor, offset: Tensor, residual: Tensor | None, activation: str
 ) -> Tensor:
     """Run the forward kernel on memory that fits the index space."""
-    x = dense(x, 1)
+    x = ensure_dense(x, 1)
     residual = None if residual is None else with_strides(residual, x.stride())
     y: Tensor = kernels(x).frozen_batch_norm(x, multiplier, offset, residual, activation)
     return y
@@ -87,7 +87,7 @@ def eval_fake(
     x: Tensor, multiplier: Tensor, offset: Tensor, residual: Tensor | None, activation: str
 ) -> Tensor:
     """Describe the result of the forward kernel."""
-    return torch.empty_like(dense(x, 1))
+    return torch.empty_like(ensure_dense(x, 1))
 
 
 def eval_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -149,7 +149,7 @@ def matched_kernel(
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the forward kernel on memory that fits the index space."""
-    x = dense(x, 1)
+    x = ensure_dense(x, 1)
     residual = None if residual is None else with_strides(residual, x.stride())
     results: tuple[Tensor, Tensor, Tensor] = kernels(x).frozen_batch_norm_with_stats(
         x, multiplier, offset, mean_hint, residual, activation
@@ -167,7 +167,7 @@ def matched_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Describe the results of the forward kernel."""
     mean = x.new_empty((x.shape[1],), dtype=compute_dtype(x))
-    return torch.empty_like(dense(x, 1)), mean, torch.empty_like(mean)
+    return torch.empty_like(ensure_dense(x, 1)), mean, torch.empty_like(mean)
 
 
 def check_matched(

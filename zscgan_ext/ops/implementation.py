@@ -49,7 +49,7 @@ def require_implementation() -> None:
         InputError: if `ZSCGAN_EXT_IMPL` is unknown, or asks for a native core that is missing.
     """
     if REQUESTED not in CHOICES:
-        raise InputError(f"ZSCGAN_EXT_IMPL is {REQUESTED!r}, accepted are {', '.join(CHOICES)}")
+        raise InputError(f"ZSCGAN_EXT_IMPL is {REQUESTED!r}, expected auto, native or reference")
     if NATIVE is None and REQUESTED == "native":
         raise InputError(
             f"ZSCGAN_EXT_IMPL is 'native', but the native core is missing: {MISSING_REASON}"

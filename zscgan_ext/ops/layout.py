@@ -13,7 +13,7 @@ from torch import Tensor
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-class Extent(NamedTuple):
+class Shape3(NamedTuple):
     """Sizes of a dense tensor seen as [outer, channels, inner] in memory order."""
 
     outer: int
@@ -26,7 +26,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def spread(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
+def broadcast_per_channel(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
     """Reshape one value per channel, [C] or [1], so that it broadcasts over `x`."""
     if axis is None:
         return values.reshape(())
@@ -64,7 +64,7 @@ def fits(x: Tensor, axis: int | None) -> bool:
     return is_dense(x) and x.stride(axis) * x.shape[axis] == x.numel()
 
 
-def dense(x: Tensor, axis: int | None) -> Tensor:
+def ensure_dense(x: Tensor, axis: int | None) -> Tensor:
     """Return `x`, copied only if its memory does not fit the index space for this axis."""
     if fits(x, axis):
         return x
@@ -74,14 +74,14 @@ def dense(x: Tensor, axis: int | None) -> Tensor:
     return copy if fits(copy, axis) else x.contiguous()
 
 
-def extent_of(x: Tensor, axis: int | None) -> Extent:
-    """View a tensor that `dense` returned as (outer, channels, inner)."""
+def shape3_of(x: Tensor, axis: int | None) -> Shape3:
+    """View a tensor that `ensure_dense` returned as (outer, channels, inner)."""
     numel = x.numel()
     channels = 1 if axis is None else x.shape[axis]
     if axis is None or channels == 1 or not numel:
-        return Extent(min(numel, 1), channels, numel)
+        return Shape3(min(numel, 1), channels, numel)
     inner = x.stride(axis)
-    return Extent(numel // (channels * inner), channels, inner)
+    return Shape3(numel // (channels * inner), channels, inner)
 
 
 def with_strides(x: Tensor, strides: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ from zscgan_ext.ops.checks import (
     check_dimension,
     check_quantizer,
 )
-from zscgan_ext.ops.layout import dense, with_strides
+from zscgan_ext.ops.layout import ensure_dense, with_strides
 from zscgan_ext.ops.registration import define, differentiable, kernels
 
 
@@ -36,7 +36,7 @@ def learned_kernel(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Run the forward kernel on memory that fits the index space."""
-    x = dense(x, channel_axis(axis, bias))
+    x = ensure_dense(x, channel_axis(axis, bias))
     ys: list[Tensor] = kernels(x).lsq_fake_quantize(
         [x], [scale], [zero_point], [quant_min], [quant_max], [axis], [activation], [bias]
     )
@@ -55,7 +55,7 @@ def learned_fake(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Describe the result of the forward kernel."""
-    return torch.empty_like(dense(x, channel_axis(axis, bias)))
+    return torch.empty_like(ensure_dense(x, channel_axis(axis, bias)))
 
 
 def check_learned(
@@ -89,9 +89,9 @@ def learned_backward_kernel(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the backward kernel on a gradient laid out like the result."""
-    x = dense(x, channel_axis(axis, bias))
+    x = ensure_dense(x, channel_axis(axis, bias))
     grad = with_strides(grad, x.stride())
-    quantizer = ([scale], [zero_point], [quant_min], [quant_max], [gradient_scale], [axis])
+    quantizer = ([scale], [zero_point], [quant_min], [quant_max], [axis], [gradient_scale])
     columns = kernels(x).lsq_fake_quantize_backward([grad], [x], *quantizer, [activation], [bias])
     grad_x, grad_scale, grad_zero_point, grad_bias = (column[0] for column in columns)
     nothing = scale.new_empty(0)
@@ -111,7 +111,7 @@ def learned_backward_fake(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Describe the results of the backward kernel."""
-    grad_x = torch.empty_like(dense(x, channel_axis(axis, bias)))
+    grad_x = torch.empty_like(ensure_dense(x, channel_axis(axis, bias)))
     grad_bias = scale.new_empty(0 if bias is None else bias.shape)
     return grad_x, torch.empty_like(scale), torch.empty_like(zero_point), grad_bias
 

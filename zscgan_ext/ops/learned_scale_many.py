@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.ops.checks import check_alike, check_axis, check_quantizer, check_same_length
-from zscgan_ext.ops.layout import dense, with_strides
+from zscgan_ext.ops.layout import ensure_dense, with_strides
 from zscgan_ext.ops.registration import define, differentiable, kernels
 
 
@@ -31,7 +31,7 @@ def many_kernel(
 ) -> list[Tensor]:
     """Run the forward kernel on memory that fits the index space."""
     axes = per_output_channel(scales)
-    xs = list(map(dense, xs, axes))
+    xs = list(map(ensure_dense, xs, axes))
     results: list[Tensor] = kernels(xs[0]).lsq_fake_quantize(
         xs, scales, zero_points, quant_mins, quant_maxs, axes, *plain(len(xs))
     )
@@ -47,7 +47,7 @@ def many_fake(
     gradient_scales: Sequence[float],
 ) -> list[Tensor]:
     """Describe the results of the forward kernel."""
-    return [torch.empty_like(x) for x in map(dense, xs, per_output_channel(scales))]
+    return [torch.empty_like(x) for x in map(ensure_dense, xs, per_output_channel(scales))]
 
 
 def many_backward_kernel(
@@ -61,9 +61,9 @@ def many_backward_kernel(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Run the backward kernel on gradients laid out like the results."""
     axes = per_output_channel(scales)
-    xs = list(map(dense, xs, axes))
+    xs = list(map(ensure_dense, xs, axes))
     grads = [with_strides(grad, x.stride()) for grad, x in zip(grads, xs, strict=True)]
-    settings = (quant_mins, quant_maxs, gradient_scales, axes, *plain(len(xs)))
+    settings = (quant_mins, quant_maxs, axes, gradient_scales, *plain(len(xs)))
     grad_xs, grad_scales, grad_zero_points, _ = kernels(xs[0]).lsq_fake_quantize_backward(
         grads, xs, scales, zero_points, *settings
     )
@@ -80,7 +80,7 @@ def many_backward_fake(
     gradient_scales: Sequence[float],
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Describe the results of the backward kernel."""
-    grad_xs = [torch.empty_like(x) for x in map(dense, xs, per_output_channel(scales))]
+    grad_xs = [torch.empty_like(x) for x in map(ensure_dense, xs, per_output_channel(scales))]
     grad_scales = [torch.empty_like(scale) for scale in scales]
     return grad_xs, grad_scales, [torch.empty_like(zero_point) for zero_point in zero_points]
 

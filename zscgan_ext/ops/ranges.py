@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.ops.checks import check_axis, check_dimension, check_observer
-from zscgan_ext.ops.layout import dense
+from zscgan_ext.ops.layout import ensure_dense
 from zscgan_ext.ops.registration import define, kernels
 
 
@@ -24,7 +24,7 @@ def update_min_max_kernel(
     state = (running_min, running_max, scale, zero_point)
     settings = (averaging_constant, quant_min, quant_max, symmetric, axis)
     with torch.no_grad():
-        kernels(x).update_min_max(dense(x.detach(), axis), *state, *settings)
+        kernels(x).update_min_max(ensure_dense(x.detach(), axis), *state, *settings)
     # Autograd then refuses a backward pass that needs values from before this call.
     torch.autograd.graph.increment_version(v for v in state if not v.is_inference())
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.classifiers.loading import Classifier
-from zscgan_ext.ops.layout import spread
 from zscgan_ext.quantization.activation_ranges import update_range
 from zscgan_ext.quantization.batch_norm_samples import (
     BatchNormSampler,
@@ -32,7 +31,7 @@ from zscgan_ext.quantization.second_moment_rounding import (
     input_columns,
     round_by_second_moments,
 )
-from zscgan_ext.quantization.squant import squant_integers
+from zscgan_ext.quantization.squant import squant_weight
 
 
 class InstantQuantizer(BatchNormSampler):
@@ -83,9 +82,7 @@ def rounded_weight(layer: QuantizedLayer, moments: list[Tensor]) -> Tensor:
     """Return a layer's weight on its grid: by second moments, or by SQuant where there are none."""
     if moments:
         return round_by_second_moments(layer, torch.stack(moments).mean(0))
-    weight = layer.layer.weight
-    scale, zero_point = (spread(values.double(), weight, 0) for values in layer.qparams())
-    return (squant_integers(layer) - zero_point) * scale
+    return squant_weight(layer)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zscgan_ext import ops
 from zscgan_ext.classifiers.batch_norm import stored, stores_statistics
-from zscgan_ext.ops.layout import spread
+from zscgan_ext.ops.layout import broadcast_per_channel
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
@@ -51,7 +51,7 @@ def clipped_percent(x: Tensor, quantized: Tensor, scale: Tensor) -> float:
         quantized: of the same shape.
         scale: one, or one for each index of the first dimension.
     """
-    half = spread(scale, x, 0) / 2
+    half = broadcast_per_channel(scale, x, 0) / 2
     return 100 * int(((x - quantized).abs() > 1.001 * half).sum()) / x.numel()
 
 

@@ -23,7 +23,7 @@ from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import LOG, RunFolder
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog
-from zscgan_ext.stages.variants import FLOAT
+from zscgan_ext.stages.variants import FLOAT, VARIANTS
 from zscgan_ext.training.execution import Execution
 
 
@@ -107,9 +107,11 @@ class Results:
         """Resume from a state; the log loses what came after it.
 
         Raises:
-            ValueError: if the state is of a run of other images.
+            ValueError: if the state is of a run of other images or variants.
         """
         for key, logits in state["logits"].items():
+            if key not in VARIANTS:
+                raise ValueError(f"expected logits of {', '.join(VARIANTS)}, got some of {key}")
             if tuple(logits.shape) != self.shape or FLOAT.key not in state["logits"]:
                 expected = list(self.shape)
                 raise ValueError(f"expected logits {expected} of {key}, got {list(logits.shape)}")

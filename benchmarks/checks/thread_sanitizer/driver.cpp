@@ -49,15 +49,15 @@ DataType real_of(DataType type) {
 // What all kernels write for one tensor, on a number of threads.
 class Results {
 public:
-    Results(DataType type, Extent extent, int threads)
+    Results(DataType type, Shape3 shape, int threads)
         : type_(type),
-          extent_(extent),
+          shape_(shape),
           threads_(threads),
-          x_(values(type, extent.numel())),
+          x_(values(type, shape.numel())),
           grad_(x_),
-          channels_(values(real_of(type), extent.channels)) {
+          channels_(values(real_of(type), shape.channels)) {
         quantize();
-        quantize_learned();
+        quantize_with_learned_scales();
         match();
         normalize();
     }
@@ -66,65 +66,66 @@ public:
     size_t count() const { return written_.size(); }
 
 private:
-    void* tensor() { return room(extent_.numel() * element_size(type_)); }
-    void* vector() { return room(extent_.channels * element_size(real_of(type_))); }
+    void* tensor() { return room(shape_.numel() * element_size(type_)); }
+    void* vector() { return room(shape_.channels * element_size(real_of(type_))); }
     void* room(int64_t bytes) {
         written_.emplace_back(static_cast<size_t>(bytes));
         return written_.back().data();
     }
 
     void quantize() {
-        void* mask = room((extent_.numel() + 7) / 8);
+        void* mask = room((shape_.numel() + 7) / 8);
         const void* scale = channels_.data();
-        fake_quantize(type_, extent_, range, x_.data(), scale, scale, tensor(),
-                      static_cast<uint8_t*>(mask), threads_);
-        fake_quantize_backward(type_, extent_.numel(), grad_.data(), static_cast<uint8_t*>(mask),
-                               tensor(), threads_);
+        fake_quantize(
+            {type_, shape_, x_.data(), scale, scale, range, tensor(), static_cast<uint8_t*>(mask)},
+            threads_);
+        fake_quantize_backward(
+            {type_, shape_.numel(), grad_.data(), static_cast<uint8_t*>(mask), tensor()}, threads_);
         if (type_ == DataType::float64) return;
-        const size_t size = static_cast<size_t>(extent_.channels);
+        const size_t size = static_cast<size_t>(shape_.channels);
         std::vector<float> state[4] = {std::vector<float>(size, 9), std::vector<float>(size, -9),
                                        std::vector<float>(size), std::vector<float>(size)};
-        observe(
-            type_, extent_, x_.data(),
-            {state[0].data(), state[1].data(), state[2].data(), state[3].data(), 0.1, range, false},
-            threads_);
+        update_min_max({type_,
+                        shape_,
+                        x_.data(),
+                        {state[0].data(), state[1].data(), state[2].data(), state[3].data(), 0.1,
+                         range, false}},
+                       threads_);
         for (const auto& part : state) std::memcpy(vector(), part.data(), size * sizeof(float));
     }
 
     // One tensor by itself, then many together: they are shared out in different ways.
-    void quantize_learned() {
+    void quantize_with_learned_scales() {
         for (const int64_t count : {1, 5}) {
-            std::vector<LearnedTensor> tensors;
+            std::vector<LsqTensor> tensors;
             for (int64_t i = 0; i < count; ++i) {
                 const void* c = channels_.data();
-                tensors.push_back({extent_, range, 0.5, Activation::relu, 1, x_.data(), c, c, c,
+                tensors.push_back({shape_, x_.data(), c, c, range, 1, 0.5, Activation::relu, c,
                                    tensor(), grad_.data(), tensor(), vector(), vector(), vector()});
             }
-            zscgan::cpu::fake_quantize_learned(type_, tensors.data(), count, threads_);
-            zscgan::cpu::fake_quantize_learned_backward(type_, tensors.data(), count, threads_);
+            lsq_fake_quantize({type_, tensors.data(), count}, threads_);
+            lsq_fake_quantize_backward({type_, tensors.data(), count}, threads_);
         }
     }
 
     void match() {
         const void* c = channels_.data();
-        batch_norm_statistics(type_, extent_, x_.data(), c, vector(), vector(), threads_);
-        batch_norm_statistics_backward(type_, extent_, x_.data(), c, c, c, tensor(), threads_);
+        batch_norm_statistics({type_, shape_, x_.data(), c, vector(), vector()}, threads_);
+        batch_norm_statistics_backward({type_, shape_, x_.data(), c, c, c, tensor()}, threads_);
     }
 
     void normalize() {
         const void* c = channels_.data();
-        batch_norm_eval(type_,
-                        {extent_, Activation::relu6, x_.data(), grad_.data(), c, c, c, vector(),
-                         vector(), tensor()},
-                        threads_);
-        batch_norm_eval_backward(type_,
-                                 {extent_, Activation::relu, grad_.data(), x_.data(), x_.data(), c,
-                                  c, c, c, c, tensor(), tensor()},
-                                 threads_);
+        frozen_batch_norm({type_, shape_, x_.data(), c, c, c, grad_.data(), Activation::relu6,
+                           tensor(), vector(), vector()},
+                          threads_);
+        frozen_batch_norm_backward({type_, shape_, grad_.data(), x_.data(), x_.data(), c, c, c, c,
+                                    c, Activation::relu, tensor(), tensor()},
+                                   threads_);
     }
 
     DataType type_;
-    Extent extent_;
+    Shape3 shape_;
     int threads_;
     Bytes x_, grad_, channels_;
     std::vector<Bytes> written_;
@@ -136,14 +137,14 @@ int run_all() {
         if (!select_instruction_set(name)) continue;
         for (int code = 0; code < 4; ++code) {
             const auto type = static_cast<DataType>(code);
-            for (const Extent extent : {Extent{4, 7, 6011}, Extent{30011, 8, 1},
-                                        Extent{1, 1, 200001}, Extent{3, 9001, 5}}) {
-                const Results one(type, extent, 1), many(type, extent, many_threads);
+            for (const Shape3 shape : {Shape3{4, 7, 6011}, Shape3{30011, 8, 1},
+                                       Shape3{1, 1, 200001}, Shape3{3, 9001, 5}}) {
+                const Results one(type, shape, 1), many(type, shape, many_threads);
                 const bool same = one == many;
                 failures += !same;
                 std::printf("%-8s %-8s [%5ld, %4ld, %6ld]: %zu results, %s\n", name,
-                            type_names[code], static_cast<long>(extent.outer),
-                            static_cast<long>(extent.channels), static_cast<long>(extent.inner),
+                            type_names[code], static_cast<long>(shape.outer),
+                            static_cast<long>(shape.channels), static_cast<long>(shape.inner),
                             many.count(), same ? "the bits of one thread" : "OTHER BITS");
             }
         }
@@ -156,8 +157,15 @@ int race() {
     const Bytes x = values(DataType::float32, 1000), one = values(DataType::float32, 1);
     Bytes y(4000);
     const auto write = [&] {
-        fake_quantize(DataType::float32, {1, 1, 1000}, range, x.data(), one.data(), one.data(),
-                      y.data(), nullptr, 1);
+        fake_quantize({DataType::float32,
+                       {1, 1, 1000},
+                       x.data(),
+                       one.data(),
+                       one.data(),
+                       range,
+                       y.data(),
+                       nullptr},
+                      1);
     };
     std::thread first(write), second(write);
     first.join();

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.integers import IntegerWeight, integer_weight
 from zscgan_ext.export.onnx.graph import PADDING_MODES, OnnxGraph, QuantizedValue, Value
-from zscgan_ext.ops.layout import spread
+from zscgan_ext.ops.layout import broadcast_per_channel
 from zscgan_ext.quantization.quantizers import QuantizedLayer, TransposedConvolution, WeightedLayer
 
 # Sums of products stay inside int32 with a bias of at most half its range.
@@ -62,9 +62,11 @@ def make_room_for_bias(weight: IntegerWeight, bias: Tensor, input_scale: float) 
     scale = torch.maximum(weight.scale, least)
     if torch.equal(scale, weight.scale):
         return weight
-    exact = weight.dequantize() / spread(scale, weight.integers, 0)
-    integers = torch.round(exact).to(torch.int16) + spread(weight.zero_point, exact, 0)
-    is_larger = spread(scale > weight.scale, exact, 0)
+    exact = weight.dequantize() / broadcast_per_channel(scale, weight.integers, 0)
+    integers = torch.round(exact).to(torch.int16) + broadcast_per_channel(
+        weight.zero_point, exact, 0
+    )
+    is_larger = broadcast_per_channel(scale > weight.scale, exact, 0)
     integers = torch.where(is_larger, integers, weight.integers)
     return replace(weight, integers=integers, scale=scale)
 

@@ -1,7 +1,7 @@
 """Calling the native core: allocates results, passes addresses, sizes, dtype codes and streams.
 
 The functions have the signatures of their namesakes in `zscgan_ext.ops.reference` and take tensors
-that `layout.dense` returned.
+that `layout.ensure_dense` returned.
 """
 
 from zscgan_ext.ops.native.batch_norm import (

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.layout import compute_dtype, extent_of
+from zscgan_ext.ops.layout import compute_dtype, shape3_of
 from zscgan_ext.ops.native.calls import (
     ACTIVATION_CODES,
     DATA_TYPES,
     address,
+    native_module,
     place,
     workspace,
 )
@@ -21,12 +22,12 @@ def batch_norm_statistics(x: Tensor, mean_hint: Tensor) -> tuple[Tensor, Tensor]
     """Mean and biased variance of each channel of [N, C, ...]."""
     mean = torch.empty((x.shape[1],), dtype=compute_dtype(x), device=x.device)
     variance = torch.empty_like(mean)
-    extent = extent_of(x, 1)
-    scratch = workspace(x, "reduction_workspace", extent)
+    shape = shape3_of(x, 1)
+    scratch = workspace(x, "reduction_workspace", shape)
     module, where = place(x, scratch)
     module.batch_norm_statistics(
         DATA_TYPES[x.dtype],
-        extent,
+        shape,
         x.data_ptr(),
         mean_hint.data_ptr(),
         mean.data_ptr(),
@@ -44,7 +45,7 @@ def batch_norm_statistics_backward(
     module, where = place(x)
     module.batch_norm_statistics_backward(
         DATA_TYPES[x.dtype],
-        extent_of(x, 1),
+        shape3_of(x, 1),
         x.data_ptr(),
         mean.data_ptr(),
         grad_mean.data_ptr(),
@@ -61,16 +62,18 @@ def frozen_batch_norm(
     """Batch norm with stored statistics, a residual and an activation."""
     y = torch.empty_like(x)
     module, where = place(x)
-    module.batch_norm_eval(
+    module.frozen_batch_norm(
         DATA_TYPES[x.dtype],
-        extent_of(x, 1),
-        ACTIVATION_CODES[activation],
+        shape3_of(x, 1),
         x.data_ptr(),
-        address(residual),
         multiplier.data_ptr(),
         offset.data_ptr(),
-        *(0, 0, 0),
+        0,  # without statistics
+        address(residual),
+        ACTIVATION_CODES[activation],
         y.data_ptr(),
+        0,
+        0,
         where,
     )
     return y
@@ -88,21 +91,21 @@ def frozen_batch_norm_with_stats(
     y = torch.empty_like(x)
     mean = torch.empty(x.shape[1], dtype=compute_dtype(x), device=x.device)
     variance = torch.empty_like(mean)
-    extent = extent_of(x, 1)
-    scratch = workspace(x, "reduction_workspace", extent)
+    shape = shape3_of(x, 1)
+    scratch = workspace(x, "reduction_workspace", shape)
     module, where = place(x, scratch)
-    module.batch_norm_eval(
+    module.frozen_batch_norm(
         DATA_TYPES[x.dtype],
-        extent,
-        ACTIVATION_CODES[activation],
+        shape,
         x.data_ptr(),
-        address(residual),
         multiplier.data_ptr(),
         offset.data_ptr(),
         mean_hint.data_ptr(),
+        address(residual),
+        ACTIVATION_CODES[activation],
+        y.data_ptr(),
         mean.data_ptr(),
         variance.data_ptr(),
-        y.data_ptr(),
         where,
     )
     return y, mean, variance
@@ -124,10 +127,9 @@ def frozen_batch_norm_backward(
     grad_x = torch.empty_like(grad)
     grad_residual = torch.empty_like(grad) if with_residual else grad.new_empty(0)
     module, where = place(grad)
-    module.batch_norm_eval_backward(
+    module.frozen_batch_norm_backward(
         DATA_TYPES[grad.dtype],
-        extent_of(grad, 1),
-        ACTIVATION_CODES[activation],
+        shape3_of(grad, 1),
         grad.data_ptr(),
         address(x),
         address(y),
@@ -136,6 +138,7 @@ def frozen_batch_norm_backward(
         address(mean),
         address(grad_mean),
         address(grad_variance),
+        ACTIVATION_CODES[activation],
         grad_x.data_ptr(),
         grad_residual.data_ptr(),
         where,
@@ -157,15 +160,24 @@ def batch_norm_distance(
     grad_means = total.new_empty((sum(sizes),))
     grad_variances = torch.empty_like(grad_means)
     layers, offset = [], 0
-    columns = zip(sizes, eps, means, variances, running_means, running_vars, strict=True)
-    for size, layer_eps, *statistics in columns:
-        addresses = (values.data_ptr() for values in statistics)
+    layer_struct = native_module(total).BatchNormLayer
+    columns = zip(sizes, means, variances, running_means, running_vars, eps, strict=True)
+    for size, mean, variance, running_mean, running_var, layer_eps in columns:
         start = offset * total.element_size()
-        ends = (grad_means.data_ptr() + start, grad_variances.data_ptr() + start)
-        layers.append((size, layer_eps, *addresses, *ends))
+        layer = layer_struct(
+            channels=size,
+            mean=mean.data_ptr(),
+            variance=variance.data_ptr(),
+            running_mean=running_mean.data_ptr(),
+            running_var=running_var.data_ptr(),
+            eps=layer_eps,
+            grad_mean=grad_means.data_ptr() + start,
+            grad_variance=grad_variances.data_ptr() + start,
+        )
+        layers.append(layer)
         offset += size
     scratch = workspace(total, "distance_workspace")
     module, where = place(total, scratch)
     code = DISTANCE_CODES[distance]
-    module.batch_norm_distance(code, DATA_TYPES[total.dtype], layers, total.data_ptr(), where)
+    module.batch_norm_distance(DATA_TYPES[total.dtype], layers, code, total.data_ptr(), where)
     return total, grad_means, grad_variances

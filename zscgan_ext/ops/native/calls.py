@@ -42,6 +42,11 @@ def cuda_kernels(x: Tensor) -> Any:
     return None if emulated is None else emulated.cuda
 
 
+def native_module(x: Tensor) -> Any:
+    """Return the native module that kernels for this tensor are in, for the structs they take."""
+    return implementation.EMULATED if x.is_cpu and implementation.EMULATED else core
+
+
 def workspace(x: Tensor, size: str, *arguments: Any) -> Tensor | None:
     """Return scratch memory, to be held until the kernel that uses it is queued; None on the CPU.
 
@@ -55,11 +60,11 @@ def workspace(x: Tensor, size: str, *arguments: Any) -> Tensor | None:
     return torch.empty(getattr(kernels, size)(*arguments), dtype=torch.uint8, device=x.device)
 
 
-def place(x: Tensor, scratch: Tensor | None = None) -> tuple[Any, tuple[int, ...]]:
+def place(x: Tensor, scratch: Tensor | None = None) -> tuple[Any, int | tuple[int, int, int]]:
     """Return the native module of the tensor's device, and where there its kernels run."""
     kernels = cuda_kernels(x)
     if kernels is None:
-        return core.cpu, (torch.get_num_threads(),)
+        return core.cpu, torch.get_num_threads()
     space = 0 if scratch is None else scratch.data_ptr()
     if x.is_cpu:
         return kernels, (0, 0, space)

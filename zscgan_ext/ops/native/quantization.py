@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.layout import extent_of
+from zscgan_ext.ops.layout import shape3_of
 from zscgan_ext.ops.native.calls import (
     ACTIVATION_CODES,
     DATA_TYPES,
     address,
+    native_module,
     place,
     workspace,
 )
@@ -32,12 +33,12 @@ def fake_quantize(
     module, where = place(x)
     module.fake_quantize(
         DATA_TYPES[x.dtype],
-        extent_of(x, axis),
-        quant_min,
-        quant_max,
+        shape3_of(x, axis),
         x.data_ptr(),
         scale.data_ptr(),
         zero_point.data_ptr(),
+        quant_min,
+        quant_max,
         y.data_ptr(),
         mask.data_ptr() if with_mask else 0,
         where,
@@ -65,28 +66,33 @@ def shares_scale(axis: int | None, bias: Tensor | None) -> bool:
     return axis is None and bias is not None
 
 
-def learned_tensor(
-    results: Sequence[Tensor | None],
+def lsq_tensor(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor,
     quant_min: int,
     quant_max: int,
-    gradient_scale: float,
     axis: int | None,
+    gradient_scale: float,
     activation: str,
     bias: Tensor | None,
-) -> tuple[Any, ...]:
-    """Describe one tensor to the kernels; `results` are y, grad and the gradients."""
+    y: Tensor | None,
+    *gradients: Tensor | None,
+) -> Any:
+    """Describe one tensor to the kernels; `gradients` are that of y and then all results."""
     is_shared = shares_scale(axis, bias)
-    return (
-        extent_of(x, 1 if is_shared else axis),
+    # By position: sixteen keywords would take longer than many a kernel.
+    return native_module(x).LsqTensor(
+        shape3_of(x, 1 if is_shared else axis),
+        x.data_ptr(),
+        scale.data_ptr(),
+        zero_point.data_ptr(),
         quant_min,
         quant_max,
+        0 if is_shared else 1,
         gradient_scale,
         ACTIVATION_CODES[activation],
-        0 if is_shared else 1,
-        *map(address, (x, scale, zero_point, bias, *results)),
+        *map(address, (bias, y, *gradients)),
     )
 
 
@@ -102,14 +108,11 @@ def lsq_fake_quantize(
 ) -> list[Tensor]:
     """Quantize and dequantize activation(x + bias) of many tensors, zero points rounded first."""
     ys = [torch.empty_like(x) for x in xs]
-    quantizers = (scales, zero_points, quant_mins, quant_maxs, [1.0] * len(xs), axes)
+    quantizers = (scales, zero_points, quant_mins, quant_maxs, axes, [1.0] * len(xs))
     columns = zip(xs, *quantizers, activations, biases, strict=True)
-    tensors = [
-        learned_tensor((y, None, None, None, None, None), *row)
-        for row, y in zip(columns, ys, strict=True)
-    ]
+    tensors = [lsq_tensor(*row, y) for row, y in zip(columns, ys, strict=True)]
     module, where = place(xs[0])
-    module.fake_quantize_learned(DATA_TYPES[xs[0].dtype], tensors, where)
+    module.lsq_fake_quantize(DATA_TYPES[xs[0].dtype], tensors, where)
     return ys
 
 
@@ -120,8 +123,8 @@ def lsq_fake_quantize_backward(
     zero_points: Sequence[Tensor],
     quant_mins: Sequence[int],
     quant_maxs: Sequence[int],
-    gradient_scales: Sequence[float],
     axes: Sequence[int | None],
+    gradient_scales: Sequence[float],
     activations: Sequence[str],
     biases: Sequence[Tensor | None],
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor | None]]:
@@ -137,17 +140,16 @@ def lsq_fake_quantize_backward(
         ]
         for values in (scales, zero_points)
     )
-    quantizers = (scales, zero_points, quant_mins, quant_maxs, gradient_scales, axes)
+    quantizers = (scales, zero_points, quant_mins, quant_maxs, axes, gradient_scales)
     columns = zip(xs, *quantizers, activations, biases, strict=True)
     results = zip(grads, grad_xs, grad_scales, grad_zero_points, grad_biases, strict=True)
     tensors = [
-        learned_tensor((None, *gradients), *row)
-        for row, gradients in zip(columns, results, strict=True)
+        lsq_tensor(*row, None, *gradients) for row, gradients in zip(columns, results, strict=True)
     ]
-    x = xs[0]
-    scratch = workspace(x, "learned_backward_workspace", tensors)
-    module, where = place(x, scratch)
-    module.fake_quantize_learned_backward(DATA_TYPES[xs[0].dtype], tensors, where)
+    data_type = DATA_TYPES[xs[0].dtype]
+    scratch = workspace(xs[0], "lsq_backward_workspace", data_type, tensors)
+    module, where = place(xs[0], scratch)
+    module.lsq_fake_quantize_backward(data_type, tensors, where)
     for i, (scale, is_shared) in enumerate(zip(scales, shared, strict=True)):
         if is_shared:
             grad_scales[i] = grad_scales[i].sum().view(scale.shape)
@@ -168,20 +170,20 @@ def update_min_max(
     axis: int | None,
 ) -> None:
     """Average minimum and maximum into the running ones; write scale and zero point."""
-    extent = extent_of(x, axis)
-    scratch = workspace(x, "reduction_workspace", extent)
+    shape = shape3_of(x, axis)
+    scratch = workspace(x, "reduction_workspace", shape)
     module, where = place(x, scratch)
-    module.observe(
+    module.update_min_max(
         DATA_TYPES[x.dtype],
-        extent,
+        shape,
         x.data_ptr(),
-        quant_min,
-        quant_max,
-        averaging_constant,
-        symmetric,
         running_min.data_ptr(),
         running_max.data_ptr(),
         scale.data_ptr(),
         zero_point.data_ptr(),
+        averaging_constant,
+        quant_min,
+        quant_max,
+        symmetric,
         where,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.layout import compute_dtype, spread
+from zscgan_ext.ops.layout import broadcast_per_channel, compute_dtype
 from zscgan_ext.ops.reference.activations import activate, blocks_gradient
 
 
@@ -30,7 +30,7 @@ def statistics_gradient(
     count = x.numel() // max(x.shape[1], 1)
     b = 2 * grad_variance / count
     a = grad_mean / count - b * mean
-    return spread(a, x, 1) + spread(b, x, 1) * x.to(a.dtype)
+    return broadcast_per_channel(a, x, 1) + broadcast_per_channel(b, x, 1) * x.to(a.dtype)
 
 
 def batch_norm_statistics_backward(
@@ -42,7 +42,9 @@ def batch_norm_statistics_backward(
 
 def normalize(x: Tensor, multiplier: Tensor, offset: Tensor) -> Tensor:
     """Return x * multiplier + offset in the compute dtype."""
-    return x.to(multiplier.dtype) * spread(multiplier, x, 1) + spread(offset, x, 1)
+    return x.to(multiplier.dtype) * broadcast_per_channel(multiplier, x, 1) + broadcast_per_channel(
+        offset, x, 1
+    )
 
 
 def frozen_batch_norm(
@@ -87,7 +89,7 @@ def frozen_batch_norm_backward(
     else:
         blocked = blocks_gradient(y if y is not None else grad, activation)
     masked = torch.where(blocked, 0, wide)
-    grad_x = masked * spread(multiplier, grad, 1)
+    grad_x = masked * broadcast_per_channel(multiplier, grad, 1)
     if x is not None and mean is not None and grad_mean is not None and grad_variance is not None:
         grad_x = grad_x + statistics_gradient(x, mean, grad_mean, grad_variance)
     grad_residual = masked.to(grad.dtype) if with_residual else grad.new_empty(0)

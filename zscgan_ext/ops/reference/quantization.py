@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zscgan_ext.ops.layout import compute_dtype, spread
+from zscgan_ext.ops.layout import broadcast_per_channel, compute_dtype
 from zscgan_ext.ops.reference.activations import activate, blocks_gradient
 
 # The smallest scale an observer gives, as in torch.ao.quantization.
@@ -32,8 +32,8 @@ def quantize(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return x in the compute dtype, scale and zero point over x, and the unclamped integers."""
     wide = x.to(compute_dtype(x))
-    scale = spread(scale.to(wide.dtype), x, axis)
-    zero_point = spread(zero_point.to(wide.dtype), x, axis)
+    scale = broadcast_per_channel(scale.to(wide.dtype), x, axis)
+    zero_point = broadcast_per_channel(zero_point.to(wide.dtype), x, axis)
     return wide, scale, zero_point, torch.round(wide * (1 / scale)) + zero_point
 
 
@@ -69,7 +69,7 @@ def learned_zero_point(zero_point: Tensor, quant_min: int, quant_max: int) -> Te
 def add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
     """Add one value per channel of [N, C, ...] in the compute dtype."""
     wide = x.to(compute_dtype(x))
-    return wide if bias is None else wide + spread(bias, x, 1)
+    return wide if bias is None else wide + broadcast_per_channel(bias, x, 1)
 
 
 def learned_gradients(
@@ -79,8 +79,8 @@ def learned_gradients(
     zero_point: Tensor,
     quant_min: int,
     quant_max: int,
-    gradient_scale: float,
     axis: int | None,
+    gradient_scale: float,
     activation: str,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -123,13 +123,13 @@ def lsq_fake_quantize_backward(
     zero_points: Sequence[Tensor],
     quant_mins: Sequence[int],
     quant_maxs: Sequence[int],
-    gradient_scales: Sequence[float],
     axes: Sequence[int | None],
+    gradient_scales: Sequence[float],
     activations: Sequence[str],
     biases: Sequence[Tensor | None],
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor | None]]:
     """Gradients of x, scale, zero point and bias of many tensors."""
-    quantizers = (scales, zero_points, quant_mins, quant_maxs, gradient_scales, axes)
+    quantizers = (scales, zero_points, quant_mins, quant_maxs, axes, gradient_scales)
     columns = zip(grads, xs, *quantizers, activations, biases, strict=True)
     grad_xs, grad_scales, grad_zero_points, grad_biases = zip(
         *(learned_gradients(*row) for row in columns), strict=True
