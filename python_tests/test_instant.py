@@ -27,8 +27,9 @@ from zscgan_ext.quantization.batch_norm_samples import (
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.instant import quantize_from_batch_norm
+from zscgan_ext.quantization.output_error_ranges import choose_range_by_importance, importance
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
-from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.quantization.scheme import Scheme, unsigned_range
 from zscgan_ext.report.__main__ import main as report_main
 from zscgan_ext.train import main
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
@@ -222,6 +223,35 @@ def test_quantize_without_images_is_the_preset_and_draws_the_same_again():
 def test_what_needs_generated_images_is_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         RunConfig.of_options({"preset": "instant", **arguments})
+
+
+def test_a_student_is_exported_without_images(tmp_path):
+    classifier = load_classifier(small_gray(), image_size=28)
+    student = zscgan_ext.quantize(classifier)
+    zscgan_ext.export(classifier, student, None, tmp_path)
+    loaded = zscgan_ext.load_quantized(tmp_path / "model.safetensors", classifier.model)
+    images = torch.randn(4, 1, 28, 28)
+    assert torch.equal(loaded(images), student(images))
+
+
+def test_channels_that_nothing_depends_on_do_not_widen_a_range():
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 2, 8, 8, generator=random)
+    x[:, 1] *= 100
+    highest = []
+    for weight in (1.0, 0.0):
+        quantizer = ActivationQuantizer(unsigned_range(4))
+        weights = torch.ones_like(x)
+        weights[:, 1] = weight
+        choose_range_by_importance(quantizer, x, weights, random)
+        highest.append(float(quantizer.log_scale.detach().exp()))
+    assert highest[1] < 0.3 * highest[0]
+
+
+def test_importance_is_what_an_error_costs_in_divergence():
+    gradient = torch.tensor([[[1.0, 3.0], [0.0, 2.0]], [[1.0, 1.0], [0.0, 0.0]]])  # [N, C, places]
+    expected = torch.tensor([3.0, 1.0]).view(1, 2, 1).expand(2, 2, 2)
+    torch.testing.assert_close(importance(gradient), expected)
 
 
 def test_functions_that_need_images_refuse_the_preset():

@@ -30,6 +30,7 @@ from zscgan_ext.api_arguments import (
 from zscgan_ext.classifiers import loading
 from zscgan_ext.classifiers.graph import device_of
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.classifiers.trials import random_images
 from zscgan_ext.config.configs import (
     SECTIONS,
     ExecutionConfig,
@@ -257,7 +258,7 @@ def evaluate(
 def export(
     classifier: Classifier,
     student: QuantizedClassifier,
-    images: ImageSource,
+    images: ImageSource | None,
     folder: str | Path,
     formats: Sequence[str] = ("safetensors",),
 ) -> dict[str, Any]:
@@ -266,7 +267,8 @@ def export(
     Args:
         classifier: the float classifier that it was made from.
         student: what `quantize` or `fine_tune` gave.
-        images: to compare on: a generator, or batches of normalized images.
+        images: to compare on: a generator, or batches of normalized images; None for a few random
+            ones, which tell as well whether files and student compute the same.
         folder: for `model.onnx`, `model.safetensors` and `export.json`; made where it is missing.
         formats: `onnx`, `safetensors`.
 
@@ -282,6 +284,9 @@ def export(
     folder = checked_path("folder", folder)
     check_classifier(classifier)
     check_student(student, classifier)
+    if images is None:
+        shape = classifier.preprocessing.shape
+        images = [random_images(exporter.CHECKED_IMAGES, shape, torch.zeros(()))]
     check_images(images, classifier)
     classifier, student = copy.deepcopy((classifier, student))
     lay_out(student.to("cpu").requires_grad_(False), torch.channels_last)

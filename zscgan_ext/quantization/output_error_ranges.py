@@ -8,6 +8,8 @@ equation 10, weighs the errors of its blocks). Labels are drawn from the classif
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,7 +54,7 @@ def set_ranges_by_output_error(
         recorder: of the same student.
         images: [N, C, H, W], drawn.
     """
-    with parameters_fixed(student), torch.enable_grad():
+    with fixed_parameters(student), torch.enable_grad():
         logits = recorder.run(images.clone().requires_grad_())
         probabilities = logits.detach().float().softmax(1)
         labels = torch.multinomial(probabilities, 1, generator=recorder.rng).squeeze(1)
@@ -63,20 +65,15 @@ def set_ranges_by_output_error(
     recorder.recorded.clear()
 
 
-class parameters_fixed:  # noqa: N801
-    """Let parameters take no gradients for a while."""
-
-    def __init__(self, student: QuantizedClassifier) -> None:
-        self.parameters = [each for each in student.parameters() if each.requires_grad]
-
-    def __enter__(self) -> None:
-        """Take no gradients."""
-        for each in self.parameters:
-            each.requires_grad_(False)
-
-    def __exit__(self, *_: object) -> None:
-        """Take them again."""
-        for each in self.parameters:
+@contextmanager
+def fixed_parameters(student: QuantizedClassifier) -> Iterator[None]:
+    """Let no parameter take a gradient for a while."""
+    learned = [each for each in student.parameters() if each.requires_grad]
+    student.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for each in learned:
             each.requires_grad_(True)
 
 
