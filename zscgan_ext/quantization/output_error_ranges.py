@@ -10,7 +10,7 @@ equation 10, weighs the errors of its blocks). Labels are drawn from the classif
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,40 @@ from zscgan_ext.quantization.batch_norm_samples import BatchNormSampler
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
+# Of which the result has channels where the argument has them.
+AVERAGES: tuple[Any, ...] = (F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean)
 RANGE_SAMPLES = 2**16  # of an activation, at most, that its range is chosen by
 
 
+class RecordedActivation(NamedTuple):
+    """What a quantizer would quantize."""
+
+    quantizer: ActivationQuantizer
+    result: Tensor  # has its gradient after a backward pass
+    values: Tensor  # that the range is chosen on
+
+
 class ActivationRecorder(BatchNormSampler):
-    """Keeps what each quantizer would quantize, with its gradient after a backward pass."""
+    """Keeps what each quantizer would quantize.
+
+    The range of an average over places is that of what is averaged: how much places have in common
+    is not in the statistics of batch norm, and all of them can be alike.
+    """
+
+    recorded: list[RecordedActivation]
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph."""
+        self.recorded = []
+        self.averaged: list[tuple[Tensor, Tensor]] = []  # results, and what they average
+        return super().run(*args, **kwargs)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function, and remember what it averages."""
+        result = super().call_function(target, args, kwargs)
+        if target in AVERAGES and result.dim() > 1 and result.shape[1] == args[0].shape[1]:
+            self.averaged.append((result, args[0].detach()))
+        return result
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module, or keep the input of a quantizer."""
@@ -35,13 +64,9 @@ class ActivationRecorder(BatchNormSampler):
             return module(*args, **kwargs)
         (x,) = args
         x.retain_grad()
-        self.recorded.append((module, x))
+        values = next((of for result, of in self.averaged if result is x), x.detach())
+        self.recorded.append(RecordedActivation(module, x, values))
         return x
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph."""
-        self.recorded: list[tuple[ActivationQuantizer, Tensor]] = []
-        return super().run(*args, **kwargs)
 
 
 def set_ranges_by_output_error(
@@ -59,9 +84,10 @@ def set_ranges_by_output_error(
         probabilities = logits.detach().float().softmax(1)
         labels = torch.multinomial(probabilities, 1, generator=recorder.rng).squeeze(1)
         F.cross_entropy(logits.float(), labels, reduction="sum").backward()
-    for quantizer, x in recorder.recorded:
-        assert x.grad is not None
-        choose_range_by_importance(quantizer, x.detach(), importance(x.grad), recorder.rng)
+    for quantizer, result, values in recorder.recorded:
+        assert result.grad is not None
+        weights = importance(result.grad)
+        choose_range_by_importance(quantizer, values, weights, recorder.rng)
     recorder.recorded.clear()
 
 
@@ -78,23 +104,26 @@ def fixed_parameters(student: QuantizedClassifier) -> Iterator[None]:
 
 
 def importance(gradient: Tensor) -> Tensor:
-    """Return the mean square of a gradient [N, C, ...] over each channel, in the same shape."""
-    dims = [dim for dim in range(gradient.dim()) if dim != 1 or gradient.dim() < 2]
-    return gradient.square().mean(dims, keepdim=True).expand_as(gradient)
+    """Return the mean square of a gradient [N, C, ...] over each channel, [C]; [1] of one [N]."""
+    if gradient.dim() < 2:
+        return gradient.square().mean().reshape(1)
+    return gradient.square().transpose(0, 1).flatten(1).mean(1)
 
 
 @torch.no_grad()
 def choose_range_by_importance(
-    quantizer: ActivationQuantizer, x: Tensor, weights: Tensor, rng: torch.Generator
+    quantizer: ActivationQuantizer, x: Tensor, importance: Tensor, rng: torch.Generator
 ) -> None:
     """Give a quantizer the part of the range of x which has the least weighted squared error.
 
     Args:
         quantizer: changed in place.
-        x: of any shape.
-        weights: of the same shape; where all are zero, all errors count alike.
+        x: [N, C, ...].
+        importance: [C], weights of the channels; where all are zero, all errors count alike.
         rng: chooses values, where there are many; on the device of x.
     """
+    shape = (1, -1, *[1] * (x.dim() - 2)) if x.dim() > 1 else (-1,)
+    weights = importance.view(shape).expand_as(x)
     x, weights = x.flatten(), weights.flatten()
     if len(x) > RANGE_SAMPLES:
         index = torch.randint(len(x), (RANGE_SAMPLES,), generator=rng, device=x.device)
