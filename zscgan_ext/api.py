@@ -30,6 +30,7 @@ from zscgan_ext.api_arguments import (
 from zscgan_ext.classifiers import loading
 from zscgan_ext.classifiers.graph import device_of
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.classifiers.trials import random_images
 from zscgan_ext.config.configs import (
     SECTIONS,
     ExecutionConfig,
@@ -40,9 +41,9 @@ from zscgan_ext.config.configs import (
     preset_of,
 )
 from zscgan_ext.config.fields import check_section
+from zscgan_ext.config.values import EVALUATION_BATCH
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.evaluation import (
-    BATCH,
     Evaluation,
     EvaluationTarget,
     check_batch_size,
@@ -123,12 +124,14 @@ def train_generator(
     """
     check_classifier(classifier)
     with seeded_run(classifier, seed, settings, generator=config, execution=execution) as run:
+        if not run.config.learns_generator:
+            raise InputError("preset: instant learns no generator, leave it out or take another")
         return generator_stage.learn_generator(run)
 
 
 def quantize(
     classifier: Classifier,
-    images: ImageSource,
+    images: ImageSource | None = None,
     config: QuantizationConfig | None = None,
     *,
     execution: ExecutionConfig | None = None,
@@ -139,7 +142,8 @@ def quantize(
 
     Args:
         classifier: what `load_classifier` gave; moved to the device, and left in floats.
-        images: a generator, or batches of normalized images.
+        images: a generator, or batches of normalized images; None for none, as with the preset
+            `instant`: batch-norm statistics tell everything.
         config: how it is quantized; the defaults for None.
         execution: on which device and how; the defaults for None.
         seed: of all random numbers.
@@ -153,8 +157,15 @@ def quantize(
             images do not fit it, there are too few batches, or labels are needed and missing.
     """
     check_classifier(classifier)
-    check_images(images, classifier)
+    if images is None:
+        settings = {**settings, "preset": "instant"}
+    else:
+        check_images(images, classifier)
     with seeded_run(classifier, seed, settings, quantization=config, execution=execution) as run:
+        if images is None:
+            return student_stages.instant_student(run)
+        if not run.config.learns_generator:
+            raise InputError("preset: instant takes no images; give none, or leave the preset out")
         batches = batches_of(run, images, run.config.generator.batch_size)
         return student_stages.calibrated_student(run, variant_of(images), batches)
 
@@ -209,7 +220,7 @@ def evaluate(
     model: Callable[[Tensor], Tensor],
     classifier: Classifier,
     data: str | Path | Images | None = None,
-    batch_size: int = BATCH,
+    batch_size: int = EVALUATION_BATCH,
 ) -> Evaluation:
     """Measure a quantized classifier on labelled images, beside the float one.
 
@@ -247,7 +258,7 @@ def evaluate(
 def export(
     classifier: Classifier,
     student: QuantizedClassifier,
-    images: ImageSource,
+    images: ImageSource | None,
     folder: str | Path,
     formats: Sequence[str] = ("safetensors",),
 ) -> dict[str, Any]:
@@ -256,7 +267,8 @@ def export(
     Args:
         classifier: the float classifier that it was made from.
         student: what `quantize` or `fine_tune` gave.
-        images: to compare on: a generator, or batches of normalized images.
+        images: to compare on: a generator, or batches of normalized images; None for a few random
+            ones, which tell as well whether files and student compute the same.
         folder: for `model.onnx`, `model.safetensors` and `export.json`; made where it is missing.
         formats: `onnx`, `safetensors`.
 
@@ -272,6 +284,9 @@ def export(
     folder = checked_path("folder", folder)
     check_classifier(classifier)
     check_student(student, classifier)
+    if images is None:
+        shape = classifier.preprocessing.shape
+        images = [random_images(exporter.CHECKED_IMAGES, shape, torch.zeros(()))]
     check_images(images, classifier)
     classifier, student = copy.deepcopy((classifier, student))
     lay_out(student.to("cpu").requires_grad_(False), torch.channels_last)

@@ -10,10 +10,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
-
-from zscgan_ext import processes
 from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.process_environment import is_first
 
 STEPS, SIZES = 2**40, 2**20  # far more than is of use; beyond, counters and sizes would overflow
 
@@ -59,9 +57,15 @@ def hints_of(configuration: type) -> dict[str, Any]:
 @functools.cache
 def warn_of_renamed(option: str, old: str, new: str) -> None:
     """Print, once in a process, that a value of a setting has another name now."""
-    if processes.is_first():
+    if is_first():
         line = f"warning: {option}: {old} is deprecated, it is called {new} now"
         print(line, file=sys.stderr, flush=True)
+
+
+def is_torch_device(value: object) -> bool:
+    """Return True for a `torch.device`; there are none before torch was imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.device)
 
 
 class Configuration:
@@ -87,7 +91,7 @@ class Configuration:
                 value = new
             elif isinstance(value, list):
                 value = tuple(value)
-            elif isinstance(value, torch.device):
+            elif is_torch_device(value):
                 value = str(value)
             check_type(option, value, hint)
             value = plain(value, hint)

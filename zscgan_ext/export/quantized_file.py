@@ -22,8 +22,9 @@ from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.classifiers.trust import check_model_size, is_of_a_library
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
+from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
 from zscgan_ext.images.memory_format import lay_out
-from zscgan_ext.images.preprocessing import LARGEST_IMAGE_SIZE, Preprocessing, preprocessing_from
+from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.json_values import (
     integer,
     list_of,

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.errors import InputError
-
-LARGEST_IMAGE_SIZE = 4096  # pixels
+from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
 
 
 @dataclass(frozen=True)
