@@ -54,7 +54,7 @@ def test_weights_of_batch_norm_that_are_too_small_are_refused(place):
     name = next(name for name in program.state_dict if name.endswith("running_mean"))
     program.state_dict[name] = torch.zeros(1)
     torch.export.save(program, "model.pt2")
-    with pytest.raises(InputError, match="running_mean should contain [0-9]+ elements not 1"):
+    with pytest.raises(InputError, match=r"running_mean should contain \d+ elements not 1"):
         load_classifier("model.pt2")
 
 

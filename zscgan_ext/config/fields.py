@@ -15,6 +15,8 @@ import torch
 from zscgan_ext import processes
 from zscgan_ext.errors import InputError, did_you_mean
 
+LARGEST_INTEGER = 2**63 - 1
+
 STEPS, SIZES = 2**40, 2**20  # far more than is of use; beyond, counters and sizes would overflow
 
 
@@ -105,6 +107,8 @@ def check_range(option: str, value: object, metadata: Mapping[str, Any]) -> None
             raise InputError(f"{option}: expected a finite number, got {number}")
     if not isinstance(value, numbers.Real):
         return
+    if isinstance(value, numbers.Integral) and abs(int(value)) > LARGEST_INTEGER:
+        raise InputError(f"{option}: expected an integer of at most 64 bits")
     number = float(value)
     above, at_least, at_most = (metadata[name] for name in ("above", "at_least", "at_most"))
     if above is not None and number <= above:
