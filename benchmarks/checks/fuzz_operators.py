@@ -66,7 +66,8 @@ SHAPES = (
     *((2, 2, 4, 8), (8, 4), (4, 8), (1, 1, 1, 1, 1, 1), (2, 0), (0, 0, 0, 0)),
 )
 DTYPES = (
-    *((torch.float32,) * 8, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32),
+    *(torch.float32 for _ in range(8)),
+    *(torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32),
     *(torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn),
 )
 CHOSEN_TEXT = (
@@ -261,9 +262,15 @@ def fuzz(operator: torch._ops.OpOverload, calls: int, folder: Path) -> list[str]
         child = os.fork()
         if child == 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            call_often(operator, calls // 3, seed, told)
+            try:
+                call_often(operator, calls // 3, seed, told)
+            except BaseException as error:
+                os.write(1, f"{operator}: {error!r}\n".encode())
+                os._exit(1)
             os._exit(0)
         _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+            ended.append("an error of this program")
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGALRM:
             last = os.pread(told, 4000, 0).decode().strip()
             ended.append(f"{signal.Signals(os.WTERMSIG(status)).name} {last}")
