@@ -224,6 +224,7 @@ UNACCEPTED = {
         "_native_batch_norm_legit.no_stats",
         "_weight_norm_interface.default",
         "_reshape_alias.default",
+        "_unsafe_masked_index.default",
         "native_batch_norm.default",
         "fft_fft.default",
         "relu.out",
