@@ -225,6 +225,7 @@ UNACCEPTED = {
         "_weight_norm_interface.default",
         "_reshape_alias.default",
         "_unsafe_masked_index.default",
+        "to.prim_dtype",
         "native_batch_norm.default",
         "fft_fft.default",
         "relu.out",
