@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from zscgan_ext.api_arguments import (
     ImageSource,
     check_classifier,
-    check_data,
     check_formats,
     check_images,
-    check_model,
     check_student,
     checked_answers,
     checked_batch,
+    checked_data,
     checked_path,
     kind,
 )
@@ -59,11 +58,13 @@ from zscgan_ext.stages import generator_stage, student_stages
 from zscgan_ext.stages.run import RandomStream, Run, new_run
 from zscgan_ext.stages.variants import FINE_TUNED, GIVEN_FINE_TUNED, Variant
 from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.torch_settings import usual_torch
 from zscgan_ext.training.execution import choose_execution
 
 __all__ = ["evaluate", "export", "fine_tune", "load_classifier", "quantize", "train_generator"]
 
 
+@usual_torch()
 def load_classifier(
     name: str | nn.Module,
     weights: str | Path | None = None,
@@ -90,7 +91,6 @@ def load_classifier(
     """
     if not isinstance(name, str | nn.Module):
         raise InputError(f"classifier: expected a name or a torch.nn.Module, got {kind(name)}")
-    check_model(name)
     given = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std}
     config = RunConfig().changed(**given)
     file = None if weights is None else checked_path("weights", weights)
@@ -99,6 +99,7 @@ def load_classifier(
     )
 
 
+@usual_torch()
 def train_generator(
     classifier: Classifier,
     config: GeneratorConfig | None = None,
@@ -129,6 +130,7 @@ def train_generator(
         return generator_stage.learn_generator(run)
 
 
+@usual_torch()
 def quantize(
     classifier: Classifier,
     images: ImageSource | None = None,
@@ -170,6 +172,7 @@ def quantize(
         return student_stages.calibrated_student(run, variant_of(images), batches)
 
 
+@usual_torch()
 def fine_tune(
     student: QuantizedClassifier,
     classifier: Classifier,
@@ -216,6 +219,7 @@ def fine_tune(
     return student
 
 
+@usual_torch()
 def evaluate(
     model: Callable[[Tensor], Tensor],
     classifier: Classifier,
@@ -245,7 +249,7 @@ def evaluate(
     if isinstance(data, Path):
         data = str(data)
     if data is not None and not isinstance(data, str):
-        check_data(data, classifier)
+        data = checked_data(data, classifier)
     float_model, preprocessing = classifier.model, classifier.preprocessing
     facts = (classifier.name, preprocessing, classifier.class_names)
     opened = open_data(data, *facts)
@@ -255,6 +259,7 @@ def evaluate(
     return measure(EvaluationTarget(answers, float_model, *facts), opened, batch_size, device)
 
 
+@usual_torch()
 def export(
     classifier: Classifier,
     student: QuantizedClassifier,

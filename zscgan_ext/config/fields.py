@@ -13,6 +13,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.process_environment import is_first
 
+LONGEST_INTEGER = 63  # bits
+LONGEST_SHOWN = 1000  # bits of an integer that a message shows
+
 STEPS, SIZES = 2**40, 2**20  # far more than is of use; beyond, counters and sizes would overflow
 
 
@@ -136,6 +139,8 @@ def check_range(option: str, value: object, metadata: Mapping[str, Any]) -> None
             raise InputError(f"{option}: expected a finite number, got {number}")
     if not isinstance(value, int | float):
         return
+    if isinstance(value, int) and value.bit_length() > LONGEST_SHOWN:
+        raise InputError(f"{option}: expected an integer of at most 64 bits")
     above, at_least, at_most = (metadata[name] for name in ("above", "at_least", "at_most"))
     if above is not None and value <= above:
         raise InputError(f"{option}: expected a number above {above}, got {value}")
@@ -143,6 +148,8 @@ def check_range(option: str, value: object, metadata: Mapping[str, Any]) -> None
         raise InputError(f"{option}: expected {at_least} or above, got {value}")
     if at_most is not None and value > at_most:
         raise InputError(f"{option}: expected {at_most:,} or below, got {value}")
+    if isinstance(value, int) and value.bit_length() > LONGEST_INTEGER:
+        raise InputError(f"{option}: expected an integer of at most 64 bits, got {value}")
 
 
 def fits(value: object, hint: Any) -> bool:

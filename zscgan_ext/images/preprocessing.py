@@ -1,6 +1,7 @@
 """What a classifier expects of its input."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,11 @@ from torch import Tensor
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
+
+
+def is_finite(value: float) -> bool:
+    """Return True if a number can be a finite one in floating point; integers can be too large."""
+    return abs(value) <= sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Preprocessing:
             InputError: naming what cannot.
         """
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.channels or not all(map(math.isfinite, values)):
+            if len(values) != self.channels or not all(map(is_finite, values)):
                 raise InputError(
                     f"{name}: expected {self.channels} finite numbers, one for each channel, "
                     f"got {values}"
