@@ -305,7 +305,11 @@ ARGUMENTS = {
     "colon": ("train", ["--classifier", ":"], "classifier: importing '' raised"),
     "relative module": ("train", ["--classifier", ".:a"], "classifier: importing '.' raised"),
     "function that exits": ("train", ["--classifier", "sys:exit"], "raised SystemExit"),
-    "bits": ("train", ["--bits", "w9a4"], "bits: 'w9a4', accepted are w2a2 to w8a8"),
+    "bits": (
+        "train",
+        ["--bits", "w9a4"],
+        "bits: expected w2a2 to w8a8, such as w4a4 or w4a8, got 'w9a4'",
+    ),
     "bits in other digits": ("train", ["--bits", "w\u0664a\u0664"], "bits: "),
     "NaN": ("train", ["--temperature", "nan"], "temperature: expected a finite number, got nan"),
     "negative": (
@@ -329,7 +333,11 @@ ARGUMENTS = {
     "number of text": ("train", ["--seed", "1.5"], "argument --seed: invalid int value: '1.5'"),
     "no mean": ("train", ["--mean"], "argument --mean: expected at least one argument"),
     "choice": ("train", ["--scheme", LONG], "argument --scheme: invalid choice: 'xxx"),
-    "device": ("train", ["--device", "cuda:-1"], "device: 'cuda:-1', accepted are"),
+    "device": (
+        "train",
+        ["--device", "cuda:-1"],
+        "device: expected auto, cpu, cuda or cuda:N, got 'cuda:-1'",
+    ),
     "null byte in weights": ("train", ["--weights", NUL], r"weights: a\\x00b cannot be read"),
     "null byte in output": ("train", ["--output", NUL], r"output: a\\x00b cannot be written"),
     "null byte in config": ("train", ["--config", NUL], r"config: a\\x00b is not valid"),
@@ -345,9 +353,17 @@ ARGUMENTS = {
     "unknown to evaluate": ("evaluate", ["a", "--dta", "b"], "unrecognized arguments: --dta b"),
     "nothing to export": ("export", [], "the following arguments are required: RUN"),
     "nothing to report": ("report", [], "the following arguments are required: RUN"),
-    "no run to report": ("report", ["."], ".: lacks config.yaml"),
-    "unknown format": ("export", [".", "--formats", "tflite"], "export: unknown 'tflite'"),
-    "no run": ("export", ["."], ".: lacks config.yaml, needed is the folder of a finished run"),
+    "no run to report": (
+        "report",
+        ["."],
+        ".: expected the folder of a finished run, it lacks config.yaml",
+    ),
+    "unknown format": (
+        "export",
+        [".", "--formats", "tflite"],
+        "export: expected onnx, safetensors, both with a comma between them, or none, got 'tflite'",
+    ),
+    "no run": ("export", ["."], ".: expected the folder of a finished run, it lacks config.yaml"),
 }
 
 

@@ -140,7 +140,8 @@ def check_range(option: str, value: object, metadata: Mapping[str, Any]) -> None
     if not isinstance(value, int | float):
         return
     if isinstance(value, int) and value.bit_length() > LONGEST_SHOWN:
-        raise InputError(f"{option}: expected an integer of at most 64 bits")
+        bits = value.bit_length()
+        raise InputError(f"{option}: expected an integer of at most 64 bits, got one of {bits}")
     above, at_least, at_most = (metadata[name] for name in ("above", "at_least", "at_most"))
     if above is not None and value <= above:
         raise InputError(f"{option}: expected a number above {above}, got {value}")
