@@ -40,11 +40,13 @@ def table() -> str:
         meaning = help_texts(option.configuration)[option.field.name].replace("<", "&lt;")
         facts = accepted(name, option), default(option.field.default), in_python(option)
         lines.append(f"| `{flag(name)}` | {' | '.join(facts)} | {meaning} |")
-    names = list(next(iter(PRESETS.values())))
+    names = list(PRESETS["default"])
     lines += ["", f"| preset | {' | '.join(f'`{name}`' for name in names)} |"]
     lines.append("|---|" + "--:|" * len(names))
     for preset, values in PRESETS.items():
-        lines.append(f"| `{preset}` | {' | '.join(str(values[name]) for name in names)} |")
+        lines.append(
+            f"| `{preset}` | {' | '.join(str(values.get(name, 'none')) for name in names)} |"
+        )
     return "\n".join(lines)
 
 

@@ -194,7 +194,10 @@ ERRORS = {
     "nearly a scheme": ({"scheme": "papers"}, r"scheme: .* got 'papers', did you mean paper\?"),
     "ranges": ({"ranges": "x"}, "ranges: expected one of min_kl, narrower, .* got 'x'"),
     "rounding": ({"rounding": "x"}, "rounding: expected one of squant, nearest, got 'x'"),
-    "preset": ({"preset": "x"}, "preset: expected one of quick, default, thorough, got 'x'"),
+    "preset": (
+        {"preset": "x"},
+        "preset: expected one of instant, quick, default, thorough, got 'x'",
+    ),
     "preset that is none": ({"preset": ["quick"]}, r"preset: expected one of .* got \('quick',\)"),
     "distance": ({"distance": "x"}, "distance: expected one of gaussian_kl, .* got 'x'"),
     "precision": ({"precision": "x"}, "precision: expected one of auto, float32, .* got 'x'"),
@@ -357,7 +360,7 @@ LOADING = {
     "missing weights": (loading(weights="gone.pt"), "weights: gone.pt cannot be read"),
     "weights without value": (
         lambda _: zscgan_ext.load_classifier(small_residual().to("meta")),
-        "classifier: some of its weights are on the meta device",
+        "classifier: its weight .* is on the meta device",
     ),
     "no quantized file": (
         lambda _: zscgan_ext.load_quantized(5),

@@ -1,15 +1,19 @@
 """No small file asks for much memory, and no stage for more images at once than a batch has."""
 
+import gzip
 import io
 import pickle
 import resource
 import struct
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import hostile_files as make
 import pytest
 import torch
 from networks import RGB8
+from PIL import Image
 from torch import nn
 
 from zscgan_ext.classifiers.loading import find_source
@@ -18,6 +22,9 @@ from zscgan_ext.classifiers.trust import model_size
 from zscgan_ext.classifiers.weights import read_state_dict
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.quantized_file import load_quantized
+from zscgan_ext.images import image_files
+from zscgan_ext.images.idx_files import read_idx
+from zscgan_ext.images.image_files import read_image
 from zscgan_ext.synthesis.diversity import (
     ClassImages,
     generated_classes,
@@ -42,6 +49,38 @@ PICKLES = {
 
 def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    """A file of some kilobytes has as many pixels as are accepted, and there are many threads."""
+    working, most = [], []
+
+    def watched(image):
+        working.append(image)
+        most.append(len(working))
+        time.sleep(0.05)
+        working.remove(image)
+        return image
+
+    monkeypatch.setattr(image_files, "eight_bits", watched)
+    monkeypatch.setattr(image_files, "LARGE_IMAGE", 1000)
+    for size, together in (((40, 40), 1), ((10, 10), 2)):
+        Image.new("RGB", size).save(tmp_path / "x.png")
+        most.clear()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: read_image(tmp_path / "x.png", RGB8), range(8)))
+        assert (max(most) > 1) == (together > 1)
+
+
+def test_a_small_gzipped_file_asks_for_little(tmp_path):
+    """A thousandth of what it would unpack to is there."""
+    file = tmp_path / "t10k-images-idx3-ubyte.gz"
+    header = b"\0\0\x08\x03" + struct.pack(">III", 3000, 1024, 1024)
+    file.write_bytes(gzip.compress(header + bytes(1 << 20)))
+    memory = peak_memory()
+    with pytest.raises(InputError, match="accepted are up to 67,108,864 bytes"):
+        read_idx(file)
+    assert peak_memory() - memory < MOST_MEMORY
 
 
 def in_archive(content):

@@ -5,6 +5,7 @@ import torch
 from networks import RGB8, normal_batches, small_residual
 from torch import nn
 
+from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.activation_ranges import choose_range
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
@@ -34,6 +35,27 @@ def test_ranges_are_the_mean_of_the_batches():
     assert of_images.zero_point.item() == round(2 / (5 / 255))
     assert (of_relu.running_min.item(), of_relu.running_max.item()) == pytest.approx((0, 3))
     assert of_relu.zero_point.item() == 0
+
+
+@pytest.mark.parametrize("ranges", ["images", "narrower", "batch_norm"])
+def test_the_input_covers_all_pixels_whatever_generated_images_show(ranges):
+    model = small_residual().eval()
+    preprocessing = Preprocessing(3, 8, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    student = convert(model, Scheme("deploy", 4, 4), preprocessing.shape)
+    dim = iter([(0.1 * images, labels) for images, labels in normal_batches(2, 8, *RGB8.shape)])
+    calibrate(student, dim, 2, ranges, model, preprocessing.input_range())
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    images = preprocessing.normalize(pixels)
+    quantizer = student.activation_quantizers[0]
+    step = quantizer.log_scale.exp().item()
+    assert (quantizer(images) - images).abs().max() <= 0.501 * step
+    assert step == pytest.approx((images.max() - images.min()).item() / 255)
+
+
+def test_an_assumed_normalization_leaves_room_on_both_sides():
+    low, high = Preprocessing(1, 8, (0.5,), (0.25,)).input_range()
+    assert (low, high) == (-2, 2)
+    assert Preprocessing(1, 8, (0.5,), (0.25,), is_assumed=True).input_range() == (-4, 4)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

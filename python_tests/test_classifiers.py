@@ -112,6 +112,7 @@ def test_function_from_the_current_folder(models):
     assert classifier.preprocessing.channels == 3
     assert classifier.preprocessing.image_size == 224
     assert classifier.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert classifier.preprocessing.is_assumed
     assert load_classifier(f"{models}:small", num_classes=4).num_classes == 4
 
 
@@ -120,6 +121,7 @@ def test_given_input_wins_over_the_defaults(models):
     assert classifier.preprocessing.image_size == 8
     assert classifier.preprocessing.mean == (0.1, 0.2)
     assert classifier.preprocessing.std == (0.5, 0.5)
+    assert not classifier.preprocessing.is_assumed
 
 
 def test_weights_that_parametrizations_compute_become_plain():

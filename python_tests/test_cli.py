@@ -51,13 +51,30 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"zscgan-ext {zscgan_ext.__version__}\n"
 
 
-def test_help_imports_no_torch():
-    code = (
-        "import sys; from zscgan_ext import cli; code = cli.main(['--help']);"
-        "sys.exit(1 if 'torch' in sys.modules else code)"
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        *(([command, "--help"], 0) for command in cli.COMMANDS),
+        (["train", "--bits", "w9a9"], 2),
+        (["train", "--classifer", "resnet20"], 2),
+        (["train", "--config", "nowhere.yaml"], 2),
+        (["evaluate"], 2),
+        (["evaluate", "run", "--batch-size", "x"], 2),
+        (["export", "run", "--formats", "onx"], 2),
+        (["report"], 2),
+        (["info", "--all"], 2),
+    ],
+)
+def test_help_and_wrong_arguments_import_neither_torch_nor_numpy(arguments, code):
+    done = in_new_process(
+        "import sys\nfrom zscgan_ext import cli\n"
+        f"try:\n    code = cli.main({arguments})\n"
+        "except SystemExit as ended:\n    code = ended.code\n"
+        "slow = sorted({'torch', 'torchvision', 'numpy', 'matplotlib'} & set(sys.modules))\n"
+        "sys.exit(f'imports {slow}' if slow else code)"
     )
-    done = in_new_process(code)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
 
 
 def test_a_command_imports_no_other_command():

@@ -193,7 +193,7 @@ def test_without_onnx_the_way_to_install_it_is_told(run, monkeypatch, capsys, tm
 
 
 ERRORS = {
-    "no run": (["nowhere"], "nowhere: lacks config.yaml, needed is the folder of a finished run"),
+    "no run": (["nowhere"], "nowhere: expected the folder of a finished run, it lacks config.yaml"),
     "unknown format": (
         ["RUN", "--formats", "onxn"],
         "export: unknown 'onxn', did you mean onnx?",

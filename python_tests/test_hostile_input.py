@@ -140,7 +140,7 @@ def test_links_between_folders_are_followed_once(tmp_path):
 
 
 OUTPUTS = {
-    "samples that lead elsewhere": ("samples", True, "run/samples is a link, needed is a folder"),
+    "samples that lead elsewhere": ("samples", True, "run/samples is a link, expected a folder"),
     "log that leads elsewhere": ("metrics.jsonl", False, "already holds metrics.jsonl; give"),
     "log that leads nowhere": ("metrics.jsonl", None, "already holds metrics.jsonl; give"),
     "model of somebody": ("model.onnx", False, "already holds model.onnx; give --overwrite"),

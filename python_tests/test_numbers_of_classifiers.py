@@ -160,7 +160,9 @@ def test_empty_batches_to_the_functions_give_one_line():
     classifier = load_classifier(small_residual(), image_size=8, mean=RGB8.mean, std=RGB8.std)
     empty = torch.zeros(0, *RGB8.shape)
     for images in ([empty], [(empty, torch.zeros(0, dtype=torch.int64))]):
-        with pytest.raises(InputError, match="images: a batch is empty"):
+        with pytest.raises(
+            InputError, match="images: expected one or more images in each batch, got an empty one"
+        ):
             zscgan_ext.quantize(classifier, images, calibration_batches=1)
     student = zscgan_ext.quantize(classifier, [sample(4, *RGB8.shape)], calibration_batches=1)
     nothing = LabelledImages(torch.zeros(0, *RGB8.shape, dtype=torch.uint8), torch.zeros(0).long())

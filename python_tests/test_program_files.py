@@ -39,6 +39,25 @@ def test_good_files_compute_what_was_exported(place, make):
     assert torch.equal(classifier.model(IMAGES), small_residual()(IMAGES))
 
 
+def test_decomposed_batch_norm_computes_the_same(place):
+    """Its operator reads beyond weights that are too small; the one that checks takes its place."""
+    program = programs.program().run_decompositions()
+    called = {str(node.target) for node in program.graph.nodes}
+    assert "aten._native_batch_norm_legit_no_training.default" in called
+    torch.export.save(program, "model.pt2")
+    classifier = load_classifier("model.pt2")
+    assert torch.equal(classifier.model(IMAGES), small_residual()(IMAGES))
+
+
+def test_weights_of_batch_norm_that_are_too_small_are_refused(place):
+    program = programs.program().run_decompositions()
+    name = next(name for name in program.state_dict if name.endswith("running_mean"))
+    program.state_dict[name] = torch.zeros(1)
+    torch.export.save(program, "model.pt2")
+    with pytest.raises(InputError, match=r"running_mean should contain \d+ elements not 1"):
+        load_classifier("model.pt2")
+
+
 @pytest.mark.parametrize(("make", "message"), programs.USABLE.values(), ids=programs.USABLE)
 def test_hostile_files_are_refused_and_run_nothing(place, make, message):
     Path("model.pt2").write_bytes(make())

@@ -164,7 +164,7 @@ def test_the_page_says_what_the_run_measured(run):
         assert f"{metrics['agreement'][row]:.2f}" in page
     assert f"{metrics['diversity']['generated']['mean_entropy']:.3f}" in page
     ranges = metrics["initial_ranges"]["fine_tuned"]
-    assert f"First ranges of fine-tuning: {ranges['chosen']} (divergence" in page
+    assert f"Initial ranges of fine-tuning: {ranges['chosen']} (divergence" in page
     assert all(f"{name} {value:.3g}" in page for name, value in ranges["divergence"].items())
     assert set(re.findall(r'<section id="([\w-]+)"', page)) == set(SECTIONS)
     assert all(name in page for name in ("Ankle boot", "T-shirt/top", "synthesis_steps"))

@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from zscgan_ext.api_arguments import (
     ImageSource,
     check_classifier,
-    check_data,
     check_formats,
     check_images,
-    check_model,
     check_student,
     checked_answers,
     checked_batch,
+    checked_data,
     checked_path,
     kind,
 )
 from zscgan_ext.classifiers import loading
 from zscgan_ext.classifiers.graph import device_of
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.classifiers.trials import random_images
 from zscgan_ext.config.configs import (
     SECTIONS,
     ExecutionConfig,
@@ -40,9 +40,9 @@ from zscgan_ext.config.configs import (
     preset_of,
 )
 from zscgan_ext.config.fields import check_section
+from zscgan_ext.config.values import EVALUATION_BATCH
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.evaluation import (
-    BATCH,
     Evaluation,
     EvaluationTarget,
     check_batch_size,
@@ -58,11 +58,13 @@ from zscgan_ext.stages import generator_stage, student_stages
 from zscgan_ext.stages.run import RandomStream, Run, new_run
 from zscgan_ext.stages.variants import FINE_TUNED, GIVEN_FINE_TUNED, Variant
 from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.torch_settings import usual_torch
 from zscgan_ext.training.execution import choose_execution
 
 __all__ = ["evaluate", "export", "fine_tune", "load_classifier", "quantize", "train_generator"]
 
 
+@usual_torch()
 def load_classifier(
     name: str | nn.Module,
     weights: str | Path | None = None,
@@ -89,7 +91,6 @@ def load_classifier(
     """
     if not isinstance(name, str | nn.Module):
         raise InputError(f"classifier: expected a name or a torch.nn.Module, got {kind(name)}")
-    check_model(name)
     given = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std}
     config = RunConfig().changed(**given)
     file = None if weights is None else checked_path("weights", weights)
@@ -98,6 +99,7 @@ def load_classifier(
     )
 
 
+@usual_torch()
 def train_generator(
     classifier: Classifier,
     config: GeneratorConfig | None = None,
@@ -123,12 +125,15 @@ def train_generator(
     """
     check_classifier(classifier)
     with seeded_run(classifier, seed, settings, generator=config, execution=execution) as run:
+        if not run.config.learns_generator:
+            raise InputError("preset: instant learns no generator, leave it out or take another")
         return generator_stage.learn_generator(run)
 
 
+@usual_torch()
 def quantize(
     classifier: Classifier,
-    images: ImageSource,
+    images: ImageSource | None = None,
     config: QuantizationConfig | None = None,
     *,
     execution: ExecutionConfig | None = None,
@@ -139,7 +144,8 @@ def quantize(
 
     Args:
         classifier: what `load_classifier` gave; moved to the device, and left in floats.
-        images: a generator, or batches of normalized images.
+        images: a generator, or batches of normalized images; None for none, as with the preset
+            `instant`: batch-norm statistics tell everything.
         config: how it is quantized; the defaults for None.
         execution: on which device and how; the defaults for None.
         seed: of all random numbers.
@@ -153,12 +159,20 @@ def quantize(
             images do not fit it, there are too few batches, or labels are needed and missing.
     """
     check_classifier(classifier)
-    check_images(images, classifier)
+    if images is None:
+        settings = {**settings, "preset": "instant"}
+    else:
+        check_images(images, classifier)
     with seeded_run(classifier, seed, settings, quantization=config, execution=execution) as run:
+        if images is None:
+            return student_stages.instant_student(run)
+        if not run.config.learns_generator:
+            raise InputError("preset: instant takes no images; give none, or leave the preset out")
         batches = batches_of(run, images, run.config.generator.batch_size)
         return student_stages.calibrated_student(run, variant_of(images), batches)
 
 
+@usual_torch()
 def fine_tune(
     student: QuantizedClassifier,
     classifier: Classifier,
@@ -205,11 +219,12 @@ def fine_tune(
     return student
 
 
+@usual_torch()
 def evaluate(
     model: Callable[[Tensor], Tensor],
     classifier: Classifier,
     data: str | Path | Images | None = None,
-    batch_size: int = BATCH,
+    batch_size: int = EVALUATION_BATCH,
 ) -> Evaluation:
     """Measure a quantized classifier on labelled images, beside the float one.
 
@@ -234,7 +249,7 @@ def evaluate(
     if isinstance(data, Path):
         data = str(data)
     if data is not None and not isinstance(data, str):
-        check_data(data, classifier)
+        data = checked_data(data, classifier)
     float_model, preprocessing = classifier.model, classifier.preprocessing
     facts = (classifier.name, preprocessing, classifier.class_names)
     opened = open_data(data, *facts)
@@ -244,10 +259,11 @@ def evaluate(
     return measure(EvaluationTarget(answers, float_model, *facts), opened, batch_size, device)
 
 
+@usual_torch()
 def export(
     classifier: Classifier,
     student: QuantizedClassifier,
-    images: ImageSource,
+    images: ImageSource | None,
     folder: str | Path,
     formats: Sequence[str] = ("safetensors",),
 ) -> dict[str, Any]:
@@ -256,7 +272,8 @@ def export(
     Args:
         classifier: the float classifier that it was made from.
         student: what `quantize` or `fine_tune` gave.
-        images: to compare on: a generator, or batches of normalized images.
+        images: to compare on: a generator, or batches of normalized images; None for a few random
+            ones, which tell as well whether files and student compute the same.
         folder: for `model.onnx`, `model.safetensors` and `export.json`; made where it is missing.
         formats: `onnx`, `safetensors`.
 
@@ -272,6 +289,9 @@ def export(
     folder = checked_path("folder", folder)
     check_classifier(classifier)
     check_student(student, classifier)
+    if images is None:
+        shape = classifier.preprocessing.shape
+        images = [random_images(exporter.CHECKED_IMAGES, shape, torch.zeros(()))]
     check_images(images, classifier)
     classifier, student = copy.deepcopy((classifier, student))
     lay_out(student.to("cpu").requires_grad_(False), torch.channels_last)

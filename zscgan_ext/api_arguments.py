@@ -1,16 +1,17 @@
 """What the functions of the API are given: checked, so that torch need not fail on it later."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.quantized_file import LoadedClassifier
-from zscgan_ext.images.datasets import Images, LabelledImages
+from zscgan_ext.images.datasets import Images, IndexedImages, LabelledImages
+from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import EXPORTED
@@ -29,13 +30,6 @@ def check_classifier(classifier: object) -> None:
     """Require a classifier that was loaded."""
     if not isinstance(classifier, Classifier):
         raise InputError(f"classifier: expected what load_classifier gave, got {kind(classifier)}")
-
-
-def check_model(model: object) -> None:
-    """Require a model object whose weights are there."""
-    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
-    if any(tensor.is_meta for tensor in tensors):
-        raise InputError("classifier: some of its weights are on the meta device and have no value")
 
 
 def check_student(student: object, classifier: Classifier) -> None:
@@ -113,6 +107,7 @@ def checked_batch(batch: Any, classifier: Classifier) -> tuple[Tensor, Tensor | 
         )
     pixels, labels = (*parts, None)[:2]
     check_pixels(pixels, classifier)
+    pixels = pixels.detach()  # no gradient of ours belongs into a graph of the user's
     if labels is not None:
         labels = checked_labels("images: labels", labels, len(pixels), classifier.num_classes)
     return pixels, labels
@@ -124,8 +119,7 @@ def check_pixels(pixels: Any, classifier: Classifier) -> None:
     expected = f"expected normalized ones, torch.float32 [N, {channels}, {height}, {width}]"
     if not isinstance(pixels, Tensor):
         raise InputError(f"images: {expected}, got {kind(pixels)} in a batch")
-    is_plain = pixels.layout == torch.strided and not pixels.is_nested and not pixels.is_meta
-    if pixels.dtype != torch.float32 or not is_plain:
+    if pixels.dtype != torch.float32 or not is_plain(pixels):
         found = f"{pixels.dtype}, {pixels.layout}, on {pixels.device.type}"
         raise InputError(f"images: {expected}, got {found}")
     if pixels.dim() == 4 and len(pixels) == 0:
@@ -134,6 +128,11 @@ def check_pixels(pixels: Any, classifier: Classifier) -> None:
         raise InputError(f"images: {expected}, got {list(pixels.shape)}")
     if not bool(pixels.isfinite().all()):
         raise InputError("images: expected finite values, got NaN or infinity in a batch")
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return True if a tensor is dense and has values."""
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
 
 
 def checked_labels(name: str, labels: Any, count: int, num_classes: int) -> Tensor:
@@ -160,8 +159,12 @@ def checked_labels(name: str, labels: Any, count: int, num_classes: int) -> Tens
     return labels.to(torch.int64)
 
 
-def check_data(data: object, classifier: Classifier) -> None:
-    """Require opened images that a classifier takes."""
+def checked_data(data: object, classifier: Classifier) -> Images:
+    """Return opened images that a classifier takes.
+
+    Raises:
+        InputError: if they are something else; batches of a class of the user's as they come.
+    """
     if not all(hasattr(data, name) for name in ("labels", "batches", "__len__")):
         raise InputError(
             "data: expected the name of labelled images, a folder, or opened ones, got "
@@ -182,6 +185,55 @@ def check_data(data: object, classifier: Classifier) -> None:
                 f"data: expected images torch.uint8 [N, {', '.join(map(str, needed))}], got "
                 f"{pixels.dtype} {list(pixels.shape)}"
             )
+    return images if isinstance(images, IndexedImages) else CheckedBatches(images, classifier)
+
+
+class CheckedBatches:
+    """Opened images of a user's own class, whose batches are checked as they come.
+
+    Args:
+        images: what was given.
+        classifier: has to take them.
+    """
+
+    def __init__(self, images: Images, classifier: Classifier) -> None:
+        self.images = images
+        self.classifier = classifier
+        self.labels = images.labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(
+        self, batch_size: int, preprocessing: Preprocessing
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once, in order: normalized [B, C, H, W] float32 and labels [B].
+
+        Raises:
+            InputError: if a batch does not fit, or there are fewer or more images than labels.
+        """
+        batches: Any = self.images.batches(batch_size, preprocessing)
+        if not isinstance(batches, Iterable):
+            raise InputError(f"data: expected batches of images and labels, got {kind(batches)}")
+        count = 0
+        for batch in batches:
+            pixels, labels = checked_batch(batch, self.classifier)
+            if labels is None:
+                raise InputError("data: expected labels too in each batch")
+            count += len(labels)
+            yield pixels, labels
+        if count != len(self):
+            raise InputError(f"data: expected {len(self)} images in its batches, got {count}")
+
+    def random_batches(
+        self, batch_size: int, preprocessing: Preprocessing, rng: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches drawn uniformly with replacement, forever."""
+        return self.images.random_batches(batch_size, preprocessing, rng)
+
+    def subset(self, index: Tensor) -> Images:
+        """Return the images at these positions, int64 [M], in this order."""
+        return self.images.subset(index)
 
 
 def checked_answers(model: object, classifier: Classifier) -> Callable[[Tensor], Tensor]:
@@ -214,9 +266,10 @@ def checked_answers(model: object, classifier: Classifier) -> Callable[[Tensor],
                 f"model: expected logits [{len(images)}, {classifier.num_classes}] from it, got "
                 f"{list(logits.shape)}"
             )
-        if not logits.is_floating_point():
+        if not logits.is_floating_point() or not is_plain(logits):
             raise InputError(
-                f"model: expected logits in floating point from it, got {logits.dtype}"
+                "model: expected logits in floating point from it, got "
+                f"{logits.dtype}, {logits.layout}, on {logits.device.type}"
             )
         return logits
 

@@ -18,6 +18,11 @@ Check = Callable[[Any], Any]
 LARGEST_INTEGER = 2**63 - 1
 LONGEST_TEXT = 1 << 16  # characters
 SHOWN = 60  # characters of a value that a message quotes
+# Bounds of JSON, which takes up to thirty times as much memory when it is parsed.
+LARGEST_JSON = 1 << 26  # bytes
+MOST_VALUES = 1 << 22
+TOO_DEEP = "is nested too deeply"
+DEEPEST = 64  # lists and mappings inside each other
 
 
 class MismatchError(ValueError):
@@ -208,18 +213,48 @@ def parse_json(data: str | bytes, check: Check = anything) -> Any:
     """Parse JSON and check it.
 
     Raises:
-        MismatchError: if it is no JSON, or something else than the check takes.
+        MismatchError: if it is no JSON, beyond the bounds, or not what the check takes.
     """
+    check_bounds(data)
     try:
         value = json.loads(data)
     except RecursionError:
-        raise MismatchError("is nested too deeply") from None
+        raise MismatchError(TOO_DEEP) from None
     except ValueError as error:  # UnicodeDecodeError, JSONDecodeError, integers without end
         raise MismatchError(f"is not JSON ({first_line(error)})") from None
-    try:
-        return check(value)
-    except RecursionError:
-        raise MismatchError("is nested too deeply") from None
+    if depth(value) > DEEPEST:
+        raise MismatchError(TOO_DEEP)
+    return check(value)
+
+
+def check_bounds(data: str | bytes) -> None:
+    """Require that JSON is small enough to be parsed.
+
+    Raises:
+        MismatchError: if it has too many bytes, or could have too many values.
+    """
+    if len(data) > LARGEST_JSON:
+        raise MismatchError(f"has {len(data):,} bytes, accepted are at most {LARGEST_JSON:,}")
+    content = data if isinstance(data, bytes) else data.encode(errors="surrogatepass")
+    values = content.count(b",") + content.count(b"[") + content.count(b"{")
+    if values > MOST_VALUES:
+        raise MismatchError(f"has up to {values:,} values, accepted are at most {MOST_VALUES:,}")
+
+
+def depth(value: Any) -> int:
+    """Return how many lists and mappings are inside each other, at most one beyond the bound."""
+    level: list[Any] = [value]
+    deep = 0
+    while level and deep <= DEEPEST:
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner.extend(v for v in each.values() if isinstance(v, dict | list))
+            elif isinstance(each, list):
+                inner.extend(v for v in each if isinstance(v, dict | list))
+        deep += any(isinstance(each, dict | list) for each in level)
+        level = inner
+    return deep
 
 
 def read_json(file: Path, check: Check) -> Any:

@@ -6,7 +6,6 @@ one process, for which everything here gives back what it is given.
 
 import hashlib
 import os
-import re
 import socket
 import time
 from collections.abc import Iterable, Sequence
@@ -19,12 +18,20 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.process_environment import (
+    START,
+    check_environment,
+    is_first,
+    is_one_of_many,
+    is_started_by_torchrun,
+    number,
+    restarts,
+)
 
 TIMEOUT = timedelta(minutes=30)  # after which a process that waits for others gives up
 MEETING = timedelta(seconds=15)  # that processes wait for others, which torchrun has not started
 PATIENCE = timedelta(seconds=2)  # that a process has for the first one to tell an error
 Value = TypeVar("Value")
-START = "start all of them by torchrun, or unset RANK and WORLD_SIZE for one process"
 
 
 class Control:
@@ -43,74 +50,6 @@ def rank() -> int:
 def count() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_one_of_many() -> bool:
-    """Tell whether the environment says that this process is one of many, as torchrun lets it."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def is_started_by_torchrun() -> bool:
-    """Tell whether torchrun itself started this process, which starts all others too."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def number(variable: str, default: int = 0) -> int:
-    """Return a number that torchrun sets in the environment.
-
-    Raises:
-        InputError: if it is none, or below 0.
-    """
-    text = os.environ.get(variable, str(default))
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise InputError(f"{variable}: {text!r} in the environment, needed is a number; {START}")
-    return int(text)
-
-
-def check_environment() -> None:
-    """Require that the environment gives this process a place among others, or none.
-
-    Raises:
-        InputError: naming what is wrong with it.
-    """
-    if not is_one_of_many():
-        return
-    place, size = number("RANK"), number("WORLD_SIZE")
-    number("LOCAL_RANK")
-    number("TORCHELASTIC_RESTART_COUNT")
-    if place >= size:
-        raise InputError(
-            f"RANK: {place} in the environment, where WORLD_SIZE is {size}; needed is a number "
-            f"below it; {START}"
-        )
-    for variable in ("MASTER_ADDR", "MASTER_PORT"):
-        if not os.environ.get(variable):
-            raise InputError(f"RANK is set as by torchrun, but {variable} is not; {START}")
-    if not 0 < number("MASTER_PORT") < 1 << 16:
-        raise InputError(f"MASTER_PORT: {number('MASTER_PORT')} in the environment; {START}")
-
-
-def restarts() -> int:
-    """Return how often torchrun started all processes again, after one of them had died."""
-    return number("TORCHELASTIC_RESTART_COUNT") if is_one_of_many() else 0
-
-
-def is_first() -> bool:
-    """Tell whether this process is the one that prints and writes, before it met the others."""
-    return not is_one_of_many() or number("RANK") == 0
-
-
-def name() -> str:
-    """Return what messages of this process begin with, nothing for those of the first."""
-    try:
-        return "" if is_first() else f"process {number('RANK')}: "
-    except InputError:  # which is what the message says
-        return ""
-
-
-def local_rank() -> int:
-    """Return the place of this process among those of its machine, which chooses its GPU."""
-    return number("LOCAL_RANK") if is_one_of_many() else 0
 
 
 def join(device: torch.device) -> None:

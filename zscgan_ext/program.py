@@ -8,9 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
-from zscgan_ext import processes
 from zscgan_ext.errors import (
     CURRENT_FOLDER_IS_GONE,
     InputError,
@@ -18,8 +15,8 @@ from zscgan_ext.errors import (
     first_line,
     one_line,
 )
-from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.output import OutputError, safe_outputs
+from zscgan_ext.process_environment import is_one_of_many, name
 
 Main = Callable[..., int]  # takes the command line, or None for that of the process
 # How torch says that memory is used up, where it does not raise `torch.OutOfMemoryError`.
@@ -72,7 +69,6 @@ def program(
             # Libraries end a process that computes there.
             if current_folder_is_gone():
                 return exit_with_message(f"error: {CURRENT_FOLDER_IS_GONE}", 2)
-            require_implementation()
             code = code_of(main, arguments)
             sys.stdout.flush()
             return code
@@ -119,13 +115,23 @@ def output_reason(error: OutputError) -> str:
 
 def exit_with_message(text: str, code: int) -> int:
     """Print a line to the standard error output, one of many processes; return the exit code."""
-    if processes.tells_the_error():
-        print(processes.name() + one_line(text), file=sys.stderr)
+    if tells_the_error():
+        print(name() + one_line(text), file=sys.stderr)
     return code
+
+
+def tells_the_error() -> bool:
+    """Tell whether this process is the one to print an error; of many only one is."""
+    if not is_one_of_many():
+        return True
+    from zscgan_ext import processes  # which imports torch
+
+    return processes.tells_the_error()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an error means that memory is used up."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    # By name, as torch may not be imported.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return any(text in str(error) for text in OUT_OF_MEMORY)

@@ -10,104 +10,31 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from zscgan_ext import processes
-from zscgan_ext.classifiers.trust import allowed_classifier, gives_option, is_of_a_library
-from zscgan_ext.config.command_line import CONFIG, parse_config
-from zscgan_ext.config.configs import RunConfig
-from zscgan_ext.config.values import parse_formats
-from zscgan_ext.errors import first_line, one_line
-from zscgan_ext.export.exporter import export_run, summary
-from zscgan_ext.program import SMALLER_SIZES, exit_with_message, is_out_of_memory, program
-from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
-from zscgan_ext.stages.preparation import prepare
-from zscgan_ext.stages.results import metrics, predictions, table
-from zscgan_ext.stages.run import Run
-from zscgan_ext.stages.sequence import run_stages
-from zscgan_ext.training.stop_signals import StoppedError
+from zscgan_ext.config.command_line import parse_config
+from zscgan_ext.process_environment import check_environment, is_first
+from zscgan_ext.program import SMALLER_SIZES, exit_with_message, program
 
 
-def export_student(run: Run) -> None:
-    """Write the fine-tuned student in the formats to deploy, from the files of the run."""
-    formats = parse_formats(run.config.export)
-    if formats and run.config.stop_after is None:
-        print(summary(export_run(run.folder.path, formats, run.config.classifier)))
-
-
-def report(run: Run) -> None:
-    """Write the page about a run that went to its end."""
-    if run.config.report and run.config.stop_after is None:
-        from zscgan_ext.report.page import write_report  # takes long to import
-
-        print(one_line(f"report in {write_report(run.folder.path, run.config.classifier)}"))
-
-
-def check_resumed(config: RunConfig, arguments: Sequence[str]) -> None:
-    """Require that no folder decides which code runs.
-
-    Raises:
-        InputError: if only the resumed run's folder names a classifier that is of no library.
-    """
-    if config.resume is not None:
-        given = config.classifier if gives_option(arguments, "--classifier") else None
-        allowed_classifier(config.classifier, given, config.resume / CONFIG)
-
-
-def resume_options(run: Run) -> str:
-    """Return the options that resume a run."""
-    name = run.config.classifier
-    classifier = "" if is_of_a_library(name) else f" --classifier {name}"
-    return f"--resume {run.folder.path}{classifier}"
-
-
-def run_to_end(run: Run) -> None:
-    """Run all stages; let the first process write what they gave."""
-    run_stages(run)
-    if run.profiler is not None:
-        run.profiler.write(run.folder)
-    measured = metrics(run)
-    run.folder.write_json(METRICS, measured)
-    if run.results.logits:
-        run.folder.save_tensors(PREDICTIONS, predictions(run))
-        print(table(measured))
-    if processes.rank() == 0:
-        with run.checkpoints.interruptible():
-            run.folder.require_same_config()
-            export_student(run)
-            report(run)
-    print(one_line(f"{measured['seconds']['total']:.0f} s, results in {run.folder.path}"))
-
-
-def run_program(arguments: Sequence[str] | None) -> int:
-    """Run the command in one process; return its exit code."""
+def run_program(arguments: Sequence[str]) -> int:
+    """Read the arguments and run the command in one process; return its exit code."""
     try:
         config = parse_config(arguments)
-        check_resumed(config, sys.argv[1:] if arguments is None else arguments)
-        run = prepare(config)
-        with contextlib.closing(run.folder), run.checkpoints.signals:
-            run_to_end(run)
-    except StoppedError as stopped:
-        if processes.rank() == 0:
-            print(one_line(f"{stopped}; {resume_options(run)} resumes it"), file=sys.stderr)
-        return stopped.exit_code
+        from zscgan_ext.whole_run import run_configuration  # imports torch, which takes seconds
+
+        return run_configuration(config, arguments)
     except KeyboardInterrupt:
         return exit_with_message("stopped before anything was written", 130)
-    except RuntimeError as error:
-        if processes.count() == 1 or is_out_of_memory(error):
-            raise
-        lost = f"error: lost another process ({first_line(error)})"
-        return exit_with_message(f"{lost}; --resume starts from the last checkpoint", 1)
-    processes.leave()
-    return 0
 
 
 @partial(program, ignores_output_failure=True, if_memory_is_short=SMALLER_SIZES)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code. Of many processes the first one prints."""
-    processes.check_environment()
-    if processes.is_first():
-        return run_program(arguments)
+    check_environment()
+    given = sys.argv[1:] if arguments is None else arguments
+    if is_first():
+        return run_program(given)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        return run_program(arguments)
+        return run_program(given)
 
 
 if __name__ == "__main__":

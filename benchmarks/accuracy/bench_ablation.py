@@ -33,7 +33,7 @@ from benchmarks.accuracy.accuracy_rows import (
     prepare_run,
     seeded_generator,
 )
-from zscgan_ext.config.configs import PRESETS, RunConfig
+from zscgan_ext.config.configs import WITH_GENERATOR, RunConfig
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.measures import top1
@@ -83,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scheme", default="paper", choices=["paper", "deploy"])
     parser.add_argument("--bits", nargs="+", default=["w2a2"], metavar="wNaN")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    parser.add_argument("--preset", default="default", choices=list(PRESETS))
+    parser.add_argument("--preset", default="default", choices=WITH_GENERATOR)
     parser.add_argument("--synthesis-steps", type=int, metavar="N")
     parser.add_argument("--fine-tuning-steps", type=int, metavar="N")
     parser.add_argument("--variations", nargs="+", default=VARIATIONS, choices=VARIATIONS)

@@ -40,7 +40,7 @@ from benchmarks.accuracy.accuracy_rows import (
     measure_rows,
     prepare_run,
 )
-from zscgan_ext.config.configs import PRESETS, RunConfig
+from zscgan_ext.config.configs import WITH_GENERATOR, RunConfig
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.measures import agreement, top1
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="measure on the last twelfth of the training images, not on the test images",
     )
     parser.add_argument("--data", default="fashion-mnist", help="or a folder of idx files")
-    parser.add_argument("--preset", default="default", choices=PRESETS)
+    parser.add_argument("--preset", default="default", choices=WITH_GENERATOR)
     for name in GIVEN:
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=int, metavar="N", help="default: the preset's")

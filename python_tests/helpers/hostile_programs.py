@@ -15,6 +15,9 @@ from hostile_files import MARKER, RunsCode
 from networks import small_residual
 from torch._export.serde.serialize import serialize
 
+from zscgan_ext.classifiers.pt2.program_json import MOST_NODES
+from zscgan_ext.json_values import DEEPEST, LARGEST_JSON, MOST_VALUES
+
 RUN = f"__import__('os').mkdir('{MARKER}')"
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -140,7 +143,7 @@ def offset(text):
     return in_graph(change)
 
 
-def calling(target, *arguments):
+def calling(target, *arguments, name="filename"):
     """Let the first node that gives one tensor call something else before it."""
 
     def change(graph):
@@ -149,7 +152,7 @@ def calling(target, *arguments):
         made["outputs"] = [{"as_none": True}]
         made["inputs"] = [
             {
-                "name": f"a{i}" if isinstance(argument, dict) else "filename",
+                "name": f"a{i}" if isinstance(argument, dict) else name,
                 "arg": argument if isinstance(argument, dict) else {"as_string": argument},
                 "kind": 1,
             }
@@ -208,6 +211,38 @@ def larger_than_it_is():
     place = good.rindex(b"PK\x01\x02")
     good[place + 20 : place + 28] = struct.pack("<II", 2**31, 2**31)
     return bytes(good)
+
+
+# Operators that reach beyond tensors, or that the package cannot convert.
+UNACCEPTED = {
+    name: (
+        calling(f"torch.ops.aten.{name}"),
+        f"that can be converted.*got 'torch.ops.aten.{name}'",
+        0,
+    )
+    for name in (
+        "_native_batch_norm_legit.no_stats",
+        "_weight_norm_interface.default",
+        "_reshape_alias.default",
+        "_unsafe_masked_index.default",
+        "to.prim_dtype",
+        "native_batch_norm.default",
+        "fft_fft.default",
+        "relu.out",
+        "add.str",
+        "copy.Dict_Tensor",
+        "mul.left_t",
+        "einsum.sublist",
+    )
+}
+
+
+def nested_value(depth):
+    """Lists inside each other."""
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 CODE = pickle.dumps(RunsCode())
@@ -305,34 +340,35 @@ CASES = {
     "function of torch": (calling("torch.load", "x"), "expected an operator of ATen", 0),
     "method of a name": (
         calling("torch.ops.aten.name.format", "x"),
-        "expected a public operator",
+        "an operator of ATen that can be converted, got 'torch.ops.aten",
         0,
     ),
     "operator that writes a file": (
         calling("torch.ops.aten.save.default", {"as_int": 1}, MARKER),
-        "a public operator",
+        "an operator of ATen that can be converted, got 'torch.ops.aten",
         0,
     ),
     "operator that opens a file": (
         calling("torch.ops.aten.from_file.default", MARKER),
-        "a public operator",
+        "an operator of ATen that can be converted, got 'torch.ops.aten",
         0,
     ),
     "text for an operator": (
-        calling("torch.ops.aten.relu.default", MARKER),
-        "holds 'as_string'",
+        calling("torch.ops.aten.relu.default", MARKER, name="self"),
+        "expected no text as self of torch.ops.aten.relu.default",
         0,
     ),
     "internal operator": (
         calling("torch.ops.aten._cufft_clear_plan_cache.default"),
-        "a public operator",
+        "an operator of ATen that can be converted, got 'torch.ops.aten",
         0,
     ),
     "operator that checks no sizes": (
         calling("torch.ops.aten.reflection_pad1d_backward.default"),
-        "a public operator",
+        "an operator of ATen that can be converted, got 'torch.ops.aten",
         0,
     ),
+    **{f"operator {name}": case for name, case in UNACCEPTED.items()},
     "number for a dtype": (code("dtype"), "expected as_scalar_type as dtype", 0),
     "number for a layout": (code("layout"), "expected as_layout as layout", 0),
     "number by another name": (code("dtype", "a0"), "expected the name of argument 1", 0),
@@ -370,6 +406,26 @@ CASES = {
     "number without end": (
         with_member(FLAT, b'{"x": ' + b"9" * 5000 + b"}", flat_members),
         "is not JSON|lacks",
+        0,
+    ),
+    "larger JSON than accepted": (
+        with_member(FLAT, b" " * (LARGEST_JSON + 1), flat_members),
+        "bytes, accepted are at most",
+        0,
+    ),
+    "JSON of more values than accepted": (
+        with_member(FLAT, b"[" + b"[]," * MOST_VALUES + b"[]]", flat_members),
+        "values, accepted are at most",
+        0,
+    ),
+    "JSON deeper than accepted": (
+        with_json(FLAT, lambda value: value.update(deep=nested_value(DEEPEST)), flat_members),
+        "is nested too deeply",
+        0,
+    ),
+    "more nodes than accepted": (
+        in_graph(lambda graph: graph.update(nodes=[{}] * (MOST_NODES + 1))),
+        "expected a list of at most",
         0,
     ),
     "list": (with_member(FLAT, b"[]", flat_members), "expected a mapping.*got a list of 0", 0),

@@ -135,8 +135,19 @@ def translated(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any) -> Any:
         return call(target, *args, **kwargs)
     operator_name = target._schema.name.removeprefix("aten::")
     if target.namespace == "aten" and operator_name in CALLS:
-        return CALLS[operator_name](call, *args, **kwargs)
+        return CALLS[operator_name](call, *by_position(target, args, kwargs))
     return call(target, *args, **kwargs)
+
+
+def by_position(target: torch._ops.OpOverload, args: Any, kwargs: Any) -> list[Any]:
+    """Return the arguments of an operator by position, in which torch up to 2.7 keeps names.
+
+    Those that are missing behind the last one that is given are left out, as they have defaults.
+    """
+    positional = [each for each in target._schema.arguments if not each.kwarg_only]
+    given = dict(zip((each.name for each in positional), args, strict=False)) | kwargs
+    count = max((i + 1 for i, each in enumerate(positional) if each.name in given), default=0)
+    return [given.get(each.name, each.default_value) for each in positional[:count]]
 
 
 def name_of_module(node: fx.Node) -> str | None:

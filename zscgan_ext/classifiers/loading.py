@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
@@ -64,8 +65,11 @@ def load_classifier(
             or the model does not turn such images into logits.
     """
     source = find_source(name)
+    if isinstance(name, nn.Module):
+        require_plain_weights(name)
     name = source.name
     model = unwrapped(source.build(num_classes, trained=weights is None))
+    require_plain_weights(model)
     guess = source.preprocessing(model)
     if weights is not None:
         load_weights(model, weights)
@@ -94,6 +98,26 @@ def classifier_of(config: RunConfig) -> Classifier:
         config.mean,
         config.std,
     )
+
+
+def require_plain_weights(model: nn.Module) -> None:
+    """Require weights that torch computes with as with any others.
+
+    Raises:
+        InputError: naming the first that is something else.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            found = "is not initialized; run a batch of images through the model first"
+        elif tensor.is_meta:
+            found = "is on the meta device and has no value"
+        elif type(tensor) not in (Tensor, nn.Parameter):
+            found = f"is of the class {type(tensor).__name__}, expected a plain tensor"
+        elif tensor.layout != torch.strided or tensor.is_quantized:
+            found = f"is {tensor.layout}, {tensor.dtype}, expected a dense tensor of numbers"
+        else:
+            continue
+        raise InputError(f"classifier: its weight {name} {found}")
 
 
 def find_source(name: str | nn.Module) -> ClassifierSource:
@@ -181,6 +205,7 @@ def override(
         image_size=image_size or preprocessing.image_size,
         mean=mean or preprocessing.mean,
         std=std or preprocessing.std,
+        is_assumed=preprocessing.is_assumed and mean is None and std is None,
     )
 
 
@@ -257,6 +282,9 @@ def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> i
         raise InputError(
             f"classifier: {name}: expected logits [2, num_classes] of 2 images, got {shape}"
         )
+    if logits.layout != torch.strided or logits.is_meta or logits.is_complex():
+        found = f"{logits.dtype}, {logits.layout}, on {logits.device.type}"
+        raise InputError(f"classifier: {name}: expected logits of real numbers, got {found}")
     if logits.shape[1] < 2:
         raise InputError(
             f"classifier: {name} gives one logit, of which softmax is always 1; give "

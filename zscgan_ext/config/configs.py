@@ -8,21 +8,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from zscgan_ext.config.fields import SIZES, STEPS, Configuration, option_of, setting
 from zscgan_ext.config.values import parse_bits, parse_formats, parse_interval, resolve_device
 from zscgan_ext.errors import InputError, did_you_mean
-from zscgan_ext.images.preprocessing import LARGEST_IMAGE_SIZE
+from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
+
+if TYPE_CHECKING:
+    import torch
 
 # What a preset sets, by option, where nothing else was said.
 PRESETS = {
+    "instant": {"fine_tuning_steps": 0},
     "quick": {"synthesis_steps": 100, "fine_tuning_steps": 200},
     "default": {"synthesis_steps": 1000, "fine_tuning_steps": 400},
     "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 4000},
 }
+WITH_GENERATOR = tuple(preset for preset in PRESETS if preset != "instant")
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class ExecutionConfig(Configuration):
         if self.cuda_graphs == "on" and self.precision == "float16":
             raise InputError("cuda_graphs: expected auto or off with float16, got on")
 
-    def resolved_device(self) -> torch.device:
+    def resolved_device(self) -> "torch.device":
         """Return the device, which exists.
 
         Raises:
@@ -170,9 +173,10 @@ class RunConfig(Configuration):
     pixels from 0 to 1 (None: as for the mean)"""
 
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
-    preset: Literal["quick", "default", "thorough"] = setting("default")
-    """how much to spend: about 1, 5 or 20 minutes for resnet20 on two cores; sets the steps of both
-    trainings where they are not given"""
+    preset: Literal["instant", "quick", "default", "thorough"] = setting("default")
+    """how much to spend: seconds, or about 1, 5 or 20 minutes for resnet20 on two cores; sets the
+    steps of both trainings where they are not given; instant: no generator, no images, no
+    fine-tuning, the batch-norm statistics tell everything"""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     training: Literal["staged", "alternating"] = setting("staged")
     """staged: the generator is learned before fine-tuning; alternating: its training is continued,
@@ -220,6 +224,31 @@ class RunConfig(Configuration):
         parse_formats(self.export)
         parse_interval(self.checkpoint_every)
         check_normalization(self.mean, self.std)
+        if not self.learns_generator:
+            self._check_needs_no_images()
+
+    @property
+    def learns_generator(self) -> bool:
+        """Whether a generator is learned. Without one there are no images, for whatever use."""
+        return self.preset in WITH_GENERATOR
+
+    def _check_needs_no_images(self) -> None:
+        """Require that nothing is asked for that would take generated images."""
+        generator, expected = self.generator.steps, PRESETS["default"]["synthesis_steps"]
+        refused = {
+            "fine_tuning_steps": self.fine_tuning.steps > 0,
+            "synthesis_steps": generator != expected,
+            "ranges": self.quantization.ranges in ("images", "narrower"),
+            "training": self.training != "staged",
+            "stop_after": self.stop_after is not None,
+        }
+        for name, is_refused in refused.items():
+            if is_refused:
+                value = OPTIONS[name].value_in(self)
+                raise InputError(
+                    f"{name}: {value} needs generated images, and the preset instant has none; "
+                    "leave it out, or take another preset"
+                )
 
     @classmethod
     def of_options(cls, values: Mapping[str, Any]) -> "RunConfig":

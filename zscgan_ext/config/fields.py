@@ -10,10 +10,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
-
-from zscgan_ext import processes
 from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.process_environment import is_first
+
+LONGEST_INTEGER = 63  # bits
+LONGEST_SHOWN = 1000  # bits of an integer that a message shows
 
 STEPS, SIZES = 2**40, 2**20  # far more than is of use; beyond, counters and sizes would overflow
 
@@ -59,9 +60,15 @@ def hints_of(configuration: type) -> dict[str, Any]:
 @functools.cache
 def warn_of_renamed(option: str, old: str, new: str) -> None:
     """Print, once in a process, that a value of a setting has another name now."""
-    if processes.is_first():
+    if is_first():
         line = f"warning: {option}: {old} is deprecated, it is called {new} now"
         print(line, file=sys.stderr, flush=True)
+
+
+def is_torch_device(value: object) -> bool:
+    """Return True for a `torch.device`; there are none before torch was imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.device)
 
 
 class Configuration:
@@ -87,7 +94,7 @@ class Configuration:
                 value = new
             elif isinstance(value, list):
                 value = tuple(value)
-            elif isinstance(value, torch.device):
+            elif is_torch_device(value):
                 value = str(value)
             check_type(option, value, hint)
             value = plain(value, hint)
@@ -132,6 +139,9 @@ def check_range(option: str, value: object, metadata: Mapping[str, Any]) -> None
             raise InputError(f"{option}: expected a finite number, got {number}")
     if not isinstance(value, int | float):
         return
+    if isinstance(value, int) and value.bit_length() > LONGEST_SHOWN:
+        bits = value.bit_length()
+        raise InputError(f"{option}: expected an integer of at most 64 bits, got one of {bits}")
     above, at_least, at_most = (metadata[name] for name in ("above", "at_least", "at_most"))
     if above is not None and value <= above:
         raise InputError(f"{option}: expected a number above {above}, got {value}")
@@ -139,6 +149,8 @@ def check_range(option: str, value: object, metadata: Mapping[str, Any]) -> None
         raise InputError(f"{option}: expected {at_least} or above, got {value}")
     if at_most is not None and value > at_most:
         raise InputError(f"{option}: expected {at_most:,} or below, got {value}")
+    if isinstance(value, int) and value.bit_length() > LONGEST_INTEGER:
+        raise InputError(f"{option}: expected an integer of at most 64 bits, got {value}")
 
 
 def fits(value: object, hint: Any) -> bool:

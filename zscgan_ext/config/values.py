@@ -3,13 +3,16 @@
 import math
 import re
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from zscgan_ext.errors import InputError, did_you_mean
-from zscgan_ext.processes import local_rank
+from zscgan_ext.process_environment import local_rank
+
+if TYPE_CHECKING:
+    import torch
 
 EXPORT_FORMATS = ("onnx", "safetensors")
+EVALUATION_BATCH = 250  # images, where evaluation is told no other number
 
 
 def parse_bits(text: str) -> tuple[int, int]:
@@ -65,7 +68,7 @@ def parse_interval(text: str) -> Interval | None:
     return Interval(int(match[1])) if match[1] else Interval(None, 60 * float(match[2]))
 
 
-def resolve_device(text: str) -> torch.device:
+def resolve_device(text: str) -> "torch.device":
     """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that exists.
 
     Raises:
@@ -73,6 +76,8 @@ def resolve_device(text: str) -> torch.device:
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text, re.ASCII):
         raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {text!r}")
+    import torch  # takes seconds, and help and wrong arguments need none of it
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "cpu" or (text == "auto" and not count):
         return torch.device("cpu")

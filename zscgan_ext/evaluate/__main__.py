@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from zscgan_ext.errors import one_line
-from zscgan_ext.evaluate.evaluation import BATCH, as_json, measure, open_data, open_target
-from zscgan_ext.images.datasets import few_labels_warnings, near_chance_warnings
+from zscgan_ext.config.values import EVALUATION_BATCH
 from zscgan_ext.program import SMALLER_BATCHES, OneLineParser, program
-from zscgan_ext.run_folder.whole_file import write_whole
 
 
 @partial(program, if_memory_is_short=SMALLER_BATCHES)
@@ -39,23 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--batch-size",
         metavar="N",
         type=int,
-        default=BATCH,
-        help=f"images in a batch, which the second latency is of (default: {BATCH})",
+        default=EVALUATION_BATCH,
+        help=f"images in a batch, which the second latency is of (default: {EVALUATION_BATCH})",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
     options = parser.parse_args(arguments)
-    target = open_target(options.path, options.classifier)
-    data = open_data(options.data, target.classifier, target.preprocessing, target.class_names)
-    evaluation = measure(target, data, options.batch_size)
-    classes, percent = len(target.class_names), evaluation.float_top1
-    lines = few_labels_warnings(options.data, data, classes)
-    if percent is not None:
-        lines += near_chance_warnings(options.data, evaluation.images, percent, classes)
-    if options.json is not None:  # first, since printing can fail
-        write_whole(options.json, as_json(evaluation))
-    for line in lines:
-        print(f"warning: {one_line(line)}")
-    print(evaluation)
+    from zscgan_ext.evaluate.command import evaluate  # imports torch, which takes seconds
+
+    evaluate(options.path, options.classifier, options.data, options.batch_size, options.json)
     return 0
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zscgan_ext.classifiers.loading import classifier_of
 from zscgan_ext.config.command_line import CONFIG
+from zscgan_ext.config.values import EVALUATION_BATCH
 from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_onnx
 from zscgan_ext.export.quantized_file import load_quantized
@@ -31,7 +32,6 @@ from zscgan_ext.run_folder.finished_run import open_run, read_run_config
 from zscgan_ext.run_folder.whole_file import json_bytes
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS, open_bundled
 
-BATCH = 250  # images
 CPU = torch.device("cpu")
 
 
@@ -199,7 +199,7 @@ def open_data(
 def measure(
     target: EvaluationTarget,
     data: Images,
-    batch_size: int = BATCH,
+    batch_size: int = EVALUATION_BATCH,
     device: torch.device = CPU,
 ) -> Evaluation:
     """Measure a classifier on labelled images.

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from zscgan_ext.config.values import EXPORT_FORMATS, parse_formats
 from zscgan_ext.errors import one_line
-from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.program import program, run_parser
 
 
@@ -24,7 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="onnx, safetensors, or both with a comma between them (default: both)",
     )
     options = parser.parse_args(arguments)
-    report = export_run(options.run, parse_formats(options.formats), options.classifier)
+    formats = parse_formats(options.formats)
+    from zscgan_ext.export.exporter import export_run, summary  # imports torch, which takes seconds
+
+    report = export_run(options.run, formats, options.classifier)
     print(summary(report))
     print(one_line(f"results in {options.run}"))
     return 0

@@ -46,7 +46,7 @@ def export_run(
     """
     require_packages(formats)
     run = open_run(folder, classifier)
-    images = run.generated_images(BATCH, BATCHES)
+    images = run.comparison_images(BATCH, BATCHES)
     return export(run.classifier, run.student, images, folder, formats)
 
 
@@ -174,7 +174,7 @@ def summary(report: dict[str, Any]) -> str:
             f"float ONNX file: {sizes['float_onnx']:,} bytes; the quantized one is "
             f"{of_float:.3f} of it",
             f"ONNX Runtime agrees with the student on {measured['agreement']:.2f} % of "
-            f"{measured['images']} generated images, the student with itself on "
+            f"{measured['images']} images, the student with itself on "
             f"{measured['own_agreement']:.2f} %",
             f"largest difference of a logit: {measured['logit_difference']:.2g} where ties are "
             f"rounded alike (allowed {measured['allowed_difference']:.2g}), "

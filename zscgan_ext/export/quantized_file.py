@@ -17,13 +17,21 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from zscgan_ext.classifiers.loading import Classifier, count_logits, find_source, freeze, unwrapped
+from zscgan_ext.classifiers.loading import (
+    Classifier,
+    count_logits,
+    find_source,
+    freeze,
+    require_plain_weights,
+    unwrapped,
+)
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.classifiers.trust import check_model_size, is_of_a_library
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
+from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
 from zscgan_ext.images.memory_format import lay_out
-from zscgan_ext.images.preprocessing import LARGEST_IMAGE_SIZE, Preprocessing, preprocessing_from
+from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.json_values import (
     integer,
     list_of,
@@ -39,6 +47,7 @@ from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.regular_file import regular_file_size, utf8_path
+from zscgan_ext.torch_settings import usual_torch
 
 METADATA = "zscgan_ext"  # the key of the JSON
 BITS_OF_BYTE = 8
@@ -151,7 +160,7 @@ def description(
         "classifier": classifier.name,
         "num_classes": classifier.num_classes,
         "class_names": list(classifier.class_names),
-        "preprocessing": asdict(classifier.preprocessing),
+        "preprocessing": classifier.preprocessing.metadata(),
         "scheme": asdict(student.scheme),
         "packed_shapes": shapes,
     }
@@ -160,6 +169,7 @@ def description(
 # ---- reading ------------------------------------------------------------------------------------
 
 
+@usual_torch()
 def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) -> LoadedClassifier:
     """Load a quantized classifier that `python -m zscgan_ext.export` wrote as safetensors.
 
@@ -180,6 +190,8 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
         raise InputError(
             f"classifier: expected a name or a torch.nn.Module, got a {type(classifier).__name__}"
         )
+    if isinstance(classifier, nn.Module):
+        require_plain_weights(classifier)
     content = read_file(Path(file))
     name = content.classifier if classifier is None else classifier
     if classifier is None and not is_of_a_library(name):

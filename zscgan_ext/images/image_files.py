@@ -2,9 +2,10 @@
 
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -33,6 +34,9 @@ SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
 NAMES_OF_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 LARGEST_LABEL = 2**31 - 1
 LARGEST_IMAGE = 1 << 27  # pixels, as stored and as resized
+BAND = 256  # rows of 16 bits that are converted at once
+LARGE_IMAGE = 1 << 24  # pixels; more are decoded one image at a time, whatever the threads
+ONE_LARGE_IMAGE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -113,20 +117,30 @@ def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
     shorter = round(size * 256 / 224)
     try:
         regular_file_size(file)
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
-            check_pixels(image, shorter)
+        with (
+            Image.open(file, formats=IMAGE_FORMATS) as image,
+            room_for(check_pixels(image, shorter)),
+        ):
             converted = eight_bits(image).convert(IMAGE_MODES[preprocessing.channels])
+            if converted.size != (size, size):
+                resized = transforms.resize(converted, shorter)
+                converted = transforms.center_crop(resized, size)
     except Exception as error:  # decoders raise nearly anything
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as an image ({reason})") from None
-    if converted.size != (size, size):
-        converted = transforms.center_crop(transforms.resize(converted, shorter), size)
     pixels: Tensor = transforms.pil_to_tensor(converted)
     return pixels
 
 
-def check_pixels(image: Image.Image, shorter: int) -> None:
-    """Require a size that fits into memory, now and with the shorter side resized.
+@contextmanager
+def room_for(pixels: int) -> Iterator[None]:
+    """Let no two threads have a large image in memory at the same time."""
+    with ONE_LARGE_IMAGE if pixels > LARGE_IMAGE else nullcontext():
+        yield
+
+
+def check_pixels(image: Image.Image, shorter: int) -> int:
+    """Return how many pixels an image has, now or with the shorter side resized.
 
     Raises:
         ValueError: naming the size.
@@ -135,6 +149,7 @@ def check_pixels(image: Image.Image, shorter: int) -> None:
     if low * high > LARGEST_IMAGE or shorter * shorter * high > LARGEST_IMAGE * max(low, 1):
         width, height = image.size
         raise ValueError(f"{width}x{height} pixels are too many, or too narrow")
+    return max(low * high, shorter * shorter * high // max(low, 1))
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -144,7 +159,12 @@ def eight_bits(image: Image.Image) -> Image.Image:
         ValueError: if its values have no known range.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        shifted = Image.new("L", image.size)
+        for top in range(0, image.height, BAND):
+            bottom = min(top + BAND, image.height)
+            band = np.asarray(image.crop((0, top, image.width, bottom)))
+            shifted.paste(Image.fromarray((band >> 8).astype(np.uint8)), (0, top))
+        return shifted
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode}, accepted are 8 and 16 bits")
     return image

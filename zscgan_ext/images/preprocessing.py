@@ -1,15 +1,20 @@
 """What a classifier expects of its input."""
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zscgan_ext.errors import InputError
+from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
 
-LARGEST_IMAGE_SIZE = 4096  # pixels
+
+def is_finite(value: float) -> bool:
+    """Return True if a number can be a finite one in floating point; integers can be too large."""
+    return abs(value) <= sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,8 @@ class Preprocessing:
     image_size: int  # pixels, height and width
     mean: tuple[float, ...]  # in units of a pixel range of 0 to 1
     std: tuple[float, ...]  # in units of a pixel range of 0 to 1
+    # Whether nobody said how the classifier's input is normalized.
+    is_assumed: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         """Require what can be computed with.
@@ -28,7 +35,7 @@ class Preprocessing:
             InputError: naming what cannot.
         """
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.channels or not all(map(math.isfinite, values)):
+            if len(values) != self.channels or not all(map(is_finite, values)):
                 raise InputError(
                     f"{name}: expected {self.channels} finite numbers, one for each channel, "
                     f"got {values}"
@@ -48,6 +55,26 @@ class Preprocessing:
         """Turn pixels, uint8 [N, C, H, W], into the classifier's input, float32 [N, C, H, W]."""
         scaled = pixels.to(torch.float32) / 255
         return (scaled - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what `preprocessing_from` reads, as JSON's types."""
+        return {
+            "channels": self.channels,
+            "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def input_range(self) -> tuple[float, float]:
+        """Return the least and the largest number that the classifier's input may hold.
+
+        Where the normalization is assumed the range is twice as wide: to cut off what images hold
+        costs more than one bit of eight.
+        """
+        ends = [(p - m) / s for m, s in zip(self.mean, self.std, strict=True) for p in (0, 1)]
+        low, high = min(ends), max(ends)
+        margin = (high - low) / 2 if self.is_assumed else 0.0
+        return low - margin, high + margin
 
     def denormalize(self, inputs: Tensor) -> Tensor:
         """Turn the classifier's input back into pixels between 0 and 1, float32 [N, C, H, W]."""

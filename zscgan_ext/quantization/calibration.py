@@ -43,6 +43,7 @@ def calibrate(
     count: int,
     ranges: str = "images",
     classifier: nn.Module | None = None,
+    input_range: tuple[float, float] | None = None,
 ) -> None:
     """Set every activation's scale and zero point.
 
@@ -56,6 +57,8 @@ def calibrate(
     squares, and where generated images have larger extremes than real ones would, batch norm
     bounds the range.
 
+    The input, and what is computed of it before any layer, covers all pixels in each of the ways.
+
     Afterwards activations are quantized too, and biases are such as integer kernels add.
 
     Args:
@@ -64,8 +67,10 @@ def calibrate(
         count: batches to observe, 1 or more; the last is searched.
         ranges: as above.
         classifier: the float one that the student was converted from; needed for all but `images`.
+        input_range: what images may range over; None for the range of the last batch.
     """
-    finalize_ranges(student, observe_ranges(student, batches, count), ranges, classifier)
+    images = observe_ranges(student, batches, count)
+    finalize_ranges(student, images, ranges, classifier, input_range)
 
 
 @torch.no_grad()
@@ -75,6 +80,7 @@ def choose_initial_ranges(
     batches: Iterator[tuple[Tensor, Tensor]],
     count: int,
     temperature: float,
+    input_range: tuple[float, float] | None = None,
 ) -> dict[str, float]:
     """Calibrate a student in each of the ways of `calibrate`, and keep the ranges `least` names.
 
@@ -87,6 +93,7 @@ def choose_initial_ranges(
         batches: images [B, C, H, W], with labels, which are ignored.
         count: batches to observe.
         temperature: of the divergence, as in the loss of fine-tuning.
+        input_range: as for `calibrate`.
 
     Returns:
         The divergence of each way.
@@ -97,7 +104,7 @@ def choose_initial_ranges(
     divergences, states = {}, {}
     for ranges in RANGES:
         student.load_state_dict(observed)
-        finalize_ranges(student, images, ranges, classifier)
+        finalize_ranges(student, images, ranges, classifier, input_range)
         divergence = logit_divergence(student(images), logits, temperature)
         divergences[ranges] = float(processes.averaged(divergence))
         states[ranges] = copy.deepcopy(student.state_dict())
@@ -134,7 +141,11 @@ def update_ranges(student: QuantizedClassifier, images: Tensor, averaging_consta
 
 @torch.no_grad()
 def finalize_ranges(
-    student: QuantizedClassifier, images: Tensor, ranges: str, classifier: nn.Module | None
+    student: QuantizedClassifier,
+    images: Tensor,
+    ranges: str,
+    classifier: nn.Module | None,
+    input_range: tuple[float, float] | None = None,
 ) -> None:
     """Choose scales within the ranges that were observed, as `calibrate` says, and quantize.
 
@@ -143,6 +154,7 @@ def finalize_ranges(
         images: [N, C, H, W] of the last batch.
         ranges: as for `calibrate`.
         classifier: as for `calibrate`.
+        input_range: as for `calibrate`.
     """
     error_power = POWER_BESIDE_BATCH_NORM if ranges == "narrower" else SQUARED
 
@@ -155,20 +167,27 @@ def finalize_ranges(
         assert classifier is not None
         set_ranges_from_batch_norm(student, classifier, images, only_narrower=ranges == "narrower")
     student.quantize_activations()
-    cover_pixels(student, images)
+    cover_pixels(student, images, input_range)
     round_biases_to_int32(student)
 
 
-def cover_pixels(student: QuantizedClassifier, images: Tensor) -> None:
-    """Give what is computed of the images before any layer a range for all pixels there may be.
+def cover_pixels(
+    student: QuantizedClassifier, images: Tensor, input_range: tuple[float, float] | None
+) -> None:
+    """Give the input and what is computed of it before any layer a range for all pixels.
 
     Generated images show the least of it: the first batch norm sees what a convolution makes of
     them, and how a classifier scales or joins its channels before is not in its statistics.
 
     Args:
         student: calibrated; changed in place.
-        images: [N, C, H, W], which range over the pixels that there may be.
+        images: [N, C, H, W].
+        input_range: what images may range over; None for the range of these, where the input keeps
+            the range that it has.
     """
+    if input_range is not None:
+        for quantizer in quantizers_of_inputs(student):
+            update_range(quantizer, images.new_tensor(input_range), 1)
     before_layers = quantizers_before_layers(student.graph)
     if not before_layers:
         return
@@ -179,10 +198,18 @@ def cover_pixels(student: QuantizedClassifier, images: Tensor) -> None:
         quantized: Tensor = quantizer(x)
         return quantized
 
-    low, high = images.amin(), images.amax()  # of all channels: few images lack some values
+    # Of all channels: few images lack some values.
+    low, high = input_range or (float(images.amin()), float(images.amax()))
     rng = torch.Generator(images.device).manual_seed(0)
     uniform = torch.rand(images.shape, generator=rng, device=images.device)
     student.forward_with(quantize, low + (high - low) * uniform.to(images.dtype))
+
+
+def quantizers_of_inputs(student: QuantizedClassifier) -> list[ActivationQuantizer]:
+    """Return the quantizers of the images themselves."""
+    named = student.named_activation_quantizers()
+    inputs = [node.name for node in student.graph.graph.find_nodes(op="placeholder")]
+    return [named[name] for name in inputs if name in named]
 
 
 def quantizers_before_layers(graph: fx.GraphModule) -> set[ActivationQuantizer]:

@@ -93,6 +93,15 @@ def squant_integers(layer: QuantizedLayer) -> Tensor:
     return rounded.view(weight.shape)
 
 
+def squant_weight(layer: QuantizedLayer) -> Tensor:
+    """Return a layer's weight with the values of these integers, float64."""
+    weight = layer.layer.weight
+    scale, zero_point = (
+        broadcast_per_channel(values.double(), weight, 0) for values in layer.qparams()
+    )
+    return (squant_integers(layer) - zero_point) * scale
+
+
 @torch.no_grad()
 def round_weights(student: QuantizedClassifier) -> None:
     """Replace each weight by the value of its integer, which its quantizer then reproduces.
@@ -101,9 +110,4 @@ def round_weights(student: QuantizedClassifier) -> None:
         student: changed in place; its scales stay as they are.
     """
     for layer in student.layers:
-        weight = layer.layer.weight
-        integers = squant_integers(layer)
-        scale, zero_point = (
-            broadcast_per_channel(values.double(), weight, 0) for values in layer.qparams()
-        )
-        weight.copy_((integers - zero_point) * scale)
+        layer.layer.weight.copy_(squant_weight(layer))

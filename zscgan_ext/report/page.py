@@ -31,7 +31,7 @@ from zscgan_ext.run_folder.files import REPORT, write_own
 from zscgan_ext.run_folder.finished_run import FinishedRun, open_run
 from zscgan_ext.run_folder.records import read_export, read_log, read_metrics, read_predictions
 from zscgan_ext.stages.run import TIMED
-from zscgan_ext.stages.variants import FINE_TUNED, VARIANTS
+from zscgan_ext.stages.variants import VARIANTS, Variant, result_of
 from zscgan_ext.synthesis.generator import default_random_seeded
 from zscgan_ext.zoo import bundled_images
 
@@ -53,6 +53,7 @@ class SummaryRow:
     name: str
     top1: float
     agreement: float
+    is_result: bool  # whether it is of the student that the run wrote
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class Content:
     weights: list[MeasuredTensor]
     activations: list[MeasuredTensor]
     worst: list[MeasuredTensor]
-    compared_on: str
+    has_generator: bool
+    measured_on: str  # images that activations were measured on; empty for none
+    compared_on: str  # images that both classifiers were compared on; empty for none
     changes: list[tuple[str, str, int]]
     changed_percent: float
     notes: list[str]
@@ -116,55 +119,82 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
         InputError: if a file is missing or cannot be read.
     """
     run = open_run(folder, classifier)
-    metrics, log = read_metrics(folder, run.classifier.num_classes), read_log(folder)
+    result, has_generator = result_of(run.config), run.config.learns_generator
+    metrics = read_metrics(folder, run.classifier.num_classes, result.key)
     export = read_export(folder)
     data, notes = evaluation_images(run)
-    (images,) = run.generated_images(measured_images(run), 1)
-    weights, activations = weight_errors(run.student), activation_errors(run.student, images)
-    before, after, compared_on = compared_classes(run)
+    images, measured_on = measured_images(run, data)
+    weights = weight_errors(run.student)
+    activations = [] if images is None else activation_errors(run.student, images)
+    before, after, compared_on = compared_classes(run, result)
     names = run.classifier.class_names
     drawn = {
-        **learning_charts(log),
-        **batch_norm_charts(run, images, data),
-        **diversity_charts(metrics.get("diversity") or {}, names),
         "errors": charts.errors_by_layer({"weights": weights, "activations": activations}),
         "seconds": charts.stage_times(in_order(metrics["seconds"])),
     }
-    if len(names) <= LARGEST_MATRIX:
+    if has_generator and images is not None:
+        drawn |= learning_charts(read_log(folder))
+        drawn |= batch_norm_charts(run, images, data)
+        drawn |= diversity_charts(metrics.get("diversity") or {}, names)
+    if compared_on and len(names) <= LARGEST_MATRIX:
         drawn["confusion"] = charts.confusion_matrix(confusion(before, after, len(names)), names)
     rng = torch.Generator().manual_seed(run.config.seed)
     return Content(
         metrics=metrics,
         export=export,
-        summary=summary_rows(metrics),
+        summary=summary_rows(metrics, result),
         settings={name: as_text(value) for name, value in read_config(folder / CONFIG).items()},
         environment=environment_of(metrics),
-        initial_ranges=shown_ranges(metrics.get("initial_ranges", {}).get(FINE_TUNED.key)),
+        initial_ranges=shown_ranges(metrics.get("initial_ranges", {}).get(result.key)),
         charts=drawn,
-        classes=pictures_by_class(run.classifier, run.generator(), rng),
+        classes=pictures_by_class(run.classifier, run.generator(), rng) if has_generator else [],
         weights=weights,
         activations=activations,
         worst=worst([*weights, *activations], WORST),
+        has_generator=has_generator,
+        measured_on=measured_on,
         compared_on=compared_on,
         changes=[
             (names[change.float_class], names[change.quantized_class], change.images)
             for change in most_frequent_changes(before, after, MOST_CHANGES)
         ],
-        changed_percent=100 * float((before != after).double().mean()),
+        changed_percent=100 * float((before != after).sum()) / max(1, len(before)),
         notes=notes,
     )
 
 
-def measured_images(run: FinishedRun) -> int:
+def measured_images(run: FinishedRun, data: Images | None) -> tuple[Tensor | None, str]:
+    """Return images [N, C, H, W] to measure activations on, and what they are.
+
+    They are the generator's; of a run without one some of the evaluation images, if there are any.
+    """
+    count = images_at_once(run)
+    if run.config.learns_generator:
+        return run.generated_images(count, 1)[0], "generated images"
+    if data is None:
+        return None, ""
+    return some_images(run, data, count), "evaluation images"
+
+
+def some_images(run: FinishedRun, data: Images, count: int) -> Tensor:
+    """Return images from all over the data, [N, C, H, W], N at most `count`."""
+    index = torch.linspace(0, len(data) - 1, min(len(data), count)).long()
+    images, _ = next(data.subset(index).batches(len(index), run.classifier.preprocessing))
+    return to_channels_last(images)
+
+
+def images_at_once(run: FinishedRun) -> int:
     """Return how many images to measure at once: the fewer, the larger they are."""
     pixels = run.classifier.preprocessing.image_size**2
     return max(FEWEST_IMAGES, min(MOST_IMAGES, MEASURED_PIXELS // pixels))
 
 
-def summary_rows(metrics: Mapping[str, Any]) -> list[SummaryRow]:
+def summary_rows(metrics: Mapping[str, Any], result: Variant) -> list[SummaryRow]:
     """Return the variants that the run measured."""
     return [
-        SummaryRow(variant.label, metrics["top1"][key], metrics["agreement"][key])
+        SummaryRow(
+            variant.label, metrics["top1"][key], metrics["agreement"][key], variant == result
+        )
         for key, variant in VARIANTS.items()
         if metrics["top1"].get(key) is not None
     ]
@@ -240,9 +270,7 @@ def batch_norm_charts(run: FinishedRun, images: Tensor, data: Images | None) -> 
         before = to_channels_last(untrained(*untrained.random_inputs(len(images), rng)))
     sources = {"untrained generator": before, "trained generator": images}
     if data is not None:
-        index = torch.linspace(0, len(data) - 1, min(len(data), len(images))).long()
-        real, _ = next(data.subset(index).batches(len(index), run.classifier.preprocessing))
-        sources["real images"] = to_channels_last(real)
+        sources["real images"] = some_images(run, data, len(images))
     measured: dict[str, list[LayerStatistics]] = {
         name: layer_statistics(run.classifier.model, batch) for name, batch in sources.items()
     }
@@ -277,18 +305,21 @@ def diversity_charts(diversity: Mapping[str, Any], class_names: tuple[str, ...])
     }
 
 
-def compared_classes(run: FinishedRun) -> tuple[Tensor, Tensor, str]:
+def compared_classes(run: FinishedRun, result: Variant) -> tuple[Tensor, Tensor, str]:
     """Return the classes that the float classifier and the student choose for some images.
 
     Returns:
-        int64 [N] of either, and the name of the images.
+        int64 [N] of either, and the name of the images, which is empty if there are none.
     """
-    predictions = read_predictions(run.folder, run.classifier.num_classes)
+    predictions = read_predictions(run.folder, run.classifier.num_classes, result.key)
     if predictions is not None:
         return *predictions, f"the {len(predictions[0]):,} evaluation images"
+    if not run.config.learns_generator:
+        none = torch.zeros(0, dtype=torch.int64)
+        return none, none, ""
     pairs = [
         (run.classifier.model(images).argmax(1), run.student(images).argmax(1))
-        for images in run.generated_images(measured_images(run), COMPARED_BATCHES)
+        for images in run.generated_images(images_at_once(run), COMPARED_BATCHES)
     ]
     before, after = (torch.cat(classes) for classes in zip(*pairs, strict=True))
     return before, after, f"{len(before):,} generated images"

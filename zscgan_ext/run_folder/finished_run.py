@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.classifiers.loading import Classifier, classifier_of, find_source
+from zscgan_ext.classifiers.trials import random_images
 from zscgan_ext.classifiers.trust import allowed_classifier, check_model_size, is_of_a_library
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.config.command_line import CONFIG, parse_config
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
+from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.regular_file import regular_file_size
@@ -26,6 +28,7 @@ from zscgan_ext.synthesis.generator import (
 
 CPU = torch.device("cpu")
 BITS_OF_FLOAT = 32
+RANDOM_IMAGES = 8  # enough to compare files with the student
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,17 @@ class FinishedRun:
         load_weights(generator, self.folder / GENERATOR)
         return generator.eval()
 
+    def comparison_images(self, batch_size: int, batches: int) -> list[Tensor]:
+        """Return images to compare files with the student on, always the same.
+
+        They are the generator's, `batches` of [batch_size, C, H, W]. Of a run without a generator
+        it is one batch of a few random ones: nothing but equality is looked for on them.
+        """
+        if self.config.learns_generator:
+            return self.generated_images(batch_size, batches)
+        images = random_images(RANDOM_IMAGES, self.classifier.preprocessing.shape, torch.zeros(()))
+        return [to_channels_last(images)]
+
     @torch.no_grad()
     def generated_images(self, batch_size: int, batches: int) -> list[Tensor]:
         """Return batches of the generator's images, [batch_size, C, H, W], always the same."""
@@ -66,6 +80,17 @@ def read_run_config(folder: Path) -> RunConfig:
     return parse_config(["--config", str(folder / CONFIG), *on_the_cpu])
 
 
+def require_files(folder: Path, *names: str) -> None:
+    """Require files of a run that went to its end.
+
+    Raises:
+        InputError: naming the first that is missing.
+    """
+    for name in names:
+        if not os.path.isfile(folder / name):  # Path raises where a name is too long
+            raise InputError(f"{folder}: expected the folder of a finished run, it lacks {name}")
+
+
 def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     """Read the folder of a run that went to its end.
 
@@ -77,10 +102,11 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     Raises:
         InputError: if a file is missing or does not fit the classifier, or `classifier` is needed.
     """
-    for name in (CONFIG, STUDENT, GENERATOR):
-        if not os.path.isfile(folder / name):  # Path raises where a name is too long
-            raise InputError(f"{folder}: expected the folder of a finished run, it lacks {name}")
+    require_implementation()
+    require_files(folder, CONFIG, STUDENT)
     config = read_run_config(folder)
+    if config.learns_generator:
+        require_files(folder, GENERATOR)
     allowed = allowed_classifier(config.classifier, classifier, folder / CONFIG)
     config = replace(config, classifier=allowed)
     if is_of_a_library(allowed):

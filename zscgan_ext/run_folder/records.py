@@ -33,7 +33,7 @@ MOST_STAGES, MOST_VALUES = 32, 16  # in the log
 HISTOGRAM_BINS = 10
 NAME = r"[\w -]{1,64}"
 LARGEST_LOSS = 1e30
-COMPARED = ("float", "fine_tuned")
+FLOAT, FINE_TUNED = "float", "fine_tuned"
 
 name = text(NAME, expected="a name of letters, digits and underscores")
 short = text(longest=1000)
@@ -95,8 +95,13 @@ EXPORT_CHECK: Check = record(
 )
 
 
-def read_metrics(folder: Path, num_classes: int) -> dict[str, Any]:
+def read_metrics(folder: Path, num_classes: int, result: str = FINE_TUNED) -> dict[str, Any]:
     """Read `metrics.json` of a run.
+
+    Args:
+        folder: of the run.
+        num_classes: of its classifier.
+        result: the row of the student that the run wrote.
 
     Raises:
         InputError: if it is missing, or is not what a run of so many classes writes.
@@ -104,7 +109,7 @@ def read_metrics(folder: Path, num_classes: int) -> dict[str, Any]:
 
     def check(value: Any) -> Any:
         metrics = METRICS_CHECK(value)
-        check_rows(metrics["top1"], metrics["agreement"])
+        check_rows(metrics["top1"], metrics["agreement"], result)
         if "total" not in metrics["seconds"]:
             raise MismatchError("lacks total", ("seconds",))
         for source, facts in metrics["diversity"].items():
@@ -118,13 +123,13 @@ def read_metrics(folder: Path, num_classes: int) -> dict[str, Any]:
     return metrics
 
 
-def check_rows(top1: dict[str, Any], agreement: dict[str, Any]) -> None:
+def check_rows(top1: dict[str, Any], agreement: dict[str, Any], result: str) -> None:
     """Require that the float classifier and the student were both measured, or neither."""
-    for row in COMPARED:
+    for row in (FLOAT, result):
         if row not in top1:
             raise MismatchError(f"lacks {row}", ("top1",))
-    if (top1["float"] is None) != (top1["fine_tuned"] is None):
-        raise MismatchError("has only one of float and fine_tuned", ("top1",))
+    if (top1[FLOAT] is None) != (top1[result] is None):
+        raise MismatchError(f"has only one of {FLOAT} and {result}", ("top1",))
     for row, value in top1.items():
         if value is not None and agreement.get(row) is None:
             raise MismatchError(f"lacks {row}", ("agreement",))
@@ -174,8 +179,15 @@ def read_export(folder: Path) -> dict[str, Any] | None:
     return export
 
 
-def read_predictions(folder: Path, num_classes: int) -> tuple[Tensor, Tensor] | None:
+def read_predictions(
+    folder: Path, num_classes: int, result: str = FINE_TUNED
+) -> tuple[Tensor, Tensor] | None:
     """Read the classes that the float classifier and the student chose for each image.
+
+    Args:
+        folder: of the run.
+        num_classes: of its classifier.
+        result: the row of the student that the run wrote.
 
     Returns:
         int64 [N] of either, None for a run without evaluation images.
@@ -188,7 +200,7 @@ def read_predictions(folder: Path, num_classes: int) -> tuple[Tensor, Tensor] | 
         return None
     try:
         tensors = safetensors.torch.load(read_regular_file(file))
-        before, after = (chosen(tensors, row, num_classes) for row in COMPARED)
+        before, after = (chosen(tensors, row, num_classes) for row in (FLOAT, result))
         if len(before) != len(after):
             raise ValueError(f"classes of {len(before)} and of {len(after)} images")
     except Exception as error:  # a damaged file raises nearly anything

@@ -21,6 +21,7 @@ from zscgan_ext.export.exporter import check_exports
 from zscgan_ext.export.onnx.runtime import require_packages
 from zscgan_ext.images.datasets import Images, few_labels_warnings, open_labelled
 from zscgan_ext.images.memory_format import lay_out
+from zscgan_ext.process_environment import restarts
 from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.run_folder.checkpoint_file import newest_checkpoint
 from zscgan_ext.run_folder.checkpoints import Checkpoints
@@ -57,7 +58,7 @@ def prepare(config: RunConfig) -> Run:
     start = time.perf_counter()
     device = config.execution.resolved_device()
     processes.join(device)
-    if processes.restarts() and (config.output_folder() / CONFIG).exists():
+    if restarts() and (config.output_folder() / CONFIG).exists():
         config = replace(config, resume=config.output_folder())
     shared = share_of_batches(config)
     with only_writer(config.resume):

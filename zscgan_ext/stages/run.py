@@ -37,6 +37,7 @@ class RandomStream(IntEnum):
     DIVERSITY = 6
     PROBES = 7
     ALTERNATING = 8
+    BATCH_NORM_SAMPLES = 9
 
 
 TIMED = ("synthesis", "calibration", "fine_tuning", "evaluation")  # what time is spent on

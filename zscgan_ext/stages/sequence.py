@@ -1,12 +1,14 @@
 """The stages of a run in their order: learn the generator, calibrate, fine-tune, evaluate."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from zscgan_ext.images.datasets import near_chance_warnings
+from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
+from zscgan_ext.images.datasets import Images, near_chance_warnings
 from zscgan_ext.measures import top1
-from zscgan_ext.quantization.dead_quantizers import dead_quantizers
+from zscgan_ext.quantization.dead_quantizers import dead_quantizers, dead_weights
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import GENERATOR, STUDENT
 from zscgan_ext.stages.generator_stage import (
@@ -20,6 +22,7 @@ from zscgan_ext.stages.student_stages import (
     BatchesOfSize,
     evaluate,
     fine_tuned_student,
+    instant_student,
     quantized_student,
     real_batches,
 )
@@ -27,6 +30,7 @@ from zscgan_ext.stages.variants import (
     FINE_TUNED,
     FLOAT,
     GENERATED_CALIBRATED,
+    INSTANT,
     NOISE_CALIBRATED,
     REAL_CALIBRATED,
     REAL_FINE_TUNED,
@@ -35,8 +39,37 @@ from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import noise_batches
 
 
-def run_stages(run: Run) -> None:
-    """Run all stages, or those up to `stop_after`, that are not finished."""
+def run_stages(run: Run, when_instant: Callable[[], None] = lambda: None) -> None:
+    """Run all stages, or those up to `stop_after`, that are not finished.
+
+    Args:
+        run: that they belong to.
+        when_instant: called when an instant student is written, before anything is measured.
+    """
+    if run.config.learns_generator:
+        run_generator_stages(run)
+    else:
+        run_instant_stages(run, when_instant)
+    if run.reference is not None and run.config.stop_after is None:
+        run_reference_stages(run, run.reference)
+
+
+def run_instant_stages(run: Run, when_written: Callable[[], None]) -> None:
+    """Quantize from batch-norm statistics alone, write the student, and then evaluate it."""
+    run.results.warn(zero_variance_warnings(run.classifier.model))
+    student = instant_student(run)
+    if not run.checkpoints.is_finished("saving"):
+        with run.checkpoints.stage("saving"):
+            run.results.warn(dead_weights(student))
+            run.folder.save_tensors(STUDENT, student.state_dict())
+    when_written()
+    evaluate(run, FLOAT, run.classifier.model)
+    warn_of_chance(run)
+    evaluate(run, INSTANT, student)
+
+
+def run_generator_stages(run: Run) -> None:
+    """Learn the generator, calibrate and fine-tune on its images."""
     config, batch_size = run.config, run.config.generator.batch_size
     generator = learn_generator(run)
     measure_diversity(run, generator)
@@ -53,12 +86,15 @@ def run_stages(run: Run) -> None:
     continued = generator if config.training == "alternating" else None
     student = fine_tuned_student(run, FINE_TUNED, batches, continued)
     save_student(run, student, generator)
-    if run.reference is not None:
-        rng = torch.Generator().manual_seed(run.own_seed(config.seed))
-        run.checkpoints.hold_rng("real image rng", rng)
-        batches = partial(real_batches, run, run.reference, rng)
-        quantized_student(run, REAL_CALIBRATED, batches(batch_size))
-        fine_tuned_student(run, REAL_FINE_TUNED, batches)
+
+
+def run_reference_stages(run: Run, reference: Images) -> None:
+    """Calibrate and fine-tune on real images, for comparison."""
+    rng = torch.Generator().manual_seed(run.own_seed(run.config.seed))
+    run.checkpoints.hold_rng("real image rng", rng)
+    batches: BatchesOfSize = partial(real_batches, run, reference, rng)
+    quantized_student(run, REAL_CALIBRATED, batches(run.config.generator.batch_size))
+    fine_tuned_student(run, REAL_FINE_TUNED, batches)
 
 
 def warn_of_chance(run: Run) -> None:

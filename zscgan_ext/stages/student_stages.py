@@ -11,6 +11,7 @@ from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.measures import predict
 from zscgan_ext.quantization.calibration import calibrate, choose_initial_ranges, least
 from zscgan_ext.quantization.fine_tuning import StudentTrainer
+from zscgan_ext.quantization.instant import quantize_from_batch_norm
 from zscgan_ext.quantization.quantized_classifier import (
     QuantizedClassifier,
     round_biases_to_int32,
@@ -18,8 +19,8 @@ from zscgan_ext.quantization.quantized_classifier import (
 from zscgan_ext.quantization.squant import round_weights
 from zscgan_ext.stages.generator_stage import continued_generator_training
 from zscgan_ext.stages.monitor import StageMonitor
-from zscgan_ext.stages.run import Run
-from zscgan_ext.stages.variants import Variant
+from zscgan_ext.stages.run import RandomStream, Run
+from zscgan_ext.stages.variants import INSTANT, Variant
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import GeneratorTrainer
 
@@ -59,6 +60,22 @@ def fine_tuned_student(
     return student
 
 
+def instant_student(run: Run) -> QuantizedClassifier:
+    """Quantize the classifier from its batch-norm statistics."""
+    checkpoints, stage = run.checkpoints, INSTANT.calibration_stage
+    student = run.new_student()
+    if checkpoints.is_finished(stage):
+        checkpoints.hold(INSTANT.student_name, student)
+        student.quantize_activations()
+        return student
+    with checkpoints.stage(stage):
+        with checkpoints.interruptible(), run.results.timed("calibration"):
+            rng = run.shared_rng(RandomStream.BATCH_NORM_SAMPLES)
+            quantize_from_batch_norm(student, run.classifier, rng)
+        checkpoints.hold(INSTANT.student_name, student)
+    return student
+
+
 def calibrated_student(run: Run, variant: Variant, batches: Batches) -> QuantizedClassifier:
     """Convert the classifier, round its weights, and give its activations initial ranges."""
     checkpoints, stage = run.checkpoints, variant.calibration_stage
@@ -80,11 +97,14 @@ def give_ranges(run: Run, variant: Variant, student: QuantizedClassifier, batche
     """Calibrate a student; where its logits choose the initial ranges, print which these are."""
     classifier, count = run.classifier.model, run.config.quantization.calibration_batches
     ranges = variant.ranges or run.config.quantization.ranges
+    input_range = run.classifier.preprocessing.input_range()
     if ranges != "min_kl":
-        calibrate(student, batches, count, ranges, classifier)
+        calibrate(student, batches, count, ranges, classifier, input_range)
         return
     temperature = run.config.fine_tuning.temperature
-    divergences = choose_initial_ranges(student, classifier, batches, count, temperature)
+    divergences = choose_initial_ranges(
+        student, classifier, batches, count, temperature, input_range
+    )
     chosen = least(divergences)
     run.results.initial_ranges[variant.key] = {"chosen": chosen, "divergence": divergences}
     shown = ", ".join(f"{name} {value:.3g}" for name, value in divergences.items())

@@ -6,6 +6,8 @@ Runner, metrics, report, benchmarks and the Python API take them from here.
 from dataclasses import dataclass
 from typing import Literal
 
+from zscgan_ext.config.configs import RunConfig
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -43,6 +45,9 @@ FLOAT = Variant("float", "float", None)
 NOISE_CALIBRATED = Variant(
     "noise_calibrated", "quantized, ranges from random noise", "noise", ranges="images"
 )
+INSTANT = Variant(
+    "instant", "instant, from batch-norm statistics", None, rounding="squant", ranges="batch_norm"
+)
 GENERATED_CALIBRATED = Variant(
     "generated_calibrated", "quantized, ranges from generated images", "generated", ranges="images"
 )
@@ -59,7 +64,12 @@ GIVEN_FINE_TUNED = Variant(
 VARIANTS = {
     variant.key: variant
     for variant in (
-        *(FLOAT, NOISE_CALIBRATED, GENERATED_CALIBRATED, FINE_TUNED),
+        *(FLOAT, INSTANT, NOISE_CALIBRATED, GENERATED_CALIBRATED, FINE_TUNED),
         *(REAL_CALIBRATED, REAL_FINE_TUNED),
     )
 }
+
+
+def result_of(config: RunConfig) -> Variant:
+    """Return the variant whose student a run writes."""
+    return FINE_TUNED if config.learns_generator else INSTANT

@@ -6,13 +6,13 @@ adds to them are called, and nothing is taken that is not checked here. Text tha
 comes from, and what only calling a program needs, is left out.
 """
 
-import functools
 import keyword
 import re
 from typing import Any
 
 import torch
 
+from zscgan_ext.classifiers.pt2.operators import accepted_operator
 from zscgan_ext.classifiers.pt2.symbolic_size import SYMBOL, symbolic_size
 from zscgan_ext.json_values import (
     LARGEST_INTEGER,
@@ -32,6 +32,7 @@ from zscgan_ext.json_values import (
 )
 
 LONGEST_NAME = 1024  # characters
+MOST_NODES = 1 << 16  # of a graph; the largest classifiers have some thousands
 POSITIONAL = 1  # the kind of an argument
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 TARGET = re.compile(r"torch\.ops\.aten\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
@@ -48,27 +49,9 @@ HIGHER_ORDER = tuple(
     f"torch.ops.higher_order.{name}"
     for name in ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 )
-# Internal operators that exported classifiers call; others may trust their arguments.
-INTERNAL = re.compile(
-    r"_(adaptive_avg_pool[23]d|assert_scalar|assert_tensor_metadata|convolution|convolution_mode"
-    r"|log_softmax|softmax|native_batch_norm_legit|native_batch_norm_legit_no_training"
-    r"|prelu_kernel|scaled_dot_product_\w+|shape_as_tensor|to_copy|unsafe_index|unsafe_view"
-    r"|upsample_\w+|weight_norm|weight_norm_interface)",
-    re.ASCII,
-)
-# Operators that take text, such as a mode. `save` and `from_file` take the name of a file.
-WITH_TEXT = re.compile(
-    r"_assert_scalar|_?conv\w*|div\w*|einsum|gelu_?|index_reduce_?|linalg_\w+|meshgrid|pad"
-    r"|scatter\w*|searchsorted",
-    re.ASCII,
-)
-# They change what memory belongs to a tensor, or what is known of it; or, with sizes that do not
-# fit, reach beyond it without a check. No classifier needs them.
-REFUSED = re.compile(
-    r"from_file|save|set_?|resize_?|resize_as_?|record_stream|set_data|native_batch_norm"
-    r"|\w+_backward\w*|(mkldnn|miopen|cudnn|fbgemm|quantized)_\w+",
-    re.ASCII,
-)
+# What torch's decompositions give for batch norm reads beyond weights that are too small.
+UNCHECKED_BATCH_NORM = "torch.ops.aten._native_batch_norm_legit_no_training.default"
+BATCH_NORM = "torch.ops.aten.batch_norm.default"
 # The kind of argument for types that ATen takes as numbers, of which it knows a few only.
 CODES = {
     "ScalarType": "as_scalar_type",
@@ -86,7 +69,7 @@ def identifier(value: Any) -> Any:
     return value
 
 
-path = text(r"[\w.]+", LONGEST_NAME, "the path of a tensor, such as layer.0.weight")
+path = text(r"[\w.-]+", LONGEST_NAME, "the path of a tensor, such as layer.0.weight")
 floating = nullable(number(finite=False))
 
 
@@ -96,27 +79,28 @@ def real(value: Any) -> Any:
     return value if isinstance(value, str) and value in infinite else number(finite=False)(value)
 
 
-@functools.lru_cache
-def has_operator(name: str, overload: str) -> bool:
-    """Return True if ATen has an operator."""
-    packet = getattr(torch.ops.aten, name, None)
-    return isinstance(packet, torch._ops.OpOverloadPacket) and overload in packet.overloads()
-
-
 def target(value: Any) -> Any:
     """Take what a node may call."""
     if not isinstance(value, str) or len(value) > LONGEST_NAME:
         raise mismatch(value, "the name of an operator")
-    if value in SIZE_OPERATORS or value in HIGHER_ORDER:
-        return value
-    match = TARGET.fullmatch(value)
-    if match is None:
-        raise mismatch(value, "an operator of ATen")
-    name, overload = match[1], match[2]
-    is_internal = name.startswith("_") and INTERNAL.fullmatch(name) is None
-    if is_internal or REFUSED.fullmatch(name) or not has_operator(name, overload):
-        raise mismatch(value, "a public operator of ATen that this torch has")
+    if value not in SIZE_OPERATORS and value not in HIGHER_ORDER:
+        operator_of(value)
     return value
+
+
+def operator_of(called: str) -> torch._ops.OpOverload:
+    """Return the operator of ATen that has this name.
+
+    Raises:
+        MismatchError: if it is none, or not one that can be converted.
+    """
+    match = TARGET.fullmatch(called)
+    if match is None:
+        raise mismatch(called, "an operator of ATen")
+    operator = accepted_operator(match[1], match[2])
+    if operator is None:
+        raise mismatch(called, "an operator of ATen that can be converted")
+    return operator
 
 
 # ---- sizes and tensors --------------------------------------------------------------------------
@@ -182,8 +166,9 @@ ARGUMENTS: dict[str, Check] = {
 }
 argument = union(ARGUMENTS)
 kind = {"kind": nullable(integer(0, 2))}
-named_argument = record({"name": identifier, "arg": argument}, kind)
-with_text = record({"name": identifier, "arg": union({**ARGUMENTS, "as_string": words})}, kind)
+# Text is a mode, such as that of padding, or what an assertion says.
+with_text = union({**ARGUMENTS, "as_string": words})
+named_argument = record({"name": identifier, "arg": with_text}, kind)
 
 
 def part(value: Any) -> Any:
@@ -201,12 +186,7 @@ def node(value: Any) -> Any:
     if not isinstance(value, dict):
         raise mismatch(value, "a mapping")
     called = target(value.get("target"))
-    match = TARGET.fullmatch(called)
-    arguments = named_argument
-    if called in HIGHER_ORDER:
-        arguments = part
-    elif match is not None and WITH_TEXT.fullmatch(match[1]):
-        arguments = with_text
+    arguments = part if called in HIGHER_ORDER else named_argument
     check = record(
         {"target": target, "inputs": list_of(arguments), "outputs": list_of(argument)},
         {
@@ -216,28 +196,48 @@ def node(value: Any) -> Any:
         },
     )
     checked = check({"metadata": {}, **value})
-    if match is not None:
-        check_codes(match, checked["inputs"])
-    return checked
+    if TARGET.fullmatch(called) is not None:
+        check_arguments(called, checked["inputs"])
+    return checked_batch_norm(checked) if called == UNCHECKED_BATCH_NORM else checked
 
 
-def check_codes(called: re.Match[str], inputs: list[Any]) -> None:
-    """Require the arguments of an operator by its names, and codes where it takes codes.
+def checked_batch_norm(node: dict[str, Any]) -> dict[str, Any]:
+    """Let a node call the batch norm that checks the sizes of its weights.
+
+    What the other gives beside, which nobody takes in evaluation mode, is left out.
+    """
+    given = {each["name"]: each for each in node["inputs"]}
+    for name, value in (("training", False), ("cudnn_enabled", False)):
+        given[name] = {**node["inputs"][0], "name": name, "arg": {"as_bool": value}}
+    names = [each.name for each in operator_of(BATCH_NORM)._schema.arguments]
+    normalized = node["outputs"][:1]
+    changed = {**node, "target": BATCH_NORM, "outputs": normalized}
+    changed["inputs"] = [given[name] for name in names if name in given]
+    if changed.get("name") is not None and normalized and "as_tensor" in normalized[0]:
+        changed["name"] = normalized[0]["as_tensor"]["name"]
+    return changed
+
+
+def check_arguments(called: str, inputs: list[Any]) -> None:
+    """Require the arguments of an operator by its names; codes and text where it takes such.
 
     It may look up any other number in a table.
     """
-    operator = getattr(getattr(torch.ops.aten, called[1]), called[2])
-    names = [each.name for each in operator._schema.arguments]
+    arguments = operator_of(called)._schema.arguments
+    names = [each.name for each in arguments]
     for index, each in enumerate(inputs):
-        name = each["name"]
+        name, given = each["name"], each["arg"]
         if name not in names or (each.get("kind") == POSITIONAL and names.index(name) != index):
-            raise mismatch(name, f"the name of argument {index} of {called[0]}")
-        code = CODES.get(code_of(operator._schema.arguments[names.index(name)]))
-        if code is not None and not {code, "as_none"} & each["arg"].keys():
-            raise mismatch(each["arg"], f"{code} as {name} of {called[0]}")
+            raise mismatch(name, f"the name of argument {index} of {called}")
+        kind_of_argument = type_of(arguments[names.index(name)])
+        code = CODES.get(kind_of_argument)
+        if code is not None and not {code, "as_none"} & given.keys():
+            raise mismatch(given, f"{code} as {name} of {called}")
+        if "as_string" in given and kind_of_argument != "str":
+            raise mismatch(given, f"no text as {name} of {called}")
 
 
-def code_of(argument: Any) -> str:
+def type_of(argument: Any) -> str:
     """Return the type of an operator's argument, of an optional one that it has if it is given."""
     return str(argument.real_type).removeprefix("Optional[").removesuffix("]")
 
@@ -258,7 +258,7 @@ GRAPH = record(
     {
         "inputs": list_of(argument),
         "outputs": list_of(argument),
-        "nodes": list_of(node),
+        "nodes": list_of(node, most=MOST_NODES),
         "tensor_values": mapping_of(tensor_meta, identifier),
         "sym_int_values": mapping_of(
             union({"as_expr": expression, "as_int": integer()}), identifier

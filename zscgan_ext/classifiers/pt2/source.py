@@ -14,7 +14,8 @@ from zscgan_ext.classifiers.pt2.archive import checked_archive
 from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.classifiers.tracing import trace_program
 from zscgan_ext.errors import InputError, first_line
-from zscgan_ext.images.preprocessing import LARGEST_IMAGE_SIZE, Preprocessing
+from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
+from zscgan_ext.images.preprocessing import Preprocessing
 
 SUFFIX = ".pt2"
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # the environment variable that torch.load obeys

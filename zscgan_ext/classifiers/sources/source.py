@@ -13,9 +13,10 @@ IMAGENET_SIZE = 224  # pixels
 
 def usual_preprocessing(channels: int, image_size: int) -> Preprocessing:
     """Return ImageNet's normalization for three channels; for others, to -1 to 1."""
+    mean, std = (0.5,) * channels, (0.5,) * channels
     if channels == len(IMAGENET_MEAN):
-        return Preprocessing(channels, image_size, IMAGENET_MEAN, IMAGENET_STD)
-    return Preprocessing(channels, image_size, (0.5,) * channels, (0.5,) * channels)
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    return Preprocessing(channels, image_size, mean, std, is_assumed=True)
 
 
 class ClassifierSource(ABC):

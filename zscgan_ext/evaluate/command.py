@@ -1,0 +1,37 @@
+"""What the command `evaluate` does once its arguments are read."""
+
+from pathlib import Path
+
+from zscgan_ext.errors import one_line
+from zscgan_ext.evaluate.evaluation import as_json, measure, open_data, open_target
+from zscgan_ext.images.datasets import few_labels_warnings, near_chance_warnings
+from zscgan_ext.run_folder.whole_file import write_whole
+
+
+def evaluate(
+    path: Path, classifier: str | None, data_name: str | None, batch_size: int, json: Path | None
+) -> None:
+    """Measure a run or an exported file, and print the results.
+
+    Args:
+        path: folder of a run, or a file.
+        classifier: as `open_target` takes it.
+        data_name: of the labelled images; None for those that come with a bundled classifier.
+        batch_size: images in a batch.
+        json: file to write the results to as well.
+
+    Raises:
+        InputError: if anything does not fit.
+    """
+    target = open_target(path, classifier)
+    data = open_data(data_name, target.classifier, target.preprocessing, target.class_names)
+    evaluation = measure(target, data, batch_size)
+    classes, percent = len(target.class_names), evaluation.float_top1
+    lines = few_labels_warnings(data_name, data, classes)
+    if percent is not None:
+        lines += near_chance_warnings(data_name, evaluation.images, percent, classes)
+    if json is not None:  # first, since printing can fail
+        write_whole(json, as_json(evaluation))
+    for line in lines:
+        print(f"warning: {one_line(line)}")
+    print(evaluation)

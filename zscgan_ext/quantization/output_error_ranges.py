@@ -1,0 +1,141 @@
+"""Ranges of activations by how much the classifier's answer changes, to second order.
+
+Where a few channels of a tensor have large values that hardly anything depends on, a range with the
+least squared error is far too wide for all others. So the error of each channel counts by the mean
+square of the gradient of the log-likelihood, which is the diagonal of the Fisher information: what
+an error costs in KL divergence of the answers, to second order (as BRECQ, Li et al., ICLR 2021,
+equation 10, weighs the errors of its blocks). Labels are drawn from the classifier's own answers.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zscgan_ext import ops
+from zscgan_ext.quantization.activation_ranges import SCALE_FRACTIONS, update_range
+from zscgan_ext.quantization.batch_norm_samples import BatchNormSampler
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
+from zscgan_ext.quantization.quantizers import ActivationQuantizer
+
+# Of which the result has channels where the argument has them.
+AVERAGES: tuple[Any, ...] = (F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean)
+RANGE_SAMPLES = 2**16  # of an activation, at most, that its range is chosen by
+
+
+class RecordedActivation(NamedTuple):
+    """What a quantizer would quantize."""
+
+    quantizer: ActivationQuantizer
+    result: Tensor  # has its gradient after a backward pass
+    values: Tensor  # that the range is chosen on
+
+
+class ActivationRecorder(BatchNormSampler):
+    """Keeps what each quantizer would quantize.
+
+    The range of an average over places is that of what is averaged: how much places have in common
+    is not in the statistics of batch norm, and all of them can be alike.
+    """
+
+    recorded: list[RecordedActivation]
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph."""
+        self.recorded = []
+        self.averaged: list[tuple[Tensor, Tensor]] = []  # results, and what they average
+        return super().run(*args, **kwargs)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function, and remember what it averages."""
+        result = super().call_function(target, args, kwargs)
+        if target in AVERAGES and result.dim() > 1 and result.shape[1] == args[0].shape[1]:
+            self.averaged.append((result, args[0].detach()))
+        return result
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module, or keep the input of a quantizer."""
+        module = self.fetch_attr(target)
+        if not isinstance(module, ActivationQuantizer):
+            return module(*args, **kwargs)
+        (x,) = args
+        x.retain_grad()
+        values = next((of for result, of in self.averaged if result is x), x.detach())
+        self.recorded.append(RecordedActivation(module, x, values))
+        return x
+
+
+def set_ranges_by_output_error(
+    student: QuantizedClassifier, recorder: ActivationRecorder, images: Tensor
+) -> None:
+    """Give every quantizer of a student the range with the least expected change of the answer.
+
+    Args:
+        student: whose quantizers are off and whose weights are not yet rounded.
+        recorder: of the same student.
+        images: [N, C, H, W], drawn.
+    """
+    with fixed_parameters(student), torch.enable_grad():
+        logits = recorder.run(images.clone().requires_grad_())
+        probabilities = logits.detach().float().softmax(1)
+        labels = torch.multinomial(probabilities, 1, generator=recorder.rng).squeeze(1)
+        F.cross_entropy(logits.float(), labels, reduction="sum").backward()
+    for quantizer, result, values in recorder.recorded:
+        assert result.grad is not None
+        weights = importance(result.grad)
+        choose_range_by_importance(quantizer, values, weights, recorder.rng)
+    recorder.recorded.clear()
+
+
+@contextmanager
+def fixed_parameters(student: QuantizedClassifier) -> Iterator[None]:
+    """Let no parameter take a gradient for a while."""
+    learned = [each for each in student.parameters() if each.requires_grad]
+    student.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for each in learned:
+            each.requires_grad_(True)
+
+
+def importance(gradient: Tensor) -> Tensor:
+    """Return the mean square of a gradient [N, C, ...] over each channel, [C]; [1] of one [N]."""
+    if gradient.dim() < 2:
+        return gradient.square().mean().reshape(1)
+    return gradient.square().transpose(0, 1).flatten(1).mean(1)
+
+
+@torch.no_grad()
+def choose_range_by_importance(
+    quantizer: ActivationQuantizer, x: Tensor, importance: Tensor, rng: torch.Generator
+) -> None:
+    """Give a quantizer the part of the range of x which has the least weighted squared error.
+
+    Args:
+        quantizer: changed in place.
+        x: [N, C, ...].
+        importance: [C], weights of the channels; where all are zero, all errors count alike.
+        rng: chooses values, where there are many; on the device of x.
+    """
+    shape = (1, -1, *[1] * (x.dim() - 2)) if x.dim() > 1 else (-1,)
+    weights = importance.view(shape).expand_as(x)
+    x, weights = x.flatten(), weights.flatten()
+    if len(x) > RANGE_SAMPLES:
+        index = torch.randint(len(x), (RANGE_SAMPLES,), generator=rng, device=x.device)
+        x, weights = x[index], weights[index]
+    if not bool(weights.any()):
+        weights = torch.ones_like(weights)
+    update_range(quantizer, x, 1)
+    low, high = quantizer.quant_range.quant_min, quantizer.quant_range.quant_max
+    whole, zero_point = quantizer.qparams()
+    sums = []
+    for fraction in SCALE_FRACTIONS:
+        error = ops.fake_quantize(x, whole * fraction, zero_point, low, high) - x
+        sums.append((weights * error.square()).sum())
+    best = SCALE_FRACTIONS[int(torch.stack(sums).argmin())]
+    quantizer.log_scale.add_(math.log(best))

@@ -1,0 +1,112 @@
+"""A run from its configuration to its files, as the command `train` does it."""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from zscgan_ext import processes
+from zscgan_ext.classifiers.trust import allowed_classifier, gives_option, is_of_a_library
+from zscgan_ext.config.command_line import CONFIG
+from zscgan_ext.config.configs import RunConfig
+from zscgan_ext.config.values import parse_formats
+from zscgan_ext.errors import first_line, one_line
+from zscgan_ext.export.exporter import export_run, summary
+from zscgan_ext.ops.implementation import require_implementation
+from zscgan_ext.program import exit_with_message, is_out_of_memory
+from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
+from zscgan_ext.stages.preparation import prepare
+from zscgan_ext.stages.results import metrics, predictions, table
+from zscgan_ext.stages.run import Run
+from zscgan_ext.stages.sequence import run_stages
+from zscgan_ext.training.stop_signals import StoppedError
+
+
+def export_student(run: Run) -> None:
+    """Write the fine-tuned student in the formats to deploy, from the files of the run."""
+    formats = parse_formats(run.config.export)
+    if formats and run.config.stop_after is None:
+        print(summary(export_run(run.folder.path, formats, run.config.classifier)))
+
+
+def export_first(run: Run) -> None:
+    """Write an instant student in the formats to deploy, and say so, before it is measured."""
+    if processes.rank() == 0:
+        with run.checkpoints.interruptible():
+            export_student(run)
+        place, seconds = run.folder.path, run.results.total_seconds()
+        print(one_line(f"the quantized classifier is in {place} after {seconds:.0f} s"), flush=True)
+
+
+def report(run: Run) -> None:
+    """Write the page about a run that went to its end."""
+    if run.config.report and run.config.stop_after is None:
+        from zscgan_ext.report.page import write_report  # imports matplotlib
+
+        print(one_line(f"report in {write_report(run.folder.path, run.config.classifier)}"))
+
+
+def check_resumed(config: RunConfig, arguments: Sequence[str]) -> None:
+    """Require that no folder decides which code runs.
+
+    Raises:
+        InputError: if only the resumed run's folder names a classifier that is of no library.
+    """
+    if config.resume is not None:
+        given = config.classifier if gives_option(arguments, "--classifier") else None
+        allowed_classifier(config.classifier, given, config.resume / CONFIG)
+
+
+def resume_options(run: Run) -> str:
+    """Return the options that resume a run."""
+    name = run.config.classifier
+    classifier = "" if is_of_a_library(name) else f" --classifier {name}"
+    return f"--resume {run.folder.path}{classifier}"
+
+
+def run_to_end(run: Run) -> None:
+    """Run all stages; let the first process write what they gave."""
+    run_stages(run, when_instant=partial(export_first, run))
+    if run.profiler is not None:
+        run.profiler.write(run.folder)
+    measured = metrics(run)
+    run.folder.write_json(METRICS, measured)
+    if run.results.logits:
+        run.folder.save_tensors(PREDICTIONS, predictions(run))
+        print(table(measured))
+    if processes.rank() == 0:
+        with run.checkpoints.interruptible():
+            run.folder.require_same_config()
+            if run.config.learns_generator:
+                export_student(run)
+            report(run)
+    print(one_line(f"{measured['seconds']['total']:.0f} s, results in {run.folder.path}"))
+
+
+def run_configuration(config: RunConfig, arguments: Sequence[str]) -> int:
+    """Run a configuration in one process; return the exit code.
+
+    Args:
+        config: of the run.
+        arguments: the command line that it was read from.
+
+    Raises:
+        InputError: if anything does not fit.
+    """
+    require_implementation()
+    try:
+        check_resumed(config, arguments)
+        run = prepare(config)
+        with contextlib.closing(run.folder), run.checkpoints.signals:
+            run_to_end(run)
+    except StoppedError as stopped:
+        if processes.rank() == 0:
+            print(one_line(f"{stopped}; {resume_options(run)} resumes it"), file=sys.stderr)
+        return stopped.exit_code
+    except RuntimeError as error:
+        if processes.count() == 1 or is_out_of_memory(error):
+            raise
+        lost = f"error: lost another process ({first_line(error)})"
+        return exit_with_message(f"{lost}; --resume starts from the last checkpoint", 1)
+    processes.leave()
+    return 0
