@@ -68,8 +68,8 @@ def test_nothing_is_measured_where_nothing_is_to_choose(processor, seconds, clas
     explicit = replace(CONFIG, execution=replace(execution, precision="float32"))
     assert choose_precision(explicit, classifier, CPU, None) == ("float32", "")
     assert choose_precision(CONFIG, classifier, GPU, None) == ("auto", "")
-    few = CONFIG.changed(synthesis_steps=49)
-    assert choose_precision(few, classifier, CPU, None).name == "float32"
+    for few in (CONFIG.changed(synthesis_steps=49), RunConfig.of_options({"preset": "instant"})):
+        assert choose_precision(few, classifier, CPU, None).name == "float32"
     processor(WITHOUT)
     assert choose_precision(CONFIG, classifier, CPU, None).name == "float32"
     assert seconds["asked"] == 0

@@ -9,7 +9,7 @@ import torch
 
 from zscgan_ext import processes
 from zscgan_ext.classifiers.loading import Classifier
-from zscgan_ext.config.configs import RunConfig
+from zscgan_ext.config.configs import WITH_GENERATOR, RunConfig
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import generator_of
@@ -61,7 +61,8 @@ def choose_precision(
         return PrecisionChoice("float32", "")
     if not multiplies_bfloat16():
         return PrecisionChoice("float32", "the processor does not multiply bfloat16")
-    if config.generator.steps < FEWEST_STEPS:
+    steps = config.generator.steps if config.preset in WITH_GENERATOR else 0
+    if steps < FEWEST_STEPS:
         return PrecisionChoice("float32", f"fewer than {FEWEST_STEPS} steps to measure on")
     wide, narrow = step_seconds(config, classifier, device)
     is_slower = narrow > LARGEST_SHARE * wide
