@@ -97,7 +97,7 @@ def faulty_disk(name: str, code: int, operation: str):
 
 
 def whole(file: Path) -> bool:
-    """Tell whether a file of a run holds all that such a file holds."""
+    """Return True if a file of a run holds all that such a file holds."""
     if file.suffix == ".safetensors":
         return bool(load_file(file))
     if file.suffix == ".png":

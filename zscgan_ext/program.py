@@ -16,7 +16,7 @@ from zscgan_ext.errors import (
     one_line,
 )
 from zscgan_ext.output import OutputError, safe_outputs
-from zscgan_ext.process_environment import is_one_of_many, name
+from zscgan_ext.process_environment import is_distributed, message_prefix
 
 Main = Callable[..., int]  # takes the command line, or None for that of the process
 # How torch says that memory is used up, where it does not raise `torch.OutOfMemoryError`.
@@ -115,18 +115,18 @@ def output_reason(error: OutputError) -> str:
 
 def exit_with_message(text: str, code: int) -> int:
     """Print a line to the standard error output, one of many processes; return the exit code."""
-    if tells_the_error():
-        print(name() + one_line(text), file=sys.stderr)
+    if prints_the_error():
+        print(message_prefix() + one_line(text), file=sys.stderr)
     return code
 
 
-def tells_the_error() -> bool:
-    """Tell whether this process is the one to print an error; of many only one is."""
-    if not is_one_of_many():
+def prints_the_error() -> bool:
+    """Return True if this process is the one to print an error; of many only one is."""
+    if not is_distributed():
         return True
-    from zscgan_ext import processes  # which imports torch
+    from zscgan_ext import distributed  # which imports torch
 
-    return processes.tells_the_error()
+    return distributed.prints_the_error()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.classifiers.trust import allowed_classifier, gives_option, is_of_a_library
 from zscgan_ext.config.command_line import CONFIG
 from zscgan_ext.config.configs import RunConfig
@@ -31,7 +31,7 @@ def export_student(run: Run) -> None:
 
 def export_first(run: Run) -> None:
     """Write an instant student in the formats to deploy, and say so, before it is measured."""
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         with run.checkpoints.interruptible():
             export_student(run)
         place, seconds = run.folder.path, run.results.total_seconds()
@@ -74,7 +74,7 @@ def run_to_end(run: Run) -> None:
     if run.results.logits:
         run.folder.save_tensors(PREDICTIONS, predictions(run))
         print(table(measured))
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         with run.checkpoints.interruptible():
             run.folder.require_same_config()
             if run.config.learns_generator:
@@ -100,13 +100,13 @@ def run_configuration(config: RunConfig, arguments: Sequence[str]) -> int:
         with contextlib.closing(run.folder), run.checkpoints.signals:
             run_to_end(run)
     except StoppedError as stopped:
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             print(one_line(f"{stopped}; {resume_options(run)} resumes it"), file=sys.stderr)
         return stopped.exit_code
     except RuntimeError as error:
-        if processes.count() == 1 or is_out_of_memory(error):
+        if distributed.world_size() == 1 or is_out_of_memory(error):
             raise
         lost = f"error: lost another process ({first_line(error)})"
         return exit_with_message(f"{lost}; --resume starts from the last checkpoint", 1)
-    processes.leave()
+    distributed.leave()
     return 0

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zscgan_ext import ops, processes
+from zscgan_ext import distributed, ops
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
 # Tried for a scale: these parts of the one that clips nothing.
@@ -26,8 +26,8 @@ def update_range(quantizer: ActivationQuantizer, x: Tensor, averaging_constant: 
     if averaging_constant == 1:
         quantizer.running_min.fill_(torch.inf)
         quantizer.running_max.fill_(-torch.inf)
-    if processes.count() > 1:
-        x = processes.extremes(x)
+    if distributed.world_size() > 1:
+        x = distributed.all_reduce_min_max(x)
     scale = torch.empty_like(quantizer.zero_point)
     ops.update_min_max(
         x,
@@ -62,7 +62,7 @@ def search_scale(quantizer: ActivationQuantizer, x: Tensor, error_power: int = S
     for fraction in SCALE_FRACTIONS:
         error = ops.fake_quantize(sample, whole * fraction, zero_point, low, high) - sample
         sums.append(error.float().abs().pow(error_power).sum())
-    errors = processes.averaged(torch.stack(sums))
+    errors = distributed.all_reduce_mean(torch.stack(sums))
     best = torch.tensor(SCALE_FRACTIONS, device=errors.device)[errors.argmin()]
     quantizer.log_scale.add_(best.log())
 

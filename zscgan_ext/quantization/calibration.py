@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor, fx, nn
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.quantization.activation_ranges import (
     SQUARED,
@@ -106,7 +106,7 @@ def choose_initial_ranges(
         student.load_state_dict(observed)
         finalize_ranges(student, images, ranges, classifier, input_range)
         divergence = logit_divergence(student(images), logits, temperature)
-        divergences[ranges] = float(processes.averaged(divergence))
+        divergences[ranges] = float(distributed.all_reduce_mean(divergence))
         states[ranges] = copy.deepcopy(student.state_dict())
     student.load_state_dict(states[least(divergences)])
     return divergences

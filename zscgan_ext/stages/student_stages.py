@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.measures import predict
@@ -165,12 +165,14 @@ def evaluate(run: Run, variant: Variant, model: nn.Module) -> None:
         return
     with checkpoints.stage(stage), checkpoints.interruptible(), run.results.timed("evaluation"):
         preprocessing, images = run.classifier.preprocessing, run.evaluation
-        if processes.count() > 1:
-            images = images.subset(torch.tensor(processes.share(len(images)), dtype=torch.int64))
+        if distributed.world_size() > 1:
+            images = images.subset(
+                torch.tensor(distributed.shard_range(len(images)), dtype=torch.int64)
+            )
         batch_size = max(1, min(MOST_EVALUATED, EVALUATED_PIXELS // preprocessing.image_size**2))
         memory_format = run.execution.memory_format
         logits = predict(model, images, preprocessing, batch_size, run.device, memory_format)
-        run.results.logits[variant.key] = torch.cat(processes.of_all(logits))
+        run.results.logits[variant.key] = torch.cat(distributed.all_gather(logits))
 
 
 def real_batches(run: Run, reference: Images, rng: torch.Generator, batch_size: int) -> Batches:

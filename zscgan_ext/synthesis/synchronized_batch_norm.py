@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from zscgan_ext import ops, processes
+from zscgan_ext import distributed, ops
 
 
 class SynchronizedBatchNorm(nn.BatchNorm2d):
@@ -14,14 +14,14 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [N, C, H, W]."""
-        if not self.training or processes.count() == 1:
+        if not self.training or distributed.world_size() == 1:
             result: Tensor = super().forward(x)
             return result
         assert self.running_mean is not None
         assert self.running_var is not None
         shift = self.running_mean.clone()
         mean, variance = ops.batch_norm_statistics(x, shift)
-        (mean,), (variance,), images = processes.combined_statistics(
+        (mean,), (variance,), images = distributed.combined_statistics(
             [mean], [variance], [shift], len(x)
         )
         self.update_running_statistics(mean.detach(), variance.detach(), images * x[0, 0].numel())
