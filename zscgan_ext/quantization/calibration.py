@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zscgan_ext import distributed
-from zscgan_ext.classifiers.graph import module_of
+from zscgan_ext.classifiers.graph import device_of, module_of
 from zscgan_ext.quantization.activation_ranges import (
     SQUARED,
     choose_range,
@@ -186,8 +186,7 @@ def cover_pixels(
             the range that it has.
     """
     if input_range is not None:
-        for quantizer in quantizers_of_inputs(student):
-            update_range(quantizer, images.new_tensor(input_range), 1)
+        cover_input(student, input_range)
     before_layers = quantizers_before_layers(student.graph)
     if not before_layers:
         return
@@ -205,11 +204,13 @@ def cover_pixels(
     student.forward_with(quantize, low + (high - low) * uniform.to(images.dtype))
 
 
-def quantizers_of_inputs(student: QuantizedClassifier) -> list[ActivationQuantizer]:
-    """Return the quantizers of the images themselves."""
+def cover_input(student: QuantizedClassifier, input_range: tuple[float, float]) -> None:
+    """Give the quantizer of the images, if there is one, the range that images may have."""
     named = student.named_activation_quantizers()
-    inputs = [node.name for node in student.graph.graph.find_nodes(op="placeholder")]
-    return [named[name] for name in inputs if name in named]
+    ends = torch.tensor(input_range, device=device_of(student.graph))
+    for node in student.graph.graph.find_nodes(op="placeholder"):
+        if node.name in named:
+            update_range(named[node.name], ends, 1)
 
 
 def quantizers_before_layers(graph: fx.GraphModule) -> set[ActivationQuantizer]:

@@ -8,15 +8,14 @@ from torch import Tensor
 
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.classifiers.loading import Classifier
-from zscgan_ext.quantization.activation_ranges import update_range
 from zscgan_ext.quantization.batch_norm_samples import (
     BatchNormSampler,
     Statistics,
     drawn_input,
     known_statistics,
-    pixel_range,
 )
 from zscgan_ext.quantization.bias_correction import correct_bias
+from zscgan_ext.quantization.calibration import cover_input
 from zscgan_ext.quantization.output_error_ranges import (
     ActivationRecorder,
     set_ranges_by_output_error,
@@ -103,17 +102,6 @@ def quantize_from_batch_norm(
     images = drawn_input(classifier.preprocessing, rng)
     set_ranges_by_output_error(student, ActivationRecorder(student, statistics, rng), images)
     InstantQuantizer(student, statistics, rng).run(images)
-    cover_pixels(student, classifier, rng.device)
+    cover_input(student, classifier.preprocessing.input_range())
     student.quantize_activations()
     round_biases_to_int32(student)
-
-
-def cover_pixels(
-    student: QuantizedClassifier, classifier: Classifier, device: torch.device
-) -> None:
-    """Give the quantizer of the input, if there is one, the range that pixels have."""
-    quantizers = student.named_activation_quantizers()
-    ends = pixel_range(classifier.preprocessing, device)
-    for node in student.graph.graph.nodes:
-        if node.op == "placeholder" and node.name in quantizers:
-            update_range(quantizers[node.name], ends, 1)
