@@ -3,7 +3,6 @@
 import contextlib
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 from zscgan_ext import distributed
 from zscgan_ext.classifiers.trust import allowed_classifier, gives_option, is_of_a_library
@@ -18,7 +17,12 @@ from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
 from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.stages.results import metrics, predictions, table
 from zscgan_ext.stages.run import Run
-from zscgan_ext.stages.sequence import run_stages
+from zscgan_ext.stages.sequence import (
+    measure_instant_student,
+    run_generator_stages,
+    run_reference_stages,
+    write_instant_student,
+)
 from zscgan_ext.training.stop_signals import StoppedError
 
 
@@ -66,7 +70,13 @@ def resume_options(run: Run) -> str:
 
 def run_to_end(run: Run) -> None:
     """Run all stages; let the first process write what they gave."""
-    run_stages(run, when_instant=partial(export_first, run))
+    if run.config.learns_generator:
+        run_generator_stages(run)
+    else:
+        student = write_instant_student(run)
+        export_first(run)
+        measure_instant_student(run, student)
+    run_reference_stages(run)
     if run.profiler is not None:
         run.profiler.write(run.folder)
     measured = metrics(run)
