@@ -205,12 +205,18 @@ def cover_pixels(
 
 
 def cover_input(student: QuantizedClassifier, input_range: tuple[float, float]) -> None:
-    """Give the quantizer of the images, if there is one, the range that images may have."""
+    """Give the quantizer of the images, if there is one, the range that images may have.
+
+    That of the images it observed, if any, is a part of it, whoever gave them.
+    """
     named = student.named_activation_quantizers()
-    ends = torch.tensor(input_range, device=device_of(student.graph))
+    low, high = torch.tensor(input_range, device=device_of(student.graph))
     for node in student.graph.graph.find_nodes(op="placeholder"):
         if node.name in named:
-            update_range(named[node.name], ends, 1)
+            quantizer = named[node.name]
+            observed = quantizer.running_min.squeeze(), quantizer.running_max.squeeze()
+            ends = torch.stack([low.minimum(observed[0]), high.maximum(observed[1])])
+            update_range(quantizer, ends, 1)
 
 
 def quantizers_before_layers(graph: fx.GraphModule) -> set[ActivationQuantizer]:
