@@ -217,7 +217,7 @@ def test_alone_batch_norm_is_torchs_own():
 def test_a_batch_that_cannot_be_shared_gives_one_line(
     monkeypatch, tmp_path, batch_size, name, given
 ):
-    monkeypatch.setattr(distributed, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     shared = "a multiple of the 3 processes, which share each batch"
     message = f"^{name}: expected {shared}, got {given}$"
     with pytest.raises(InputError, match=message):
