@@ -173,7 +173,7 @@ def test_the_advice_where_memory_ends_fits_the_program(monkeypatch, tmp_path, ca
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr("zscgan_ext.stages.preparation.classifier_of", fails)
-    monkeypatch.setattr(sys.modules["zscgan_ext.export.__main__"], "export_run", fails)
+    monkeypatch.setattr(sys.modules["zscgan_ext.export.exporter"], "export_run", fails)
     arguments = [f"--output={tmp_path / 'run'}"] if called == "train" else ["run"]
     assert (main if called == "train" else export)(arguments) == 2
     line = line_of(capsys)

@@ -285,7 +285,7 @@ def test_a_checkpoint_has_to_be_a_regular_file(run, capfd):
     assert train(["--resume=run"]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert "cannot be read (Not a regular file)" in lines[0]
-    assert "holds no whole checkpoint" in lines[1]
+    assert "expected a whole checkpoint in run, all are damaged" in lines[1]
 
 
 def test_pairs_of_classes_take_memory_by_the_images():
