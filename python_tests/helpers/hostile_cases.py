@@ -244,6 +244,18 @@ ONNX = {
     "infinite image size": (make.onnx_model({"image_size": "1e999"}), NO_METADATA),
     "deviation of zero": (make.onnx_model({"std": "[1, 0, 1]"}), NO_METADATA),
     "fewer means": (make.onnx_model({"mean": "[1, 1]"}), NO_METADATA),
+    "means that are text": (make.onnx_model({"mean": '"123"'}), NO_METADATA),
+    "means that are a mapping": (
+        make.onnx_model({"mean": '{"1": 1, "2": 2, "3": 3}'}),
+        NO_METADATA,
+    ),
+    "image size of true": (make.onnx_model({"image_size": "true"}), NO_METADATA),
+    "classes that are text": (make.onnx_model({"class_names": '"abc"'}), NO_METADATA),
+    "classes that are numbers": (make.onnx_model({"class_names": "[1, null, []]"}), NO_METADATA),
+    "millions of classes": (
+        make.onnx_model({"class_names": f"[{'0,' * (1 << 22)}0]"}),
+        NO_METADATA,
+    ),
     "fewer classes": (make.onnx_model({"class_names": '["a"]'}), "the classifier has 1 classes"),
     "more classes": (
         make.onnx_model({"class_names": '["a", "b", "c", "d"]'}),

@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--batch-size",
         metavar="N",
         type=int,
-        default=EVALUATION_BATCH,
-        help=f"images in a batch, which the second latency is of (default: {EVALUATION_BATCH})",
+        help="images in a batch, which the second latency is of (default: "
+        f"{EVALUATION_BATCH}, fewer of large images)",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
     options = parser.parse_args(arguments)
