@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from zscgan_ext.config.values import EVALUATION_BATCH
-from zscgan_ext.program import SMALLER_BATCHES, OneLineParser, program
+from zscgan_ext.program import SMALLER_BATCHES, OneLineParser, interruptible_import, program
 
 
 @partial(program, if_memory_is_short=SMALLER_BATCHES)
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
     options = parser.parse_args(arguments)
-    from zscgan_ext.evaluate.command import evaluate  # imports torch, which takes seconds
+    with interruptible_import():
+        from zscgan_ext.evaluate.command import evaluate  # imports torch, which takes seconds
 
     evaluate(options.path, options.classifier, options.data, options.batch_size, options.json)
     return 0
