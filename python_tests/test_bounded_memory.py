@@ -183,6 +183,23 @@ def test_a_small_quantized_file_asks_for_little(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize(
+    "preprocessing",
+    [
+        {"image_size": 4096},
+        {"image_size": 4096, "channels": 400, "mean": [0.5] * 400, "std": [1.0] * 400},
+    ],
+)
+def test_a_small_file_of_ones_own_classifier_asks_for_little(tmp_path, preprocessing):
+    """Its code is the user's, but not the size of its images."""
+    file = tmp_path / "m.safetensors"
+    make.with_facts(preprocessing=preprocessing)(file)
+    memory = peak_memory()
+    with pytest.raises(InputError, match=r"image_size 4096 gives feature maps of [0-9,]+"):
+        load_quantized(file, "networks:small_residual")
+    assert peak_memory() - memory < MOST_MEMORY
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (

@@ -26,7 +26,11 @@ from zscgan_ext.classifiers.loading import (
     unwrapped,
 )
 from zscgan_ext.classifiers.tracing import trace
-from zscgan_ext.classifiers.trust import check_model_size, is_of_a_library
+from zscgan_ext.classifiers.trust import (
+    check_image_size,
+    check_model_size,
+    is_of_a_library,
+)
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
 from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
@@ -206,6 +210,8 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
         check_model_size(Path(file), held, content.scheme.weight_bits, source, *shape)
     model = unwrapped(source.build(content.num_classes, trained=False))
     freeze(model)
+    if isinstance(name, str) and not is_of_a_library(name):
+        check_image_size(Path(file), name, model, content.preprocessing.shape)
     count = count_logits(source.name, model, content.preprocessing)
     if count != content.num_classes:
         classes = content.num_classes
