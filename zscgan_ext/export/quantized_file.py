@@ -49,7 +49,7 @@ from zscgan_ext.json_values import (
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
-from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.quantization.scheme import QuantRange, Scheme
 from zscgan_ext.regular_file import regular_file_size, utf8_path
 from zscgan_ext.torch_settings import usual_torch
 
@@ -279,10 +279,12 @@ def fill(student: QuantizedClassifier, content: FileContent, file: Path) -> None
     for name, module in student.graph.named_modules():
         if isinstance(module, QuantizedLayer):
             fill_layer(module, name, take)
+            check_zero_point(module.zero_point, module.quant_range, f"{file}: {name}")
         elif isinstance(module, ActivationQuantizer):
             scale = take(f"{name}.scale", module.log_scale.shape, torch.float32)
             module.log_scale.copy_(logarithm_of(scale))
             zero_point = take(f"{name}.zero_point", module.zero_point.shape, torch.uint8)
+            check_zero_point(zero_point, module.quant_range, f"{file}: {name}")
             module.zero_point.copy_(zero_point)
     for name, value in other_tensors(student).items():
         value.copy_(take(name, value.shape, value.dtype))
@@ -290,6 +292,13 @@ def fill(student: QuantizedClassifier, content: FileContent, file: Path) -> None
         raise InputError(
             f"{file}: has {next(iter(left))}, which the classifier {content.classifier} lacks"
         )
+
+
+def check_zero_point(zero_point: Tensor, quant_range: QuantRange, place: str) -> None:
+    """Require integers of a width as zero points."""
+    low, high = quant_range.quant_min, quant_range.quant_max
+    if not bool(((low <= zero_point) & (zero_point <= high)).all()):
+        raise InputError(f"{place} has zero points beyond its integers, {low} to {high}")
 
 
 def fill_layer(
