@@ -1,11 +1,14 @@
 """How every command of the package ends: with its exit code, or with one line and 2."""
 
 import argparse
+import contextlib
 import errno
 import functools
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from zscgan_ext.errors import (
@@ -95,6 +98,36 @@ def program(
             return ended(arguments)
 
     return ending
+
+
+@contextlib.contextmanager
+def interruptible_import() -> Iterator[None]:
+    """Let Ctrl-C end a command while it imports libraries, of which some lose what it raises."""
+    is_pressed = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal is_pressed
+        is_pressed = True
+        signal.default_int_handler(number, frame)
+
+    # Where a program that calls this one has its own handler, or in a thread, it is not changed.
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    try:
+        signal.signal(signal.SIGINT, remember)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    except Exception:
+        if not is_pressed:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if is_pressed:
+        raise KeyboardInterrupt
 
 
 def code_of(main: Main, arguments: Sequence[str] | None) -> int:

@@ -13,6 +13,7 @@ from zscgan_ext.errors import first_line, one_line
 from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.program import exit_with_message, is_out_of_memory
+from zscgan_ext.report import require_matplotlib
 from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
 from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.stages.results import metrics, predictions, table
@@ -104,6 +105,8 @@ def run_configuration(config: RunConfig, arguments: Sequence[str]) -> int:
         InputError: if anything does not fit.
     """
     require_implementation()
+    if config.report:
+        require_matplotlib()
     try:
         check_resumed(config, arguments)
         run = prepare(config)
