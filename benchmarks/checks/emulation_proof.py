@@ -130,8 +130,8 @@ FAULTS = (
     Fault(
         "first run: a workspace of no bytes is refused",
         "csrc/backends.h",
-        "require(std::get<2>(where) != 0 || bytes() == 0,",
-        "(void)bytes, require(std::get<2>(where) != 0,",
+        "require(launch_.workspace || bytes() == 0,",
+        "(void)bytes, require(launch_.workspace,",
         STATISTICS_TESTS,
         source=None,
     ),
