@@ -61,6 +61,11 @@ class Preprocessing:
         scaled = pixels.to(torch.float32) / 255
         return (scaled - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
 
+    def black_and_white(self, device: torch.device) -> Tensor:
+        """Return black and white pixels as the classifier's input has them, [2, C, 1, 1]."""
+        pixels = torch.tensor([0, 255], dtype=torch.uint8, device=device).view(2, 1, 1, 1)
+        return self.normalize(pixels.expand(2, self.channels, 1, 1))
+
     def metadata(self) -> dict[str, Any]:
         """Return what `preprocessing_from` reads, as JSON's types."""
         return {

@@ -10,7 +10,6 @@ from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.quantization.batch_norm_samples import (
     BatchNormSampler,
-    Statistics,
     drawn_input,
     known_statistics,
 )
@@ -37,24 +36,15 @@ class InstantQuantizer(BatchNormSampler):
     """Quantizes each layer of a student when samples of its input come by.
 
     A layer is rounded, and its bias corrected, after its last call; samples are always those of
-    float weights.
-
-    Args:
-        student: as for `BatchNormSampler`; changed in place.
-        statistics: as for `BatchNormSampler`.
-        rng: as for `BatchNormSampler`.
+    float weights. The student is changed in place.
     """
 
-    def __init__(
-        self,
-        student: QuantizedClassifier,
-        statistics: dict[str, Statistics],
-        rng: torch.Generator,
-    ) -> None:
-        super().__init__(student, statistics, rng)
-        layers = [module_of(student.graph, node) for node in student.graph.graph.nodes]
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph."""
+        layers = [module_of(self.graph_module, node) for node in self.graph_module.graph.nodes]
         self.calls_left = Counter(id(each) for each in layers if isinstance(each, QuantizedLayer))
         self.moments: dict[int, list[Tensor]] = {}
+        return super().run(*args, **kwargs)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module, and quantize it."""

@@ -62,22 +62,35 @@ def fine_tuned_student(
 
 def instant_student(run: Run) -> QuantizedClassifier:
     """Quantize the classifier from its batch-norm statistics."""
-    checkpoints, stage = run.checkpoints, INSTANT.calibration_stage
-    student = run.new_student()
-    if checkpoints.is_finished(stage):
-        checkpoints.hold(INSTANT.student_name, student)
-        student.quantize_activations()
-        return student
-    with checkpoints.stage(stage):
-        with checkpoints.interruptible(), run.results.timed("calibration"):
-            rng = run.shared_rng(RandomStream.BATCH_NORM_SAMPLES)
-            quantize_from_batch_norm(student, run.classifier, rng)
-        checkpoints.hold(INSTANT.student_name, student)
-    return student
+    rng = run.shared_rng(RandomStream.BATCH_NORM_SAMPLES)
+
+    def quantize(student: QuantizedClassifier) -> None:
+        quantize_from_batch_norm(student, run.classifier, rng)
+
+    return initial_student(run, INSTANT, quantize)
 
 
 def calibrated_student(run: Run, variant: Variant, batches: Batches) -> QuantizedClassifier:
     """Convert the classifier, round its weights, and give its activations initial ranges."""
+
+    def quantize(student: QuantizedClassifier) -> None:
+        if (variant.rounding or run.config.quantization.rounding) == "squant":
+            round_weights(student)
+        give_ranges(run, variant, student, batches)
+
+    return initial_student(run, variant, quantize)
+
+
+def initial_student(
+    run: Run, variant: Variant, quantize: Callable[[QuantizedClassifier], None]
+) -> QuantizedClassifier:
+    """Convert the classifier and quantize it, or resume what was quantized before.
+
+    Args:
+        run: that the variant belongs to.
+        variant: that is quantized.
+        quantize: changes a converted student in place.
+    """
     checkpoints, stage = run.checkpoints, variant.calibration_stage
     student = run.new_student()
     if checkpoints.is_finished(stage):
@@ -86,9 +99,7 @@ def calibrated_student(run: Run, variant: Variant, batches: Batches) -> Quantize
         return student
     with checkpoints.stage(stage):
         with checkpoints.interruptible(), run.results.timed("calibration"):
-            if (variant.rounding or run.config.quantization.rounding) == "squant":
-                round_weights(student)
-            give_ranges(run, variant, student, batches)
+            quantize(student)
         checkpoints.hold(variant.student_name, student)
     return student
 
