@@ -52,18 +52,22 @@ inline QuantRange range_of(double quant_min, double quant_max) {
     return {quant_min, quant_max};
 }
 
-// Memory of `count` elements: null only where there are none.
-template <class T = void>
-T* memory(Address address, int64_t count, const char* name) {
-    if (address == 0 && count > 0)
-        throw std::invalid_argument(std::string(name) + ": null pointer");
-    return reinterpret_cast<T*>(address);
+inline void require_memory(const void* memory, int64_t count, const char* name) {
+    if (!memory && count > 0) throw std::invalid_argument(std::string(name) + ": null pointer");
 }
 
 // Memory that may be absent.
 template <class T = void>
 T* optional_memory(Address address) {
     return reinterpret_cast<T*>(address);
+}
+
+// Memory of `count` elements: null only where there are none.
+template <class T = void>
+T* memory(Address address, int64_t count, const char* name) {
+    T* const found = optional_memory<T>(address);
+    require_memory(found, count, name);
+    return found;
 }
 
 // ---- tensors with learned scales ----------------------------------------------------------------
@@ -92,10 +96,6 @@ inline LsqTensor lsq_tensor(const Sizes& sizes, Address x, Address scale, Addres
     tensor.grad_zero_point = optional_memory(grad_zero_point);
     tensor.grad_bias = optional_memory(grad_bias);
     return tensor;
-}
-
-inline void require_memory(const void* memory, int64_t count, const char* name) {
-    if (!memory && count > 0) throw std::invalid_argument(std::string(name) + ": null pointer");
 }
 
 // The tensors must outlive the result.

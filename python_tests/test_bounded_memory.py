@@ -2,9 +2,12 @@
 
 import gzip
 import io
+import os
 import pickle
 import resource
 import struct
+import subprocess
+import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,24 +17,27 @@ import pytest
 import torch
 from networks import RGB8
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
-from zscgan_ext.classifiers.loading import find_source
+from zscgan_ext.classifiers.loading import find_source, load_classifier
 from zscgan_ext.classifiers.pt2.archive import tensors_saved_anew
 from zscgan_ext.classifiers.trust import model_size
 from zscgan_ext.classifiers.weights import read_state_dict
+from zscgan_ext.config.configs import GeneratorConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.quantized_file import load_quantized
 from zscgan_ext.images import image_files
 from zscgan_ext.images.idx_files import read_idx
 from zscgan_ext.images.image_files import read_image
+from zscgan_ext.run_folder.finished_run import check_generator_size
 from zscgan_ext.synthesis.diversity import (
     ClassImages,
     generated_classes,
     measure_diversity,
     near_duplicates,
 )
-from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator import ConditionalGenerator, generator_of
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 MOST_MEMORY = 300 << 20  # bytes that a file may add to the peak
@@ -56,10 +62,10 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     working, most = [], []
 
     def watched(image):
-        working.append(image)
+        working.append(id(image))  # images of other threads must not be compared
         most.append(len(working))
         time.sleep(0.05)
-        working.remove(image)
+        working.remove(id(image))
         return image
 
     monkeypatch.setattr(image_files, "eight_bits", watched)
@@ -179,6 +185,23 @@ def test_a_small_quantized_file_asks_for_little(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize(
+    "preprocessing",
+    [
+        {"image_size": 4096},
+        {"image_size": 4096, "channels": 400, "mean": [0.5] * 400, "std": [1.0] * 400},
+    ],
+)
+def test_a_small_file_of_ones_own_classifier_asks_for_little(tmp_path, preprocessing):
+    """Its code is the user's, but not the size of its images."""
+    file = tmp_path / "m.safetensors"
+    make.with_facts(preprocessing=preprocessing)(file)
+    memory = peak_memory()
+    with pytest.raises(InputError, match=r"image_size 4096 gives feature maps of [0-9,]+"):
+        load_quantized(file, "networks:small_residual")
+    assert peak_memory() - memory < MOST_MEMORY
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
@@ -222,6 +245,49 @@ class Counting(nn.Module):
         """Map [N, 3, H, W] to [N, 3]."""
         self.asked.append(len(images))
         return self.fc(images.mean((2, 3)))
+
+
+EVALUATED = """
+import resource, sys
+from zscgan_ext.evaluate import evaluation
+from zscgan_ext.evaluate.__main__ import main
+first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+code = main([sys.argv[1], "--data", sys.argv[2]])
+print(first, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+def test_few_large_images_are_evaluated_at_once(tmp_path):
+    """A file of some kilobytes has an image size of its own, to which all images are resized."""
+    make.onnx_model({"image_size": "2000"}, shape=(None, 3, None, None))(tmp_path / "m.onnx")
+    for label in range(3):
+        for index in range(20):
+            file = tmp_path / "tree" / f"class{label}" / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(make.picture())
+    # In a process of its own: what tests before have freed counts for nothing there.
+    done = subprocess.run(
+        [sys.executable, "-c", EVALUATED, str(tmp_path / "m.onnx"), str(tmp_path / "tree")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, last = map(int, done.stdout.split()[-2:])
+    assert last - first < 1 << 20  # KiB; one batch of all of them has 2.9 GB, thrice
+
+
+def test_a_small_run_asks_for_no_large_generator(tmp_path):
+    classifier = load_classifier("resnet20")
+    file = tmp_path / "generator.safetensors"
+    save_file(generator_of(GeneratorConfig(latent_dim=4), classifier).state_dict(), file)
+    check_generator_size(file, GeneratorConfig(latent_dim=4), classifier)
+    memory = peak_memory()
+    with pytest.raises(InputError, match=r"too few for the [0-9,]+ weights of a gene"):
+        check_generator_size(file, GeneratorConfig(latent_dim=1 << 20), classifier)
+    assert peak_memory() - memory < MOST_MEMORY
 
 
 def test_diversity_looks_at_a_batch_at_once():

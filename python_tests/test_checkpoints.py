@@ -112,7 +112,7 @@ def test_a_run_is_resumed_bit_for_bit(
         *[("stages.student_stages", "calibrate", call) for call in (1, 2, 3)],
         *[("stages.student_stages", "choose_initial_ranges", call) for call in (1, 2)],
         *[("stages.student_stages", "predict", call) for call in (1, 3)],
-        ("train", "export_student", 1),
+        ("whole_run", "export_student", 1),
     ],
 )
 def test_a_signal_between_steps_loses_nothing(
@@ -287,7 +287,7 @@ def training_of(state):
         (lambda s: s["held"]["results"].update(seconds=7), "does not fit results"),
         (
             lambda s: s["held"]["results"]["logits"].update(magic=torch.zeros(20, 10)),
-            "does not fit results (expected logits of float, noise_calibrated, ",
+            "does not fit results (expected logits of float, instant, noise_calibrated, ",
         ),
         (lambda s: training_of(s).update(steps_taken=99), "fine_tuned/training (99 of 4 steps"),
         (

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.training.cuda_graphs import StreamCapture
 
 
@@ -106,8 +106,8 @@ def test_a_capture_that_fails_leaves_the_other_device_alone(cuda):
 
 
 def test_the_device_of_a_run_is_the_current_one(cuda):
-    processes.join(device_of(1))
+    distributed.join(device_of(1))
     assert cuda.current == 1
     assert cuda.uses == [0, 1]
-    processes.join(torch.device("cpu"))
+    distributed.join(torch.device("cpu"))
     assert cuda.current == 1

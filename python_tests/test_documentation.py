@@ -169,7 +169,9 @@ def shortened(program: str, arguments: list[str]) -> list[str]:
         return [*arguments, "--data", "few-images"]
     if program != "train" or "--help" in arguments:
         return arguments
-    added = [*SHORT, "--batch-size=4", "--overwrite"]
+    # What is said of steps and generated images, an instant run refuses.
+    added = ["--no-report"] if "instant" in arguments else [*SHORT, "--batch-size=4"]
+    added += ["--overwrite"]
     large = ("torchvision:", "pytorchcv_models:", "--image-size")
     if any(word.startswith(large) for word in arguments):  # of three channels
         added += ["--image-size=32"]

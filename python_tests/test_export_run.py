@@ -71,7 +71,7 @@ def test_the_program_writes_the_same_files(run, tmp_path, capsys):
     for file in EXPORTED.values():
         assert (copy / file).read_bytes() == (run / file).read_bytes()
     output = capsys.readouterr().out
-    assert "of 512 generated images" in output
+    assert "of 512 images" in output
     assert re.search(r"float \d+\.\d+ ms, quantized \d+\.\d+ ms", output)
 
 
@@ -196,7 +196,8 @@ ERRORS = {
     "no run": (["nowhere"], "nowhere: expected the folder of a finished run, it lacks config.yaml"),
     "unknown format": (
         ["RUN", "--formats", "onxn"],
-        "export: unknown 'onxn', did you mean onnx?",
+        "export: expected onnx, safetensors, both with a comma between them, or none, got 'onxn', "
+        "did you mean onnx?",
     ),
 }
 

@@ -41,7 +41,9 @@ def test_distance_and_gradient_against_float64(distance, fuse):
     model = small_residual()
     images = sample(6, *RGB8.shape).requires_grad_()
     wide = images.detach().double().requires_grad_()
-    logits, value, _ = FrozenTeacher(trace(model, RGB8.shape), distance, fuse).match(images)
+    logits, value, _ = FrozenTeacher(
+        trace(model, RGB8.shape), distance, fuse
+    ).forward_with_batch_norm_loss(images)
     expected_logits, expected = independent_distance(model, wide, distance)
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(logits.double(), expected_logits, rtol=1e-4, atol=1e-5)
@@ -63,9 +65,9 @@ def test_statistics_that_fit_have_no_distance():
             count = 64 * 8 * 8
             layer.running_var.mul_((count - 1) / count)
     # In evaluation mode the same statistics normalize, so that every layer sees the same again.
-    _, distance, _ = FrozenTeacher(trace(model.eval(), RGB8.shape), "gaussian_kl").match(
-        images.requires_grad_()
-    )
+    _, distance, _ = FrozenTeacher(
+        trace(model.eval(), RGB8.shape), "gaussian_kl"
+    ).forward_with_batch_norm_loss(images.requires_grad_())
     assert distance.item() == pytest.approx(0, abs=1e-6)
 
 
@@ -73,7 +75,9 @@ def test_the_classifier_is_frozen_and_gets_no_gradient():
     model = small_residual().train().requires_grad_(True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     teacher = FrozenTeacher(model, "mse")
-    logits, distance, _ = teacher.match(sample(4, *RGB8.shape).requires_grad_())
+    logits, distance, _ = teacher.forward_with_batch_norm_loss(
+        sample(4, *RGB8.shape).requires_grad_()
+    )
     (logits.sum() + distance).backward()
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

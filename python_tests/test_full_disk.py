@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hostile_files as make
@@ -37,7 +37,7 @@ TINY = [
 ]
 # In the order of writing.
 FILES = (
-    *("config.yaml", "metrics.jsonl", "step-000001.png", "generator.safetensors"),
+    *("config.yaml", "step-000001.png", "metrics.jsonl", "generator.safetensors"),
     *("quantized.safetensors", "trace.json", "profile.txt", "metrics.json"),
     *("predictions.safetensors", "model.safetensors", "model.onnx", "export.json", "report.html"),
 )
@@ -97,7 +97,7 @@ def faulty_disk(name: str, code: int, operation: str):
 
 
 def whole(file: Path) -> bool:
-    """Tell whether a file of a run holds all that such a file holds."""
+    """Return True if a file of a run holds all that such a file holds."""
     if file.suffix == ".safetensors":
         return bool(load_file(file))
     if file.suffix == ".png":
@@ -231,19 +231,23 @@ def test_a_run_ends_in_one_line_with_whole_files(tmp_path, images, monkeypatch, 
 def test_a_log_for_tensorboard_without_room_ends_the_run(tmp_path, monkeypatch, capfd):
     log_images = TensorboardLog.images
 
-    def without_room(*arguments: object) -> None:
-        with quota(100):
-            log_images(*arguments)
+    steps = []
+
+    def without_room(log: TensorboardLog, tag: str, grid: torch.Tensor, step: int) -> None:
+        steps.append(step)
+        with nullcontext() if len(steps) == 1 else quota(100):
+            log_images(log, tag, grid, step)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(TensorboardLog, "images", without_room)
-    assert train([*TINY, "--tensorboard"]) == 2
+    assert train([*TINY, "--tensorboard", "--synthesis-steps=4"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     (file,) = Path("run").glob("events.out.tfevents.*")
     assert line == f"error: output: {file} cannot be written (File too large)"
     logged = events_of(Path("run"))
+    assert steps == [1, 4]
     assert logged["synthesis/loss"] == [1]
-    assert "samples" not in logged
+    assert logged["samples"] == [1]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ WIDE = ("mean", "variance", *ROUNDED)  # compared with float64
 
 
 def is_one_of(name, prefixes):
-    """Tell whether a result's name is one of these, or one of these and what follows."""
+    """Return True if a result's name is one of these, or one of these and what follows."""
     return name in prefixes or any(name.startswith(f"{prefix}_") for prefix in prefixes)
 
 

@@ -176,6 +176,25 @@ def test_an_exported_file_decides_of_no_code(workplace, capsys):
     assert "raised SystemExit" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("kind", "make_it"),
+    {
+        "link": lambda file: file.symlink_to("precious.txt"),
+        "device, pipe or socket": os.mkfifo,
+        "folder": Path.mkdir,
+    }.items(),
+)
+def test_results_replace_nothing_but_files(workplace, capsys, kind, make_it):
+    """A rename would replace whatever stands there: /dev/null, of a user who may write there."""
+    make_it(workplace / "results.json")
+    before = snapshot(workplace)
+    assert evaluate(["good.onnx", "--data", "good", "--json", "results.json"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f"results.json is a {kind}, expected a file or nothing" in output.err
+    assert snapshot(workplace) == before
+
+
 SUBPROCESSES = {
     "train": ["--weights", "w.pt"],
     "evaluate": ["bad.onnx"],

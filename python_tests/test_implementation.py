@@ -117,7 +117,8 @@ def test_no_warning_with_the_native_core(load):
 @pytest.mark.parametrize("program", ["train", "evaluate", "export", "report", "info"])
 def test_every_program_tells_of_an_unknown_choice_in_one_line(program, tmp_path):
     environment = {**os.environ, "ZSCGAN_EXT_IMPL": "fast"}
-    command = [sys.executable, "-m", f"zscgan_ext.{program}"]
+    run_given = ["."] if program in ("evaluate", "export", "report") else []
+    command = [sys.executable, "-m", f"zscgan_ext.{program}", *run_given]
     run = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path}
     done = subprocess.run(command, **run, check=False)
     message = "error: ZSCGAN_EXT_IMPL is 'fast', expected auto, native or reference\n"

@@ -54,6 +54,19 @@ def test_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
     assert environment()["commit"] is None
 
 
+def test_commit_is_of_no_repository_that_a_variable_names(tmp_path, monkeypatch):
+    """Git sets such variables for its hooks."""
+    monkeypatch.setattr(environment_module, "ROOT", tmp_path)
+    subprocess.run(["git", "-C", str(tmp_path), "init", "-q"], check=True)
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    commit = [*who, "commit", "-q", "--allow-empty", "-m", "first"]
+    subprocess.run(["git", "-C", str(tmp_path), *commit], check=True)
+    expected = environment()["commit"]
+    assert expected is not None
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "another"))
+    assert environment()["commit"] == expected
+
+
 def test_native_core_with_cuda(monkeypatch, capsys):
     native = fake_native(
         None,

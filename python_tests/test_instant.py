@@ -22,7 +22,6 @@ from zscgan_ext.quantization.batch_norm_samples import (
     Statistics,
     drawn_input,
     known_statistics,
-    pixel_range,
 )
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import logit_divergence
@@ -148,7 +147,7 @@ def test_channels_that_the_input_leaves_constant_vary_as_stored():
 
 def test_the_drawn_input_lies_within_what_pixels_are():
     images = drawn_input(RGB8, torch.Generator().manual_seed(0))
-    low, high = pixel_range(RGB8, images.device)
+    low, high = RGB8.black_and_white(images.device)
     assert bool((images >= low).all())
     assert bool((images <= high).all())
     black_of_red = (0 - 0.4) / 0.2

@@ -85,7 +85,7 @@ def test_values_and_gradients_are_those_of_hooks(join, activation, layout):
         teacher = FrozenTeacher(model, "gaussian_kl", fuse)
         assert (teacher.graph is not None) == fuse
         images = layout(sample(4, 3, 6, 6).double()).requires_grad_()
-        y, distance, _ = teacher.match(images)
+        y, distance, _ = teacher.forward_with_batch_norm_loss(images)
         gradient = torch.autograd.grad(y.square().mean() + 3 * distance, images)
         outcomes.append((y, distance, *gradient))
         teacher.remove_hooks()
@@ -157,7 +157,7 @@ def test_what_was_not_traced_is_measured_by_hooks():
     teacher = FrozenTeacher(as_trained(Branching()), "mse")
     assert teacher.graph is None
     images = sample(4, 3, 5, 5).requires_grad_()
-    _, distance, _ = teacher.match(images)
+    _, distance, _ = teacher.forward_with_batch_norm_loss(images)
     (gradient,) = torch.autograd.grad(distance, images)
     assert gradient.abs().max() > 0
 
@@ -167,5 +167,8 @@ def test_a_layer_that_is_used_twice_is_measured_twice():
     model = trace(nn.Sequential(layer, nn.ReLU(), layer), (3, 5, 5))
     images = sample(4, 3, 5, 5)
     teachers = [FrozenTeacher(model, "mse", fuse) for fuse in (True, False)]
-    values = [teacher.match(images.clone().requires_grad_())[1] for teacher in teachers]
+    values = [
+        teacher.forward_with_batch_norm_loss(images.clone().requires_grad_())[1]
+        for teacher in teachers
+    ]
     torch.testing.assert_close(*values)

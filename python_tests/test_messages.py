@@ -15,7 +15,7 @@ from runs import OWN, TINY
 from worker_processes import free_port
 
 import zscgan_ext
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.evaluation import class_table, open_data
 from zscgan_ext.export.__main__ import main as export
@@ -173,7 +173,7 @@ def test_the_advice_where_memory_ends_fits_the_program(monkeypatch, tmp_path, ca
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr("zscgan_ext.stages.preparation.classifier_of", fails)
-    monkeypatch.setattr(sys.modules["zscgan_ext.export.__main__"], "export_run", fails)
+    monkeypatch.setattr(sys.modules["zscgan_ext.export.exporter"], "export_run", fails)
     arguments = [f"--output={tmp_path / 'run'}"] if called == "train" else ["run"]
     assert (main if called == "train" else export)(arguments) == 2
     line = line_of(capsys)
@@ -190,9 +190,9 @@ WRONG_PLACES = {
     "no port": ({"MASTER_PORT": None}, "RANK is set as by torchrun, but MASTER_PORT is not"),
     "beyond": ({"RANK": "2"}, "RANK: 2 in the environment, where WORLD_SIZE is 2"),
     "far beyond": ({"RANK": "7"}, "RANK: 7 in the environment, where WORLD_SIZE is 2"),
-    "below": ({"RANK": "-1"}, "RANK: '-1' in the environment, needed is a number"),
-    "text": ({"RANK": "x"}, "RANK: 'x' in the environment, needed is a number"),
-    "empty": ({"RANK": ""}, "RANK: '' in the environment, needed is a number"),
+    "below": ({"RANK": "-1"}, "RANK: '-1' in the environment, expected a number"),
+    "text": ({"RANK": "x"}, "RANK: 'x' in the environment, expected a number"),
+    "empty": ({"RANK": ""}, "RANK: '' in the environment, expected a number"),
     "size as text": ({"WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' in the environment"),
     "nobody": ({"WORLD_SIZE": "0"}, "RANK: 0 in the environment, where WORLD_SIZE is 0"),
     "own place": ({"LOCAL_RANK": "x"}, "LOCAL_RANK: 'x' in the environment"),
@@ -220,8 +220,8 @@ def test_a_place_that_cannot_be_is_told_within_seconds(
     for name, value in place.items():
         monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, False)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    monkeypatch.setattr(processes.Control, "store", None)
-    monkeypatch.setattr(processes.Control, "is_alone", False)
+    monkeypatch.setattr(distributed.Control, "store", None)
+    monkeypatch.setattr(distributed.Control, "is_alone", False)
     began = time.monotonic()
     assert main([*TINY, f"--output={tmp_path / 'run'}"]) == 2
     assert time.monotonic() - began < 60

@@ -166,5 +166,6 @@ def test_empty_batches_to_the_functions_give_one_line():
             zscgan_ext.quantize(classifier, images, calibration_batches=1)
     student = zscgan_ext.quantize(classifier, [sample(4, *RGB8.shape)], calibration_batches=1)
     nothing = LabelledImages(torch.zeros(0, *RGB8.shape, dtype=torch.uint8), torch.zeros(0).long())
-    with pytest.raises(InputError, match="data: 0 images"):
+    message = "data: expected images with a label for each, got 0 images"
+    with pytest.raises(InputError, match=message):
         zscgan_ext.evaluate(student, classifier, nothing)

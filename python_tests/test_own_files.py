@@ -80,6 +80,28 @@ def test_overwriting_deletes_all_that_a_run_wrote_and_nothing_else(written):
     assert content(written) == {**dict.fromkeys(OTHERS, b"mine"), LIST: b""}
 
 
+def test_a_resumed_run_deletes_nothing_though_it_had_overwritten_another(written):
+    """The settings of a run that was started with --overwrite say so when it is resumed."""
+    before = content(written)
+    RunFolder(written, overwrite=True, resume=True)
+    assert content(written) == before
+
+
+def test_a_resumed_run_keeps_its_checkpoints_until_it_has_another(tmp_path, monkeypatch):
+    output = f"--output={tmp_path / 'run'}"
+    assert train([*SHORT, output]) == 0
+    assert train([*SHORT, output, "--overwrite"]) == 0
+    before = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert before
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zscgan_ext.stages.preparation.resume_results", killed)
+    assert train([OWN, f"--resume={tmp_path / 'run'}"]) == 130
+    assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before
+
+
 @pytest.mark.parametrize("name", [*NAMES, SAMPLE, CHECKPOINT])
 def test_a_file_that_no_run_wrote_is_kept(tmp_path, name):
     place(tmp_path / name)

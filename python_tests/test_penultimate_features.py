@@ -46,7 +46,7 @@ def test_the_teacher_gives_the_features_of_the_model(fuse):
     model, images = small_residual(), torch.randn(3, *RGB8.shape)
     expected = penultimate_features(model, images)[1]
     teacher = FrozenTeacher(trace(model, RGB8.shape), "gaussian_kl", fuse)
-    match = teacher.match(images.clone().requires_grad_())
+    match = teacher.forward_with_batch_norm_loss(images.clone().requires_grad_())
     torch.testing.assert_close(match.features, expected)
     assert match.features.requires_grad
     teacher.remove_hooks()
@@ -57,7 +57,7 @@ def test_the_teacher_sees_a_last_convolution_that_it_froze():
     head = (nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), *head).eval()
     images = torch.randn(2, *RGB8.shape)
-    match = FrozenTeacher(trace(model, RGB8.shape), "mse", fuse=True).match(
+    match = FrozenTeacher(trace(model, RGB8.shape), "mse", fuse=True).forward_with_batch_norm_loss(
         images.clone().requires_grad_()
     )
     torch.testing.assert_close(match.features, model[:3](images).mean((2, 3)))

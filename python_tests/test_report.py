@@ -4,9 +4,12 @@ import base64
 import io
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 
+import matplotlib
 import pytest
 import torch
 from browser import show
@@ -14,12 +17,17 @@ from exported import calibrated, noise, small_classifier
 from matplotlib.figure import Figure
 from networks import small_residual
 from PIL import Image
-from runs import SHORT, write_fashion_mnist
+from runs import PYTHONPATH, SHORT, write_fashion_mnist
 from safetensors.torch import load_file
 
 from zscgan_ext.measures import agreement
 from zscgan_ext.report.__main__ import main as report
-from zscgan_ext.report.charts import confusion_matrix, loss_curves, set_scale_of_losses
+from zscgan_ext.report.charts import (
+    confusion_matrix,
+    loss_curves,
+    set_scale_of_losses,
+    stage_times,
+)
 from zscgan_ext.report.measurements import (
     Change,
     activation_errors,
@@ -243,6 +251,29 @@ def test_a_missing_file_is_one_line(own_run, name, capsys):
 
 
 # ---- how it looks -------------------------------------------------------------------------------
+
+
+def test_charts_take_nothing_from_the_settings_of_matplotlib():
+    """They may be those of a file in the current folder, and have TeX run there."""
+    times = {"synthesis": 1.0}
+    plain = stage_times(times)
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "font.size": 40}):
+        assert stage_times(times) == plain
+
+
+@pytest.mark.parametrize("arguments", [["report", "gone"], ["train", "--weights=gone"]])
+def test_a_matplotlib_that_refuses_the_environment_is_told_at_once(tmp_path, arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", f"zscgan_ext.{arguments[0]}", *arguments[1:]],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, "MPLBACKEND": "nonsense"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: report: matplotlib cannot be imported (Key backend: 'nonsense'")
 
 
 def test_charts_have_no_background_and_the_pages_text_colour():

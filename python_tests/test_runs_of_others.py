@@ -248,6 +248,10 @@ DAMAGED = {
         lambda run: change_config(run, image_size=4096),
         "accepted from a file are 67,108,864",
     ),
+    "latent vectors huge": (
+        lambda run: change_config(run, latent_dim=1 << 20),
+        "too few for the [0-9,]+ weights of a generator with latent_dim 1048576",
+    ),
     "another classifier": (
         lambda run: change_config(run, classifier="torchvision:vgg16", num_classes=1000),
         "too few for the 138,357,544 weights of torchvision:vgg16",
@@ -285,7 +289,7 @@ def test_a_checkpoint_has_to_be_a_regular_file(run, capfd):
     assert train(["--resume=run"]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert "cannot be read (Not a regular file)" in lines[0]
-    assert "holds no whole checkpoint" in lines[1]
+    assert "expected a whole checkpoint in run, all are damaged" in lines[1]
 
 
 def test_pairs_of_classes_take_memory_by_the_images():

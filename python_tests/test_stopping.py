@@ -16,6 +16,7 @@ from runs import OWN, PYTHONPATH, TINY, results_of
 from zscgan_ext.config.values import Interval
 from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.measures import latencies
+from zscgan_ext.program import interruptible_import
 from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.stages.monitor import Progress
@@ -165,6 +166,28 @@ def test_help_into_a_closed_pipe_ends_quietly():
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+def test_an_interrupt_that_an_import_loses_ends_the_command(swallows):
+    """As importing torch loses one that comes while it looks for NumPy."""
+    # Where tests run in the background, the signal is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible_import():  # noqa: PT012
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                if not swallows:
+                    raise ImportError("is damaged") from None
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_errors_of_an_import_are_raised():
+    with pytest.raises(ImportError, match="is damaged"), interruptible_import():
+        raise ImportError("is damaged")
 
 
 # ---- folders, clocks, settings -------------------------------------------------------------------

@@ -77,12 +77,12 @@ def test_the_plan_has_every_classifier_stage_and_implementation(device):
 
 @pytest.mark.parametrize("stage", ["generator_step", "fine_tuning_step"])
 def test_eager_steps_are_plain_and_native_ones_are_the_trainers(stage):
-    from benchmarks.training.training_subjects import Subject, new_step
+    from benchmarks.training.training_subjects import STAGES, Parts, Subject
 
     def formats(implementation):
-        training = new_step(Subject("resnet20", stage, implementation, 2, "cpu")).__self__
-        assert torch.isfinite(training.advance()).all()
-        return training.execution.facts()
+        parts = Parts(Subject("resnet20", stage, implementation, 2, "cpu"))
+        assert torch.isfinite(STAGES[stage](parts)()).all()
+        return parts.execution.facts()
 
     eager, native = formats("eager"), formats("native")
     assert eager["memory_format"] == "contiguous"

@@ -1,5 +1,6 @@
 """What a run ran on: versions, processor, commit."""
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -49,8 +50,12 @@ def commit() -> str | None:
     if not (ROOT / ".git").exists():
         return None
     command = ["git", "-C", str(ROOT), "rev-parse", "--verify", "HEAD"]
+    # Variables such as GIT_DIR, which git sets for its hooks, would name another repository.
+    variables = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, env=variables
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()

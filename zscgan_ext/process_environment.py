@@ -8,13 +8,13 @@ from zscgan_ext.errors import InputError
 START = "start all of them by torchrun, or unset RANK and WORLD_SIZE for one process"
 
 
-def is_one_of_many() -> bool:
-    """Tell whether the environment says that this process is one of many, as torchrun lets it."""
+def is_distributed() -> bool:
+    """Return True if the environment says that this process is one of many, as torchrun lets it."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def is_started_by_torchrun() -> bool:
-    """Tell whether torchrun itself started this process, which starts all others too."""
+    """Return True if torchrun itself started this process, which starts all others too."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -26,7 +26,7 @@ def number(variable: str, default: int = 0) -> int:
     """
     text = os.environ.get(variable, str(default))
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise InputError(f"{variable}: {text!r} in the environment, needed is a number; {START}")
+        raise InputError(f"{variable}: {text!r} in the environment, expected a number; {START}")
     return int(text)
 
 
@@ -36,14 +36,14 @@ def check_environment() -> None:
     Raises:
         InputError: naming what is wrong with it.
     """
-    if not is_one_of_many():
+    if not is_distributed():
         return
     place, size = number("RANK"), number("WORLD_SIZE")
     number("LOCAL_RANK")
     number("TORCHELASTIC_RESTART_COUNT")
     if place >= size:
         raise InputError(
-            f"RANK: {place} in the environment, where WORLD_SIZE is {size}; needed is a number "
+            f"RANK: {place} in the environment, where WORLD_SIZE is {size}; expected a number "
             f"below it; {START}"
         )
     for variable in ("MASTER_ADDR", "MASTER_PORT"):
@@ -55,15 +55,15 @@ def check_environment() -> None:
 
 def restarts() -> int:
     """Return how often torchrun started all processes again, after one of them had died."""
-    return number("TORCHELASTIC_RESTART_COUNT") if is_one_of_many() else 0
+    return number("TORCHELASTIC_RESTART_COUNT") if is_distributed() else 0
 
 
 def is_first() -> bool:
-    """Tell whether this process is the one that prints and writes, before it met the others."""
-    return not is_one_of_many() or number("RANK") == 0
+    """Return True if this process is the one that prints and writes, before it met the others."""
+    return not is_distributed() or number("RANK") == 0
 
 
-def name() -> str:
+def message_prefix() -> str:
     """Return what messages of this process begin with, nothing for those of the first."""
     try:
         return "" if is_first() else f"process {number('RANK')}: "
@@ -73,4 +73,4 @@ def name() -> str:
 
 def local_rank() -> int:
     """Return the place of this process among those of its machine, which chooses its GPU."""
-    return number("LOCAL_RANK") if is_one_of_many() else 0
+    return number("LOCAL_RANK") if is_distributed() else 0

@@ -1,11 +1,14 @@
 """How every command of the package ends: with its exit code, or with one line and 2."""
 
 import argparse
+import contextlib
 import errno
 import functools
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from zscgan_ext.errors import (
@@ -16,7 +19,7 @@ from zscgan_ext.errors import (
     one_line,
 )
 from zscgan_ext.output import OutputError, safe_outputs
-from zscgan_ext.process_environment import is_one_of_many, name
+from zscgan_ext.process_environment import is_distributed, message_prefix
 
 Main = Callable[..., int]  # takes the command line, or None for that of the process
 # How torch says that memory is used up, where it does not raise `torch.OutOfMemoryError`.
@@ -97,6 +100,36 @@ def program(
     return ending
 
 
+@contextlib.contextmanager
+def interruptible_import() -> Iterator[None]:
+    """Let Ctrl-C end a command while it imports libraries, of which some lose what it raises."""
+    is_pressed = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal is_pressed
+        is_pressed = True
+        signal.default_int_handler(number, frame)
+
+    # Where a program that calls this one has its own handler, or in a thread, it is not changed.
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    try:
+        signal.signal(signal.SIGINT, remember)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    except Exception:
+        if not is_pressed:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if is_pressed:
+        raise KeyboardInterrupt
+
+
 def code_of(main: Main, arguments: Sequence[str] | None) -> int:
     """Return the exit code of a main function; what `--help` prints is written before it exits."""
     try:
@@ -115,18 +148,18 @@ def output_reason(error: OutputError) -> str:
 
 def exit_with_message(text: str, code: int) -> int:
     """Print a line to the standard error output, one of many processes; return the exit code."""
-    if tells_the_error():
-        print(name() + one_line(text), file=sys.stderr)
+    if prints_the_error():
+        print(message_prefix() + one_line(text), file=sys.stderr)
     return code
 
 
-def tells_the_error() -> bool:
-    """Tell whether this process is the one to print an error; of many only one is."""
-    if not is_one_of_many():
+def prints_the_error() -> bool:
+    """Return True if this process is the one to print an error; of many only one is."""
+    if not is_distributed():
         return True
-    from zscgan_ext import processes  # which imports torch
+    from zscgan_ext import distributed  # which imports torch
 
-    return processes.tells_the_error()
+    return distributed.prints_the_error()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

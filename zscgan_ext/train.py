@@ -12,14 +12,20 @@ from functools import partial
 
 from zscgan_ext.config.command_line import parse_config
 from zscgan_ext.process_environment import check_environment, is_first
-from zscgan_ext.program import SMALLER_SIZES, exit_with_message, program
+from zscgan_ext.program import (
+    SMALLER_SIZES,
+    exit_with_message,
+    interruptible_import,
+    program,
+)
 
 
 def run_program(arguments: Sequence[str]) -> int:
     """Read the arguments and run the command in one process; return its exit code."""
     try:
-        config = parse_config(arguments)
-        from zscgan_ext.whole_run import run_configuration  # imports torch, which takes seconds
+        with interruptible_import():  # of torch, which takes seconds
+            config = parse_config(arguments)
+            from zscgan_ext.whole_run import run_configuration
 
         return run_configuration(config, arguments)
     except KeyboardInterrupt:

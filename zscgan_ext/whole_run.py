@@ -3,9 +3,8 @@
 import contextlib
 import sys
 from collections.abc import Sequence
-from functools import partial
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.classifiers.trust import allowed_classifier, gives_option, is_of_a_library
 from zscgan_ext.config.command_line import CONFIG
 from zscgan_ext.config.configs import RunConfig
@@ -14,11 +13,17 @@ from zscgan_ext.errors import first_line, one_line
 from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.program import exit_with_message, is_out_of_memory
+from zscgan_ext.report import require_matplotlib
 from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
 from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.stages.results import metrics, predictions, table
 from zscgan_ext.stages.run import Run
-from zscgan_ext.stages.sequence import run_stages
+from zscgan_ext.stages.sequence import (
+    measure_instant_student,
+    run_generator_stages,
+    run_reference_stages,
+    write_instant_student,
+)
 from zscgan_ext.training.stop_signals import StoppedError
 
 
@@ -31,7 +36,7 @@ def export_student(run: Run) -> None:
 
 def export_first(run: Run) -> None:
     """Write an instant student in the formats to deploy, and say so, before it is measured."""
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         with run.checkpoints.interruptible():
             export_student(run)
         place, seconds = run.folder.path, run.results.total_seconds()
@@ -66,7 +71,13 @@ def resume_options(run: Run) -> str:
 
 def run_to_end(run: Run) -> None:
     """Run all stages; let the first process write what they gave."""
-    run_stages(run, when_instant=partial(export_first, run))
+    if run.config.learns_generator:
+        run_generator_stages(run)
+    else:
+        student = write_instant_student(run)
+        export_first(run)
+        measure_instant_student(run, student)
+    run_reference_stages(run)
     if run.profiler is not None:
         run.profiler.write(run.folder)
     measured = metrics(run)
@@ -74,7 +85,7 @@ def run_to_end(run: Run) -> None:
     if run.results.logits:
         run.folder.save_tensors(PREDICTIONS, predictions(run))
         print(table(measured))
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         with run.checkpoints.interruptible():
             run.folder.require_same_config()
             if run.config.learns_generator:
@@ -94,19 +105,21 @@ def run_configuration(config: RunConfig, arguments: Sequence[str]) -> int:
         InputError: if anything does not fit.
     """
     require_implementation()
+    if config.report:
+        require_matplotlib()
     try:
         check_resumed(config, arguments)
         run = prepare(config)
         with contextlib.closing(run.folder), run.checkpoints.signals:
             run_to_end(run)
     except StoppedError as stopped:
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             print(one_line(f"{stopped}; {resume_options(run)} resumes it"), file=sys.stderr)
         return stopped.exit_code
     except RuntimeError as error:
-        if processes.count() == 1 or is_out_of_memory(error):
+        if distributed.world_size() == 1 or is_out_of_memory(error):
             raise
         lost = f"error: lost another process ({first_line(error)})"
         return exit_with_message(f"{lost}; --resume starts from the last checkpoint", 1)
-    processes.leave()
+    distributed.leave()
     return 0

@@ -71,7 +71,7 @@ class Results:
         self.write()
 
     def has(self, cell: Cell, row: str) -> bool:
-        """Tell whether a row was measured."""
+        """Return True if a row was measured."""
         return key_of(described(cell, row)) in self.rows
 
     def add(self, cell: Cell, row: str, figures: dict[str, Any]) -> None:

@@ -124,7 +124,7 @@ class Ablation:
         self.content["made_with"].append({**environment(), "date": date, "command": command})
 
     def has(self, variation: str, bits: str, seed: int) -> bool:
-        """Tell whether a figure was measured."""
+        """Return True if a figure was measured."""
         wanted = [variation, bits, seed]
         return any([row[k] for k in ("variation", "bits", "seed")] == wanted for row in self.rows)
 

@@ -79,6 +79,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=int, metavar="N", help="default: the preset's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="to write")
     return parser.parse_args(arguments)
@@ -155,7 +156,8 @@ def run(options: argparse.Namespace) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     given = {name: getattr(options, name) for name in GIVEN if getattr(options, name) is not None}
-    config = RunConfig.of_options({"preset": options.preset, "device": options.device, **given})
+    names = {name: getattr(options, name) for name in ("preset", "device", "precision")}
+    config = RunConfig.of_options(names | given)
     cells = ordered_cells(
         tuple(options.classifiers),
         tuple(options.schemes),

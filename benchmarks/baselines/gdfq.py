@@ -148,7 +148,7 @@ class GdfqGeneratorTraining:
             GENERATOR_LEARNING_RATE, step, self.steps
         )
         images, labels = self.images(size)
-        teacher_logits, distance, _ = self.teacher.match(images)
+        teacher_logits, distance, _ = self.teacher.forward_with_batch_norm_loss(images)
         loss = F.cross_entropy(teacher_logits, labels) + BATCH_NORM_WEIGHT * distance
         learn(loss, self.optimizer)
         return Batch(images.detach(), labels, teacher_logits.detach()), loss.item()

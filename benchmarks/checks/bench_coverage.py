@@ -210,7 +210,7 @@ def check_in_process(name: str) -> dict[str, Any]:
 
 
 def passes(result: dict[str, Any]) -> bool:
-    """Tell whether all five checks passed."""
+    """Return True if all five checks passed."""
     return all(result.get(title, {}).get("passed", False) for title in CHECKS)
 
 

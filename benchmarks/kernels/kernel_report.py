@@ -97,7 +97,7 @@ def draw_chart(rows: list[Row], path: Path) -> None:
 
 
 def is_shown(row: Row) -> bool:
-    """Tell whether chart and documents show a row: activations that memory limits, and no more."""
+    """Return True if chart and documents show a row: activations that memory limits."""
     is_large = bool(LARGE_BYTES < row["bytes"] < LARGEST_BYTES)
     return is_large and row["layout"] in SHOWN_LAYOUTS and row["dtype"] != "float16"
 

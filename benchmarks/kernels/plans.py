@@ -113,7 +113,7 @@ def large_sizes(kind: Kind) -> dict[int, Names]:
 
 
 def compiling_pays(make: Callable[[Kind], Subject], kind: Kind) -> bool:
-    """Tell whether a full run waits for torch.compile: on a GPU always."""
+    """Return True if a full run waits for torch.compile: on a GPU always."""
     if kind.device.type == "cuda" or make in COMPARED_BY_COMPILING:
         return True
     is_first = kind.layout == NCHW and kind.dtype == torch.float32

@@ -136,7 +136,7 @@ def teacher_matched(parts: Parts) -> Callable[[], Tensor]:
     teacher = FrozenTeacher(parts.model, parts.config.distance)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
-        logits, distance, _ = teacher.match(images)
+        logits, distance, _ = teacher.forward_with_batch_norm_loss(images)
         weight = parts.config.batch_norm_weight
         return F.cross_entropy(logits.float(), labels) + weight * distance
 

@@ -243,7 +243,20 @@ ONNX = {
     "huge image size": (make.onnx_model({"image_size": "1000000000"}), NO_METADATA),
     "infinite image size": (make.onnx_model({"image_size": "1e999"}), NO_METADATA),
     "deviation of zero": (make.onnx_model({"std": "[1, 0, 1]"}), NO_METADATA),
+    "deviation of zero in float32": (make.onnx_model({"std": "[1, 1e-300, 1]"}), NO_METADATA),
     "fewer means": (make.onnx_model({"mean": "[1, 1]"}), NO_METADATA),
+    "means that are text": (make.onnx_model({"mean": '"123"'}), NO_METADATA),
+    "means that are a mapping": (
+        make.onnx_model({"mean": '{"1": 1, "2": 2, "3": 3}'}),
+        NO_METADATA,
+    ),
+    "image size of true": (make.onnx_model({"image_size": "true"}), NO_METADATA),
+    "classes that are text": (make.onnx_model({"class_names": '"abc"'}), NO_METADATA),
+    "classes that are numbers": (make.onnx_model({"class_names": "[1, null, []]"}), NO_METADATA),
+    "millions of classes": (
+        make.onnx_model({"class_names": f"[{'0,' * (1 << 22)}0]"}),
+        NO_METADATA,
+    ),
     "fewer classes": (make.onnx_model({"class_names": '["a"]'}), "the classifier has 1 classes"),
     "more classes": (
         make.onnx_model({"class_names": '["a", "b", "c", "d"]'}),
@@ -289,6 +302,15 @@ QUANTIZED = {
     "scale of zero": (make.with_tensor(SCALE, torch.zeros_like), f"has scales in {SCALE} that"),
     "negative scale": (make.with_tensor(SCALE, torch.neg), f"has scales in {SCALE} that"),
     "infinite scale": (make.with_tensor(SCALE, lambda x: x / 0), "has NaN or infinite values in"),
+    "zero point beyond the width": (
+        make.with_tensor(SCALE.replace("scale", "zero_point"), lambda x: x * 0 + 16),
+        "has zero points beyond its integers, 0 to 15",
+    ),
+    "deviation of zero in float32": (
+        make.with_facts(preprocessing={"std": [1e-300, 1, 1]}),
+        "its description is damaged .mean, std: .*beyond float32",
+    ),
+    "mean beyond float32": (make.with_facts(preprocessing={"mean": [1e308, 1, 1]}), DAMAGED),
     "wrong dtype": (make.with_tensor(SCALE, torch.Tensor.double), "scale as torch.float32"),
     "wrong shape": (make.with_tensor(SCALE, lambda x: x.repeat(2)), "scale as torch.float32"),
     "endless device": (make.link_to("/dev/zero"), "m.safetensors: no such file"),

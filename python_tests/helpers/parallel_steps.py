@@ -12,7 +12,7 @@ import torch
 from networks import RGB8, normal_batches, small_residual
 from runs import OWN, TINY
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.config.configs import ExecutionConfig, FineTuningConfig, GeneratorConfig
 from zscgan_ext.quantization.calibration import calibrate
@@ -38,7 +38,7 @@ STUDENTS = [("deploy", 1.0), ("deploy", 0.0), ("paper", 0.0)]  # scheme, feature
 
 def own(x: torch.Tensor) -> torch.Tensor:
     """Return this process's part of a batch."""
-    part = processes.share(len(x))
+    part = distributed.shard_range(len(x))
     return x[part.start : part.stop]
 
 
@@ -46,8 +46,8 @@ def learned(trainer, batch) -> dict[str, torch.Tensor]:
     """Return loss and gradients of one step."""
     loss, _ = trainer.loss(*batch)
     loss.backward()
-    processes.average_gradients(trainer.parameters())
-    found = {"loss": processes.averaged(loss.detach())}
+    distributed.average_gradients(trainer.parameters())
+    found = {"loss": distributed.all_reduce_mean(loss.detach())}
     for model, module in trainer.models().items():
         for name, parameter in module.named_parameters():
             if parameter.grad is not None:
@@ -94,7 +94,7 @@ def steps() -> dict[str, dict[str, torch.Tensor]]:
 
 def steps_and_runs(folder: Path, data: str) -> dict[str, dict]:
     """Return what steps gave, and how the program ended that was run several times."""
-    processes.join(torch.device("cpu"))
+    distributed.join(torch.device("cpu"))
     return {"steps": steps(), "codes": runs(folder, data)}
 
 
@@ -106,14 +106,14 @@ def runs(folder: Path, data: str) -> dict[str, int]:
 
     def stopped(self):
         count_step(self)
-        if self.steps == 8 and processes.rank() == processes.count() - 1:
+        if self.steps == 8 and distributed.rank() == distributed.world_size() - 1:
             signal.raise_signal(signal.SIGTERM)
 
     Checkpoints.count_step = stopped
     next_meeting()
     codes["stopped"] = main([*arguments, f"--output={folder / 'stopped'}"])
     Checkpoints.count_step = count_step
-    if processes.is_first():
+    if distributed.is_first():
         shutil.copytree(folder / "stopped", folder / "for one process")
     next_meeting()
     codes["resumed"] = main([OWN, f"--resume={folder / 'stopped'}"])
@@ -122,9 +122,9 @@ def runs(folder: Path, data: str) -> dict[str, int]:
 
 def next_meeting() -> None:
     """Let processes that parted meet again, at another port."""
-    processes.leave()
+    distributed.leave()
     os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-    processes.join(torch.device("cpu"))
+    distributed.join(torch.device("cpu"))
 
 
 # ---- processes that fail -------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def run_and_die(arguments: list[str]) -> int:
 
     def dying(self):
         count_step(self)
-        if self.steps == 5 and processes.rank() == 1:
+        if self.steps == 5 and distributed.rank() == 1:
             os._exit(9)
 
     Checkpoints.count_step = dying

@@ -62,14 +62,14 @@ LAYOUTS = {
 
 
 def same_values(actual: Tensor, expected: Tensor) -> bool:
-    """Tell whether shapes, dtypes and values are equal; NaN equals NaN, and -0 equals 0."""
+    """Return True if shapes, dtypes and values are equal; NaN equals NaN, and -0 equals 0."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return False
     return bool(((actual == expected) | (actual.isnan() & expected.isnan())).all())
 
 
 def same_bits(actual: Tensor, expected: Tensor) -> bool:
-    """Tell whether tensors have equal values and the same signs of zeros."""
+    """Return True if tensors have equal values and the same signs of zeros."""
     return same_values(actual, expected) and same_values(
         actual.nan_to_num(1).signbit(), expected.nan_to_num(1).signbit()
     )

@@ -1,12 +1,14 @@
 """What a file may decide: which classifiers it may name, and how much memory they may take."""
 
 import contextlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from zscgan_ext.classifiers.sources.libraries import TIMM, TORCHVISION
 from zscgan_ext.classifiers.sources.source import ClassifierSource
@@ -83,11 +85,59 @@ def check_model_size(
         raise InputError(
             f"{file}: has {held:,} bytes, too few for the {weights:,} weights of {source.name}"
         )
+    require_feature_maps(file, source.name, largest, image_size)
+
+
+def require_feature_maps(file: Path, name: str, largest: int, image_size: int | None) -> None:
+    """Require feature maps that a file may ask for.
+
+    Raises:
+        InputError: if they are huge.
+    """
     if largest > LARGEST_FEATURE_MAPS:
         raise InputError(
             f"{file}: image_size {image_size} gives feature maps of {largest:,} numbers in "
-            f"{source.name}, accepted from a file are {LARGEST_FEATURE_MAPS:,}"
+            f"{name}, accepted from a file are {LARGEST_FEATURE_MAPS:,}"
         )
+
+
+def check_image_size(file: Path, name: str, model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Require that the images of a file do not fill the memory in a classifier that is built.
+
+    Args:
+        file: for messages.
+        name: of the classifier.
+        model: that takes them.
+        shape: of an image, (C, H, W).
+
+    Raises:
+        InputError: if images or feature maps are huge.
+    """
+    require_feature_maps(file, name, math.prod(shape), shape[1])
+    without_values = {
+        name: value.to("meta")
+        for name, value in (*model.named_parameters(), *model.named_buffers())
+    }
+    with largest_output(model) as largest, contextlib.suppress(Exception), torch.no_grad():
+        functional_call(model, without_values, (torch.zeros(1, *shape, device="meta"),))
+    require_feature_maps(file, name, largest[0], shape[1])
+
+
+@contextlib.contextmanager
+def largest_output(model: nn.Module) -> Iterator[list[int]]:
+    """Keep the numbers of the largest output of any module, in a list of one."""
+    largest = [0]
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            largest[0] = max(largest[0], output.numel())
+
+    hooks = [module.register_forward_hook(look) for module in model.modules()]
+    try:
+        yield largest
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
@@ -98,24 +148,16 @@ def model_size(
 
     It is built without memory for that. Both are 0 where it cannot be.
     """
-    largest = 0
-
-    def look(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor):
-            largest = max(largest, output.numel())
-
     try:
         with torch.device("meta"):
             model = source.build(num_classes, trained=False).eval()
-            for module in model.modules():
-                module.register_forward_hook(look)
             weights = sum(parameter.numel() for parameter in model.parameters())
             usual = source.preprocessing(model)
             size = image_size or usual.image_size
             images = torch.zeros(1, usual.channels, size, size)
     except Exception:  # some build tensors of numbers that they compute
         return 0, 0
-    with contextlib.suppress(Exception):  # what does not fit is reported when it is loaded
+    # What does not fit is reported when it is loaded.
+    with largest_output(model) as largest, contextlib.suppress(Exception):
         model(images)
-    return weights, largest
+    return weights, largest[0]

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from zscgan_ext.config.values import EVALUATION_BATCH
-from zscgan_ext.program import SMALLER_BATCHES, OneLineParser, program
+from zscgan_ext.program import SMALLER_BATCHES, OneLineParser, interruptible_import, program
 
 
 @partial(program, if_memory_is_short=SMALLER_BATCHES)
@@ -36,12 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--batch-size",
         metavar="N",
         type=int,
-        default=EVALUATION_BATCH,
-        help=f"images in a batch, which the second latency is of (default: {EVALUATION_BATCH})",
+        help="images in a batch, which the second latency is of (default: "
+        f"{EVALUATION_BATCH}, fewer of large images)",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
     options = parser.parse_args(arguments)
-    from zscgan_ext.evaluate.command import evaluate  # imports torch, which takes seconds
+    with interruptible_import():
+        from zscgan_ext.evaluate.command import evaluate  # imports torch, which takes seconds
 
     evaluate(options.path, options.classifier, options.data, options.batch_size, options.json)
     return 0

@@ -3,13 +3,24 @@
 from pathlib import Path
 
 from zscgan_ext.errors import one_line
-from zscgan_ext.evaluate.evaluation import as_json, measure, open_data, open_target
+from zscgan_ext.evaluate.evaluation import (
+    as_json,
+    measure,
+    open_data,
+    open_target,
+    usual_batch_size,
+)
 from zscgan_ext.images.datasets import few_labels_warnings, near_chance_warnings
+from zscgan_ext.run_folder.own_files import check_place
 from zscgan_ext.run_folder.whole_file import write_whole
 
 
 def evaluate(
-    path: Path, classifier: str | None, data_name: str | None, batch_size: int, json: Path | None
+    path: Path,
+    classifier: str | None,
+    data_name: str | None,
+    batch_size: int | None,
+    json: Path | None,
 ) -> None:
     """Measure a run or an exported file, and print the results.
 
@@ -17,14 +28,18 @@ def evaluate(
         path: folder of a run, or a file.
         classifier: as `open_target` takes it.
         data_name: of the labelled images; None for those that come with a bundled classifier.
-        batch_size: images in a batch.
+        batch_size: images in a batch; None for as many as are usual of their size.
         json: file to write the results to as well.
 
     Raises:
-        InputError: if anything does not fit.
+        InputError: if anything does not fit, or `json` is a link, a folder, a device or a pipe.
     """
+    if json is not None:  # what is written replaces what stands there, /dev/null as well
+        check_place(json.parent, json.name)
     target = open_target(path, classifier)
     data = open_data(data_name, target.classifier, target.preprocessing, target.class_names)
+    if batch_size is None:
+        batch_size = usual_batch_size(target.preprocessing)
     evaluation = measure(target, data, batch_size)
     classes, percent = len(target.class_names), evaluation.float_top1
     lines = few_labels_warnings(data_name, data, classes)

@@ -1,6 +1,6 @@
 """Evaluating a run or an exported file on labelled images, beside the float classifier."""
 
-import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +14,12 @@ from zscgan_ext.config.command_line import CONFIG
 from zscgan_ext.config.values import EVALUATION_BATCH
 from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_onnx
-from zscgan_ext.export.quantized_file import load_quantized
+from zscgan_ext.export.quantized_file import LONGEST_NAME, MOST_CLASSES, load_quantized
 from zscgan_ext.images.datasets import Images, check_labels, open_labelled
+from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
+from zscgan_ext.json_values import Check, integer, list_of, number, parse_json, text
 from zscgan_ext.measures import (
     ClassResult,
     agreement,
@@ -33,6 +35,15 @@ from zscgan_ext.run_folder.whole_file import json_bytes
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS, open_bundled
 
 CPU = torch.device("cpu")
+# What the metadata of an ONNX file are, each as JSON.
+METADATA: dict[str, Check] = {
+    "image_size": integer(1, LARGEST_IMAGE_SIZE),
+    "mean": list_of(number()),
+    "std": list_of(number(0)),
+    "class_names": list_of(text(longest=LONGEST_NAME), most=MOST_CLASSES),
+}
+# Numbers in a batch whose size nobody said: a small file can ask for images of any size.
+MOST_IN_A_BATCH = EVALUATION_BATCH * 3 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -85,11 +96,10 @@ def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
 def described(file: Path, metadata: dict[str, str]) -> tuple[str, Preprocessing, tuple[str, ...]]:
     """Return what an ONNX file's metadata say: classifier, preprocessing, class names."""
     try:
-        keys = ("image_size", "mean", "std", "class_names")
-        values = {key: json.loads(metadata[key]) for key in keys}
+        values = {key: parse_json(metadata[key], check) for key, check in METADATA.items()}
         preprocessing = preprocessing_from(values | {"channels": len(values["mean"])})
-        return metadata["classifier"], preprocessing, tuple(map(str, values["class_names"]))
-    except Exception:  # JSON may hold anything, nested without end
+        return metadata["classifier"], preprocessing, tuple(values["class_names"])
+    except Exception:  # what is missing, too large, or something else
         raise InputError(
             f"{file}: its metadata lack what export writes (classifier, image_size, mean, std, "
             "class_names)"
@@ -231,6 +241,11 @@ def measure(
         classes=per_class(logits, labels),
         class_names=target.class_names,
     )
+
+
+def usual_batch_size(preprocessing: Preprocessing) -> int:
+    """Return how many images to take at once where nobody said it: the fewer, the larger."""
+    return max(1, min(EVALUATION_BATCH, MOST_IN_A_BATCH // math.prod(preprocessing.shape)))
 
 
 def check_batch_size(batch_size: object) -> None:

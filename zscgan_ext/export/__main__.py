@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from zscgan_ext.config.values import EXPORT_FORMATS, parse_formats
 from zscgan_ext.errors import one_line
-from zscgan_ext.program import program, run_parser
+from zscgan_ext.program import interruptible_import, program, run_parser
 
 
 @program
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     formats = parse_formats(options.formats)
-    from zscgan_ext.export.exporter import export_run, summary  # imports torch, which takes seconds
+    with interruptible_import():
+        from zscgan_ext.export.exporter import export_run, summary  # imports torch: seconds
 
     report = export_run(options.run, formats, options.classifier)
     print(summary(report))

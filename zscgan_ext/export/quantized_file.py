@@ -26,7 +26,11 @@ from zscgan_ext.classifiers.loading import (
     unwrapped,
 )
 from zscgan_ext.classifiers.tracing import trace
-from zscgan_ext.classifiers.trust import check_model_size, is_of_a_library
+from zscgan_ext.classifiers.trust import (
+    check_image_size,
+    check_model_size,
+    is_of_a_library,
+)
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
 from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
@@ -45,7 +49,7 @@ from zscgan_ext.json_values import (
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
-from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.quantization.scheme import QuantRange, Scheme
 from zscgan_ext.regular_file import regular_file_size, utf8_path
 from zscgan_ext.torch_settings import usual_torch
 
@@ -206,6 +210,8 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
         check_model_size(Path(file), held, content.scheme.weight_bits, source, *shape)
     model = unwrapped(source.build(content.num_classes, trained=False))
     freeze(model)
+    if isinstance(name, str) and not is_of_a_library(name):
+        check_image_size(Path(file), name, model, content.preprocessing.shape)
     count = count_logits(source.name, model, content.preprocessing)
     if count != content.num_classes:
         classes = content.num_classes
@@ -273,10 +279,12 @@ def fill(student: QuantizedClassifier, content: FileContent, file: Path) -> None
     for name, module in student.graph.named_modules():
         if isinstance(module, QuantizedLayer):
             fill_layer(module, name, take)
+            check_zero_point(module.zero_point, module.quant_range, f"{file}: {name}")
         elif isinstance(module, ActivationQuantizer):
             scale = take(f"{name}.scale", module.log_scale.shape, torch.float32)
             module.log_scale.copy_(logarithm_of(scale))
             zero_point = take(f"{name}.zero_point", module.zero_point.shape, torch.uint8)
+            check_zero_point(zero_point, module.quant_range, f"{file}: {name}")
             module.zero_point.copy_(zero_point)
     for name, value in other_tensors(student).items():
         value.copy_(take(name, value.shape, value.dtype))
@@ -284,6 +292,13 @@ def fill(student: QuantizedClassifier, content: FileContent, file: Path) -> None
         raise InputError(
             f"{file}: has {next(iter(left))}, which the classifier {content.classifier} lacks"
         )
+
+
+def check_zero_point(zero_point: Tensor, quant_range: QuantRange, place: str) -> None:
+    """Require integers of a width as zero points."""
+    low, high = quant_range.quant_min, quant_range.quant_max
+    if not bool(((low <= zero_point) & (zero_point <= high)).all()):
+        raise InputError(f"{place} has zero points beyond its integers, {low} to {high}")
 
 
 def fill_layer(

@@ -1,7 +1,6 @@
 """What a classifier expects of its input."""
 
 import math
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +10,12 @@ from torch import Tensor
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
 
+LARGEST = torch.finfo(torch.float32).max  # in which images are normalized
+
 
 def is_finite(value: float) -> bool:
-    """Return True if a number can be a finite one in floating point; integers can be too large."""
-    return abs(value) <= sys.float_info.max
+    """Return True if a number can be a finite one in float32; integers can be too large."""
+    return abs(value) <= LARGEST
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Preprocessing:
                 )
         if min(self.std) <= 0:
             raise InputError(f"std: expected numbers above 0, got {min(self.std)}")
+        if not all(map(is_finite, self.input_range())):
+            raise InputError(
+                f"mean, std: {self.mean} and {self.std} normalize images to numbers beyond float32"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,6 +60,11 @@ class Preprocessing:
         """Turn pixels, uint8 [N, C, H, W], into the classifier's input, float32 [N, C, H, W]."""
         scaled = pixels.to(torch.float32) / 255
         return (scaled - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
+
+    def black_and_white(self, device: torch.device) -> Tensor:
+        """Return black and white pixels as the classifier's input has them, [2, C, 1, 1]."""
+        pixels = torch.tensor([0, 255], dtype=torch.uint8, device=device).view(2, 1, 1, 1)
+        return self.normalize(pixels.expand(2, self.channels, 1, 1))
 
     def metadata(self) -> dict[str, Any]:
         """Return what `preprocessing_from` reads, as JSON's types."""

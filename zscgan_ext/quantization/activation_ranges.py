@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zscgan_ext import ops, processes
+from zscgan_ext import distributed, ops
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
 # Tried for a scale: these parts of the one that clips nothing.
@@ -26,8 +26,8 @@ def update_range(quantizer: ActivationQuantizer, x: Tensor, averaging_constant: 
     if averaging_constant == 1:
         quantizer.running_min.fill_(torch.inf)
         quantizer.running_max.fill_(-torch.inf)
-    if processes.count() > 1:
-        x = processes.extremes(x)
+    if distributed.world_size() > 1:
+        x = distributed.all_reduce_min_max(x)
     scale = torch.empty_like(quantizer.zero_point)
     ops.update_min_max(
         x,
@@ -44,7 +44,12 @@ def update_range(quantizer: ActivationQuantizer, x: Tensor, averaging_constant: 
 
 
 @torch.no_grad()
-def search_scale(quantizer: ActivationQuantizer, x: Tensor, error_power: int = SQUARED) -> None:
+def search_scale(
+    quantizer: ActivationQuantizer,
+    x: Tensor,
+    error_power: int = SQUARED,
+    weights: Tensor | None = None,
+) -> None:
     """Take that part of a quantizer's scale which makes the least error on some of `x`.
 
     A few large values stretch a range. With few bits it is better to clip them.
@@ -53,16 +58,19 @@ def search_scale(quantizer: ActivationQuantizer, x: Tensor, error_power: int = S
         quantizer: whose scale is that of the whole range; changed in place.
         x: any shape.
         error_power: of which power of the errors the sum is to be the least.
+        weights: of the errors, of the shape of x; None where all count alike.
     """
     x = x.reshape(1) if x.dim() == 0 else x
-    sample = x[: max(1, SEARCHED_VALUES * len(x) // max(1, x.numel()))]
+    searched = slice(max(1, SEARCHED_VALUES * len(x) // max(1, x.numel())))
+    sample = x[searched]
     low, high = quantizer.quant_range.quant_min, quantizer.quant_range.quant_max
     whole, zero_point = quantizer.qparams()
     sums = []
     for fraction in SCALE_FRACTIONS:
         error = ops.fake_quantize(sample, whole * fraction, zero_point, low, high) - sample
-        sums.append(error.float().abs().pow(error_power).sum())
-    errors = processes.averaged(torch.stack(sums))
+        powers = error.float().abs().pow(error_power)
+        sums.append(powers.sum() if weights is None else (weights[searched] * powers).sum())
+    errors = distributed.all_reduce_mean(torch.stack(sums))
     best = torch.tensor(SCALE_FRACTIONS, device=errors.device)[errors.argmin()]
     quantizer.log_scale.add_(best.log())
 

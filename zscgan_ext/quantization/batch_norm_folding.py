@@ -94,7 +94,7 @@ def calls(graph: fx.GraphModule, target: Any) -> list[fx.Node]:
 
 
 def maps_channels(node: fx.Node, layer: Layer) -> bool:
-    """Tell whether a layer's channels are those of batch norm, the second dimension."""
+    """Return True if a layer's channels are those of batch norm, the second dimension."""
     if not isinstance(layer, nn.Linear):
         return True
     meta = node.meta.get("tensor_meta")
@@ -102,7 +102,7 @@ def maps_channels(node: fx.Node, layer: Layer) -> bool:
 
 
 def pads(layer: Layer) -> bool:
-    """Tell whether a convolution pads its input."""
+    """Return True if a convolution pads its input."""
     if isinstance(layer, nn.Linear) or layer.padding == "valid":
         return False
     if layer.padding == "same":

@@ -157,8 +157,7 @@ def calibrate_from_batch_norm(
     quantizers = student.named_activation_quantizers()
     graph = trace(model, preprocessing.shape)
     device = device_of(graph)
-    pixels = torch.tensor([0, 255], dtype=torch.uint8, device=device).view(2, 1, 1, 1)
-    ends = preprocessing.normalize(pixels.expand(2, preprocessing.channels, 1, 1))
+    ends = preprocessing.black_and_white(device)
     for node in graph.graph.nodes:
         if node.op == "placeholder" and node.name in quantizers:
             update_range(quantizers[node.name], ends, 1)

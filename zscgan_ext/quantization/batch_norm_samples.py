@@ -76,7 +76,7 @@ def drawn_input(preprocessing: Preprocessing, rng: torch.Generator) -> Tensor:
     common = octaves(count, 1, size, rng)
     own = octaves(count, channels, size, rng)
     x = math.sqrt(IN_COMMON) * common + math.sqrt(1 - IN_COMMON) * own
-    low, high = pixel_range(preprocessing, rng.device)
+    low, high = preprocessing.black_and_white(rng.device)
     return torch.maximum(torch.minimum(x / x.std(), high), low)
 
 
@@ -89,12 +89,6 @@ def octaves(count: int, channels: int, size: int, rng: torch.Generator) -> Tenso
         fine = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
         total, side, number = total + fine / fine.std(), side // 2, number + 1
     return total / math.sqrt(number)
-
-
-def pixel_range(preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """Return the normalized values of black and white pixels, [2, C, 1, 1]."""
-    ends = torch.tensor([0, 255], dtype=torch.uint8, device=device).view(2, 1, 1, 1)
-    return preprocessing.normalize(ends.expand(2, preprocessing.channels, 1, 1))
 
 
 class BatchNormSampler(fx.Interpreter):
@@ -113,6 +107,7 @@ class BatchNormSampler(fx.Interpreter):
         rng: torch.Generator,
     ) -> None:
         super().__init__(student.graph)
+        self.graph_module = student.graph
         self.extra_traceback = False
         self.statistics = statistics
         self.rng = rng

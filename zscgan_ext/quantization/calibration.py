@@ -13,8 +13,8 @@ from itertools import islice
 import torch
 from torch import Tensor, fx, nn
 
-from zscgan_ext import processes
-from zscgan_ext.classifiers.graph import module_of
+from zscgan_ext import distributed
+from zscgan_ext.classifiers.graph import device_of, module_of
 from zscgan_ext.quantization.activation_ranges import (
     SQUARED,
     choose_range,
@@ -106,7 +106,7 @@ def choose_initial_ranges(
         student.load_state_dict(observed)
         finalize_ranges(student, images, ranges, classifier, input_range)
         divergence = logit_divergence(student(images), logits, temperature)
-        divergences[ranges] = float(processes.averaged(divergence))
+        divergences[ranges] = float(distributed.all_reduce_mean(divergence))
         states[ranges] = copy.deepcopy(student.state_dict())
     student.load_state_dict(states[least(divergences)])
     return divergences
@@ -186,8 +186,7 @@ def cover_pixels(
             the range that it has.
     """
     if input_range is not None:
-        for quantizer in quantizers_of_inputs(student):
-            update_range(quantizer, images.new_tensor(input_range), 1)
+        cover_input(student, input_range)
     before_layers = quantizers_before_layers(student.graph)
     if not before_layers:
         return
@@ -205,11 +204,19 @@ def cover_pixels(
     student.forward_with(quantize, low + (high - low) * uniform.to(images.dtype))
 
 
-def quantizers_of_inputs(student: QuantizedClassifier) -> list[ActivationQuantizer]:
-    """Return the quantizers of the images themselves."""
+def cover_input(student: QuantizedClassifier, input_range: tuple[float, float]) -> None:
+    """Give the quantizer of the images, if there is one, the range that images may have.
+
+    That of the images it observed, if any, is a part of it, whoever gave them.
+    """
     named = student.named_activation_quantizers()
-    inputs = [node.name for node in student.graph.graph.find_nodes(op="placeholder")]
-    return [named[name] for name in inputs if name in named]
+    low, high = torch.tensor(input_range, device=device_of(student.graph))
+    for node in student.graph.graph.find_nodes(op="placeholder"):
+        if node.name in named:
+            quantizer = named[node.name]
+            observed = quantizer.running_min.squeeze(), quantizer.running_max.squeeze()
+            ends = torch.stack([low.minimum(observed[0]), high.maximum(observed[1])])
+            update_range(quantizer, ends, 1)
 
 
 def quantizers_before_layers(graph: fx.GraphModule) -> set[ActivationQuantizer]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from zscgan_ext import ops, processes
+from zscgan_ext import distributed, ops
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.quantization.quantized_classifier import BoundGraph, QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
@@ -71,7 +71,7 @@ def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
         student: feature maps [N, C, ...].
         teacher: the same of the teacher, without gradient.
     """
-    powers = processes.averaged(torch.stack([mean_square(theirs) for theirs in teacher]))
+    powers = distributed.all_reduce_mean(torch.stack([mean_square(theirs) for theirs in teacher]))
     smallest = (NO_POWER * powers.max()).clamp(min=torch.finfo(powers.dtype).tiny)
     distances = []
     for ours, theirs, power in zip(student, teacher, powers, strict=True):

@@ -8,15 +8,13 @@ from torch import Tensor
 
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.classifiers.loading import Classifier
-from zscgan_ext.quantization.activation_ranges import update_range
 from zscgan_ext.quantization.batch_norm_samples import (
     BatchNormSampler,
-    Statistics,
     drawn_input,
     known_statistics,
-    pixel_range,
 )
 from zscgan_ext.quantization.bias_correction import correct_bias
+from zscgan_ext.quantization.calibration import cover_input
 from zscgan_ext.quantization.output_error_ranges import (
     ActivationRecorder,
     set_ranges_by_output_error,
@@ -38,24 +36,15 @@ class InstantQuantizer(BatchNormSampler):
     """Quantizes each layer of a student when samples of its input come by.
 
     A layer is rounded, and its bias corrected, after its last call; samples are always those of
-    float weights.
-
-    Args:
-        student: as for `BatchNormSampler`; changed in place.
-        statistics: as for `BatchNormSampler`.
-        rng: as for `BatchNormSampler`.
+    float weights. The student is changed in place.
     """
 
-    def __init__(
-        self,
-        student: QuantizedClassifier,
-        statistics: dict[str, Statistics],
-        rng: torch.Generator,
-    ) -> None:
-        super().__init__(student, statistics, rng)
-        layers = [module_of(student.graph, node) for node in student.graph.graph.nodes]
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph."""
+        layers = [module_of(self.graph_module, node) for node in self.graph_module.graph.nodes]
         self.calls_left = Counter(id(each) for each in layers if isinstance(each, QuantizedLayer))
         self.moments: dict[int, list[Tensor]] = {}
+        return super().run(*args, **kwargs)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module, and quantize it."""
@@ -103,17 +92,6 @@ def quantize_from_batch_norm(
     images = drawn_input(classifier.preprocessing, rng)
     set_ranges_by_output_error(student, ActivationRecorder(student, statistics, rng), images)
     InstantQuantizer(student, statistics, rng).run(images)
-    cover_pixels(student, classifier, rng.device)
+    cover_input(student, classifier.preprocessing.input_range())
     student.quantize_activations()
     round_biases_to_int32(student)
-
-
-def cover_pixels(
-    student: QuantizedClassifier, classifier: Classifier, device: torch.device
-) -> None:
-    """Give the quantizer of the input, if there is one, the range that pixels have."""
-    quantizers = student.named_activation_quantizers()
-    ends = pixel_range(classifier.preprocessing, device)
-    for node in student.graph.graph.nodes:
-        if node.op == "placeholder" and node.name in quantizers:
-            update_range(quantizers[node.name], ends, 1)

@@ -7,7 +7,6 @@ an error costs in KL divergence of the answers, to second order (as BRECQ, Li et
 equation 10, weighs the errors of its blocks). Labels are drawn from the classifier's own answers.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zscgan_ext import ops
-from zscgan_ext.quantization.activation_ranges import SCALE_FRACTIONS, update_range
+from zscgan_ext.quantization.activation_ranges import search_scale, update_range
 from zscgan_ext.quantization.batch_norm_samples import BatchNormSampler
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
@@ -131,11 +129,4 @@ def choose_range_by_importance(
     if not bool(weights.any()):
         weights = torch.ones_like(weights)
     update_range(quantizer, x, 1)
-    low, high = quantizer.quant_range.quant_min, quantizer.quant_range.quant_max
-    whole, zero_point = quantizer.qparams()
-    sums = []
-    for fraction in SCALE_FRACTIONS:
-        error = ops.fake_quantize(x, whole * fraction, zero_point, low, high) - x
-        sums.append((weights * error.square()).sum())
-    best = SCALE_FRACTIONS[int(torch.stack(sums).argmin())]
-    quantizer.log_scale.add_(math.log(best))
+    search_scale(quantizer, x, weights=weights)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zscgan_ext import ops, processes
+from zscgan_ext import distributed, ops
 from zscgan_ext.classifiers.graph import activate
 from zscgan_ext.quantization.scheme import QuantRange
 
@@ -78,7 +78,7 @@ class ActivationQuantizer(nn.Module):
         if not self.enabled:
             return self.before_rounding(x, activation, bias)
         low, high = self.quant_range.quant_min, self.quant_range.quant_max
-        values = x.numel() * processes.count()
+        values = x.numel() * distributed.world_size()
         settings = (low, high, None, (values * high) ** -0.5, activation)
         bias = bias if adds_bias_later(x) else None
         scale = self.log_scale.exp()

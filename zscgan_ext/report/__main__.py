@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from zscgan_ext.errors import one_line
-from zscgan_ext.program import program, run_parser
+from zscgan_ext.program import interruptible_import, program, run_parser
+from zscgan_ext.report import require_matplotlib
 
 
 @program
@@ -16,7 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "itself, about what was lost, where, and what the generated images look like.",
     )
     options = parser.parse_args(arguments)
-    from zscgan_ext.report.page import write_report  # imports torch, which takes seconds
+    with interruptible_import():
+        require_matplotlib()
+        from zscgan_ext.report.page import write_report  # imports torch, which takes seconds
 
     print(one_line(f"report in {write_report(options.run, options.classifier)}"))
     return 0

@@ -57,7 +57,10 @@ def chart(name: str, draw: Callable[[Figure], Any], height: float = HEIGHT) -> s
         draw: given the empty figure.
         height: inches.
     """
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A matplotlibrc in the current folder could have TeX run.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
         warnings.simplefilter("ignore")  # of labels that do not fit: they are cut then
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)

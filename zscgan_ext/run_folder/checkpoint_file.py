@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.errors import InputError, first_line, one_line
 from zscgan_ext.json_values import (
     MismatchError,
@@ -171,7 +171,7 @@ def newest_checkpoint(run: Path) -> State | None:
             return state_of_a_run(content)
         except DamagedCheckpointError as error:
             what_now = "" if file == files[0] else "; the one before it is used"
-            if processes.rank() == 0:
+            if distributed.rank() == 0:
                 line = one_line(f"checkpoint: {file} {error}{what_now}")
                 print(line, file=sys.stderr, flush=True)
     if files:

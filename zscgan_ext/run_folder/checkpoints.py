@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.config.values import Interval
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.run_folder.checkpoint_file import (
@@ -130,8 +130,8 @@ class Checkpoints:
         self.steps: int = loaded.get("steps", 0)
         rngs_of_all: list[State] = loaded.get("rngs_of_all", [])
         # With another number of processes their random numbers begin anew.
-        self.begins_rngs_anew = len(rngs_of_all) not in (0, processes.count())
-        rngs = {} if self.begins_rngs_anew or not loaded else rngs_of_all[processes.rank()]
+        self.begins_rngs_anew = len(rngs_of_all) not in (0, distributed.world_size())
+        rngs = {} if self.begins_rngs_anew or not loaded else rngs_of_all[distributed.rank()]
         self.loaded: State = {**loaded.get("held", {}), **rngs.get("rngs", {})}
         self.loaded_default_rng: State | None = rngs.get("default_rng")
         self.takes_no_step_yet = True
@@ -188,7 +188,7 @@ class Checkpoints:
                 self.default_rng.load_state_dict(self.loaded_default_rng)
 
     def _seed(self, name: str) -> int:
-        return processes.seed_for(self.facts["seed"], self.steps, name)
+        return distributed.seed_for(self.facts["seed"], self.steps, name)
 
     def position(self) -> str:
         """Say where the run stands."""
@@ -235,7 +235,7 @@ class Checkpoints:
         Raises:
             StoppedError: after the checkpoint was written.
         """
-        stops, is_due = processes.agree(bool(self.signals.received), self.is_due())
+        stops, is_due = distributed.agree(bool(self.signals.received), self.is_due())
         if stops or is_due:
             if self.before_write is not None:
                 self.before_write()
@@ -305,7 +305,7 @@ class Checkpoints:
         }
         self.number += 1
         self.steps_at_last, self.time_of_last = self.steps, time.monotonic()
-        if self.folder is None or processes.rank() > 0:
+        if self.folder is None or distributed.rank() > 0:
             return
         write_checkpoint(self.folder, self.number, state, self._claim)
         if self.own is not None:
@@ -318,7 +318,7 @@ class Checkpoints:
 
     def _rngs_of_all(self) -> list[State]:
         """Return the random numbers of all processes, which have to call this together."""
-        return processes.of_all(self._rng_state())
+        return distributed.all_gather(self._rng_state())
 
     def _rng_state(self) -> State:
         return {

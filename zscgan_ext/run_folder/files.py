@@ -97,7 +97,8 @@ class RunFolder:
 
         Args:
             path: the folder.
-            overwrite: whether to delete the files of the run that the folder holds.
+            overwrite: whether to delete the files of the run that the folder holds, unless it is
+                resumed: then its checkpoints are all that is left of it if it is killed.
             resume: whether to keep them and write on; then nothing is deleted but files that
                 a stopped run had not written to their end.
             writes: whether to create and write anything; of many processes one does.
@@ -136,7 +137,7 @@ class RunFolder:
         found = self._check_found(self.own.names, resume)
         if resume and CONFIG not in self.own.names:
             self.own.adopt(found)
-        if overwrite:
+        if overwrite and not resume:
             self.own.delete_all()
         else:
             self.own.delete_partial()

@@ -9,10 +9,15 @@ from torch import Tensor
 
 from zscgan_ext.classifiers.loading import Classifier, classifier_of, find_source
 from zscgan_ext.classifiers.trials import random_images
-from zscgan_ext.classifiers.trust import allowed_classifier, check_model_size, is_of_a_library
+from zscgan_ext.classifiers.trust import (
+    BITS_OF_BYTE,
+    allowed_classifier,
+    check_model_size,
+    is_of_a_library,
+)
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.config.command_line import CONFIG, parse_config
-from zscgan_ext.config.configs import RunConfig
+from zscgan_ext.config.configs import GeneratorConfig, RunConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.ops.implementation import require_implementation
@@ -91,6 +96,24 @@ def require_files(folder: Path, *names: str) -> None:
             raise InputError(f"{folder}: expected the folder of a finished run, it lacks {name}")
 
 
+def check_generator_size(file: Path, config: GeneratorConfig, classifier: Classifier) -> None:
+    """Require that a file is as large as the generator that a run's settings describe.
+
+    It is built without memory for that.
+
+    Raises:
+        InputError: if the file has too few bytes.
+    """
+    with torch.device("meta"):
+        weights = sum(each.numel() for each in generator_of(config, classifier).parameters())
+    held = regular_file_size(file)
+    if held < weights * BITS_OF_FLOAT // BITS_OF_BYTE:
+        raise InputError(
+            f"{file}: has {held:,} bytes, too few for the {weights:,} weights of a generator with "
+            f"latent_dim {config.latent_dim}"
+        )
+
+
 def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     """Read the folder of a run that went to its end.
 
@@ -114,6 +137,8 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
         shape = config.num_classes, config.image_size
         check_model_size(folder / STUDENT, held, BITS_OF_FLOAT, find_source(allowed), *shape)
     loaded = classifier_of(config)
+    if config.learns_generator:
+        check_generator_size(folder / GENERATOR, config.generator, loaded)
     student = student_of(config.quantization, loaded)
     load_weights(student, folder / STUDENT)
     student.quantize_activations()

@@ -9,7 +9,7 @@ from types import TracebackType
 from torch import Tensor
 from tqdm import tqdm
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.stages.run import Run
 from zscgan_ext.training.finite_numbers import FiniteNumbers, NonFiniteError
 from zscgan_ext.training.trainer import Trainer
@@ -33,7 +33,7 @@ class Progress:
         self.log_interval = log_interval
         self.start = self.shown = time.perf_counter()
         self.steps_before: int | None = None  # taken before a run was resumed
-        is_shown = sys.stderr.isatty() and processes.rank() == 0
+        is_shown = sys.stderr.isatty() and distributed.rank() == 0
         self.bar = tqdm(total=steps, desc=stage, unit="step", disable=not is_shown)
 
     def __enter__(self) -> "Progress":

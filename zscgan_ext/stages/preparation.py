@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
 from zscgan_ext.config.command_line import CONFIG, config_to_yaml
 from zscgan_ext.config.configs import OPTIONS, RunConfig
@@ -57,7 +57,7 @@ def prepare(config: RunConfig) -> Run:
     """
     start = time.perf_counter()
     device = config.execution.resolved_device()
-    processes.join(device)
+    distributed.join(device)
     if restarts() and (config.output_folder() / CONFIG).exists():
         config = replace(config, resume=config.output_folder())
     shared = share_of_batches(config)
@@ -68,7 +68,7 @@ def prepare(config: RunConfig) -> Run:
         facts = facts_of(config, device, given.classifier.model)
         if loaded is not None:
             check_facts(facts, loaded["facts"])
-        writes, resumes = processes.rank() == 0, config.resume is not None
+        writes, resumes = distributed.rank() == 0, config.resume is not None
         folder = RunFolder(config.output_folder(), config.overwrite, resumes, writes)
     try:
         folder.write_config(config_to_yaml(replace(config, resume=None)))
@@ -112,7 +112,7 @@ def resume_results(run: Run, given: "Given") -> None:
 @contextmanager
 def only_writer(folder: Path | None) -> Iterator[None]:
     """Keep other processes from writing into the folder of a run, if it has a list of its files."""
-    if folder is None or processes.rank() > 0 or not (folder / LIST).exists():
+    if folder is None or distributed.rank() > 0 or not (folder / LIST).exists():
         yield
         return
     own = own_files(folder)
@@ -171,12 +171,12 @@ def share_of_batches(config: RunConfig) -> RunConfig:
     shares = {}
     for name in BATCH_SIZES:
         size = OPTIONS[name].value_in(config)
-        if size % processes.count():
+        if size % distributed.world_size():
             raise InputError(
-                f"{name}: expected a multiple of the {processes.count()} processes, which share "
-                f"each batch, got {size}"
+                f"{name}: expected a multiple of the {distributed.world_size()} processes, which "
+                f"share each batch, got {size}"
             )
-        shares[name] = size // processes.count()
+        shares[name] = size // distributed.world_size()
     return config.changed(**shares)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import one_line
@@ -151,12 +151,12 @@ class Run:
 
     def own_seed(self, seed: int) -> int:
         """Turn a seed into that of this process; the only process keeps it."""
-        return seed if processes.count() == 1 else processes.seed_for(seed)
+        return seed if distributed.world_size() == 1 else distributed.seed_for(seed)
 
     def separate_processes(self) -> None:
         """Let the noise in the generator, so far the same, differ from process to process."""
-        if processes.count() > 1:
-            torch.manual_seed(processes.seed_for(self.config.seed))
+        if distributed.world_size() > 1:
+            torch.manual_seed(distributed.seed_for(self.config.seed))
 
     def log(self, stage: str, values: Mapping[str, Any]) -> None:
         """Keep what one step of a stage measured."""

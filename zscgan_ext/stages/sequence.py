@@ -1,12 +1,11 @@
 """The stages of a run in their order: learn the generator, calibrate, fine-tune, evaluate."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
-from zscgan_ext.images.datasets import Images, near_chance_warnings
+from zscgan_ext.images.datasets import near_chance_warnings
 from zscgan_ext.measures import top1
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers, dead_weights
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
@@ -39,37 +38,26 @@ from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import noise_batches
 
 
-def run_stages(run: Run, when_instant: Callable[[], None] = lambda: None) -> None:
-    """Run all stages, or those up to `stop_after`, that are not finished.
-
-    Args:
-        run: that they belong to.
-        when_instant: called when an instant student is written, before anything is measured.
-    """
-    if run.config.learns_generator:
-        run_generator_stages(run)
-    else:
-        run_instant_stages(run, when_instant)
-    if run.reference is not None and run.config.stop_after is None:
-        run_reference_stages(run, run.reference)
-
-
-def run_instant_stages(run: Run, when_written: Callable[[], None]) -> None:
-    """Quantize from batch-norm statistics alone, write the student, and then evaluate it."""
+def write_instant_student(run: Run) -> QuantizedClassifier:
+    """Quantize from batch-norm statistics alone, and write the student."""
     run.results.warn(zero_variance_warnings(run.classifier.model))
     student = instant_student(run)
     if not run.checkpoints.is_finished("saving"):
         with run.checkpoints.stage("saving"):
             run.results.warn(dead_weights(student))
             run.folder.save_tensors(STUDENT, student.state_dict())
-    when_written()
+    return student
+
+
+def measure_instant_student(run: Run, student: QuantizedClassifier) -> None:
+    """Evaluate the float classifier and the instant student."""
     evaluate(run, FLOAT, run.classifier.model)
     warn_of_chance(run)
     evaluate(run, INSTANT, student)
 
 
 def run_generator_stages(run: Run) -> None:
-    """Learn the generator, calibrate and fine-tune on its images."""
+    """Learn the generator, and up to `stop_after` calibrate and fine-tune on its images."""
     config, batch_size = run.config, run.config.generator.batch_size
     generator = learn_generator(run)
     measure_diversity(run, generator)
@@ -88,11 +76,13 @@ def run_generator_stages(run: Run) -> None:
     save_student(run, student, generator)
 
 
-def run_reference_stages(run: Run, reference: Images) -> None:
-    """Calibrate and fine-tune on real images, for comparison."""
+def run_reference_stages(run: Run) -> None:
+    """Calibrate and fine-tune on real images, if there are any, for comparison."""
+    if run.reference is None or run.config.stop_after is not None:
+        return
     rng = torch.Generator().manual_seed(run.own_seed(run.config.seed))
     run.checkpoints.hold_rng("real image rng", rng)
-    batches: BatchesOfSize = partial(real_batches, run, reference, rng)
+    batches: BatchesOfSize = partial(real_batches, run, run.reference, rng)
     quantized_student(run, REAL_CALIBRATED, batches(run.config.generator.batch_size))
     fine_tuned_student(run, REAL_FINE_TUNED, batches)
 

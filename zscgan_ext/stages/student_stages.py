@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.measures import predict
@@ -62,22 +62,35 @@ def fine_tuned_student(
 
 def instant_student(run: Run) -> QuantizedClassifier:
     """Quantize the classifier from its batch-norm statistics."""
-    checkpoints, stage = run.checkpoints, INSTANT.calibration_stage
-    student = run.new_student()
-    if checkpoints.is_finished(stage):
-        checkpoints.hold(INSTANT.student_name, student)
-        student.quantize_activations()
-        return student
-    with checkpoints.stage(stage):
-        with checkpoints.interruptible(), run.results.timed("calibration"):
-            rng = run.shared_rng(RandomStream.BATCH_NORM_SAMPLES)
-            quantize_from_batch_norm(student, run.classifier, rng)
-        checkpoints.hold(INSTANT.student_name, student)
-    return student
+    rng = run.shared_rng(RandomStream.BATCH_NORM_SAMPLES)
+
+    def quantize(student: QuantizedClassifier) -> None:
+        quantize_from_batch_norm(student, run.classifier, rng)
+
+    return initial_student(run, INSTANT, quantize)
 
 
 def calibrated_student(run: Run, variant: Variant, batches: Batches) -> QuantizedClassifier:
     """Convert the classifier, round its weights, and give its activations initial ranges."""
+
+    def quantize(student: QuantizedClassifier) -> None:
+        if (variant.rounding or run.config.quantization.rounding) == "squant":
+            round_weights(student)
+        give_ranges(run, variant, student, batches)
+
+    return initial_student(run, variant, quantize)
+
+
+def initial_student(
+    run: Run, variant: Variant, quantize: Callable[[QuantizedClassifier], None]
+) -> QuantizedClassifier:
+    """Convert the classifier and quantize it, or resume what was quantized before.
+
+    Args:
+        run: that the variant belongs to.
+        variant: that is quantized.
+        quantize: changes a converted student in place.
+    """
     checkpoints, stage = run.checkpoints, variant.calibration_stage
     student = run.new_student()
     if checkpoints.is_finished(stage):
@@ -86,9 +99,7 @@ def calibrated_student(run: Run, variant: Variant, batches: Batches) -> Quantize
         return student
     with checkpoints.stage(stage):
         with checkpoints.interruptible(), run.results.timed("calibration"):
-            if (variant.rounding or run.config.quantization.rounding) == "squant":
-                round_weights(student)
-            give_ranges(run, variant, student, batches)
+            quantize(student)
         checkpoints.hold(variant.student_name, student)
     return student
 
@@ -165,12 +176,14 @@ def evaluate(run: Run, variant: Variant, model: nn.Module) -> None:
         return
     with checkpoints.stage(stage), checkpoints.interruptible(), run.results.timed("evaluation"):
         preprocessing, images = run.classifier.preprocessing, run.evaluation
-        if processes.count() > 1:
-            images = images.subset(torch.tensor(processes.share(len(images)), dtype=torch.int64))
+        if distributed.world_size() > 1:
+            images = images.subset(
+                torch.tensor(distributed.shard_range(len(images)), dtype=torch.int64)
+            )
         batch_size = max(1, min(MOST_EVALUATED, EVALUATED_PIXELS // preprocessing.image_size**2))
         memory_format = run.execution.memory_format
         logits = predict(model, images, preprocessing, batch_size, run.device, memory_format)
-        run.results.logits[variant.key] = torch.cat(processes.of_all(logits))
+        run.results.logits[variant.key] = torch.cat(distributed.all_gather(logits))
 
 
 def real_batches(run: Run, reference: Images, rng: torch.Generator, batch_size: int) -> Batches:

@@ -59,7 +59,7 @@ class FrozenConvolution(nn.Module):
 
     @staticmethod
     def can_be_frozen(layer: nn.Module | None) -> bool:
-        """Tell whether a module is a plain convolution without trainable parameters."""
+        """Return True if a module is a plain convolution without trainable parameters."""
         return (
             type(layer) is nn.Conv2d
             and layer.padding_mode == "zeros"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zscgan_ext import ops, processes
+from zscgan_ext import distributed, ops
 from zscgan_ext.classifiers.batch_norm import batch_norm_layers, stored
 from zscgan_ext.errors import InputError
 from zscgan_ext.ops.implementation import uses_native
@@ -78,7 +78,7 @@ class FrozenTeacher(nn.Module):
         logits: Tensor = self.model(images)
         return logits
 
-    def match(self, images: Tensor) -> Match:
+    def forward_with_batch_norm_loss(self, images: Tensor) -> Match:
         """Run the classifier on images [N, C, H, W] whose gradients are wanted.
 
         The statistics are those of the images of all processes.
@@ -88,7 +88,7 @@ class FrozenTeacher(nn.Module):
         layers, own_means, own_variances = zip(*self.measured, strict=True)
         self.measured.clear()
         running_means = [stored(layer.running_mean) for layer in layers]
-        means, variances, _ = processes.combined_statistics(
+        means, variances, _ = distributed.combined_statistics(
             own_means, own_variances, running_means, len(images)
         )
         distance = ops.batch_norm_distance(

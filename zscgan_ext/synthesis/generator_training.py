@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.config.configs import GeneratorConfig
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
@@ -61,7 +61,7 @@ def log_pair_distance(features: Tensor) -> Tensor:
 def total_variance(features: Tensor) -> Tensor:
     """Return the sum of the variances of features [B, F] of all processes, a scalar."""
     variance, mean = torch.var_mean(features, 0, correction=0)  # [F] each
-    _, variances, _ = processes.combined_statistics(
+    _, variances, _ = distributed.combined_statistics(
         [mean], [variance], [torch.zeros_like(mean)], len(features)
     )
     return variances[0].sum()
@@ -118,7 +118,7 @@ class GeneratorTrainer(Trainer):
 
     def sample(self) -> tuple[Tensor, ...]:
         """Draw latent vectors [B, latent_dim] and labels [B], of more classes as learning goes."""
-        batch = self.config.batch_size * processes.count()
+        batch = self.config.batch_size * distributed.world_size()
         images, in_all = batch * self.steps_taken, batch * self.steps
         stride = stride_of_classes(self.generator.num_classes, images, in_all)
         self.generator.get_buffer("class_stride").clamp_(max=stride)
@@ -135,7 +135,7 @@ class GeneratorTrainer(Trainer):
         latent, labels = batch
         with self.precision.autocast():
             images = to_memory_format(self.generator(latent, labels), self.execution.memory_format)
-            logits, distance, features = self.teacher.match(images)
+            logits, distance, features = self.teacher.forward_with_batch_norm_loss(images)
         cross_entropy = F.cross_entropy(logits.float(), labels)
         difference = log_pair_distance(features)
         config = self.config

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.config.configs import WITH_GENERATOR, RunConfig
 from zscgan_ext.images.memory_format import lay_out
@@ -66,7 +66,7 @@ def choose_precision(
         return PrecisionChoice("float32", f"fewer than {FEWEST_STEPS} steps to measure on")
     wide, narrow = step_seconds(config, classifier, device)
     is_slower = narrow > LARGEST_SHARE * wide
-    (is_slower,) = processes.agree(is_slower)
+    (is_slower,) = distributed.agree(is_slower)
     milliseconds = f"{narrow * 1e3:.0f} ms in bfloat16, {wide * 1e3:.0f} ms in float32"
     return PrecisionChoice("float32" if is_slower else "bfloat16", f"step: {milliseconds}")
 

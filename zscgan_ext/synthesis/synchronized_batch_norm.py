@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from zscgan_ext import ops, processes
+from zscgan_ext import distributed, ops
 from zscgan_ext.ops.noisy_batch_norm import NOISY_BATCH_NORM, gradients
 
 
@@ -46,7 +46,7 @@ class SynchronizedNoisyBatchNorm(torch.autograd.Function):
             eps,
             negative_slope,
             values,
-            processes.summed,
+            distributed.all_reduce_sum,
         )
         return *found, *(None,) * 7
 
@@ -74,7 +74,7 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
         seed = torch.zeros(1, dtype=torch.int64, device=x.device)
         if noise:
             seed.random_()
-        if self.training and processes.count() > 1:
+        if self.training and distributed.world_size() > 1:
             statistics = self.moved_statistics(x)
             settings = (seed, self.eps, noise, negative_slope)
             y: Tensor = SynchronizedNoisyBatchNorm.apply(
@@ -111,7 +111,7 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
         assert self.running_mean is not None
         shift = self.running_mean.clone()
         mean, variance = ops.batch_norm_statistics(x, shift)
-        (mean,), (variance,), images = processes.combined_statistics(
+        (mean,), (variance,), images = distributed.combined_statistics(
             [mean], [variance], [shift], len(x)
         )
         return mean, variance, images * x[0, 0].numel()

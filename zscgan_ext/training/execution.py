@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.config.configs import ExecutionConfig
 
 MEMORY_FORMATS = {
@@ -65,7 +65,9 @@ class Precision:
         The gradient is the mean of those of all processes.
         """
         self.scaler.scale(loss).backward()
-        processes.average_gradients(p for group in optimizer.param_groups for p in group["params"])
+        distributed.average_gradients(
+            p for group in optimizer.param_groups for p in group["params"]
+        )
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -124,7 +126,7 @@ class Execution:
     def facts(self) -> dict[str, Any]:
         """Return the choices for `metrics.json`."""
         facts = {name.removesuffix("_name"): value for name, value in asdict(self).items()}
-        return facts | {"threads": torch.get_num_threads(), "processes": processes.count()}
+        return facts | {"threads": torch.get_num_threads(), "processes": distributed.world_size()}
 
     def __str__(self) -> str:
         """Name the choices in one line."""
@@ -133,7 +135,7 @@ class Execution:
             "freed memory is kept": self.keep_freed_memory,
             "CUDA graphs": self.cuda_graphs,
             "torch.compile": self.compile,
-            f"{processes.count()} processes": processes.count() > 1,
+            f"{distributed.world_size()} processes": distributed.world_size() > 1,
         }
         chosen = [name for name, is_chosen in names.items() if is_chosen]
         parts = [self.device, on_cpu, self.memory_format_name, self.precision_name, *chosen]
@@ -145,7 +147,7 @@ def choose_execution(config: ExecutionConfig, device: torch.device) -> Execution
     precision = resolve_precision(config.precision, device)
     # Scaling a float16 loss asks the device whether the gradients were finite.
     # Collectives of many processes are not captured.
-    can_capture = device.type == "cuda" and precision != "float16" and processes.count() == 1
+    can_capture = device.type == "cuda" and precision != "float16" and distributed.world_size() == 1
     return Execution(
         device=str(device),
         memory_format_name=(

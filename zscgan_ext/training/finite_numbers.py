@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.errors import InputError
 from zscgan_ext.training.trainer import Trainer
 
@@ -84,7 +84,7 @@ class FiniteNumbers:
                     trainer.step(batch)
             finite = self.are_finite()
             if not all(finite):
-                places = [place for seen in processes.of_all(seen) for place in seen]
+                places = [place for seen in distributed.all_gather(seen) for place in seen]
                 update = (finite.index(False), UPDATE)
                 index, place = [*places, update][0]
                 is_first = self.trainers[index].steps_taken == 1

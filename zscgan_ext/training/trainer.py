@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.errors import first_line, one_line
 from zscgan_ext.training.cuda_graphs import GraphedStep, StreamCapture
 from zscgan_ext.training.execution import Execution
@@ -139,7 +139,7 @@ class Trainer(ABC):
         finite = [t.detach().isfinite().all() for t in tensors if isinstance(t, Tensor)]
         flags = [flag.to(self.losses_are_finite.device) for flag in finite]
         is_finite = bool(torch.stack([self.losses_are_finite, *flags]).all())
-        return not processes.agree(not is_finite)[0]
+        return not distributed.agree(not is_finite)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what steps change beside that which learns: optimizer, rates, loss scaling."""

@@ -21,8 +21,8 @@ from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.process_environment import (
     START,
     check_environment,
+    is_distributed,
     is_first,
-    is_one_of_many,
     is_started_by_torchrun,
     number,
     restarts,
@@ -47,7 +47,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -63,7 +63,7 @@ def join(device: torch.device) -> None:
     is_gpu = device.type == "cuda"
     if is_gpu:
         torch.cuda.set_device(device)
-    if not is_one_of_many() or dist.is_initialized():
+    if not is_distributed() or dist.is_initialized():
         return
     check_environment()
     backend = "nccl" if is_gpu else "gloo"
@@ -125,15 +125,15 @@ def find_first(timeout: timedelta) -> None:
             time.sleep(0.1)
 
 
-def tells_the_error() -> bool:
-    """Tell whether this process, which ends with an error, is the one to print it.
+def prints_the_error() -> bool:
+    """Return True if this process, which ends with an error, is the one to print it.
 
     Of all that end so, because they met the same error or lost the one that did, one prints. The
     first process goes before the others, whose place says nothing then.
     """
     try:
         check_environment()
-        if not is_one_of_many() or Control.is_alone:
+        if not is_distributed() or Control.is_alone:
             return True
         store = common_store(PATIENCE)
         end = time.monotonic() + (0 if is_first() else PATIENCE.total_seconds())
@@ -165,9 +165,9 @@ class SumOverProcesses(torch.autograd.Function):
         return total
 
 
-def summed(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """Return the sum over processes of a tensor, differentiable."""
-    if count() == 1:
+    if world_size() == 1:
         return x
     total: Tensor = SumOverProcesses.apply(x)
     return total
@@ -194,34 +194,36 @@ def combined_statistics(
     Returns:
         Means and variances of all images, and their number, a scalar tensor.
     """
-    if count() == 1:
+    if world_size() == 1:
         return list(means), list(variances), means[0].new_full((), images)
     sizes = [len(mean) for mean in means]
     shift = torch.cat(list(shifts)).detach()
     first = torch.cat(list(means)) - shift
     second = torch.cat(list(variances)) + first.square()
-    total = summed(torch.cat([first * images, second * images, first.new_full((1,), images)]))
+    total = all_reduce_sum(
+        torch.cat([first * images, second * images, first.new_full((1,), images)])
+    )
     first, second = (moment / total[-1] for moment in total[:-1].chunk(2))
     variance = (second - first.square()).clamp(min=0)
     return list((first + shift).split(sizes)), list(variance.split(sizes)), total[-1].detach()
 
 
 @torch.no_grad()
-def averaged(x: Tensor) -> Tensor:
+def all_reduce_mean(x: Tensor) -> Tensor:
     """Return the mean over processes of a tensor, without gradient."""
-    if count() == 1:
+    if world_size() == 1:
         return x
     total = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
-    return total / count()
+    return total / world_size()
 
 
 @torch.no_grad()
-def extremes(x: Tensor) -> Tensor:
+def all_reduce_min_max(x: Tensor) -> Tensor:
     """Return minimum and maximum [2] of a tensor over all processes."""
     negative_low, high = -x.amin(), x.amax()
     both = torch.stack([negative_low, high])
-    if count() > 1:
+    if world_size() > 1:
         dist.all_reduce(both, dist.ReduceOp.MAX)
     return torch.stack([-both[0], both[1]])
 
@@ -229,42 +231,42 @@ def extremes(x: Tensor) -> Tensor:
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average gradients over processes, in one message for each dtype."""
-    if count() == 1:
+    if world_size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
         alike = [gradient for gradient in gradients if gradient.dtype == dtype]
         joined = torch.cat([gradient.flatten() for gradient in alike])
         dist.all_reduce(joined)
-        joined /= count()
+        joined /= world_size()
         for own, mean in zip(alike, joined.split([g.numel() for g in alike]), strict=True):
             own.copy_(mean.view(own.shape))
 
 
 def agree(*flags: bool) -> tuple[bool, ...]:
     """Return, for each flag, whether it is set in any process; never waits for a GPU."""
-    if count() == 1:
+    if world_size() == 1:
         return flags
     numbers = torch.tensor([int(flag) for flag in flags])
     dist.all_reduce(numbers, dist.ReduceOp.MAX, group=Control.group)
     return tuple(bool(number) for number in numbers)
 
 
-def of_all(value: Value) -> list[Value]:
+def all_gather(value: Value) -> list[Value]:
     """Return the values of all processes, by their places."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * count()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=Control.group)
     return values
 
 
-def share(length: int) -> range:
+def shard_range(length: int) -> range:
     """Return which of `length` things are this process's, a part of about equal length."""
-    return range(length * rank() // count(), length * (rank() + 1) // count())
+    return range(length * rank() // world_size(), length * (rank() + 1) // world_size())
 
 
 def seed_for(*names: object) -> int:
     """Return a seed for what is named, and for this process's place among how many."""
-    text = " ".join(map(str, [*names, rank(), count()]))
+    text = " ".join(map(str, [*names, rank(), world_size()]))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little")

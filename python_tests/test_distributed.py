@@ -13,7 +13,7 @@ from runs import OWN, PYTHONPATH, TINY, results_of, write_fashion_mnist
 from torch import nn
 from worker_processes import free_port, run_together
 
-from zscgan_ext import processes
+from zscgan_ext import distributed
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
@@ -192,12 +192,12 @@ def test_a_job_that_torchrun_restarts_is_resumed(tmp_path, data):
 
 def test_alone_nothing_is_summed_or_changed():
     x = torch.randn(3)
-    assert processes.summed(x) is x
-    assert processes.averaged(x) is x
-    assert processes.agree(True, False) == (True, False)
-    assert processes.of_all("x") == ["x"]
-    assert processes.share(7) == range(7)
-    assert processes.extremes(torch.tensor([2.0, -1.0, 5.0])).tolist() == [-1, 5]
+    assert distributed.all_reduce_sum(x) is x
+    assert distributed.all_reduce_mean(x) is x
+    assert distributed.agree(True, False) == (True, False)
+    assert distributed.all_gather("x") == ["x"]
+    assert distributed.shard_range(7) == range(7)
+    assert distributed.all_reduce_min_max(torch.tensor([2.0, -1.0, 5.0])).tolist() == [-1, 5]
 
 
 def test_alone_batch_norm_computes_what_torchs_own_does():
@@ -235,7 +235,7 @@ def test_noise_follows_torchs_default_generator():
 def test_a_batch_that_cannot_be_shared_gives_one_line(
     monkeypatch, tmp_path, batch_size, name, given
 ):
-    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     shared = "a multiple of the 3 processes, which share each batch"
     message = f"^{name}: expected {shared}, got {given}$"
     with pytest.raises(InputError, match=message):
