@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,8 @@ def test_a_cpu_gets_float32_channels_last_and_no_graphs(monkeypatch):
         "processes": 1,
         "memory_format": "channels_last",
         "precision": "float32",
+        "fine_tuning_precision": "float32",
+        "precision_reason": "",
         "keep_freed_memory": True,
         "cuda_graphs": False,
         "compile": False,
@@ -56,7 +59,8 @@ def test_another_c_library_keeps_its_ways(monkeypatch):
 
 def test_a_gpu_gets_bfloat16_and_graphs(capability):
     execution = choose_execution(ExecutionConfig(compile=True), GPU)
-    assert str(execution) == "cuda:0, channels_last, bfloat16, CUDA graphs, torch.compile"
+    choices = "cuda:0, channels_last, bfloat16, CUDA graphs, torch.compile"
+    assert str(execution) == f"{choices} (the GPU computes in bfloat16)"
     assert not execution.keep_freed_memory
 
 
@@ -72,8 +76,17 @@ def test_a_gpu_gets_bfloat16_and_graphs(capability):
 )
 def test_precision_follows_the_gpu_where_it_is_left_open(capability, given, found, expected):
     capability[0] = found
-    assert resolve_precision(given, GPU) == expected
-    assert resolve_precision("auto", CPU) == "float32"
+    precision, reason = resolve_precision(given, GPU)
+    assert precision == expected
+    assert bool(reason) is (given == "auto")
+    assert resolve_precision("auto", CPU) == ("float32", "")
+
+
+def test_students_may_be_trained_in_another_precision():
+    execution = replace(choose_execution(ExecutionConfig(), CPU), precision_name="bfloat16")
+    assert ", bfloat16 and float32 for fine-tuning" in str(execution)
+    assert execution.of_fine_tuning().precision_name == "float32"
+    assert ", float32, " in f"{execution.of_fine_tuning()}, "
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def test_how_steps_are_executed_is_printed_and_kept(data, tmp_path, capsys):
     choices = f"execution: cpu, {torch.get_num_threads()} threads, channels_last, float32 ("
     assert first.startswith(choices)  # what follows is why it is float32
     assert first.removeprefix(choices) in (
-        "fewer than 50 steps to measure on)",
+        "fewer than 50 generator steps; fewer than 50 fine-tuning steps)",
         "the processor does not multiply bfloat16)",
     )
 

@@ -7,6 +7,7 @@ Each takes the typed configuration of its stage, or options of the command line 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,15 @@ from zscgan_ext.images.memory_format import lay_out, to_memory_format
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import NoFolder
 from zscgan_ext.stages import generator_stage, student_stages
+from zscgan_ext.stages.precision_choice import (
+    FINE_TUNING,
+    GENERATOR,
+    Training,
+    fine_tuning,
+    generator_training,
+    is_open,
+    with_chosen_precision,
+)
 from zscgan_ext.stages.run import RandomStream, Run, new_run
 from zscgan_ext.stages.variants import FINE_TUNED, GIVEN_FINE_TUNED, Variant
 from zscgan_ext.synthesis.generator import ConditionalGenerator
@@ -127,7 +137,8 @@ def train_generator(
     with seeded_run(classifier, seed, settings, generator=config, execution=execution) as run:
         if not run.config.learns_generator:
             raise InputError("preset: instant learns no generator, leave it out or take another")
-        return generator_stage.learn_generator(run)
+        trainings = {GENERATOR: generator_training(run.config, classifier)}
+        return generator_stage.learn_generator(with_open_precision(run, trainings))
 
 
 @usual_torch()
@@ -214,6 +225,8 @@ def fine_tune(
         )
     with seeded_run(classifier, seed, settings, fine_tuning=config, execution=execution) as run:
         lay_out(student.to(run.device), run.execution.memory_format)
+        trainings = {FINE_TUNING: fine_tuning(run.config, classifier, student)}
+        run = with_open_precision(run, trainings)
         batches = batches_of(run, images, run.config.fine_tuning.batch_size)
         student_stages.fine_tune(run, variant_of(images), student, batches)
     return student
@@ -328,6 +341,13 @@ def seeded_run(
         run = new_run(config, classifier, NoFolder(), choose_execution(config.execution, device))
         run.execution.apply()
         yield run
+
+
+def with_open_precision(run: Run, trainings: Mapping[str, Training]) -> Run:
+    """Choose the precision of trainings, where the run leaves it open."""
+    if not is_open(run.config.execution.precision, run.execution):
+        return run
+    return replace(run, execution=with_chosen_precision(run.execution, trainings))
 
 
 def configured(seed: int, settings: Mapping[str, Any], sections: Mapping[str, object]) -> RunConfig:

@@ -118,9 +118,9 @@ class ExecutionConfig(Configuration):
     device: str = setting("auto", "DEVICE")
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto")
-    """dtype of the forward and backward passes (auto: bfloat16 on a GPU that computes in it, on a
-    CPU whichever of bfloat16 and float32 is faster on the first steps, if the processor multiplies
-    bfloat16, otherwise float32); float16 on CUDA only"""
+    """dtype of the forward and backward passes (auto: bfloat16 on a GPU that computes in it, and on
+    a CPU that multiplies it where the first steps are clearly faster in it, otherwise float32);
+    float16 on CUDA only"""
     memory_format: Literal["auto", "channels_last", "contiguous"] = setting("auto")
     """layout of images and feature maps in memory (auto: channels_last)"""
     keep_freed_memory: bool = setting(True)

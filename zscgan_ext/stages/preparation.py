@@ -29,14 +29,24 @@ from zscgan_ext.run_folder.files import LOG, RunFolder, own_files
 from zscgan_ext.run_folder.own_files import LIST
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog, require_tensorboard
+from zscgan_ext.stages.precision_choice import (
+    FINE_TUNING,
+    GENERATOR,
+    MEASURED,
+    fine_tuning,
+    generator_training,
+    is_open,
+    with_chosen_precision,
+)
 from zscgan_ext.stages.run import Run, new_run
-from zscgan_ext.synthesis.precision_choice import PrecisionChoice, choose_precision
 from zscgan_ext.training.execution import Execution, choose_execution
 from zscgan_ext.zoo import bundled_images, open_bundled
 
 BATCH_SIZES = ("batch_size", "fine_tuning_batch_size")
 WEIGHTS = "weights of the classifier"
-PRECISION = "precision of the steps"  # that a resumed run takes again where it is left open
+# What a resumed run takes again where it is left open.
+PRECISION, FINE_TUNING_PRECISION = "precision of generator learning", "precision of fine-tuning"
+PRECISION_REASON = "why this precision"
 # Settings that change nothing of what is learned and measured.
 WITHOUT_EFFECT = {
     *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
@@ -63,8 +73,7 @@ def prepare(config: RunConfig) -> Run:
     shared = share_of_batches(config)
     with only_writer(config.resume):
         loaded = None if config.resume is None else newest_checkpoint(config.resume)
-        earlier = None if loaded is None else loaded["facts"].get(PRECISION)
-        given = check_given(config, device, earlier)
+        given = check_given(config, device, None if loaded is None else loaded["facts"])
         facts = facts_of(config, device, given.classifier.model)
         if loaded is not None:
             check_facts(facts, loaded["facts"])
@@ -73,9 +82,8 @@ def prepare(config: RunConfig) -> Run:
     try:
         folder.write_config(config_to_yaml(replace(config, resume=None)))
         given.execution.apply()
-        reason = f" ({given.precision.reason})" if given.precision.reason else ""
-        print(f"execution: {given.execution}{reason}", flush=True)
-        facts |= {PRECISION: given.execution.precision_name}
+        print(f"execution: {given.execution}", flush=True)
+        facts |= precisions(given.execution)
         every, keep = parse_interval(config.checkpoint_every), config.keep_checkpoints
         checkpoints = Checkpoints(folder.of_checkpoints(), every, keep, facts, loaded, folder)
         logs = config.tensorboard and writes
@@ -130,17 +138,18 @@ class Given:
     evaluation_name: str | None
     evaluation: Images | None
     reference: Images | None
-    precision: PrecisionChoice
     execution: Execution
 
 
-def check_given(config: RunConfig, device: torch.device, earlier: object = None) -> Given:
+def check_given(
+    config: RunConfig, device: torch.device, earlier: Mapping[str, Any] | None = None
+) -> Given:
     """Open and check all that a configuration names, and choose how it is executed.
 
     Args:
         config: of the run.
         device: of the run.
-        earlier: precision of the checkpoint that is resumed, None without one.
+        earlier: facts of the checkpoint that is resumed, None without one.
 
     Raises:
         InputError: if anything does not fit.
@@ -152,14 +161,49 @@ def check_given(config: RunConfig, device: torch.device, earlier: object = None)
     classifier = classifier_of(config)
     evaluation_name, evaluation = evaluation_images(config, classifier)
     reference = open_data(config.reference_data, "train", classifier)
-    precision = choose_precision(share_of_batches(config), classifier, device, earlier)
     execution = choose_execution(config.execution, device)
-    if precision.name != "auto":
-        execution = replace(execution, precision_name=precision.name)
     student = lay_out(student_of(config.quantization, classifier), execution.memory_format)
     if config.stop_after is None:
         check_exports(classifier, student, formats)
-    return Given(classifier, evaluation_name, evaluation, reference, precision, execution)
+    if is_open(config.execution.precision, execution):
+        if earlier is not None:
+            execution = with_earlier_precision(execution, earlier)
+        else:
+            execution = measured_execution(config, classifier, execution)
+    return Given(classifier, evaluation_name, evaluation, reference, execution)
+
+
+def measured_execution(
+    config: RunConfig, classifier: Classifier, execution: Execution
+) -> Execution:
+    """Choose the precision of what a run trains by its first steps."""
+    shared = share_of_batches(config)
+    trainings = {
+        GENERATOR: generator_training(shared, classifier),
+        FINE_TUNING: fine_tuning(shared, classifier),
+    }
+    return with_chosen_precision(execution, trainings)
+
+
+def precisions(execution: Execution) -> dict[str, str]:
+    """Return the facts that a resumed run takes its precision from."""
+    return {
+        PRECISION: execution.precision_name,
+        FINE_TUNING_PRECISION: execution.fine_tuning_precision_name,
+        PRECISION_REASON: execution.precision_reason,
+    }
+
+
+def with_earlier_precision(execution: Execution, facts: Mapping[str, Any]) -> Execution:
+    """Return an execution in the precision of a checkpoint; float32 where it knows none."""
+    names = [facts.get(name) for name in (PRECISION, FINE_TUNING_PRECISION)]
+    precision, of_student = (name if name in MEASURED else "float32" for name in names)
+    return replace(
+        execution,
+        precision_name=precision,
+        fine_tuning_precision_name=of_student,
+        precision_reason=one_line(str(facts.get(PRECISION_REASON, "as before"))),
+    )
 
 
 def share_of_batches(config: RunConfig) -> RunConfig:

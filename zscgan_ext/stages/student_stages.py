@@ -152,7 +152,8 @@ def train_student(
 ) -> None:
     """Take the steps of `fine_tune`; at the end biases are as integer kernels add them."""
     config, classifier = run.config.fine_tuning, run.classifier.model
-    trainer = StudentTrainer(student, classifier, batches, config, run.execution)
+    execution = run.execution.of_fine_tuning()
+    trainer = StudentTrainer(student, classifier, batches, config, execution)
     with StageMonitor(
         run,
         variant.training_stage,

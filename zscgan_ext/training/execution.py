@@ -5,7 +5,7 @@ import ctypes
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -29,12 +29,19 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
-    """Turn `auto` into bfloat16 on a GPU that computes in it, and into float32 elsewhere."""
+def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """Turn `auto` into bfloat16 on a GPU that computes in it, and into float32 elsewhere.
+
+    Returns:
+        The precision, and why; empty where there was no choice. On a CPU `stages` has more to say.
+    """
     if name != "auto":
-        return name
-    computes_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bfloat16" if computes_bfloat16 else "float32"
+        return name, ""
+    if device.type != "cuda":
+        return "float32", ""
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        return "bfloat16", "the GPU computes in bfloat16"
+    return "float32", "the GPU does not compute in bfloat16"
 
 
 class Precision:
@@ -99,6 +106,8 @@ class Execution:
     device: str
     memory_format_name: str  # channels_last or contiguous
     precision_name: str  # float32, bfloat16 or float16
+    fine_tuning_precision_name: str  # the same, for students
+    precision_reason: str  # why they were chosen; empty where they were given
     keep_freed_memory: bool  # of the CPU, by the allocator
     cuda_graphs: bool
     compile: bool
@@ -111,6 +120,10 @@ class Execution:
     def new_precision(self) -> Precision:
         """Return autocast and loss scaling for one training."""
         return Precision(self.precision_name, torch.device(self.device))
+
+    def of_fine_tuning(self) -> "Execution":
+        """Return the choices for training a student."""
+        return replace(self, precision_name=self.fine_tuning_precision_name)
 
     def apply(self) -> None:
         """Set what holds for the whole process."""
@@ -138,13 +151,17 @@ class Execution:
             f"{distributed.world_size()} processes": distributed.world_size() > 1,
         }
         chosen = [name for name, is_chosen in names.items() if is_chosen]
-        parts = [self.device, on_cpu, self.memory_format_name, self.precision_name, *chosen]
-        return ", ".join(part for part in parts if part)
+        precision, fine_tuning = self.precision_name, self.fine_tuning_precision_name
+        if fine_tuning != precision:
+            precision = f"{precision} and {fine_tuning} for fine-tuning"
+        parts = [self.device, on_cpu, self.memory_format_name, precision, *chosen]
+        reason = f" ({self.precision_reason})" if self.precision_reason else ""
+        return ", ".join(part for part in parts if part) + reason
 
 
 def choose_execution(config: ExecutionConfig, device: torch.device) -> Execution:
     """Turn what a configuration leaves to `auto` into choices for a device."""
-    precision = resolve_precision(config.precision, device)
+    precision, reason = resolve_precision(config.precision, device)
     # Scaling a float16 loss asks the device whether the gradients were finite.
     # Collectives of many processes are not captured.
     can_capture = device.type == "cuda" and precision != "float16" and distributed.world_size() == 1
@@ -154,6 +171,8 @@ def choose_execution(config: ExecutionConfig, device: torch.device) -> Execution
             "channels_last" if config.memory_format == "auto" else config.memory_format
         ),
         precision_name=precision,
+        fine_tuning_precision_name=precision,
+        precision_reason=reason,
         keep_freed_memory=config.keep_freed_memory and device.type == "cpu" and is_glibc(),
         cuda_graphs=config.cuda_graphs != "off" and can_capture,
         compile=config.compile,
