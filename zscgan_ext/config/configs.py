@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zscgan_ext.config.fields import SIZES, STEPS, Configuration, option_of, setting
-from zscgan_ext.config.values import parse_bits, parse_formats, parse_interval, resolve_device
+from zscgan_ext.config.values import (
+    parse_bits,
+    parse_formats,
+    parse_interval,
+    parse_layer_pattern,
+    resolve_device,
+)
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
 
@@ -25,6 +31,7 @@ PRESETS = {
     "default": {"synthesis_steps": 1000, "fine_tuning_steps": 400},
     "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 4000},
 }
+AVERAGE_OF_AUTO = 4.0  # bits of a weight, where none were given
 WITH_GENERATOR = tuple(preset for preset in PRESETS if preset != "instant")
 
 
@@ -62,7 +69,16 @@ class QuantizationConfig(Configuration):
     """How the classifier is quantized, up to the ranges that fine-tuning starts from."""
 
     bits: str = setting("w4a4", "wNaN")
-    """width of weights and activations, bits, 2 to 8 each"""
+    """width of weights and activations, bits, 2 to 8 each; auto: the weights of each layer have
+    the width that loses the least for --average-weight-bits, activations 8 bits (wautoa4: 4)"""
+    average_weight_bits: float | None = setting(None, "X", at_least=2, at_most=8)
+    """with --bits auto, bits of all quantized weights on average, at most (None: 4)"""
+    layer_bits: tuple[str, ...] = setting((), "PATTERN=BITS")
+    """layers with widths of their own, as 'features.0.*=w8a8': names of layers or of modules that
+    hold them, with * and ?; bits of the weights and of what the layers read (w8: of the weights
+    only; float: neither is quantized); of several that match a layer, the last one counts"""
+    keep_float: tuple[str, ...] = setting((), "PATTERN")
+    """layers that are not quantized, named like those of --layer-bits, over which this wins"""
     scheme: Literal["deploy", "paper"] = setting("deploy")
     """deploy: what an int8 runtime executes; paper: comparable with published tables"""
     rounding: Literal["squant", "nearest"] = setting("squant", renamed={"balanced": "squant"})
@@ -81,7 +97,24 @@ class QuantizationConfig(Configuration):
     def __post_init__(self) -> None:
         """Check every setting."""
         super().__post_init__()
-        parse_bits(self.bits)
+        weight_bits, _ = parse_bits(self.bits)
+        if self.average_weight_bits is not None and weight_bits is not None:
+            raise InputError(
+                f"average_weight_bits: {self.average_weight_bits:g} is for bits auto, got bits "
+                f"{self.bits}; give --bits auto, or leave the average out"
+            )
+        for text in self.layer_bits:
+            parse_layer_pattern(text)
+
+    @property
+    def chooses_layer_bits(self) -> bool:
+        """Whether a budget decides about the widths of weights."""
+        return parse_bits(self.bits)[0] is None
+
+    @property
+    def weight_budget(self) -> float:
+        """Bits of a weight on average, where a budget decides."""
+        return AVERAGE_OF_AUTO if self.average_weight_bits is None else self.average_weight_bits
 
 
 @dataclass(frozen=True)

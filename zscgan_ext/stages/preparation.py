@@ -23,6 +23,7 @@ from zscgan_ext.images.datasets import Images, few_labels_warnings, open_labelle
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.process_environment import restarts
 from zscgan_ext.quantization.conversion import student_of
+from zscgan_ext.quantization.layer_widths import budget_of
 from zscgan_ext.run_folder.checkpoint_file import newest_checkpoint
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import LOG, RunFolder, own_files
@@ -143,6 +144,8 @@ def check_given(config: RunConfig, device: torch.device) -> Given:
     reference = open_data(config.reference_data, "train", classifier)
     execution = choose_execution(config.execution, device)
     student = lay_out(student_of(config.quantization, classifier), execution.memory_format)
+    if config.quantization.chooses_layer_bits:
+        budget_of(config.quantization, student)
     if config.stop_after is None:
         check_exports(classifier, student, formats)
     return Given(classifier, evaluation_name, evaluation, reference, execution)
