@@ -25,7 +25,7 @@ def default(value: Any) -> str:
     """Return a default as the command line would say it."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "none" if value is None or value == () else f"`{value}`"
+    return "none" if value is None else f"`{value}`"
 
 
 def in_python(option: Option) -> str:

@@ -78,7 +78,7 @@ def add_option(parser: OneLineParser, name: str, option: Option, text: str) -> N
     keywords: dict[str, Any] = {
         "dest": name,
         "default": argparse.SUPPRESS,
-        "help": f"{text.replace('%', '%%')} (default: {shown_default(option)})",
+        "help": f"{text.replace('%', '%%')} (default: {option.field.default})",
     }
     hint = hints_of(option.configuration)[option.field.name]
     alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
@@ -102,17 +102,11 @@ def add_option(parser: OneLineParser, name: str, option: Option, text: str) -> N
         parser.add_argument(flag(name), type=kinds[0], metavar=metavar, **keywords)
 
 
-def shown_default(option: Option) -> Any:
-    """Return the default of an option as help shows it."""
-    default = option.field.default
-    return None if default == () else default
-
-
 def holds_texts(name: str) -> bool:
     """Return True if an option takes several texts."""
     option = OPTIONS[name]
     hint = hints_of(option.configuration)[option.field.name]
-    return get_origin(hint) is tuple and element_of(hint) is str
+    return any(get_origin(kind) is tuple for kind in get_args(hint)) and element_of(hint) is str
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:

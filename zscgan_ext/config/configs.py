@@ -31,7 +31,6 @@ PRESETS = {
     "default": {"synthesis_steps": 1000, "fine_tuning_steps": 400},
     "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 4000},
 }
-AVERAGE_OF_AUTO = 4.0  # bits of a weight, where none were given
 WITH_GENERATOR = tuple(preset for preset in PRESETS if preset != "instant")
 
 
@@ -71,14 +70,16 @@ class QuantizationConfig(Configuration):
     bits: str = setting("w4a4", "wNaN")
     """width of weights and activations, bits, 2 to 8 each; auto: the weights of each layer have
     the width that loses the least for --average-weight-bits, activations 8 bits (wautoa4: 4)"""
-    average_weight_bits: float | None = setting(None, "X", at_least=2, at_most=8)
-    """with --bits auto, bits of all quantized weights on average, at most (None: 4)"""
-    layer_bits: tuple[str, ...] = setting((), "PATTERN=BITS")
+    average_weight_bits: float = setting(4.0, "X", above=0, at_most=8)
+    """bits of all quantized weights on average, at most, with --bits auto"""
+    layer_bits: tuple[str, ...] | None = setting(None, "PATTERN=BITS")
     """layers with widths of their own, as 'features.0.*=w8a8': names of layers or of modules that
     hold them, with * and ?; bits of the weights and of what the layers read (w8: of the weights
-    only; float: neither is quantized); of several that match a layer, the last one counts"""
-    keep_float: tuple[str, ...] = setting((), "PATTERN")
-    """layers that are not quantized, named like those of --layer-bits, over which this wins"""
+    only; float: neither is quantized); of several that match a layer, the last one counts (None: no
+    layer)"""
+    keep_float: tuple[str, ...] | None = setting(None, "PATTERN")
+    """layers that are not quantized, named like those of --layer-bits, over which this wins (None:
+    no layer)"""
     scheme: Literal["deploy", "paper"] = setting("deploy")
     """deploy: what an int8 runtime executes; paper: comparable with published tables"""
     rounding: Literal["squant", "nearest"] = setting("squant", renamed={"balanced": "squant"})
@@ -97,24 +98,14 @@ class QuantizationConfig(Configuration):
     def __post_init__(self) -> None:
         """Check every setting."""
         super().__post_init__()
-        weight_bits, _ = parse_bits(self.bits)
-        if self.average_weight_bits is not None and weight_bits is not None:
-            raise InputError(
-                f"average_weight_bits: {self.average_weight_bits:g} is for bits auto, got bits "
-                f"{self.bits}; give --bits auto, or leave the average out"
-            )
-        for text in self.layer_bits:
+        parse_bits(self.bits)
+        for text in self.layer_bits or ():
             parse_layer_pattern(text)
 
     @property
     def chooses_layer_bits(self) -> bool:
         """Whether a budget decides about the widths of weights."""
         return parse_bits(self.bits)[0] is None
-
-    @property
-    def weight_budget(self) -> float:
-        """Bits of a weight on average, where a budget decides."""
-        return AVERAGE_OF_AUTO if self.average_weight_bits is None else self.average_weight_bits
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ def parse_bits(text: str) -> tuple[int | None, int]:
     match = re.fullmatch(r"w([2-8]|auto)a([2-8])", text, re.IGNORECASE | re.ASCII)
     if match is None:
         raise InputError(
-            f"bits: expected w2a2 to w8a8, such as w4a4 or w4a8, auto, or wautoa2 to wautoa8, "
-            f"got {text!r}"
+            f"bits: expected w2a2 to w8a8, such as w4a4 or w4a8, got {text!r}; with auto or "
+            "wautoa4 a budget decides about weights"
         )
     return None if match[1].lower() == AUTO else int(match[1]), int(match[2])
 

@@ -44,8 +44,8 @@ def given_layer_bits(config: QuantizationConfig, names: Mapping[str, str]) -> di
     Raises:
         InputError: if a pattern matches no layer.
     """
-    patterns = [("layer_bits", *parse_layer_pattern(text)) for text in config.layer_bits]
-    patterns += [("keep_float", pattern, LayerBits(None)) for pattern in config.keep_float]
+    patterns = [("layer_bits", *parse_layer_pattern(text)) for text in config.layer_bits or ()]
+    patterns += [("keep_float", pattern, LayerBits(None)) for pattern in config.keep_float or ()]
     given: dict[str, LayerBits] = {}
     for setting, pattern, bits in patterns:
         matching = [target for target, name in names.items() if matches(name, pattern)]
@@ -105,13 +105,13 @@ def budget_of(config: QuantizationConfig, student: QuantizedClassifier) -> Budge
     given = {name: bits.weights for name, bits in student.scheme.layers.items()}
     taken = sum(counts[name] * bits for name, bits in given.items() if bits is not None)
     free = {name: count for name, count in counts.items() if name not in given}
-    left = int(config.weight_budget * sum(counts.values()) + 1e-6) - taken
+    left = int(config.average_weight_bits * sum(counts.values()) + 1e-6) - taken
     least = NARROWEST * sum(free.values())
     if left < least:
         lowest = (taken + least) / sum(counts.values())
         raise InputError(
-            f"average_weight_bits: {config.weight_budget:g} is below the {lowest:.3g} that the "
-            f"widths of layer_bits leave if all other layers have {NARROWEST} bits"
+            f"average_weight_bits: {config.average_weight_bits:g} is below {lowest:.3g}, the average "
+            f"with the widths of layer_bits and {NARROWEST} bits in all other layers"
         )
     return Budget(free, left)
 

@@ -114,6 +114,11 @@ class Scheme:
         return BITS_OF_FIRST_AND_LAST if is_first_or_last and self.name == "deploy" else bits
 
 
+def usual_bits(config: QuantizationConfig) -> int:
+    """Return the width nearest to the average of a budget."""
+    return max(2, round(config.average_weight_bits))
+
+
 def scheme_of(config: QuantizationConfig, layers: Mapping[str, LayerBits] | None = None) -> Scheme:
     """Return the scheme of a configuration, with its widths.
 
@@ -126,6 +131,4 @@ def scheme_of(config: QuantizationConfig, layers: Mapping[str, LayerBits] | None
     """
     weight_bits, activation_bits = parse_bits(config.bits)
     # Where a budget decides, every layer has a width of its own; steps are those of the average.
-    return Scheme(
-        config.scheme, weight_bits or round(config.weight_budget), activation_bits, layers or {}
-    )
+    return Scheme(config.scheme, weight_bits or usual_bits(config), activation_bits, layers or {})

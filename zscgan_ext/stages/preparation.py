@@ -101,8 +101,18 @@ def resume_results(run: Run, given: "Given") -> None:
         print(f"resume: {one_line(run.checkpoints.position())}", flush=True)
     run.checkpoints.hold("results", run.results, gives_copies=True)
     classes = run.classifier.num_classes
+    run.results.warn(average_warnings(run.config))
     run.results.warn(few_labels_warnings(given.evaluation_name, given.evaluation, classes))
     run.results.warn(few_labels_warnings(run.config.reference_data, given.reference, classes))
+
+
+def average_warnings(config: RunConfig) -> list[str]:
+    """Return a line about an average that nothing asks for, if one was given."""
+    field, quantization = OPTIONS["average_weight_bits"].field, config.quantization
+    average = quantization.average_weight_bits
+    if quantization.chooses_layer_bits or average == field.default:
+        return []
+    return [f"average_weight_bits: {average:g} has no effect without --bits auto"]
 
 
 @contextmanager
