@@ -277,13 +277,21 @@ def test_every_setting_of_a_section_has_its_own_name_and_that_of_the_command_lin
     option = OPTIONS[name]
     value = other_value(option)
     for text in (
-        yaml.safe_dump({name: value}),
-        yaml.safe_dump({option.section: {name: value}}),
-        yaml.safe_dump({option.section: {option.field.name: value}}),
+        yaml.safe_dump({name: as_yaml(value)}),
+        yaml.safe_dump({option.section: {name: as_yaml(value)}}),
+        yaml.safe_dump({option.section: {option.field.name: as_yaml(value)}}),
     ):
         config = parse_config(config_file(tmp_path, text))
         assert option.value_in(config) == value
         assert config == RunConfig().changed(**{name: value})
+
+
+PATTERNS = {"layer_bits": ("features.*=w8a8", "fc=float"), "keep_float": ("features.0",)}
+
+
+def as_yaml(value: object) -> object:
+    """Return a value as YAML has it, which has no tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def other_value(option: Option) -> object:
@@ -292,6 +300,8 @@ def other_value(option: Option) -> object:
     default = option.field.default
     if hint is bool:
         return not default
+    if option.field.name in PATTERNS:
+        return PATTERNS[option.field.name]
     if get_args(hint):
         on_any_device = [choice for choice in get_args(hint) if choice != "float16"]
         return on_any_device[-1]

@@ -4,14 +4,15 @@
 another name of an overwritten tensor, say. `torch.export` runs the code and sees more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from zscgan_ext.classifiers.exported_program import export_program, functional, graph_of
+from zscgan_ext.classifiers.normal_form.functional_layers import name_layers
 from zscgan_ext.classifiers.normal_form.normalize import normalize
 from zscgan_ext.classifiers.proof import Truth, check_repeats, require_same
 from zscgan_ext.classifiers.symbolic_tracing import symbolic_graph, with_shared_tensors
@@ -47,7 +48,7 @@ def trace(model: nn.Module, image_shape: ImageShape) -> fx.GraphModule:
         ("torch.export", lambda: graph_of(program())),
         ("torch.export", lambda: graph_of(functional(program()))),
     ]
-    return first_proven(truth, ways, image_shape)
+    return first_proven(truth, ways, image_shape, dict(model.named_parameters()))
 
 
 @torch.no_grad()
@@ -68,11 +69,23 @@ def trace_program(program: ExportedProgram, image_shape: ImageShape) -> fx.Graph
         ("torch.export", lambda: plain),
         ("torch.export", lambda: graph_of(functional(program))),
     ]
-    return first_proven(truth, ways, image_shape)
+    return first_proven(truth, ways, image_shape, program.state_dict)
 
 
-def first_proven(truth: Truth, ways: list[Way], image_shape: ImageShape) -> fx.GraphModule:
-    """Return the graph of the first way of tracing whose graph is proven to be right."""
+def first_proven(
+    truth: Truth, ways: list[Way], image_shape: ImageShape, tensors: Mapping[str, Tensor]
+) -> fx.GraphModule:
+    """Return the graph of the first way of tracing whose graph is proven to be right.
+
+    Args:
+        truth: what it has to compute.
+        ways: to trace.
+        image_shape: (C, H, W) of its input.
+        tensors: of the model, by the names that it gives them.
+
+    Raises:
+        InputError: if there is no such way.
+    """
     reasons: list[str] = []
     for name, capture in ways:
         try:
@@ -82,6 +95,7 @@ def first_proven(truth: Truth, ways: list[Way], image_shape: ImageShape) -> fx.G
             reasons.append(reason_of(name, error))
             continue
         graph.meta[NORMAL_FORM] = tuple(image_shape)
+        name_layers(graph, tensors)
         return graph
     raise InputError(f"classifier: {'; '.join(dict.fromkeys(reasons))}{advice(reasons)}")
 

@@ -13,12 +13,13 @@ import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
 from zscgan_ext.config.configs import OPTIONS, SECTIONS, Option, RunConfig
-from zscgan_ext.config.fields import choices_of, hints_of, option_of
+from zscgan_ext.config.fields import choices_of, element_of, hints_of, option_of
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.program import OneLineParser
 from zscgan_ext.regular_file import read_regular_file, regular_file_size
@@ -80,7 +81,8 @@ def add_option(parser: OneLineParser, name: str, option: Option, text: str) -> N
         "help": f"{text.replace('%', '%%')} (default: {option.field.default})",
     }
     hint = hints_of(option.configuration)[option.field.name]
-    kinds = [each for each in get_args(hint) or (hint,) if each is not type(None)]
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [each for each in alternatives if each is not type(None)]
     metavar, choices = option.field.metadata["metavar"], choices_of(hint)
     if hint is bool:
         parser.add_argument(flag(name), nargs="?", const=True, type=boolean, **keywords)
@@ -92,9 +94,19 @@ def add_option(parser: OneLineParser, name: str, option: Option, text: str) -> N
         keywords |= {"choices": [*choices, *former], "metavar": shown}
         parser.add_argument(flag(name), **keywords)
     elif any(get_origin(kind) is tuple for kind in kinds):
-        parser.add_argument(flag(name), nargs="+", type=float, metavar=metavar, **keywords)
+        element = element_of(hint)
+        if element is str:
+            keywords["action"] = "extend"
+        parser.add_argument(flag(name), nargs="+", type=element, metavar=metavar, **keywords)
     else:
         parser.add_argument(flag(name), type=kinds[0], metavar=metavar, **keywords)
+
+
+def holds_texts(name: str) -> bool:
+    """Return True if an option takes several texts."""
+    option = OPTIONS[name]
+    hint = hints_of(option.configuration)[option.field.name]
+    return any(get_origin(kind) is tuple for kind in get_args(hint)) and element_of(hint) is str
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
@@ -121,9 +133,9 @@ def parse_config(arguments: Sequence[str] | None = None) -> RunConfig:
     """
     given = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     file, resumed = given.pop("config"), given.get("resume")
-    from_files = [] if resumed is None else config_arguments(resumed / CONFIG, ("output",))
-    from_files += [] if file is None else config_arguments(file)
-    options = parse_arguments(from_files) | given
+    of_resumed = [] if resumed is None else config_arguments(resumed / CONFIG, ("output",))
+    of_file = [] if file is None else config_arguments(file)
+    options = parse_arguments(of_resumed) | parse_arguments(of_file) | given
     del options["config"]
     config = RunConfig.of_options(options)
     if config.resume != resumed:
@@ -197,6 +209,8 @@ def config_arguments(file: Path, ignored: Sequence[str] = ()) -> list[str]:
             continue
         if isinstance(value, list) and name in ("mean", "std"):
             arguments += [flag(name), *(number_text(file, name, item) for item in value)]
+        elif isinstance(value, list) and holds_texts(name):
+            arguments += [f"{flag(name)}={scalar_text(file, name, item)}" for item in value]
         elif value is not None or OPTIONS[name].field.default is not None:
             arguments.append(f"{flag(name)}={scalar_text(file, name, value)}")
     return arguments

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zscgan_ext.config.fields import SIZES, STEPS, Configuration, option_of, setting
-from zscgan_ext.config.values import parse_bits, parse_formats, parse_interval, resolve_device
+from zscgan_ext.config.values import (
+    parse_bits,
+    parse_formats,
+    parse_interval,
+    parse_layer_pattern,
+    resolve_device,
+)
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
 
@@ -62,7 +68,18 @@ class QuantizationConfig(Configuration):
     """How the classifier is quantized, up to the ranges that fine-tuning starts from."""
 
     bits: str = setting("w4a4", "wNaN")
-    """width of weights and activations, bits, 2 to 8 each"""
+    """width of weights and activations, bits, 2 to 8 each; auto: the weights of each layer have
+    the width that loses the least for --average-weight-bits, activations 8 bits (wautoa4: 4)"""
+    average_weight_bits: float = setting(4.0, "X", above=0, at_most=8)
+    """bits of all quantized weights on average, at most, with --bits auto"""
+    layer_bits: tuple[str, ...] | None = setting(None, "PATTERN=BITS")
+    """layers with widths of their own, as 'features.0.*=w8a8': names of layers or of modules that
+    hold them, with * and ?; bits of the weights and of what the layers read (w8: of the weights
+    only; float: neither is quantized); of several that match a layer, the last one counts (None: no
+    layer)"""
+    keep_float: tuple[str, ...] | None = setting(None, "PATTERN")
+    """layers that are not quantized, named like those of --layer-bits, over which this wins (None:
+    no layer)"""
     scheme: Literal["deploy", "paper"] = setting("deploy")
     """deploy: what an int8 runtime executes; paper: comparable with published tables"""
     rounding: Literal["squant", "nearest"] = setting("squant", renamed={"balanced": "squant"})
@@ -82,6 +99,13 @@ class QuantizationConfig(Configuration):
         """Check every setting."""
         super().__post_init__()
         parse_bits(self.bits)
+        for text in self.layer_bits or ():
+            parse_layer_pattern(text)
+
+    @property
+    def chooses_layer_bits(self) -> bool:
+        """Whether a budget decides about the widths of weights."""
+        return parse_bits(self.bits)[0] is None
 
 
 @dataclass(frozen=True)

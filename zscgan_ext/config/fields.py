@@ -112,12 +112,12 @@ def plain(value: Any, hint: Any) -> Any:
     """Return a value that fits an annotation as the type that the annotation names."""
     kinds = get_args(hint) or (hint,)
     if isinstance(value, tuple):
-        return tuple(plain(each, float) for each in value)
+        return tuple(plain(each, element_of(hint)) for each in value)
     if Path in kinds and isinstance(value, str):
         return Path(value)
     if int in kinds and value is not None:
         return int(value)
-    if float in kinds:
+    if float in kinds and value is not None:
         try:
             return float(value)
         except OverflowError:
@@ -160,11 +160,18 @@ def fits(value: object, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(fits(each, float) for each in value)
+        element = element_of(hint)
+        return isinstance(value, tuple) and all(fits(each, element) for each in value)
     if hint in (int, float):
         number = numbers.Integral if hint is int else numbers.Real
         return isinstance(value, number) and not isinstance(value, bool)
     return isinstance(value, str | Path if hint is Path else hint)
+
+
+def element_of(hint: Any) -> Any:
+    """Return the type of the elements of a tuple in an annotation."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return next(get_args(each)[0] for each in kinds if get_origin(each) is tuple)
 
 
 def choices_of(hint: Any) -> tuple[str, ...]:
@@ -181,6 +188,6 @@ def described(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(get_args(hint))}"
     if get_origin(hint) is tuple:
-        return "a number for each channel"
+        return "a number for each channel" if element_of(hint) is float else "a list of texts"
     names = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
     return {**names, Path: "a path", type(None): "None"}[hint]

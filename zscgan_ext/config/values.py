@@ -12,19 +12,72 @@ if TYPE_CHECKING:
     import torch
 
 EXPORT_FORMATS = ("onnx", "safetensors")
+AUTO = "auto"  # widths that a budget decides about
+ACTIVATION_BITS_OF_AUTO = 8
+FLOAT_LAYER = "float"
 EVALUATION_BATCH = 250  # images, where evaluation is told no other number
 
 
-def parse_bits(text: str) -> tuple[int, int]:
+def parse_bits(text: str) -> tuple[int | None, int]:
     """Read widths like `w4a8` as (4, 8): bits of the weights, bits of the activations.
+
+    Of `auto` and `wautoa8`, where a budget decides about the weights of each layer, their bits are
+    None.
 
     Raises:
         InputError: if the text has another form or a width is not between 2 and 8.
     """
-    match = re.fullmatch(r"w([2-8])a([2-8])", text, re.IGNORECASE | re.ASCII)
+    if text.lower() == AUTO:
+        return None, ACTIVATION_BITS_OF_AUTO
+    match = re.fullmatch(r"w([2-8]|auto)a([2-8])", text, re.IGNORECASE | re.ASCII)
     if match is None:
-        raise InputError(f"bits: expected w2a2 to w8a8, such as w4a4 or w4a8, got {text!r}")
-    return int(match[1]), int(match[2])
+        raise InputError(
+            f"bits: expected w2a2 to w8a8, such as w4a4 or w4a8, got {text!r}; with auto or "
+            "wautoa4 a budget decides about weights"
+        )
+    return None if match[1].lower() == AUTO else int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """The widths of one layer."""
+
+    weights: int | None  # None: the layer stays in floats
+    activations: int | None = None  # of what it reads; None: as without widths of its own
+
+    def __str__(self) -> str:
+        """Return the text that `parse_layer_bits` reads."""
+        if self.weights is None:
+            return FLOAT_LAYER
+        return f"w{self.weights}" + ("" if self.activations is None else f"a{self.activations}")
+
+
+def parse_layer_bits(text: str, setting: str = "layer_bits") -> LayerBits:
+    """Read the widths of one layer: `w4`, `w4a8` or `float`.
+
+    Raises:
+        InputError: if the text has another form.
+    """
+    if text.lower() == FLOAT_LAYER:
+        return LayerBits(None)
+    match = re.fullmatch(r"w([2-8])(?:a([2-8]))?", text, re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise InputError(f"{setting}: expected w2 to w8, w2a2 to w8a8, or float, got {text!r}")
+    return LayerBits(int(match[1]), None if match[2] is None else int(match[2]))
+
+
+def parse_layer_pattern(text: str) -> tuple[str, LayerBits]:
+    """Read a pattern of names of layers and their widths, such as `features.0.*=w8a8`.
+
+    Raises:
+        InputError: if the text has another form.
+    """
+    pattern, equals, bits = text.rpartition("=")
+    if not equals or not pattern:
+        raise InputError(
+            f"layer_bits: expected PATTERN=BITS, such as 'features.0.*=w8a8', got {text!r}"
+        )
+    return pattern, parse_layer_bits(bits)
 
 
 def parse_formats(text: str) -> tuple[str, ...]:

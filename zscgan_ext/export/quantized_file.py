@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from zscgan_ext.classifiers.trust import (
     check_model_size,
     is_of_a_library,
 )
+from zscgan_ext.config.values import parse_layer_bits
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
 from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
@@ -56,6 +57,7 @@ from zscgan_ext.torch_settings import usual_torch
 METADATA = "zscgan_ext"  # the key of the JSON
 BITS_OF_BYTE = 8
 LONGEST_NAME = 1000  # characters
+LONGEST_BITS = 10  # characters of the widths of a layer
 MOST_CLASSES = 1 << 20
 DESCRIPTION = record(
     {
@@ -75,7 +77,8 @@ DESCRIPTION = record(
                 "name": one_of("deploy", "paper"),
                 "weight_bits": integer(2, 8),
                 "activation_bits": integer(2, 8),
-            }
+            },
+            {"layers": mapping_of(text(longest=LONGEST_BITS), text(longest=LONGEST_NAME))},
         ),
         "packed_shapes": mapping_of(list_of(integer(0))),
     },
@@ -165,9 +168,31 @@ def description(
         "num_classes": classifier.num_classes,
         "class_names": list(classifier.class_names),
         "preprocessing": classifier.preprocessing.metadata(),
-        "scheme": asdict(student.scheme),
+        "scheme": scheme_metadata(student.scheme),
         "packed_shapes": shapes,
     }
+
+
+def scheme_metadata(scheme: Scheme) -> dict[str, Any]:
+    """Return a scheme as JSON's types."""
+    layers = {name: str(bits) for name, bits in scheme.layers.items()}
+    return {
+        "name": scheme.name,
+        "weight_bits": scheme.weight_bits,
+        "activation_bits": scheme.activation_bits,
+        "layers": layers,
+    }
+
+
+def scheme_from(metadata: Mapping[str, Any]) -> Scheme:
+    """Undo `scheme_metadata`; files may lack widths of single layers.
+
+    Raises:
+        InputError: if such widths have another form.
+    """
+    texts = metadata.get("layers", {}).items()
+    layers = {name: parse_layer_bits(text, "layers") for name, text in texts}
+    return Scheme(metadata["name"], metadata["weight_bits"], metadata["activation_bits"], layers)
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -207,7 +232,7 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     if is_of_a_library(name):
         held = sum(tensor.nbytes for tensor in content.tensors.values())
         shape = content.num_classes, content.preprocessing.image_size
-        check_model_size(Path(file), held, content.scheme.weight_bits, source, *shape)
+        check_model_size(Path(file), held, content.scheme.fewest_weight_bits, source, *shape)
     model = unwrapped(source.build(content.num_classes, trained=False))
     freeze(model)
     if isinstance(name, str) and not is_of_a_library(name):
@@ -250,7 +275,7 @@ def read_file(file: Path) -> FileContent:
             len(class_names),
             class_names,
             preprocessing_from(metadata["preprocessing"]),
-            Scheme(**metadata["scheme"]),
+            scheme_from(metadata["scheme"]),
             tensors,
         )
     except Exception as error:  # JSON may hold anything, nested without end

@@ -91,6 +91,24 @@ def octaves(count: int, channels: int, size: int, rng: torch.Generator) -> Tenso
     return total / math.sqrt(number)
 
 
+class Standardization(NamedTuple):
+    """An affine map of the channels of a result within bounds, [1, C, ...] each."""
+
+    scale: Tensor
+    offset: Tensor
+    low: Tensor
+    high: Tensor
+    is_constant: Tensor
+    noise: Tensor | None  # [N, C, ...], stands in the place of constant channels; None for none
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x [N, C, ...]."""
+        if self.noise is not None:
+            x = torch.where(self.is_constant, self.noise, x)
+        x = x * self.scale + self.offset
+        return torch.maximum(torch.minimum(x, self.high), self.low)
+
+
 class BatchNormSampler(fx.Interpreter):
     """Runs a student's graph on a drawn input, each result with the statistics known of it.
 
@@ -120,16 +138,26 @@ class BatchNormSampler(fx.Interpreter):
 
     def standardized(self, x: Tensor, known: Statistics) -> Tensor:
         """Shift and scale the channels of x [N, C, ...] to a mean and variance."""
+        return self.standardization(x, known)(x)
+
+    def standardization(self, x: Tensor, known: Statistics) -> "Standardization":
+        """Return what gives the channels of x [N, C, ...] a mean and variance."""
         dims, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
         variance, mean = torch.var_mean(x.float(), dims, correction=0)
         deviation = known.variance.sqrt()
         is_constant = variance <= CONSTANT * known.variance
+        noise = None
         if bool(is_constant.any()):
             noise = torch.randn(x.shape, generator=self.rng, device=x.device)
-            x = torch.where(is_constant.view(shape), noise, x)
             mean = mean.masked_fill(is_constant, 0)
             variance = variance.masked_fill(is_constant, 1)
         scale = torch.where(known.variance > 0, deviation * variance.rsqrt(), 0)
-        x = x * scale.view(shape) + (known.mean - mean * scale).view(shape)
         low, high = known.mean - FARTHEST * deviation, known.mean + FARTHEST * deviation
-        return torch.maximum(torch.minimum(x, high.view(shape)), low.view(shape))
+        return Standardization(
+            scale.view(shape),
+            (known.mean - mean * scale).view(shape),
+            low.view(shape),
+            high.view(shape),
+            is_constant.view(shape),
+            noise,
+        )

@@ -1,7 +1,7 @@
 """From a float classifier to a quantized one, through its graph."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -12,8 +12,10 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.proof import Truth, require_near
 from zscgan_ext.classifiers.tracing import copied, trace
 from zscgan_ext.config.configs import QuantizationConfig
+from zscgan_ext.config.values import LayerBits
 from zscgan_ext.errors import InputError
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
+from zscgan_ext.quantization.layer_widths import given_layer_bits, layer_names
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizer_placement import insert_activation_quantizers
 from zscgan_ext.quantization.quantizers import (
@@ -77,13 +79,25 @@ def proven_folded(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> f
     return graph
 
 
-def student_of(config: QuantizationConfig, classifier: Classifier) -> QuantizedClassifier:
+def student_of(
+    config: QuantizationConfig,
+    classifier: Classifier,
+    chosen: Mapping[str, LayerBits] | None = None,
+) -> QuantizedClassifier:
     """Convert a classifier to the scheme of a configuration, on its own device.
 
+    Args:
+        config: of the quantization.
+        classifier: to convert.
+        chosen: widths of the layers that a budget decided about, by their names in the graph;
+            without them those layers have about as many bits as the average is to have.
+
     Raises:
-        InputError: if the classifier cannot be converted.
+        InputError: if the classifier cannot be converted, or a pattern matches no layer.
     """
-    return convert(classifier.model, scheme_of(config), classifier.preprocessing.shape)
+    given = given_layer_bits(config, layer_names(classifier.model))
+    scheme = scheme_of(config, {**(chosen or {}), **given})
+    return convert(classifier.model, scheme, classifier.preprocessing.shape)
 
 
 def shaped_graph(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModule:
@@ -111,11 +125,21 @@ def folded(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModul
 
 
 def quantize_layers(graph: fx.GraphModule, scheme: Scheme) -> tuple[fx.Node, fx.Node]:
-    """Wrap every convolution and linear layer; return the nodes of the first and the last."""
+    """Wrap the convolutions and linear layers that are quantized.
+
+    Returns:
+        The nodes of the first and the last of all of them.
+    """
     nodes = [n for n in graph.graph.nodes if isinstance(module_of(graph, n), QUANTIZED_LAYERS)]
     if not nodes:
         raise InputError("classifier: holds no convolution or linear layer to quantize")
     ends = (nodes[0], nodes[-1])
+    targets = {str(node.target) for node in nodes}
+    unknown = [name for name in scheme.layers if name not in targets]
+    if unknown:
+        raise InputError(f"layer_bits: the classifier has no layer {unknown[0]!r} to quantize")
+    if all(scheme.is_float(target) for target in targets):
+        raise InputError("keep_float: matches all layers, expected one at least to quantize")
     untie_weights(graph, nodes)
     for node in nodes:
         layer = module_of(graph, node)
@@ -124,12 +148,14 @@ def quantize_layers(graph: fx.GraphModule, scheme: Scheme) -> tuple[fx.Node, fx.
                 f"classifier: {node.target} is called with more than its input, which cannot be "
                 "quantized; give the layer what it needs when it is built"
             )
-        if isinstance(layer, QUANTIZED_LAYERS):  # a shared module is wrapped already
+        target = str(node.target)
+        # A shared module is wrapped already.
+        if isinstance(layer, QUANTIZED_LAYERS) and not scheme.is_float(target):
             if isinstance(layer, nn.ConvTranspose2d):
                 layer = TransposedConvolution(layer)
-            quant_range = scheme.weight_range(is_first_or_last=node in ends)
+            quant_range = scheme.weight_range(target, is_first_or_last=node in ends)
             wrapped = QuantizedLayer(layer, quant_range, scheme.symmetric_weights)
-            graph.set_submodule(str(node.target), wrapped)
+            graph.set_submodule(target, wrapped)
     return ends
 
 

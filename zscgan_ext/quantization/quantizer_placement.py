@@ -45,18 +45,45 @@ def insert_activation_quantizers(
     layers = [n for n in graph.graph.nodes if isinstance(module_of(graph, n), QuantizedLayer)]
     before_layers = set().union(*map(computed_before, layers))
     floats = float_operands(graph)
+    float_layers = [n for n in graph.graph.nodes if is_float_layer(graph, n, scheme)]
     for node in list(graph.graph.nodes):
         # What no layer reads any more are logits, whatever the classifier makes of them.
         wanted = node in before_layers and node not in floats
         if not wanted or not is_quantized(graph, node, scheme, floats):
             continue
-        quant_range = scheme.activation_range(is_first_or_last=node in read_by_ends)
+        readers = readers_of(node)
+        if readers and readers <= set(float_layers):
+            continue
+        names = [str(reader.target) for reader in readers if reader in layers]
+        quant_range = scheme.activation_range(names, is_first_or_last=node in read_by_ends)
         quantizers[node.name] = ActivationQuantizer(quant_range)
         with graph.graph.inserting_after(node):
             inserted = graph.graph.call_module(f"{ACTIVATION_QUANTIZERS}.{node.name}", (node,))
             inserted.meta = dict(node.meta)
-        node.replace_all_uses_with(inserted, lambda user, new=inserted: user is not new)
+        node.replace_all_uses_with(
+            inserted, lambda user, new=inserted: user is not new and user not in float_layers
+        )
     quantizers.to(device_of(graph))
+
+
+def is_float_layer(graph: fx.GraphModule, node: fx.Node, scheme: Scheme) -> bool:
+    """Return True if a node calls a layer that the scheme leaves in floats."""
+    return node.op == "call_module" and scheme.is_float(str(node.target))
+
+
+def readers_of(node: fx.Node) -> set[fx.Node]:
+    """Return the nodes that take a node's values, those behind reshaping and the like included."""
+    found: set[fx.Node] = set()
+    waiting = list(node.users)
+    while waiting:
+        user = waiting.pop()
+        if user in found:
+            continue
+        if preserves_qparams(user):
+            waiting += user.users
+        else:
+            found.add(user)
+    return found
 
 
 def computed_before(node: fx.Node) -> set[fx.Node]:

@@ -1,9 +1,10 @@
 """The two quantization schemes: what is quantized, how, and with how many bits."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from zscgan_ext.config.configs import QuantizationConfig
-from zscgan_ext.config.values import parse_bits
+from zscgan_ext.config.values import LayerBits, parse_bits
 
 BITS_OF_FIRST_AND_LAST = 8
 
@@ -48,11 +49,15 @@ class Scheme:
     `deploy` is what an int8 runtime executes: batch norm folded; weights per output channel,
     symmetric, with learned scales; every activation tensor that a runtime quantizes; eight bits in
     the first and last layer.
+
+    In both, layers can have widths of their own, or stay in floats: `layers`, by their names in the
+    graph. What such a layer reads has the most bits that any of those that read it asks for.
     """
 
     name: str
     weight_bits: int
     activation_bits: int
+    layers: Mapping[str, LayerBits] = field(default_factory=dict)
 
     @property
     def folds_batch_norm(self) -> bool:
@@ -74,24 +79,56 @@ class Scheme:
         """Whether weights have symmetric learned scales, not asymmetric minimum and maximum."""
         return self.name == "deploy"
 
-    def weight_range(self, is_first_or_last: bool) -> QuantRange:
+    @property
+    def fewest_weight_bits(self) -> int:
+        """The narrowest width of weights that may be."""
+        own = [bits.weights for bits in self.layers.values() if bits.weights is not None]
+        return min(self.weight_bits, *own) if own else self.weight_bits
+
+    def is_float(self, layer: str) -> bool:
+        """Return True if a layer stays in floats."""
+        return layer in self.layers and self.layers[layer].weights is None
+
+    def weight_range(self, layer: str, is_first_or_last: bool) -> QuantRange:
         """Return the integers of a layer's weights."""
-        bits = self.bits_of(self.weight_bits, is_first_or_last)
+        own = self.layers[layer].weights if layer in self.layers else None
+        return self.range_of_weights(own or self.bits_of(self.weight_bits, is_first_or_last))
+
+    def range_of_weights(self, bits: int) -> QuantRange:
+        """Return the integers of weights of a width."""
         return symmetric_range(bits) if self.symmetric_weights else unsigned_range(bits)
 
-    def activation_range(self, is_first_or_last: bool) -> QuantRange:
-        """Return the integers of an activation tensor that some layer reads."""
-        return unsigned_range(self.bits_of(self.activation_bits, is_first_or_last))
+    def activation_range(self, readers: Iterable[str], is_first_or_last: bool) -> QuantRange:
+        """Return the integers of an activation tensor.
+
+        Args:
+            readers: names of the layers that read it.
+            is_first_or_last: whether the first or last layer is among them.
+        """
+        usual = self.bits_of(self.activation_bits, is_first_or_last)
+        own = [self.layers[name].activations for name in readers if name in self.layers]
+        return unsigned_range(max((bits or usual for bits in own), default=usual))
 
     def bits_of(self, bits: int, is_first_or_last: bool) -> int:
         """Return the width in a layer, given that of layers in the middle."""
         return BITS_OF_FIRST_AND_LAST if is_first_or_last and self.name == "deploy" else bits
 
 
-def scheme_of(config: QuantizationConfig) -> Scheme:
+def usual_bits(config: QuantizationConfig) -> int:
+    """Return the width nearest to the average of a budget."""
+    return max(2, round(config.average_weight_bits))
+
+
+def scheme_of(config: QuantizationConfig, layers: Mapping[str, LayerBits] | None = None) -> Scheme:
     """Return the scheme of a configuration, with its widths.
+
+    Args:
+        config: of the quantization.
+        layers: widths of single layers, by their names in the graph.
 
     Raises:
         InputError: if the bit widths are not such as `w4a4`.
     """
-    return Scheme(config.scheme, *parse_bits(config.bits))
+    weight_bits, activation_bits = parse_bits(config.bits)
+    # Where a budget decides, every layer has a width of its own; steps are those of the average.
+    return Scheme(config.scheme, weight_bits or usual_bits(config), activation_bits, layers or {})

@@ -207,6 +207,35 @@ def errors_by_layer(errors: Mapping[str, Sequence[MeasuredTensor]]) -> str:
     return chart("errors", draw, 3.2)
 
 
+def widths_of_layers(widths: Sequence[float], divergences: Mapping[str, Sequence[float]]) -> str:
+    """Draw the width of each layer's weights, and below it what each width would lose.
+
+    Args:
+        widths: bits, in the order of the layers; NaN for layers in floats.
+        divergences: KL divergence of the logits of each layer, by what to call the width; NaN where
+            it was not measured.
+    """
+
+    def draw(figure: Figure) -> None:
+        rows = figure.subplots(2 if divergences else 1, 1, sharex=True, squeeze=False)[:, 0]
+        places = range(1, len(widths) + 1)
+        rows[0].bar(places, widths, 0.8)
+        rows[0].set_ylim(0, 8.5)
+        rows[0].set_title("bits of the weights", loc="left")
+        for label, values in divergences.items():
+            shown = [value if value > 0 else math.nan for value in values]
+            rows[1].plot(places, shown, marker="o", label=label)
+        if divergences:
+            rows[1].set_yscale("log")
+            label_log_ticks(rows[1].yaxis)
+            rows[1].legend(loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
+            rows[1].set_title("KL divergence of the logits, this layer alone", loc="left")
+        rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        rows[-1].set_xlabel("layer, from the input to the logits")
+
+    return chart("widths", draw, 3.2 if divergences else HEIGHT)
+
+
 def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> str:
     """Draw how many images each pair of classes has, as the share of the row in percent."""
 

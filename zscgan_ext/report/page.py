@@ -15,6 +15,7 @@ from zscgan_ext.config.command_line import CONFIG, read_config
 from zscgan_ext.errors import InputError, printable
 from zscgan_ext.images.datasets import Images, open_labelled
 from zscgan_ext.images.memory_format import to_channels_last
+from zscgan_ext.quantization.layer_widths import widths_described
 from zscgan_ext.report import charts
 from zscgan_ext.report.measurements import (
     LayerStatistics,
@@ -66,6 +67,7 @@ class Content:
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
     initial_ranges: str  # empty where they were set
+    layer_bits: Mapping[str, Mapping[str, Any]]  # empty where all layers have the usual width
     charts: Mapping[str, str]  # svg elements
     classes: list[ClassPictures]
     weights: list[MeasuredTensor]
@@ -138,6 +140,9 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
         drawn |= diversity_charts(metrics.get("diversity") or {}, names)
     if compared_on and len(names) <= LARGEST_MATRIX:
         drawn["confusion"] = charts.confusion_matrix(confusion(before, after, len(names)), names)
+    layer_bits = metrics.get("layer_bits", {}) if run.student.scheme.layers else {}
+    if layer_bits:
+        drawn["widths"] = widths_chart(layer_bits)
     rng = torch.Generator().manual_seed(run.config.seed)
     return Content(
         metrics=metrics,
@@ -146,6 +151,7 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
         settings={name: as_text(value) for name, value in read_config(folder / CONFIG).items()},
         environment=environment_of(metrics),
         initial_ranges=shown_ranges(metrics.get("initial_ranges", {}).get(result.key)),
+        layer_bits=layer_bits,
         charts=drawn,
         classes=pictures_by_class(run.classifier, run.generator(), rng) if has_generator else [],
         weights=weights,
@@ -206,6 +212,17 @@ def shown_ranges(chosen: Mapping[str, Any] | None) -> str:
         return ""
     shown = ", ".join(f"{name} {value:.3g}" for name, value in chosen["divergence"].items())
     return f"{chosen['chosen']} (divergence of the logits: {shown})"
+
+
+def widths_chart(layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Draw the widths of layers, and where they were measured, what other widths would lose."""
+    widths = [bits.weights or math.nan for bits in widths_described(layers).values()]
+    measured = [each.get("divergence", {}) for each in layers.values()]
+    divergences = {
+        f"{width} bits": [each.get(width, math.nan) for each in measured]
+        for width in sorted(set().union(*measured))
+    }
+    return charts.widths_of_layers(widths, divergences)
 
 
 def environment_of(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,13 +35,14 @@ STUDENT = "quantized.safetensors"
 PREDICTIONS = "predictions.safetensors"
 EXPORTED = {"onnx": "model.onnx", "safetensors": "model.safetensors"}  # by format
 EXPORT = "export.json"
+LAYER_BITS = "layer_bits.json"
 REPORT = "report.html"
 TRACE, PROFILE = "trace.json", "profile.txt"
 CHECKPOINTS = "checkpoints"
 # All names of files that runs write.
 NAMES = (
     *(CONFIG, METRICS, LOG, GENERATOR, STUDENT, PREDICTIONS, *EXPORTED.values(), EXPORT, REPORT),
-    *(TRACE, PROFILE),
+    *(TRACE, PROFILE, LAYER_BITS),
 )
 CHECKPOINT_NAMES = re.compile(rf"{CHECKPOINTS}/\d{{6,}}-[0-9a-f]{{16}}\.safetensors", re.ASCII)
 EVENT_NAMES = re.compile(r"events\.out\.tfevents\.[\w.-]+", re.ASCII)

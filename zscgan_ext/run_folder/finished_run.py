@@ -22,9 +22,11 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.quantization.conversion import student_of
+from zscgan_ext.quantization.layer_widths import widths_described
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.regular_file import regular_file_size
 from zscgan_ext.run_folder.files import GENERATOR, STUDENT
+from zscgan_ext.run_folder.records import read_layer_bits
 from zscgan_ext.synthesis.generator import (
     ConditionalGenerator,
     default_random_seeded,
@@ -139,7 +141,10 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     loaded = classifier_of(config)
     if config.learns_generator:
         check_generator_size(folder / GENERATOR, config.generator, loaded)
-    student = student_of(config.quantization, loaded)
+    chosen = None
+    if config.quantization.chooses_layer_bits:
+        chosen = widths_described(read_layer_bits(folder))
+    student = student_of(config.quantization, loaded, chosen)
     load_weights(student, folder / STUDENT)
     student.quantize_activations()
     lay_out(student.requires_grad_(False), torch.channels_last)

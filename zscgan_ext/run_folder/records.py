@@ -26,7 +26,7 @@ from zscgan_ext.json_values import (
     text,
 )
 from zscgan_ext.regular_file import read_regular_file
-from zscgan_ext.run_folder.files import EXPORT, LOG, METRICS, PREDICTIONS
+from zscgan_ext.run_folder.files import EXPORT, LAYER_BITS, LOG, METRICS, PREDICTIONS
 
 LARGEST = 1e300  # of what is drawn
 MOST_STAGES, MOST_VALUES = 32, 16  # in the log
@@ -65,10 +65,19 @@ version = nullable(short)
 RANGES_CHECK: Check = mapping_of(
     record({"chosen": name, "divergence": mapping_of(number(), name)}, strict=False), name
 )
+width = text(r"w[2-8](a[2-8])?|float", expected="bits like w4, w4a8 or float")
+LAYER_BITS_CHECK: Check = mapping_of(
+    record(
+        {"bits": width, "weights": integer(0)},
+        {"divergence": mapping_of(number(-LARGEST, LARGEST), text("[2-8]"))},
+        strict=False,
+    ),
+    short,
+)
 METRICS_CHECK: Check = record(
     {
         "classifier": short,
-        "bits": record({"weights": bits, "activations": bits}, strict=False),
+        "bits": record({"weights": nullable(bits), "activations": bits}, strict=False),
         "scheme": one_of("deploy", "paper"),
         "seed": integer(0),
         "device": short,
@@ -82,6 +91,8 @@ METRICS_CHECK: Check = record(
     {
         "initial_ranges": RANGES_CHECK,
         "first_ranges": RANGES_CHECK,
+        "layer_bits": LAYER_BITS_CHECK,
+        "average_weight_bits": nullable(number(2, 8)),
         "warnings": list_of(text()),
         **dict.fromkeys(("zscgan_ext", "torch", "torchvision", "python", "cpu", "commit"), version),
     },
@@ -177,6 +188,17 @@ def read_export(folder: Path) -> dict[str, Any] | None:
     file = folder / EXPORT
     export: dict[str, Any] | None = read_json(file, EXPORT_CHECK) if exists(file) else None
     return export
+
+
+def read_layer_bits(folder: Path) -> dict[str, Any]:
+    """Read the widths of layers that a run chose.
+
+    Raises:
+        InputError: if there are none, or they are not what a run writes.
+    """
+    check = record({"layers": LAYER_BITS_CHECK}, strict=False)
+    layers: dict[str, Any] = read_json(folder / LAYER_BITS, check)["layers"]
+    return layers
 
 
 def read_predictions(

@@ -23,6 +23,7 @@ from zscgan_ext.images.datasets import Images, few_labels_warnings, open_labelle
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.process_environment import restarts
 from zscgan_ext.quantization.conversion import student_of
+from zscgan_ext.quantization.layer_widths import budget_of
 from zscgan_ext.run_folder.checkpoint_file import newest_checkpoint
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import LOG, RunFolder, own_files
@@ -113,8 +114,18 @@ def resume_results(run: Run, given: "Given") -> None:
         print(f"resume: {one_line(run.checkpoints.position())}", flush=True)
     run.checkpoints.hold("results", run.results, gives_copies=True)
     classes = run.classifier.num_classes
+    run.results.warn(average_warnings(run.config))
     run.results.warn(few_labels_warnings(given.evaluation_name, given.evaluation, classes))
     run.results.warn(few_labels_warnings(run.config.reference_data, given.reference, classes))
+
+
+def average_warnings(config: RunConfig) -> list[str]:
+    """Return a line about an average that nothing asks for, if one was given."""
+    field, quantization = OPTIONS["average_weight_bits"].field, config.quantization
+    average = quantization.average_weight_bits
+    if quantization.chooses_layer_bits or average == field.default:
+        return []
+    return [f"average_weight_bits: {average:g} has no effect without --bits auto"]
 
 
 @contextmanager
@@ -163,6 +174,8 @@ def check_given(
     reference = open_data(config.reference_data, "train", classifier)
     execution = choose_execution(config.execution, device)
     student = lay_out(student_of(config.quantization, classifier), execution.memory_format)
+    if config.quantization.chooses_layer_bits:
+        budget_of(config.quantization, student)
     if config.stop_after is None:
         check_exports(classifier, student, formats)
     if is_open(config.execution.precision, execution):

@@ -9,6 +9,7 @@ from torch import Tensor
 from zscgan_ext.config.values import parse_bits
 from zscgan_ext.environment import environment
 from zscgan_ext.measures import agreement, top1
+from zscgan_ext.quantization.layer_widths import average_width
 from zscgan_ext.stages.run import Run
 from zscgan_ext.stages.variants import FLOAT, VARIANTS
 
@@ -26,6 +27,8 @@ def metrics(run: Run) -> dict[str, Any]:
     return {
         "classifier": config.classifier,
         "bits": {"weights": weight_bits, "activations": activation_bits},
+        "layer_bits": results.layer_bits,
+        "average_weight_bits": average_width(results.layer_bits),
         "scheme": config.quantization.scheme,
         "seed": config.seed,
         "device": str(run.device),

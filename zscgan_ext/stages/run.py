@@ -18,6 +18,7 @@ from zscgan_ext.errors import one_line
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.quantization.conversion import student_of
+from zscgan_ext.quantization.layer_widths import widths_described
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import LOG, RunFolder
@@ -38,6 +39,7 @@ class RandomStream(IntEnum):
     PROBES = 7
     ALTERNATING = 8
     BATCH_NORM_SAMPLES = 9
+    LAYER_SENSITIVITY = 10
 
 
 TIMED = ("synthesis", "calibration", "fine_tuning", "evaluation")  # what time is spent on
@@ -62,6 +64,7 @@ class Results:
         self.logits: dict[str, Tensor] = {}  # by variant, on the evaluation images
         self.diversity: dict[str, Any] = {}  # of generated images, and of real ones
         self.initial_ranges: dict[str, Any] = {}  # by variant: the chosen ones, and divergences
+        self.layer_bits: dict[str, Any] = {}  # by layer: its width, and what each would lose
         self.warnings: list[str] = []
         self.timing: tuple[str, float] | None = None  # what `timed` encloses, and since when
 
@@ -99,6 +102,7 @@ class Results:
             "logits": dict(self.logits),
             "diversity": self.diversity,
             "initial_ranges": self.initial_ranges,
+            "layer_bits": self.layer_bits,
             "warnings": list(self.warnings),
             "log": self.folder.read_text(LOG),
         }
@@ -120,6 +124,8 @@ class Results:
         self.start = time.perf_counter() - float(state["total_seconds"])
         self.diversity = json.loads(json.dumps(state["diversity"]))
         self.initial_ranges = json.loads(json.dumps(state["initial_ranges"]))
+        # Checkpoints of before there were such widths lack them.
+        self.layer_bits = json.loads(json.dumps(state.get("layer_bits", {})))
         self.warnings[:] = map(str, state["warnings"])
         self.folder.write_text(LOG, state["log"])
 
@@ -165,8 +171,13 @@ class Run:
             self.tensorboard.scalars(stage, values)
 
     def new_student(self) -> QuantizedClassifier:
-        """Convert the classifier to the wanted scheme, on its own device."""
-        student = student_of(self.config.quantization, self.classifier)
+        """Convert the classifier to the wanted scheme, on its own device.
+
+        Where a budget decides about widths, they are chosen already.
+        """
+        config, known = self.config.quantization, self.results.layer_bits
+        chosen = widths_described(known) if config.chooses_layer_bits else None
+        student = student_of(config, self.classifier, chosen)
         return lay_out(student, self.execution.memory_format)
 
     def with_options(self, **changes: Any) -> "Run":

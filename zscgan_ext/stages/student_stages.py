@@ -12,12 +12,14 @@ from zscgan_ext.measures import predict
 from zscgan_ext.quantization.calibration import calibrate, choose_initial_ranges, least
 from zscgan_ext.quantization.fine_tuning import StudentTrainer
 from zscgan_ext.quantization.instant import quantize_from_batch_norm
+from zscgan_ext.quantization.layer_widths import described_widths
 from zscgan_ext.quantization.quantized_classifier import (
     QuantizedClassifier,
     round_biases_to_int32,
 )
 from zscgan_ext.quantization.squant import round_weights
 from zscgan_ext.stages.generator_stage import continued_generator_training
+from zscgan_ext.stages.layer_bits_stage import choose_layer_bits
 from zscgan_ext.stages.monitor import StageMonitor
 from zscgan_ext.stages.run import RandomStream, Run
 from zscgan_ext.stages.variants import INSTANT, Variant
@@ -91,8 +93,10 @@ def initial_student(
         variant: that is quantized.
         quantize: changes a converted student in place.
     """
+    choose_layer_bits(run)
     checkpoints, stage = run.checkpoints, variant.calibration_stage
     student = run.new_student()
+    run.results.layer_bits = run.results.layer_bits or described_widths(student)
     if checkpoints.is_finished(stage):
         checkpoints.hold(variant.student_name, student)
         student.quantize_activations()

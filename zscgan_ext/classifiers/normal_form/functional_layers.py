@@ -13,6 +13,7 @@ from zscgan_ext.classifiers.trials import TensorMetadata
 from zscgan_ext.errors import InputError
 
 LAYERS = "functional_layers"  # submodule of the layers that the classifier called as functions
+NAMES = "zscgan_ext layer names"  # a key of `GraphModule.meta`: the model's names of such layers
 
 
 def turn_functions_into_layers(graph: fx.GraphModule, results: Mapping[fx.Node, Any]) -> None:
@@ -39,6 +40,32 @@ def turn_functions_into_layers(graph: fx.GraphModule, results: Mapping[fx.Node, 
         node.replace_all_uses_with(called)
         called.name = node.name
         graph.graph.erase_node(node)
+
+
+def name_layers(graph: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
+    """Note what the model itself calls the layers above, for `name_in_model`.
+
+    Args:
+        graph: whose layers share the memory of the model's tensors.
+        tensors: of the model, by the names that it gives them.
+    """
+    owners = {
+        (tensor.data_ptr(), tensor.shape): name.removesuffix(".weight")
+        for name, tensor in reversed(list(tensors.items()))
+        if name.endswith(".weight")
+    }
+    graph.meta[NAMES] = {
+        f"{LAYERS}.{name}": owners[place]
+        for name, layer in submodule(graph, LAYERS).named_children()
+        if isinstance(weight := getattr(layer, "weight", None), Tensor)
+        and (place := (weight.data_ptr(), weight.shape)) in owners
+    }
+
+
+def name_in_model(graph: fx.GraphModule, target: str) -> str:
+    """Return what the model itself calls a layer of its graph."""
+    names: Mapping[str, str] = graph.meta.get(NAMES, {})
+    return names.get(target, target)
 
 
 class Arguments:

@@ -52,6 +52,8 @@ def quantized_model(
     properties = {"scheme": student.scheme.name}
     bits = {"weights": student.scheme.weight_bits, "activations": student.scheme.activation_bits}
     properties["bits"] = json.dumps(bits)
+    layers = {name: str(bits) for name, bits in student.scheme.layers.items()}
+    properties["layer_bits"] = json.dumps(layers)
     with student.quantized_weights():
         return write(student.graph, classifier, properties)
 
