@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 EXPORT_FORMATS = ("onnx", "safetensors")
+IMAGE_SET_FORMATS = ("npy", "png", "imagefolder", "torch")
+LARGEST_COUNT, LARGEST_SEED = 2**31, 2**50  # of generated images
 EVALUATION_BATCH = 250  # images, where evaluation is told no other number
 
 
