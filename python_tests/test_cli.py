@@ -42,7 +42,7 @@ def test_help_lists_every_command(capsys, option):
     assert cli.main([option]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    for command in ("train", "evaluate", "export", "report", "info"):
+    for command in ("train", "evaluate", "export", "generate", "report", "info"):
         assert f"\n  {command} " in printed.out
 
 
@@ -62,6 +62,7 @@ def test_version(capsys):
         (["evaluate"], 2),
         (["evaluate", "run", "--batch-size", "x"], 2),
         (["export", "run", "--formats", "onx"], 2),
+        (["generate", "run", "--format=png", "--normalized"], 2),
         (["report"], 2),
         (["info", "--all"], 2),
     ],
@@ -99,7 +100,7 @@ def test_a_command_gets_the_arguments_behind_its_name(capsys, command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: expected a command (train, evaluate, export, report, info), got none\n"),
+        ([], f"error: expected a command ({', '.join(cli.COMMANDS)}), got none\n"),
         (["trian"], "got trian, did you mean train?\n"),
         (["--classifier", "resnet20"], "got --classifier\n"),
         (["a\nb"], "got a\\nb\n"),

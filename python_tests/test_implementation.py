@@ -114,10 +114,10 @@ def test_no_warning_with_the_native_core(load):
         assert load("auto").NATIVE is implementation.NATIVE
 
 
-@pytest.mark.parametrize("program", ["train", "evaluate", "export", "report", "info"])
+@pytest.mark.parametrize("program", ["train", "evaluate", "export", "generate", "report", "info"])
 def test_every_program_tells_of_an_unknown_choice_in_one_line(program, tmp_path):
     environment = {**os.environ, "ZSCGAN_EXT_IMPL": "fast"}
-    run_given = ["."] if program in ("evaluate", "export", "report") else []
+    run_given = ["."] if program in ("evaluate", "export", "generate", "report") else []
     command = [sys.executable, "-m", f"zscgan_ext.{program}", *run_given]
     run = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path}
     done = subprocess.run(command, **run, check=False)

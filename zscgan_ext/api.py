@@ -21,6 +21,8 @@ from zscgan_ext.api_arguments import (
     check_formats,
     check_images,
     check_student,
+    check_weights,
+    check_whole_number,
     checked_answers,
     checked_batch,
     checked_data,
@@ -41,7 +43,7 @@ from zscgan_ext.config.configs import (
     preset_of,
 )
 from zscgan_ext.config.fields import check_section
-from zscgan_ext.config.values import EVALUATION_BATCH
+from zscgan_ext.config.values import EVALUATION_BATCH, LARGEST_COUNT, LARGEST_SEED
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.evaluation import (
     Evaluation,
@@ -68,10 +70,19 @@ from zscgan_ext.stages.precision_choice import (
 from zscgan_ext.stages.run import RandomStream, Run, new_run
 from zscgan_ext.stages.variants import FINE_TUNED, GIVEN_FINE_TUNED, Variant
 from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.labelled_images import generated_images, to_pixels
 from zscgan_ext.torch_settings import usual_torch
 from zscgan_ext.training.execution import choose_execution
 
-__all__ = ["evaluate", "export", "fine_tune", "load_classifier", "quantize", "train_generator"]
+__all__ = [
+    "evaluate",
+    "export",
+    "fine_tune",
+    "generate_images",
+    "load_classifier",
+    "quantize",
+    "train_generator",
+]
 
 
 @usual_torch()
@@ -139,6 +150,44 @@ def train_generator(
             raise InputError("preset: instant learns no generator, leave it out or take another")
         trainings = {GENERATOR: generator_training(run.config, classifier)}
         return generator_stage.learn_generator(with_open_precision(run, trainings))
+
+
+def generate_images(
+    generator: ConditionalGenerator, count: int, *, seed: int = 0, pixels: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Generate labelled images, as many of each class as of the others.
+
+    Args:
+        generator: what `train_generator` gave.
+        count: of the images.
+        seed: of all random numbers; the same seed gives the same images.
+        pixels: give uint8 from 0 to 255 instead of what the classifier takes.
+
+    Returns:
+        An iterator over batches on the CPU: images [B, C, H, W], normalized float32 unless
+        `pixels`, and labels, int64 [B].
+
+    Raises:
+        InputError: if an argument is out of range or of another type.
+    """
+    check_weights(generator)
+    count = check_whole_number("count", count, 1, LARGEST_COUNT)
+    seed = check_whole_number("seed", seed, 0, LARGEST_SEED)
+    return image_batches(generator.eval(), generated_images(generator, count, seed), pixels)
+
+
+def image_batches(
+    generator: ConditionalGenerator, batches: Iterator[tuple[Tensor, Tensor]], pixels: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of a generator; between two of them torch has the settings of the user."""
+    while True:
+        with usual_torch():
+            batch = next(batches, None)
+            if batch is None:
+                return
+            images, labels = batch
+            images = to_pixels(generator, images) if pixels else images
+        yield images, labels
 
 
 @usual_torch()

@@ -1,5 +1,6 @@
 """What the functions of the API are given: checked, so that torch need not fail on it later."""
 
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,13 @@ def check_generator(generator: ConditionalGenerator, classifier: Classifier) -> 
             f"{classifier.name} takes {list(needed)} of {classifier.num_classes}; give the one "
             "that was learned from it"
         )
+    check_weights(generator)
+
+
+def check_weights(generator: object) -> None:
+    """Require a generator whose weights are numbers."""
+    if not isinstance(generator, ConditionalGenerator):
+        raise InputError(f"generator: expected what train_generator gave, got {kind(generator)}")
     for name, tensor in generator.state_dict().items():
         if tensor.is_meta or not bool(tensor.isfinite().all()):
             raise InputError(
@@ -274,6 +282,20 @@ def checked_answers(model: object, classifier: Classifier) -> Callable[[Tensor],
         return logits
 
     return answers
+
+
+def check_whole_number(name: str, value: object, least: int, most: int) -> int:
+    """Return a whole number in a range.
+
+    Raises:
+        InputError: if it is something else.
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise InputError(f"{name}: expected a whole number, got {kind(value)}")
+    number = int(value)
+    if not least <= number <= most:
+        raise InputError(f"{name}: expected {least} to {most:,}, got {number}")
+    return number
 
 
 def check_formats(formats: object) -> Sequence[str]:

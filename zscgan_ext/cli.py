@@ -17,6 +17,7 @@ COMMANDS = {  # name -> module with a function `main`
     "train": "zscgan_ext.train",
     "evaluate": "zscgan_ext.evaluate.__main__",
     "export": "zscgan_ext.export.__main__",
+    "generate": "zscgan_ext.generate.__main__",
     "report": "zscgan_ext.report.__main__",
     "info": "zscgan_ext.info",
 }
@@ -29,6 +30,7 @@ commands:
   train     quantize a classifier: learn a generator, calibrate, fine-tune
   evaluate  measure a run or an exported file
   export    write a finished run as ONNX and safetensors files
+  generate  write labelled synthetic images for other quantizers
   report    write the report of a finished run
   info      show what is installed, built and in use
 

@@ -15,6 +15,8 @@ EXPORT_FORMATS = ("onnx", "safetensors")
 AUTO = "auto"  # widths that a budget decides about
 ACTIVATION_BITS_OF_AUTO = 8
 FLOAT_LAYER = "float"
+IMAGE_SET_FORMATS = ("npy", "png", "imagefolder", "torch")
+LARGEST_COUNT, LARGEST_SEED = 2**31, 2**50  # of generated images
 EVALUATION_BATCH = 250  # images, where evaluation is told no other number
 
 

@@ -35,12 +35,23 @@ def write_whole(file: Path, data: bytes) -> None:
     Raises:
         InputError: if it cannot be written.
     """
+    with whole_stream(file) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def whole_stream(file: Path) -> Iterator[BinaryIO]:
+    """Open a stream of what becomes a file when it ends, and nothing if it ends with an error.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
     with one_line_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial, stream = new_partial(file)
         try:
             with stream:
-                stream.write(data)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(partial, file)

@@ -24,6 +24,7 @@ from zscgan_ext.synthesis.generator import (
     default_random_seeded,
     generator_of,
 )
+from zscgan_ext.synthesis.generator_file import generator_metadata
 from zscgan_ext.synthesis.generator_training import GeneratorTrainer, synthetic_batches
 
 SAMPLES_PER_CLASS = 10
@@ -56,9 +57,15 @@ def learn_generator(run: Run) -> ConditionalGenerator:
             monitor.after_step(step, values)
         generator.eval()
         run.results.warn([*not_learned(run, generator), *never_generated(run, generator)])
-        run.folder.save_tensors(GENERATOR, generator.state_dict())
+        save_generator(run, generator)
     teacher.remove_hooks()
     return generator
+
+
+def save_generator(run: Run, generator: ConditionalGenerator) -> None:
+    """Write the generator, with what it generates."""
+    metadata = generator_metadata(generator, run.classifier)
+    run.folder.save_tensors(GENERATOR, generator.state_dict(), metadata)
 
 
 def continued_generator_training(run: Run, generator: ConditionalGenerator) -> GeneratorTrainer:

@@ -9,12 +9,13 @@ from zscgan_ext.images.datasets import near_chance_warnings
 from zscgan_ext.measures import top1
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers, dead_weights
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
-from zscgan_ext.run_folder.files import GENERATOR, STUDENT
+from zscgan_ext.run_folder.files import STUDENT
 from zscgan_ext.stages.generator_stage import (
     generated_batches,
     learn_generator,
     measure_diversity,
     probe_batches,
+    save_generator,
 )
 from zscgan_ext.stages.run import RandomStream, Run
 from zscgan_ext.stages.student_stages import (
@@ -103,5 +104,5 @@ def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalG
             images, _ = next(probe_batches(run, generator))
             run.results.warn(dead_quantizers(student, images))
             run.folder.save_tensors(STUDENT, student.state_dict())
-            run.folder.save_tensors(GENERATOR, generator.state_dict())
+            save_generator(run, generator)
             run.checkpoints.release(FINE_TUNED.student_name)

@@ -86,6 +86,7 @@ class ConditionalGenerator(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.latent_dim = latent_dim
+        self.image_shape = preprocessing.shape
         self.image_size = preprocessing.image_size
         doublings = max(1, round(math.log2(self.image_size / SMALLEST_MAP)))
         self.map_size = math.ceil(self.image_size / 2**doublings)

@@ -1,0 +1,1 @@
+"""Labelled synthetic images as files, for whatever else takes images."""
