@@ -14,6 +14,7 @@ from zscgan_ext.export.integers import IntegerWeight, pack, unpack
 PADDING_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # torch to ONNX
 # The widest integers of which two share a byte.
 BITS_OF_HALF_BYTE = 4
+LARGEST_BYTE = 255
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,30 @@ class OnnxGraph:
         return self.node("Mul", [centered, value.scale_name], f"{name}_scaled")
 
     def quantize(
-        self, value: Value, name: str, scale: Tensor, zero_point: int, top: int
+        self,
+        value: Value,
+        name: str,
+        scale: Tensor,
+        zero_point: int,
+        top: int,
+        keep_rounding: bool = False,
     ) -> QuantizedValue:
         """Quantize a value to 0 to `top`, between what the bounds of a rectifier become.
 
         Rounding is monotone: to clamp integers gives what clamping before rounding would.
-        QuantizeLinear saturates at 0 and 255, so a Clip of integers follows only where other
+        QuantizeLinear saturates at 0 and 255, so Max and Min of integers follow only where other
         bounds are tighter. ONNX Runtime computes what stands before QuantizeLinear on integers.
+
+        OpenVINO would merge a Clip, and a QuantizeLinear alone, with the convolution before and the
+        sum behind it, and leave out the rounding between both. A Max or Min prevents that.
+
+        Args:
+            value: what is quantized.
+            name: for the integers.
+            scale: one number.
+            zero_point: the integer that stands for zero.
+            top: the largest integer.
+            keep_rounding: add a Min even where QuantizeLinear has all bounds.
         """
         scale_name = self.initializer(f"{name}_scale", scale.detach().float().reshape(()))
         zero_point_name = self.initializer(f"{name}_zero_point", np.uint8(zero_point))
@@ -125,12 +143,12 @@ class OnnxGraph:
             value = value.source
         inputs = [self.floating(value), scale_name, zero_point_name]
         integers = self.node("QuantizeLinear", inputs, name)
-        if (low, high) != (0, 255):
-            bounds_names = [
-                self.initializer(f"{name}_{bound}", np.uint8(number))
-                for bound, number in (("min", low), ("max", high))
-            ]
-            integers = self.node("Clip", [integers, *bounds_names], f"{name}_clipped")
+        if low > 0:
+            bound = self.initializer(f"{name}_min", np.uint8(low))
+            integers = self.node("Max", [integers, bound], f"{name}_from_min")
+        if high < LARGEST_BYTE or keep_rounding:
+            bound = self.initializer(f"{name}_max", np.uint8(high))
+            integers = self.node("Min", [integers, bound], f"{name}_to_max")
         return QuantizedValue(
             integers, scale_name, zero_point_name, float(scale.item()), zero_point
         )

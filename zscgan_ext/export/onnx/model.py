@@ -26,6 +26,7 @@ from zscgan_ext.export.onnx.runtime import INPUT, OUTPUT
 from zscgan_ext.export.onnx.shaping import expanded
 from zscgan_ext.export.onnx.trial import try_out
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
+from zscgan_ext.quantization.quantizer_placement import preserves_qparams
 from zscgan_ext.quantization.quantizers import (
     ActivationQuantizer,
     QuantizedLayer,
@@ -154,7 +155,18 @@ def add_activation_quantizer(call: Call, quantizer: ActivationQuantizer) -> Valu
     """Quantize a value as the student does."""
     scale, zero_point = quantizer.qparams()
     top = quantizer.quant_range.quant_max
-    return call.graph.quantize(call.input(), call.name, scale, int(zero_point.item()), top)
+    zero, keep_rounding = int(zero_point.item()), meets_floats(call.node)
+    return call.graph.quantize(call.input(), call.name, scale, zero, top, keep_rounding)
+
+
+def meets_floats(quantizer: fx.Node) -> bool:
+    """Return True if anything but a layer computes with what a quantizer gives, a sum say."""
+    owner = quantizer.graph.owning_module
+    assert owner is not None
+    return any(
+        not preserves_qparams(reader) and not isinstance(module_of(owner, reader), QuantizedLayer)
+        for reader in quantizer.users
+    )
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:
