@@ -10,19 +10,18 @@ from safetensors.torch import load_file
 from benchmarks.accuracy import accuracy_cells, bench_accuracy
 from zscgan_ext.run_folder.checkpoint_file import checkpoint_files, read_checkpoint
 from zscgan_ext.stages import variants
-from zscgan_ext.stages.variants import FLOAT, INSTANT, VARIANTS, Variant
+from zscgan_ext.stages.sequence import INSTANT_SAVED
+from zscgan_ext.stages.variants import FLOAT, VARIANTS, Variant
 from zscgan_ext.train import main
 
 DECLARED = [value for value in vars(variants).values() if isinstance(value, Variant)]
 FINE_TUNED = [variant for variant in VARIANTS.values() if variant.fine_tune]
-# Of a run that learns a generator.
-MEASURED = {key: variant for key, variant in VARIANTS.items() if variant is not INSTANT}
-CALIBRATED = [v for v in MEASURED.values() if v is not FLOAT and not v.fine_tune]
+CALIBRATED = [v for v in VARIANTS.values() if v is not FLOAT and not v.fine_tune]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a run that measured every variant but the instant one, and what it printed."""
+    """The folder of a run that measured every variant, and what it printed."""
     data = write_fashion_mnist(tmp_path_factory.mktemp("data"), count=20)
     write_fashion_mnist(data, "train", count=20)
     folder = tmp_path_factory.mktemp("run")
@@ -42,7 +41,7 @@ def test_keys_labels_and_stages_are_unique(known):
     assert len(known) >= 6
     assert len({variant.key for variant in known}) == len(known)
     assert len({variant.label for variant in known}) == len(known)
-    stages = ["synthesis", "diversity", "saving"]
+    stages = ["synthesis", "diversity", INSTANT_SAVED, "saving"]
     for variant in known:
         # A variant without fine-tuning has no stage for it.
         stages += {variant.calibration_stage, variant.training_stage, variant.evaluation_stage}
@@ -61,21 +60,20 @@ def test_metrics_and_predictions_have_all_rows_in_order(finished):
     metrics = json.loads((folder / "metrics.json").read_text())
     for measure in ("top1", "agreement"):
         assert metrics[measure].keys() == VARIANTS.keys()
-        assert metrics[measure][INSTANT.key] is None
-        assert all(0 <= metrics[measure][key] <= 100 for key in MEASURED)
+        assert all(0 <= metrics[measure][key] <= 100 for key in VARIANTS)
     assert metrics["agreement"]["float"] == 100
-    assert load_file(folder / "predictions.safetensors").keys() == MEASURED.keys()
+    assert load_file(folder / "predictions.safetensors").keys() == VARIANTS.keys()
     # Only fine-tuning starts from ranges that the logits choose.
     assert metrics["initial_ranges"].keys() == {variant.key for variant in FINE_TUNED}
 
 
 def test_the_table_and_the_report_have_all_rows_in_order(finished):
     folder, printed = finished
-    _, *rows = printed[printed.index("top-1 %") :].splitlines()[: 1 + len(MEASURED)]
-    assert len(rows) == len(MEASURED)
+    _, *rows = printed[printed.index("top-1 %") :].splitlines()[: 1 + len(VARIANTS)]
+    assert len(rows) == len(VARIANTS)
     page = (folder / "report.html").read_text()
     place = 0
-    for row, variant in zip(rows, MEASURED.values(), strict=True):
+    for row, variant in zip(rows, VARIANTS.values(), strict=True):
         assert row.startswith(f"{variant.label} ")
         place = page.index(variant.label, place) + 1
 
@@ -86,7 +84,7 @@ def test_the_log_and_the_checkpoints_have_their_stages(finished):
     logged = list(dict.fromkeys(entry["stage"] for entry in log))
     assert logged == ["synthesis", *(variant.training_stage for variant in FINE_TUNED)]
     last = read_checkpoint(checkpoint_files(folder / "checkpoints")[-1])
-    expected = {"synthesis", "diversity", "saving", FLOAT.evaluation_stage}
+    expected = {"synthesis", "diversity", INSTANT_SAVED, "saving", FLOAT.evaluation_stage}
     for variant in (*CALIBRATED, *FINE_TUNED):
         expected |= {variant.calibration_stage, variant.training_stage, variant.evaluation_stage}
     # The last checkpoint is one of the last fine-tuning's last step.

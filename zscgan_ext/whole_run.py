@@ -3,6 +3,9 @@
 import contextlib
 import sys
 from collections.abc import Sequence
+from functools import partial
+
+import torch
 
 from zscgan_ext import distributed
 from zscgan_ext.classifiers.trust import allowed_classifier, gives_option, is_of_a_library
@@ -10,19 +13,19 @@ from zscgan_ext.config.command_line import CONFIG
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.config.values import parse_formats
 from zscgan_ext.errors import first_line, one_line
-from zscgan_ext.export.exporter import export_run, summary
+from zscgan_ext.export.exporter import export_copy, export_run, summary
 from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.program import exit_with_message, is_out_of_memory
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.report import require_matplotlib
 from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
 from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.stages.results import metrics, predictions, table
 from zscgan_ext.stages.run import Run
 from zscgan_ext.stages.sequence import (
-    measure_instant_student,
     run_generator_stages,
+    run_instant_stages,
     run_reference_stages,
-    write_instant_student,
 )
 from zscgan_ext.training.stop_signals import StoppedError
 
@@ -34,13 +37,19 @@ def export_student(run: Run) -> None:
         print(summary(export_run(run.folder.path, formats, run.config.classifier)))
 
 
-def export_first(run: Run) -> None:
+def export_first(run: Run, student: QuantizedClassifier) -> None:
     """Write an instant student in the formats to deploy, and say so, before it is measured."""
-    if distributed.rank() == 0:
-        with run.checkpoints.interruptible():
-            export_student(run)
-        place, seconds = run.folder.path, run.results.total_seconds()
-        print(one_line(f"the quantized classifier is in {place} after {seconds:.0f} s"), flush=True)
+    if distributed.rank() > 0:
+        return
+    formats, is_gpu = parse_formats(run.config.export), run.device.type == "cuda"
+    # What comes later draws the same random numbers, whatever is exported.
+    with torch.random.fork_rng([run.device] if is_gpu else []), run.checkpoints.interruptible():
+        if formats:
+            print(summary(export_copy(run.classifier, student, run.folder.path, formats)))
+    place, seconds = run.folder.path, run.results.total_seconds()
+    goes_on = ", and can be used while the run improves it" if run.config.learns_generator else ""
+    text = f"the quantized classifier is in {place} after {seconds:.0f} s{goes_on}"
+    print(one_line(text), flush=True)
 
 
 def report(run: Run) -> None:
@@ -71,12 +80,10 @@ def resume_options(run: Run) -> str:
 
 def run_to_end(run: Run) -> None:
     """Run all stages; let the first process write what they gave."""
+    if run.config.stop_after is None:
+        run_instant_stages(run, partial(export_first, run))
     if run.config.learns_generator:
         run_generator_stages(run)
-    else:
-        student = write_instant_student(run)
-        export_first(run)
-        measure_instant_student(run, student)
     run_reference_stages(run)
     if run.profiler is not None:
         run.profiler.write(run.folder)

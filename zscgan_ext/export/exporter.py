@@ -1,5 +1,6 @@
 """Exporting: files to deploy, compared with the student before they are written, and measured."""
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import folded
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import EXPORT, EXPORTED, write_own
-from zscgan_ext.run_folder.finished_run import open_run
+from zscgan_ext.run_folder.finished_run import RANDOM_IMAGES, open_run
 from zscgan_ext.run_folder.whole_file import json_bytes, one_line_errors, write_whole
 
 BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
@@ -48,6 +49,31 @@ def export_run(
     run = open_run(folder, classifier)
     images = run.comparison_images(BATCH, BATCHES)
     return export(run.classifier, run.student, images, folder, formats)
+
+
+def export_copy(
+    classifier: Classifier, student: QuantizedClassifier, folder: Path, formats: Sequence[str]
+) -> dict[str, Any]:
+    """Export a student of a run that goes on, compared with its files on a few random images.
+
+    Args:
+        classifier: the float classifier that the student was made from; left as it is.
+        student: calibrated; left as it is.
+        folder: as `export` takes it.
+        formats: `onnx`, `safetensors`.
+
+    Returns:
+        what `export` returns.
+
+    Raises:
+        InputError: as `export`.
+    """
+    classifier, student = copy.deepcopy((classifier, student))
+    lay_out(classifier.model.to("cpu"), torch.channels_last)
+    lay_out(student.to("cpu").requires_grad_(False), torch.channels_last)
+    shape = classifier.preprocessing.shape
+    images = to_channels_last(random_images(RANDOM_IMAGES, shape, torch.zeros(())))
+    return export(classifier, student, [images], folder, formats)
 
 
 def export(

@@ -110,8 +110,8 @@ def budget_of(config: QuantizationConfig, student: QuantizedClassifier) -> Budge
     if left < least:
         lowest = (taken + least) / sum(counts.values())
         raise InputError(
-            f"average_weight_bits: {config.average_weight_bits:g} is below {lowest:.3g}, the average "
-            f"with the widths of layer_bits and {NARROWEST} bits in all other layers"
+            f"average_weight_bits: {config.average_weight_bits:g} is below {lowest:.3g}, which "
+            f"given widths of layers and {NARROWEST} bits in all others have"
         )
     return Budget(free, left)
 

@@ -30,9 +30,15 @@ from zscgan_ext.report.measurements import (
 from zscgan_ext.report.pictures import ClassPictures, pictures_by_class
 from zscgan_ext.run_folder.files import REPORT, write_own
 from zscgan_ext.run_folder.finished_run import FinishedRun, open_run
-from zscgan_ext.run_folder.records import read_export, read_log, read_metrics, read_predictions
+from zscgan_ext.run_folder.records import (
+    read_export,
+    read_log,
+    read_metrics,
+    read_predictions,
+    result_in,
+)
 from zscgan_ext.stages.run import TIMED
-from zscgan_ext.stages.variants import VARIANTS, Variant, result_of
+from zscgan_ext.stages.variants import FINE_TUNED, VARIANTS, Variant, result_of
 from zscgan_ext.synthesis.generator import default_random_seeded
 from zscgan_ext.zoo import bundled_images
 
@@ -67,6 +73,7 @@ class Content:
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
     initial_ranges: str  # empty where they were set
+    choice: str  # which student the run wrote, and why; empty where there was only one
     layer_bits: Mapping[str, Mapping[str, Any]]  # empty where all layers have the usual width
     charts: Mapping[str, str]  # svg elements
     classes: list[ClassPictures]
@@ -123,6 +130,7 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
     run = open_run(folder, classifier)
     result, has_generator = result_of(run.config), run.config.learns_generator
     metrics = read_metrics(folder, run.classifier.num_classes, result.key)
+    result = VARIANTS.get(result_in(metrics, result.key), result)
     export = read_export(folder)
     data, notes = evaluation_images(run)
     images, measured_on = measured_images(run, data)
@@ -150,7 +158,8 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
         summary=summary_rows(metrics, result),
         settings={name: as_text(value) for name, value in read_config(folder / CONFIG).items()},
         environment=environment_of(metrics),
-        initial_ranges=shown_ranges(metrics.get("initial_ranges", {}).get(result.key)),
+        initial_ranges=shown_ranges(metrics.get("initial_ranges", {}).get(FINE_TUNED.key)),
+        choice=shown_ranges(metrics.get("choice") or None),
         layer_bits=layer_bits,
         charts=drawn,
         classes=pictures_by_class(run.classifier, run.generator(), rng) if has_generator else [],
@@ -207,7 +216,7 @@ def summary_rows(metrics: Mapping[str, Any], result: Variant) -> list[SummaryRow
 
 
 def shown_ranges(chosen: Mapping[str, Any] | None) -> str:
-    """Say which ranges fine-tuning started from, and the divergences that chose them."""
+    """Say what was chosen, such as ranges, and the divergences that chose it."""
     if chosen is None:
         return ""
     shown = ", ".join(f"{name} {value:.3g}" for name, value in chosen["divergence"].items())

@@ -32,6 +32,7 @@ LOG = "metrics.jsonl"
 SAMPLES = "samples"
 GENERATOR = "generator.safetensors"
 STUDENT = "quantized.safetensors"
+INSTANT_STUDENT = "instant.safetensors"  # until a run is through
 PREDICTIONS = "predictions.safetensors"
 EXPORTED = {"onnx": "model.onnx", "safetensors": "model.safetensors"}  # by format
 EXPORT = "export.json"
@@ -42,7 +43,7 @@ CHECKPOINTS = "checkpoints"
 # All names of files that runs write.
 NAMES = (
     *(CONFIG, METRICS, LOG, GENERATOR, STUDENT, PREDICTIONS, *EXPORTED.values(), EXPORT, REPORT),
-    *(TRACE, PROFILE, LAYER_BITS),
+    *(TRACE, PROFILE, LAYER_BITS, INSTANT_STUDENT),
 )
 CHECKPOINT_NAMES = re.compile(rf"{CHECKPOINTS}/\d{{6,}}-[0-9a-f]{{16}}\.safetensors", re.ASCII)
 EVENT_NAMES = re.compile(r"events\.out\.tfevents\.[\w.-]+", re.ASCII)

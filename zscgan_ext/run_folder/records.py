@@ -92,6 +92,7 @@ METRICS_CHECK: Check = record(
         "initial_ranges": RANGES_CHECK,
         "first_ranges": RANGES_CHECK,
         "layer_bits": LAYER_BITS_CHECK,
+        "choice": record({}, {"chosen": name, "divergence": mapping_of(number(), name)}, False),
         "average_weight_bits": nullable(number(2, 8)),
         "warnings": list_of(text()),
         **dict.fromkeys(("zscgan_ext", "torch", "torchvision", "python", "cpu", "commit"), version),
@@ -112,7 +113,7 @@ def read_metrics(folder: Path, num_classes: int, result: str = FINE_TUNED) -> di
     Args:
         folder: of the run.
         num_classes: of its classifier.
-        result: the row of the student that the run wrote.
+        result: the row of the student that the run wrote, if it tells none.
 
     Raises:
         InputError: if it is missing, or is not what a run of so many classes writes.
@@ -120,7 +121,7 @@ def read_metrics(folder: Path, num_classes: int, result: str = FINE_TUNED) -> di
 
     def check(value: Any) -> Any:
         metrics = METRICS_CHECK(value)
-        check_rows(metrics["top1"], metrics["agreement"], result)
+        check_rows(metrics["top1"], metrics["agreement"], result_in(metrics, result))
         if "total" not in metrics["seconds"]:
             raise MismatchError("lacks total", ("seconds",))
         for source, facts in metrics["diversity"].items():
@@ -132,6 +133,11 @@ def read_metrics(folder: Path, num_classes: int, result: str = FINE_TUNED) -> di
     if "first_ranges" in metrics:  # as it was called in earlier versions
         metrics.setdefault("initial_ranges", metrics.pop("first_ranges"))
     return metrics
+
+
+def result_in(metrics: dict[str, Any], otherwise: str) -> str:
+    """Return the row of the student that a run wrote."""
+    return str(metrics.get("choice", {}).get("chosen", otherwise))
 
 
 def check_rows(top1: dict[str, Any], agreement: dict[str, Any], result: str) -> None:

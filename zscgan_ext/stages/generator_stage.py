@@ -102,13 +102,20 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
         run.tensorboard.images("samples", grid, step)
 
 
-def probe_batches(run: Run, generator: ConditionalGenerator) -> Iterator[tuple[Tensor, Tensor]]:
+def probe_batches(
+    run: Run, generator: ConditionalGenerator, stream: RandomStream = RandomStream.PROBES
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield generated images [B, C, H, W] and labels [B], learned classes in turn, to look at.
 
     They take no random numbers from any stage.
+
+    Args:
+        run: that the generator belongs to.
+        generator: in evaluation mode.
+        stream: of latent vectors.
     """
     classes = torch.tensor(generator.learned_classes(), device=run.device)
-    size, rng, next_index = run.config.generator.batch_size, run.shared_rng(RandomStream.PROBES), 0
+    size, rng, next_index = run.config.generator.batch_size, run.shared_rng(stream), 0
     while True:
         index = torch.arange(next_index, next_index + size, device=run.device)
         labels = classes[index % len(classes)]

@@ -37,6 +37,7 @@ def metrics(run: Run) -> dict[str, Any]:
         "agreement": measured_agreement,
         "diversity": results.diversity,
         "initial_ranges": results.initial_ranges,
+        "choice": results.choice,
         "warnings": results.warnings,
         "seconds": {**results.seconds, "total": results.total_seconds()},
         "peak_memory_bytes": peak_memory(run.device),

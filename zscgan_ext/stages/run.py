@@ -40,6 +40,7 @@ class RandomStream(IntEnum):
     ALTERNATING = 8
     BATCH_NORM_SAMPLES = 9
     LAYER_SENSITIVITY = 10
+    HELD_BACK_IMAGES = 11
 
 
 TIMED = ("synthesis", "calibration", "fine_tuning", "evaluation")  # what time is spent on
@@ -65,6 +66,7 @@ class Results:
         self.diversity: dict[str, Any] = {}  # of generated images, and of real ones
         self.initial_ranges: dict[str, Any] = {}  # by variant: the chosen ones, and divergences
         self.layer_bits: dict[str, Any] = {}  # by layer: its width, and what each would lose
+        self.choice: dict[str, Any] = {}  # the variant that the run wrote, and divergences
         self.warnings: list[str] = []
         self.timing: tuple[str, float] | None = None  # what `timed` encloses, and since when
 
@@ -103,6 +105,7 @@ class Results:
             "diversity": self.diversity,
             "initial_ranges": self.initial_ranges,
             "layer_bits": self.layer_bits,
+            "choice": self.choice,
             "warnings": list(self.warnings),
             "log": self.folder.read_text(LOG),
         }
@@ -124,8 +127,9 @@ class Results:
         self.start = time.perf_counter() - float(state["total_seconds"])
         self.diversity = json.loads(json.dumps(state["diversity"]))
         self.initial_ranges = json.loads(json.dumps(state["initial_ranges"]))
-        # Checkpoints of before there were such widths lack them.
+        # Checkpoints of earlier versions lack these.
         self.layer_bits = json.loads(json.dumps(state.get("layer_bits", {})))
+        self.choice = json.loads(json.dumps(state.get("choice", {})))
         self.warnings[:] = map(str, state["warnings"])
         self.folder.write_text(LOG, state["log"])
 

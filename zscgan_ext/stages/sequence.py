@@ -1,15 +1,18 @@
 """The stages of a run in their order: learn the generator, calibrate, fine-tune, evaluate."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
+from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.images.datasets import near_chance_warnings
 from zscgan_ext.measures import top1
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers, dead_weights
+from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
-from zscgan_ext.run_folder.files import STUDENT
+from zscgan_ext.run_folder.files import INSTANT_STUDENT, STUDENT
 from zscgan_ext.stages.generator_stage import (
     generated_batches,
     learn_generator,
@@ -38,23 +41,35 @@ from zscgan_ext.stages.variants import (
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import noise_batches
 
+INSTANT_SAVED = "instant saved"
+# Generated images that students are compared on, and their pixels.
+FEWEST_HELD_BACK, MOST_HELD_BACK, HELD_BACK_PIXELS = 128, 1024, 2**23
 
-def write_instant_student(run: Run) -> QuantizedClassifier:
-    """Quantize from batch-norm statistics alone, and write the student."""
+
+def run_instant_stages(run: Run, export: Callable[[QuantizedClassifier], None]) -> None:
+    """Quantize from batch-norm statistics alone, write the student and its files, and measure it.
+
+    Args:
+        run: to begin.
+        export: writes the files to deploy.
+    """
+    checkpoints = run.checkpoints
     run.results.warn(zero_variance_warnings(run.classifier.model))
     student = instant_student(run)
-    if not run.checkpoints.is_finished("saving"):
-        with run.checkpoints.stage("saving"):
-            run.results.warn(dead_weights(student))
-            run.folder.save_tensors(STUDENT, student.state_dict())
-    return student
-
-
-def measure_instant_student(run: Run, student: QuantizedClassifier) -> None:
-    """Evaluate the float classifier and the instant student."""
+    if not checkpoints.is_finished(INSTANT_SAVED):
+        with checkpoints.stage(INSTANT_SAVED):
+            names = [STUDENT]
+            if run.config.learns_generator:
+                names.append(INSTANT_STUDENT)  # to be compared with the fine-tuned one
+            else:
+                run.results.warn(dead_weights(student))
+            for name in names:
+                run.folder.save_tensors(name, student.state_dict())
+            export(student)
     evaluate(run, FLOAT, run.classifier.model)
     warn_of_chance(run)
     evaluate(run, INSTANT, student)
+    checkpoints.release(INSTANT.student_name)  # its file has it
 
 
 def run_generator_stages(run: Run) -> None:
@@ -64,8 +79,6 @@ def run_generator_stages(run: Run) -> None:
     measure_diversity(run, generator)
     if config.stop_after == "synthesis":
         return
-    evaluate(run, FLOAT, run.classifier.model)
-    warn_of_chance(run)
     shape = run.classifier.preprocessing.shape
     noise = noise_batches(batch_size, shape, run.rng(RandomStream.NOISE_IMAGES))
     quantized_student(run, NOISE_CALIBRATED, noise)
@@ -98,11 +111,56 @@ def warn_of_chance(run: Run) -> None:
 
 
 def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalGenerator) -> None:
-    """Look at and write the fine-tuned student, which checkpoints need not hold any longer."""
+    """Look at and write the best student, which checkpoints need not hold any longer."""
     if not run.checkpoints.is_finished("saving"):
         with run.checkpoints.stage("saving"):
+            student = best_student(run, student, generator)
             images, _ = next(probe_batches(run, generator))
             run.results.warn(dead_quantizers(student, images))
             run.folder.save_tensors(STUDENT, student.state_dict())
             save_generator(run, generator)
             run.checkpoints.release(FINE_TUNED.student_name)
+    run.folder.delete([INSTANT_STUDENT])
+
+
+def best_student(
+    run: Run, student: QuantizedClassifier, generator: ConditionalGenerator
+) -> QuantizedClassifier:
+    """Return the fine-tuned student, unless the instant one is nearer to the classifier.
+
+    Which one is nearer is told by the KL divergence of the logits on generated images that were
+    held back from fine-tuning.
+    """
+    instant = run.new_student()
+    load_weights(instant, run.folder.path / INSTANT_STUDENT)
+    instant.quantize_activations()
+    students = {INSTANT: instant, FINE_TUNED: student}
+    with run.checkpoints.interruptible(), run.results.timed("evaluation"):
+        divergences = held_back_divergences(run, list(students.values()), generator)
+    by_key = {each.key: value for each, value in zip(students, divergences, strict=True)}
+    chosen = INSTANT if by_key[INSTANT.key] < by_key[FINE_TUNED.key] else FINE_TUNED
+    run.results.choice = {"chosen": chosen.key, "divergence": by_key}
+    shown = ", ".join(f"{key} {value:.3g}" for key, value in by_key.items())
+    print(f"result: {chosen.label} (KL divergence on images held back: {shown})", flush=True)
+    return students[chosen]
+
+
+@torch.no_grad()
+def held_back_divergences(
+    run: Run, students: list[QuantizedClassifier], generator: ConditionalGenerator
+) -> list[float]:
+    """Return the KL divergence of each student's logits from the classifier's.
+
+    All processes measure on the same images.
+    """
+    pixels = run.classifier.preprocessing.image_size**2
+    wanted = max(FEWEST_HELD_BACK, min(MOST_HELD_BACK, HELD_BACK_PIXELS // pixels))
+    batches = probe_batches(run, generator, RandomStream.HELD_BACK_IMAGES)
+    count, sums = 0, [0.0] * len(students)
+    while count < wanted:
+        images, _ = next(batches)
+        logits = run.classifier.model(images)
+        for index, student in enumerate(students):
+            sums[index] += len(images) * float(logit_divergence(student(images), logits, 1))
+        count += len(images)
+    return [value / count for value in sums]
