@@ -42,7 +42,12 @@ from zscgan_ext.config.configs import (
     preset_of,
 )
 from zscgan_ext.config.fields import check_section
-from zscgan_ext.config.values import EVALUATION_BATCH, LARGEST_COUNT, LARGEST_SEED
+from zscgan_ext.config.values import (
+    EVALUATION_BATCH,
+    LARGEST_COUNT,
+    LARGEST_SEED,
+    parse_image_size,
+)
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.evaluation import (
     Evaluation,
@@ -80,7 +85,7 @@ def load_classifier(
     name: str | nn.Module,
     weights: str | Path | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: int | str | tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Classifier:
@@ -91,7 +96,8 @@ def load_classifier(
         weights: safetensors or state-dict file; None for the weights that come with the model,
             which torchvision and timm download.
         num_classes: what the model must give; None to take what it gives.
-        image_size: height and width in pixels; None for what the source knows, or 224.
+        image_size: pixels, or height and width such as "96x192" or (96, 192); None for what the
+            source knows, or 224.
         mean: for each channel, pixels from 0 to 1; None for what the source knows, ImageNet's for
             three channels, or 0.5.
         std: like `mean`.
@@ -102,12 +108,13 @@ def load_classifier(
     """
     if not isinstance(name, str | nn.Module):
         raise InputError(f"classifier: expected a name or a torch.nn.Module, got {kind(name)}")
+    if isinstance(image_size, tuple | list) and len(image_size) == 2:
+        image_size = "x".join(map(str, image_size))
     given = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std}
     config = RunConfig().changed(**given)
     file = None if weights is None else checked_path("weights", weights)
-    return loading.load_classifier(
-        name, file, config.num_classes, config.image_size, config.mean, config.std
-    )
+    size = parse_image_size(config.image_size)
+    return loading.load_classifier(name, file, config.num_classes, size, config.mean, config.std)
 
 
 @usual_torch()

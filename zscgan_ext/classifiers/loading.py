@@ -22,7 +22,9 @@ from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_prepro
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.classifiers.weights import check_finite, load_weights
 from zscgan_ext.config.configs import RunConfig
+from zscgan_ext.config.values import parse_image_size
 from zscgan_ext.errors import InputError, did_you_mean, first_line
+from zscgan_ext.images.limits import ImageSize, sides
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
@@ -42,7 +44,7 @@ def load_classifier(
     name: str | nn.Module,
     weights: Path | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Classifier:
@@ -55,7 +57,8 @@ def load_classifier(
         weights: safetensors or state-dict file; None for the weights that come with the model,
             which torchvision and timm download.
         num_classes: what the model must give; None to take what it gives.
-        image_size: height and width in pixels; None for what the source knows, or 224.
+        image_size: pixels, height and width where they differ; None for what the source knows,
+            or 224.
         mean: for each channel, pixels from 0 to 1; None for what the source knows, ImageNet's for
             three channels, or 0.5.
         std: like `mean`.
@@ -94,7 +97,7 @@ def classifier_of(config: RunConfig) -> Classifier:
         config.classifier,
         config.weights,
         config.num_classes,
-        config.image_size,
+        parse_image_size(config.image_size),
         config.mean,
         config.std,
     )
@@ -162,7 +165,7 @@ def fitting(
     name: str,
     model: nn.Module,
     guess: Preprocessing,
-    image_size: int | None,
+    image_size: ImageSize | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> tuple[Preprocessing, int]:
@@ -189,7 +192,7 @@ def fitting(
 
 def override(
     preprocessing: Preprocessing,
-    image_size: int | None,
+    image_size: ImageSize | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> Preprocessing:
@@ -264,17 +267,17 @@ def compute_parametrizations(model: nn.Module) -> None:
 @torch.no_grad()
 def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> int:
     """Run two blank images through the model and count the logits of one."""
-    size = preprocessing.image_size
     try:
-        logits = model(torch.zeros(2, preprocessing.channels, size, size))
+        logits = model(torch.zeros(2, *preprocessing.shape))
     except Exception as error:
         if isinstance(error, TypeError) and "required positional argument" in str(error):
             raise InputError(
                 f"classifier: {name} takes more than images ({first_line(error)}); give the "
                 "others defaults, or wrap it in a module whose forward takes images only"
             ) from error
+        height, width = sides(preprocessing.image_size)
         raise InputError(
-            f"image_size: {name} cannot take {size}x{size} images with "
+            f"image_size: {name} cannot take {height}x{width} images with "
             f"{preprocessing.channels} channel(s) ({first_line(error)})"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != 2:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zscgan_ext.config.fields import SIZES, STEPS, Configuration, option_of, setting
-from zscgan_ext.config.values import parse_bits, parse_formats, parse_interval, resolve_device
+from zscgan_ext.config.values import (
+    parse_bits,
+    parse_formats,
+    parse_image_size,
+    parse_interval,
+    resolve_device,
+)
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
 
@@ -161,9 +167,9 @@ class RunConfig(Configuration):
     which torchvision and timm download)"""
     num_classes: int | None = setting(None, "N", above=0, at_most=SIZES)
     """number of classes (None: what the classifier gives)"""
-    image_size: int | None = setting(None, "PIXELS", above=0, at_most=LARGEST_IMAGE_SIZE)
-    """height and width of the classifier's input, pixels (None: what a bundled classifier,
-    torchvision or timm knows, or 224)"""
+    image_size: int | str | None = setting(None, "PIXELS", above=0, at_most=LARGEST_IMAGE_SIZE)
+    """height and width of the classifier's input, pixels, such as 224 or 96x192 (None: what a
+    bundled classifier, torchvision or timm knows, or 224)"""
     mean: tuple[float, ...] | None = setting(None, "MEAN")
     """mean that the classifier's input is normalized with, one for each channel, pixels from 0 to
     1 (None: what a bundled classifier, torchvision or timm knows, or ImageNet's)"""
@@ -221,6 +227,7 @@ class RunConfig(Configuration):
         """Check every setting of the run itself."""
         super().__post_init__()
         parse_formats(self.export)
+        parse_image_size(self.image_size)
         parse_interval(self.checkpoint_every)
         check_normalization(self.mean, self.std)
         if not self.learns_generator:

@@ -33,7 +33,7 @@ from zscgan_ext.classifiers.trust import (
 )
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
-from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
+from zscgan_ext.images.limits import size_check
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.json_values import (
@@ -65,7 +65,7 @@ DESCRIPTION = record(
         "preprocessing": record(
             {
                 "channels": integer(1, 1 << 16),
-                "image_size": integer(1, LARGEST_IMAGE_SIZE),
+                "image_size": size_check(),
                 "mean": list_of(number()),
                 "std": list_of(number(0)),
             }
