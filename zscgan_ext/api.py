@@ -88,6 +88,7 @@ def load_classifier(
     image_size: int | str | tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    output_index: int | None = None,
 ) -> Classifier:
     """Load a trained classifier and try it on two blank images.
 
@@ -101,6 +102,8 @@ def load_classifier(
         mean: for each channel, pixels from 0 to 1; None for what the source knows, ImageNet's for
             three channels, or 0.5.
         std: like `mean`.
+        output_index: which of the model's several outputs are the logits; None for the first that
+            can be.
 
     Raises:
         InputError: if an argument is out of range, the model cannot be built, the weights do not
@@ -111,10 +114,13 @@ def load_classifier(
     if isinstance(image_size, tuple | list) and len(image_size) == 2:
         image_size = "x".join(map(str, image_size))
     given = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std}
+    given["output_index"] = output_index
     config = RunConfig().changed(**given)
     file = None if weights is None else checked_path("weights", weights)
     size = parse_image_size(config.image_size)
-    return loading.load_classifier(name, file, config.num_classes, size, config.mean, config.std)
+    return loading.load_classifier(
+        name, file, config.num_classes, size, config.mean, config.std, config.output_index
+    )
 
 
 @usual_torch()

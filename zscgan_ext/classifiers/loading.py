@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from zscgan_ext.classifiers.batch_norm import check_batch_norm
+from zscgan_ext.classifiers.outputs import with_logits
 from zscgan_ext.classifiers.pt2.source import SUFFIX, ProgramSource
 from zscgan_ext.classifiers.sources.libraries import (
     TIMM,
@@ -38,6 +39,7 @@ class Classifier:
     num_classes: int
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    output_index: int | None = None  # of the logits, where the user said so
 
 
 def load_classifier(
@@ -47,6 +49,7 @@ def load_classifier(
     image_size: ImageSize | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    output_index: int | None = None,
 ) -> Classifier:
     """Load a trained classifier and try it on two blank images.
 
@@ -62,6 +65,7 @@ def load_classifier(
         mean: for each channel, pixels from 0 to 1; None for what the source knows, ImageNet's for
             three channels, or 0.5.
         std: like `mean`.
+        output_index: of the logits among the model's outputs; None for the first that fits.
 
     Raises:
         InputError: if the model cannot be built, the weights do not fit, there is no batch norm,
@@ -79,12 +83,13 @@ def load_classifier(
     freeze(model)
     origin = name if weights is None else str(weights)
     check_finite(origin, model)
-    preprocessing, count = fitting(name, model, guess, image_size, mean, std)
+    preprocessing, count, model = fitting(name, model, guess, image_size, mean, std, output_index)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
     graph = trace(model, preprocessing.shape)
     check_batch_norm(origin, graph)
-    return Classifier(name, graph, count, preprocessing, class_names(source, weights, count))
+    names = class_names(source, weights, count)
+    return Classifier(name, graph, count, preprocessing, names, output_index)
 
 
 def classifier_of(config: RunConfig) -> Classifier:
@@ -100,6 +105,7 @@ def classifier_of(config: RunConfig) -> Classifier:
         parse_image_size(config.image_size),
         config.mean,
         config.std,
+        config.output_index,
     )
 
 
@@ -168,8 +174,9 @@ def fitting(
     image_size: ImageSize | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-) -> tuple[Preprocessing, int]:
-    """Return the preprocessing that fits a model, and how many logits it gives.
+    output_index: int | None,
+) -> tuple[Preprocessing, int, nn.Module]:
+    """Return the preprocessing that fits a model, how many logits it gives, and what gives them.
 
     A guess has the channels of the first convolution. Images have as many as means were given, or
     three or one, where something rearranges them before that (`PixelUnshuffle`, coordinates as
@@ -184,7 +191,7 @@ def fitting(
     for candidate in (guess, *others):
         try:
             preprocessing = override(candidate, image_size, mean, std)
-            return preprocessing, count_logits(name, model, preprocessing)
+            return preprocessing, *logits_of(name, model, preprocessing, output_index)
         except InputError as error:
             errors.append(error)
     raise errors[0]
@@ -265,10 +272,15 @@ def compute_parametrizations(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> int:
-    """Run two blank images through the model and count the logits of one."""
+def logits_of(
+    name: str, model: nn.Module, preprocessing: Preprocessing, output_index: int | None
+) -> tuple[int, nn.Module]:
+    """Run two blank images through a model; count the logits of one, and return what gives them."""
     try:
+        model = with_logits(name, model, preprocessing.shape, output_index)
         logits = model(torch.zeros(2, *preprocessing.shape))
+    except InputError:
+        raise
     except Exception as error:
         if isinstance(error, TypeError) and "required positional argument" in str(error):
             raise InputError(
@@ -288,9 +300,4 @@ def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> i
     if logits.layout != torch.strided or logits.is_meta or logits.is_complex():
         found = f"{logits.dtype}, {logits.layout}, on {logits.device.type}"
         raise InputError(f"classifier: {name}: expected logits of real numbers, got {found}")
-    if logits.shape[1] < 2:
-        raise InputError(
-            f"classifier: {name} gives one logit, of which softmax is always 1; give "
-            "two, such as torch.cat([torch.zeros_like(logit), logit], 1)"
-        )
-    return logits.shape[1]
+    return logits.shape[1], model

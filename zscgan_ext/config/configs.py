@@ -177,6 +177,10 @@ class RunConfig(Configuration):
     """standard deviation that the classifier's input is normalized with, one for each channel,
     pixels from 0 to 1 (None: as for the mean)"""
 
+    output_index: int | None = setting(None, "N", at_least=0, at_most=SIZES)
+    """which of a classifier's several outputs are the logits, counted from 0 (None: the first that
+    can be)"""
+
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     preset: Literal["instant", "quick", "default", "thorough"] = setting("default")
     """how much to spend: seconds, or about 1, 5 or 20 minutes for resnet20 on two cores; sets the

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from zscgan_ext.classifiers.loading import (
     Classifier,
-    count_logits,
     find_source,
     freeze,
+    logits_of,
     require_plain_weights,
     unwrapped,
 )
@@ -40,6 +40,7 @@ from zscgan_ext.json_values import (
     integer,
     list_of,
     mapping_of,
+    nullable,
     number,
     one_of,
     parse_json,
@@ -79,6 +80,7 @@ DESCRIPTION = record(
         ),
         "packed_shapes": mapping_of(list_of(integer(0))),
     },
+    {"output_index": nullable(integer(0, MOST_CLASSES))},
     strict=False,
 )
 
@@ -93,6 +95,7 @@ class FileContent:
     preprocessing: Preprocessing
     scheme: Scheme
     tensors: Mapping[str, Tensor]
+    output_index: int | None = None  # of the logits in what the classifier gives
 
 
 class LoadedClassifier(QuantizedClassifier):
@@ -167,6 +170,7 @@ def description(
         "preprocessing": classifier.preprocessing.metadata(),
         "scheme": asdict(student.scheme),
         "packed_shapes": shapes,
+        "output_index": classifier.output_index,
     }
 
 
@@ -212,7 +216,8 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     freeze(model)
     if isinstance(name, str) and not is_of_a_library(name):
         check_image_size(Path(file), name, model, content.preprocessing.shape)
-    count = count_logits(source.name, model, content.preprocessing)
+    index = content.output_index
+    count, model = logits_of(source.name, model, content.preprocessing, index)
     if count != content.num_classes:
         classes = content.num_classes
         raise InputError(f"{file}: is of {classes} classes, but {source.name} gives {count} logits")
@@ -252,6 +257,7 @@ def read_file(file: Path) -> FileContent:
             preprocessing_from(metadata["preprocessing"]),
             Scheme(**metadata["scheme"]),
             tensors,
+            metadata.get("output_index"),
         )
     except Exception as error:  # JSON may hold anything, nested without end
         raise InputError(f"{file}: its description is damaged ({first_line(error)})") from None
