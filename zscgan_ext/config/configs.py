@@ -210,6 +210,10 @@ class RunConfig(Configuration):
     evaluation_data: str | None = setting(None, "DATA")
     """labelled images that measure accuracy: fashion-mnist, a folder of idx files or an ImageFolder
     tree (None: the bundled test images for a bundled classifier, otherwise no accuracy)"""
+    calibration_data: str | None = setting(None, "DATA")
+    """images like those of the classifier's training, without labels, many or five: a folder with
+    image files anywhere below, fashion-mnist or a folder of idx files (None: generated ones only);
+    up to half of each batch that ranges and fine-tuning take is theirs"""
     reference_data: str | None = setting(None, "DATA")
     """labelled training images for the comparison with fine-tuning on real images, given like
     --evaluation-data (None: no comparison)"""
@@ -251,6 +255,7 @@ class RunConfig(Configuration):
             "ranges": self.quantization.ranges in ("images", "narrower"),
             "training": self.training != "staged",
             "stop_after": self.stop_after is not None,
+            "calibration_data": self.calibration_data is not None,
         }
         for name, is_refused in refused.items():
             if is_refused:

@@ -187,7 +187,7 @@ def open_images(name: str, split: Split, preprocessing: Preprocessing) -> Images
     folder = fashion_mnist_folder(split) if name == "fashion-mnist" else Path(name)
     if not os.path.isdir(folder):
         raise InputError(f"{name}: no such folder, accepted are fashion-mnist or a folder")
-    if not any(name.endswith(IDX_ENDINGS) for name in names_in(folder)):
+    if not holds_idx_files(folder):
         check_channels(name, preprocessing)
         return read_tree(folder, split)
     data = read_idx_folder(folder, split)
@@ -198,6 +198,11 @@ def open_images(name: str, split: Split, preprocessing: Preprocessing) -> Images
             f"the classifier takes {('N', *needed)}"
         )
     return data
+
+
+def holds_idx_files(folder: Path) -> bool:
+    """Return True for a folder with idx files in it."""
+    return os.path.isdir(folder) and any(name.endswith(IDX_ENDINGS) for name in names_in(folder))
 
 
 def open_unlabelled(folder: Path, preprocessing: Preprocessing) -> ImageTree:

@@ -38,6 +38,7 @@ class RandomStream(IntEnum):
     PROBES = 7
     ALTERNATING = 8
     BATCH_NORM_SAMPLES = 9
+    CALIBRATION_DATA = 10
 
 
 TIMED = ("synthesis", "calibration", "fine_tuning", "evaluation")  # what time is spent on
@@ -137,6 +138,7 @@ class Run:
     results: Results
     evaluation: Images | None = None
     reference: Images | None = None
+    calibration: Images | None = None
     profiler: StepProfiler | None = None
     tensorboard: TensorboardLog | None = None
 

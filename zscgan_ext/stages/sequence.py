@@ -10,6 +10,7 @@ from zscgan_ext.measures import top1
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers, dead_weights
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import STUDENT
+from zscgan_ext.stages.calibration_data import mixed
 from zscgan_ext.stages.generator_stage import (
     generated_batches,
     learn_generator,
@@ -73,6 +74,8 @@ def run_generator_stages(run: Run) -> None:
     batches: BatchesOfSize = partial(generated_batches, run, generator, rng)
     quantized_student(run, GENERATED_CALIBRATED, batches(batch_size))
     continued = generator if config.training == "alternating" else None
+    if run.calibration is not None:
+        batches = mixed(run, run.calibration, batches)
     student = fine_tuned_student(run, FINE_TUNED, batches, continued)
     save_student(run, student, generator)
 
