@@ -348,7 +348,7 @@ LOADING = {
     "negative size": (loading(image_size=-8), "image_size: expected a number above 0, got -8"),
     "half a pixel": (
         loading(image_size=8.5),
-        "image_size: expected a whole number or None, got 8.5",
+        "image_size: expected a whole number or text or None, got 8.5",
     ),
     "no classes": (loading(num_classes=0), "num_classes: expected a number above 0, got 0"),
     "text for classes": (

@@ -216,7 +216,7 @@ def test_old_checkpoints_lack_num_batches_tracked(models):
         ("models:without_batch_norm", {}, ["needs at least one BatchNorm layer"]),
         ("models:without_running_statistics", {}, ["needs at least one BatchNorm layer"]),
         ("models:partly_without_running_statistics", {}, ["1 is a BatchNorm layer without"]),
-        ("models:one_logit", {}, ["gives one logit", "torch.cat([torch.zeros_like(logit), logit]"]),
+        ("models:one_logit", {"num_classes": 1}, ["num_classes: 1, but", "gives 2 logits"]),
         (
             "models:feature_maps",
             {"image_size": 8},

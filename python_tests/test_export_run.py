@@ -148,6 +148,64 @@ def test_a_file_far_from_its_run_has_no_float_classifier(run, data, tmp_path, ca
     assert "float" not in output
 
 
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory):
+    """A folder with the first test images as files, in a folder that is no class."""
+    folder = tmp_path_factory.mktemp("unlabelled") / "monday"
+    folder.mkdir()
+    images = open_images("fashion-mnist", "test", FASHION_MNIST_PREPROCESSING).images[:60, 0]
+    for number, pixels in enumerate(images.numpy()):
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return folder
+
+
+def test_images_without_labels_tell_agreement_confidence_and_differences(
+    run, data, unlabelled, tmp_path, capsys
+):
+    results = []
+    for number, arguments in enumerate(([unlabelled], [unlabelled.parent, "--unlabelled"])):
+        file = tmp_path / f"{number}.json"
+        options = ["--data", *map(str, arguments), "--json", str(file)]
+        assert evaluate([str(run), *options]) == 0
+        results.append(json.loads(file.read_text()))
+    output = capsys.readouterr().out
+    assert {k: v for k, v in results[0].items() if k != "latency_ms"} == {
+        k: v for k, v in results[1].items() if k != "latency_ms"
+    }
+    opened = open_run(run)
+    images = open_images(str(data), "test", FASHION_MNIST_PREPROCESSING)
+    before, after = (
+        predict(model, images, FASHION_MNIST_PREPROCESSING, 60, CPU)
+        for model in (opened.classifier.model, opened.student)
+    )
+    differ = (before.argmax(1) != after.argmax(1)).nonzero().flatten().tolist()
+    found = results[0]["differences"]
+    assert {each["file"] for each in found} == {str(unlabelled / f"{i:02d}.png") for i in differ}
+    sure = [each["float_confidence"] for each in found]
+    assert sure == sorted(sure, reverse=True)
+    assert results[0]["agreement"] == pytest.approx(100 * (1 - len(differ) / 60))
+    confidence = 100 * after.softmax(1).amax(1).mean().item()
+    assert results[0]["confidence"] == pytest.approx(confidence, rel=1e-4)
+    assert sum(results[0]["chosen"].values()) == results[0]["images"] == 60
+    assert "top-1" not in output
+
+
+def test_a_file_alone_tells_its_confidence_on_images_without_labels(
+    run, unlabelled, tmp_path, capsys
+):
+    shutil.copy(run / EXPORTED["onnx"], tmp_path)
+    assert evaluate([str(tmp_path / EXPORTED["onnx"]), "--data", str(unlabelled)]) == 0
+    output = capsys.readouterr().out
+    assert "mean confidence %" in output
+    assert "float" not in output
+    (tmp_path / "empty").mkdir()
+    assert evaluate([str(run), "--unlabelled", "--data", str(tmp_path / "empty")]) == 2
+    assert evaluate([str(run), "--unlabelled"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("empty: holds no image, accepted are files such as .jpg and .png")
+    assert lines[1] == "error: unlabelled: expected --data too, the folder of images"
+
+
 def test_a_fault_writes_nothing(run, tmp_path, monkeypatch, capsys):
     copy = copy_of(run, tmp_path)
     right = onnx_layers.integer_bias

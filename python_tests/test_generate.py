@@ -55,7 +55,8 @@ def written(run, tmp_path_factory):
 
 
 def read_png(file):
-    return np.asarray(Image.open(file))[None]  # [1, H, W]
+    with Image.open(file) as image:
+        return np.asarray(image)[None]  # [1, H, W]
 
 
 def test_all_formats_hold_the_same_images_and_labels(written):

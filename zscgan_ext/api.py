@@ -43,7 +43,12 @@ from zscgan_ext.config.configs import (
     preset_of,
 )
 from zscgan_ext.config.fields import check_section
-from zscgan_ext.config.values import EVALUATION_BATCH, LARGEST_COUNT, LARGEST_SEED
+from zscgan_ext.config.values import (
+    EVALUATION_BATCH,
+    LARGEST_COUNT,
+    LARGEST_SEED,
+    parse_image_size,
+)
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.evaluation import (
     Evaluation,
@@ -90,9 +95,10 @@ def load_classifier(
     name: str | nn.Module,
     weights: str | Path | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: int | str | tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    output_index: int | None = None,
 ) -> Classifier:
     """Load a trained classifier and try it on two blank images.
 
@@ -101,10 +107,13 @@ def load_classifier(
         weights: safetensors or state-dict file; None for the weights that come with the model,
             which torchvision and timm download.
         num_classes: what the model must give; None to take what it gives.
-        image_size: height and width in pixels; None for what the source knows, or 224.
+        image_size: pixels, or height and width such as "96x192" or (96, 192); None for what the
+            source knows, or 224.
         mean: for each channel, pixels from 0 to 1; None for what the source knows, ImageNet's for
             three channels, or 0.5.
         std: like `mean`.
+        output_index: which of the model's several outputs are the logits; None for the first that
+            can be.
 
     Raises:
         InputError: if an argument is out of range, the model cannot be built, the weights do not
@@ -112,11 +121,15 @@ def load_classifier(
     """
     if not isinstance(name, str | nn.Module):
         raise InputError(f"classifier: expected a name or a torch.nn.Module, got {kind(name)}")
+    if isinstance(image_size, tuple | list) and len(image_size) == 2:
+        image_size = "x".join(map(str, image_size))
     given = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std}
+    given["output_index"] = output_index
     config = RunConfig().changed(**given)
     file = None if weights is None else checked_path("weights", weights)
+    size = parse_image_size(config.image_size)
     return loading.load_classifier(
-        name, file, config.num_classes, config.image_size, config.mean, config.std
+        name, file, config.num_classes, size, config.mean, config.std, config.output_index
     )
 
 

@@ -80,7 +80,7 @@ def check_images(images: object, classifier: Classifier) -> None:
 
 def check_generator(generator: ConditionalGenerator, classifier: Classifier) -> None:
     """Require that a generator makes images for a classifier."""
-    made = (generator.to_pixels.out_channels, generator.image_size, generator.image_size)
+    made = generator.image_shape
     needed = classifier.preprocessing.shape
     if made != needed or generator.num_classes != classifier.num_classes:
         raise InputError(

@@ -105,15 +105,16 @@ def photos(folder: Path, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
 
 def crops(folder: Path, preprocessing: Preprocessing) -> Tensor:
     """Return square crops of the colour pictures, uint8 [N, 3, H, W]."""
-    whole = replace(preprocessing, image_size=4 * preprocessing.image_size)
+    _, size, _ = preprocessing.shape  # of square images
+    whole = replace(preprocessing, image_size=4 * size)
     found = []
     for name in PICTURES:
         picture = read_image(folder / "skimage" / "data" / name, whole)  # [3, S, S]
         for fraction in CROP_FRACTIONS:
-            side = round(fraction * whole.image_size)
-            for top, left in corners(whole.image_size - side):
+            side = round(fraction * 4 * size)
+            for top, left in corners(4 * size - side):
                 crop = transforms.crop(picture, top, left, side, side)
-                found.append(transforms.resize(crop, [preprocessing.image_size] * 2))
+                found.append(transforms.resize(crop, [size, size]))
     return torch.stack(found)
 
 

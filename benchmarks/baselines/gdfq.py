@@ -58,7 +58,7 @@ class GdfqGenerator(nn.Module):
     def __init__(self, num_classes: int, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.image_size = preprocessing.image_size
+        _, self.image_size, _ = preprocessing.shape
         map_size = math.ceil(self.image_size / 4)
         self.embedding = nn.Embedding(num_classes, LATENT_DIM)
         self.linear = nn.Linear(LATENT_DIM, 128 * map_size**2)

@@ -150,3 +150,32 @@ def gray_with(
                 middle.second[1].weight.fill_(middle.gain)
                 middle.second[1].bias.zero_()
         return model
+
+
+class SeveralOutputs(nn.Module):
+    """Gives feature maps, and two heads of other classes in a mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU())
+        self.auxiliary = nn.Sequential(nn.Conv2d(4, 6, 3, stride=3), nn.BatchNorm2d(6), nn.ReLU())
+        self.auxiliary_head = nn.Linear(6, 3)
+        self.last = nn.Sequential(nn.Conv2d(4, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, images):
+        maps = self.body(images)
+        auxiliary = self.auxiliary_head(self.auxiliary(maps).mean((2, 3)))
+        return maps, {"auxiliary": auxiliary, "logits": self.head(self.last(maps).mean((2, 3)))}
+
+
+def several_outputs() -> nn.Module:
+    """A frozen classifier of grayscale images that gives more than logits."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return as_trained(SeveralOutputs())
+
+
+def one_logit_gray() -> nn.Module:
+    """A frozen classifier of grayscale images with one logit, [N]."""
+    return nn.Sequential(*small_gray(1), nn.Flatten(0))

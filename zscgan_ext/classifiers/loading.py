@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from zscgan_ext.classifiers.batch_norm import check_batch_norm
+from zscgan_ext.classifiers.outputs import with_logits
 from zscgan_ext.classifiers.pt2.source import SUFFIX, ProgramSource
 from zscgan_ext.classifiers.sources.libraries import (
     TIMM,
@@ -22,7 +23,9 @@ from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_prepro
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.classifiers.weights import check_finite, load_weights
 from zscgan_ext.config.configs import RunConfig
+from zscgan_ext.config.values import parse_image_size
 from zscgan_ext.errors import InputError, did_you_mean, first_line
+from zscgan_ext.images.limits import ImageSize, sides
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
@@ -36,15 +39,17 @@ class Classifier:
     num_classes: int
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    output_index: int | None = None  # of the logits, where the user said so
 
 
 def load_classifier(
     name: str | nn.Module,
     weights: Path | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    output_index: int | None = None,
 ) -> Classifier:
     """Load a trained classifier and try it on two blank images.
 
@@ -55,10 +60,12 @@ def load_classifier(
         weights: safetensors or state-dict file; None for the weights that come with the model,
             which torchvision and timm download.
         num_classes: what the model must give; None to take what it gives.
-        image_size: height and width in pixels; None for what the source knows, or 224.
+        image_size: pixels, height and width where they differ; None for what the source knows,
+            or 224.
         mean: for each channel, pixels from 0 to 1; None for what the source knows, ImageNet's for
             three channels, or 0.5.
         std: like `mean`.
+        output_index: of the logits among the model's outputs; None for the first that fits.
 
     Raises:
         InputError: if the model cannot be built, the weights do not fit, there is no batch norm,
@@ -76,12 +83,13 @@ def load_classifier(
     freeze(model)
     origin = name if weights is None else str(weights)
     check_finite(origin, model)
-    preprocessing, count = fitting(name, model, guess, image_size, mean, std)
+    preprocessing, count, model = fitting(name, model, guess, image_size, mean, std, output_index)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
     graph = trace(model, preprocessing.shape)
     check_batch_norm(origin, graph)
-    return Classifier(name, graph, count, preprocessing, class_names(source, weights, count))
+    names = class_names(source, weights, count)
+    return Classifier(name, graph, count, preprocessing, names, output_index)
 
 
 def classifier_of(config: RunConfig) -> Classifier:
@@ -94,9 +102,10 @@ def classifier_of(config: RunConfig) -> Classifier:
         config.classifier,
         config.weights,
         config.num_classes,
-        config.image_size,
+        parse_image_size(config.image_size),
         config.mean,
         config.std,
+        config.output_index,
     )
 
 
@@ -162,11 +171,12 @@ def fitting(
     name: str,
     model: nn.Module,
     guess: Preprocessing,
-    image_size: int | None,
+    image_size: ImageSize | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-) -> tuple[Preprocessing, int]:
-    """Return the preprocessing that fits a model, and how many logits it gives.
+    output_index: int | None,
+) -> tuple[Preprocessing, int, nn.Module]:
+    """Return the preprocessing that fits a model, how many logits it gives, and what gives them.
 
     A guess has the channels of the first convolution. Images have as many as means were given, or
     three or one, where something rearranges them before that (`PixelUnshuffle`, coordinates as
@@ -181,7 +191,7 @@ def fitting(
     for candidate in (guess, *others):
         try:
             preprocessing = override(candidate, image_size, mean, std)
-            return preprocessing, count_logits(name, model, preprocessing)
+            return preprocessing, *logits_of(name, model, preprocessing, output_index)
         except InputError as error:
             errors.append(error)
     raise errors[0]
@@ -189,7 +199,7 @@ def fitting(
 
 def override(
     preprocessing: Preprocessing,
-    image_size: int | None,
+    image_size: ImageSize | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> Preprocessing:
@@ -262,19 +272,24 @@ def compute_parametrizations(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> int:
-    """Run two blank images through the model and count the logits of one."""
-    size = preprocessing.image_size
+def logits_of(
+    name: str, model: nn.Module, preprocessing: Preprocessing, output_index: int | None
+) -> tuple[int, nn.Module]:
+    """Run two blank images through a model; count the logits of one, and return what gives them."""
     try:
-        logits = model(torch.zeros(2, preprocessing.channels, size, size))
+        model = with_logits(name, model, preprocessing.shape, output_index)
+        logits = model(torch.zeros(2, *preprocessing.shape))
+    except InputError:
+        raise
     except Exception as error:
         if isinstance(error, TypeError) and "required positional argument" in str(error):
             raise InputError(
                 f"classifier: {name} takes more than images ({first_line(error)}); give the "
                 "others defaults, or wrap it in a module whose forward takes images only"
             ) from error
+        height, width = sides(preprocessing.image_size)
         raise InputError(
-            f"image_size: {name} cannot take {size}x{size} images with "
+            f"image_size: {name} cannot take {height}x{width} images with "
             f"{preprocessing.channels} channel(s) ({first_line(error)})"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != 2:
@@ -285,9 +300,4 @@ def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> i
     if logits.layout != torch.strided or logits.is_meta or logits.is_complex():
         found = f"{logits.dtype}, {logits.layout}, on {logits.device.type}"
         raise InputError(f"classifier: {name}: expected logits of real numbers, got {found}")
-    if logits.shape[1] < 2:
-        raise InputError(
-            f"classifier: {name} gives one logit, of which softmax is always 1; give "
-            "two, such as torch.cat([torch.zeros_like(logit), logit], 1)"
-        )
-    return logits.shape[1]
+    return logits.shape[1], model

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from zscgan_ext.classifiers.sources.libraries import TIMM, TORCHVISION
 from zscgan_ext.classifiers.sources.source import ClassifierSource
 from zscgan_ext.errors import InputError
+from zscgan_ext.images.limits import ImageSize, shortest, sides, size_text
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 BITS_OF_BYTE = 8
@@ -63,7 +64,7 @@ def check_model_size(
     bits: int,
     source: ClassifierSource,
     num_classes: int | None,
-    image_size: int | None,
+    image_size: ImageSize | None,
 ) -> None:
     """Require that a file is as large as the classifier that it names.
 
@@ -88,15 +89,16 @@ def check_model_size(
     require_feature_maps(file, source.name, largest, image_size)
 
 
-def require_feature_maps(file: Path, name: str, largest: int, image_size: int | None) -> None:
+def require_feature_maps(file: Path, name: str, largest: int, image_size: ImageSize | None) -> None:
     """Require feature maps that a file may ask for.
 
     Raises:
         InputError: if they are huge.
     """
     if largest > LARGEST_FEATURE_MAPS:
+        shown = None if image_size is None else size_text(image_size)
         raise InputError(
-            f"{file}: image_size {image_size} gives feature maps of {largest:,} numbers in "
+            f"{file}: image_size {shown} gives feature maps of {largest:,} numbers in "
             f"{name}, accepted from a file are {LARGEST_FEATURE_MAPS:,}"
         )
 
@@ -113,14 +115,15 @@ def check_image_size(file: Path, name: str, model: nn.Module, shape: tuple[int, 
     Raises:
         InputError: if images or feature maps are huge.
     """
-    require_feature_maps(file, name, math.prod(shape), shape[1])
+    size = shortest(*shape[1:])
+    require_feature_maps(file, name, math.prod(shape), size)
     without_values = {
         name: value.to("meta")
         for name, value in (*model.named_parameters(), *model.named_buffers())
     }
     with largest_output(model) as largest, contextlib.suppress(Exception), torch.no_grad():
         functional_call(model, without_values, (torch.zeros(1, *shape, device="meta"),))
-    require_feature_maps(file, name, largest[0], shape[1])
+    require_feature_maps(file, name, largest[0], size)
 
 
 @contextlib.contextmanager
@@ -142,7 +145,7 @@ def largest_output(model: nn.Module) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def model_size(
-    source: ClassifierSource, num_classes: int | None, image_size: int | None
+    source: ClassifierSource, num_classes: int | None, image_size: ImageSize | None
 ) -> tuple[int, int]:
     """Return how many weights a classifier has, and numbers its largest feature map of one image.
 
@@ -154,7 +157,7 @@ def model_size(
             weights = sum(parameter.numel() for parameter in model.parameters())
             usual = source.preprocessing(model)
             size = image_size or usual.image_size
-            images = torch.zeros(1, usual.channels, size, size)
+            images = torch.zeros(1, usual.channels, *sides(size))
     except Exception:  # some build tensors of numbers that they compute
         return 0, 0
     # What does not fit is reported when it is loaded.

@@ -41,6 +41,14 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
+def number_or_text(text: str) -> int | str:
+    """Read a whole number, or leave it as text."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
 def help_texts(configuration: type) -> dict[str, str]:
     """Return the text below each field of a configuration."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(configuration))).body
@@ -99,7 +107,8 @@ def add_option(parser: OneLineParser, name: str, option: Option, text: str) -> N
             keywords["action"] = "extend"
         parser.add_argument(flag(name), nargs="+", type=element, metavar=metavar, **keywords)
     else:
-        parser.add_argument(flag(name), type=kinds[0], metavar=metavar, **keywords)
+        kind = number_or_text if kinds == [int, str] else kinds[0]
+        parser.add_argument(flag(name), type=kind, metavar=metavar, **keywords)
 
 
 def holds_texts(name: str) -> bool:

@@ -14,6 +14,7 @@ from zscgan_ext.config.fields import SIZES, STEPS, Configuration, option_of, set
 from zscgan_ext.config.values import (
     parse_bits,
     parse_formats,
+    parse_image_size,
     parse_interval,
     parse_layer_pattern,
     resolve_device,
@@ -186,15 +187,19 @@ class RunConfig(Configuration):
     which torchvision and timm download)"""
     num_classes: int | None = setting(None, "N", above=0, at_most=SIZES)
     """number of classes (None: what the classifier gives)"""
-    image_size: int | None = setting(None, "PIXELS", above=0, at_most=LARGEST_IMAGE_SIZE)
-    """height and width of the classifier's input, pixels (None: what a bundled classifier,
-    torchvision or timm knows, or 224)"""
+    image_size: int | str | None = setting(None, "PIXELS", above=0, at_most=LARGEST_IMAGE_SIZE)
+    """height and width of the classifier's input, pixels, such as 224 or 96x192 (None: what a
+    bundled classifier, torchvision or timm knows, or 224)"""
     mean: tuple[float, ...] | None = setting(None, "MEAN")
     """mean that the classifier's input is normalized with, one for each channel, pixels from 0 to
     1 (None: what a bundled classifier, torchvision or timm knows, or ImageNet's)"""
     std: tuple[float, ...] | None = setting(None, "STD")
     """standard deviation that the classifier's input is normalized with, one for each channel,
     pixels from 0 to 1 (None: as for the mean)"""
+
+    output_index: int | None = setting(None, "N", at_least=0, at_most=SIZES)
+    """which of a classifier's several outputs are the logits, counted from 0 (None: the first that
+    can be)"""
 
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     preset: Literal["instant", "quick", "default", "thorough"] = setting("default")
@@ -225,6 +230,10 @@ class RunConfig(Configuration):
     evaluation_data: str | None = setting(None, "DATA")
     """labelled images that measure accuracy: fashion-mnist, a folder of idx files or an ImageFolder
     tree (None: the bundled test images for a bundled classifier, otherwise no accuracy)"""
+    calibration_data: str | None = setting(None, "DATA")
+    """images like those of the classifier's training, without labels, many or five: a folder with
+    image files anywhere below, fashion-mnist or a folder of idx files (None: generated ones only);
+    up to half of each batch that ranges and fine-tuning take is theirs"""
     reference_data: str | None = setting(None, "DATA")
     """labelled training images for the comparison with fine-tuning on real images, given like
     --evaluation-data (None: no comparison)"""
@@ -246,6 +255,7 @@ class RunConfig(Configuration):
         """Check every setting of the run itself."""
         super().__post_init__()
         parse_formats(self.export)
+        parse_image_size(self.image_size)
         parse_interval(self.checkpoint_every)
         check_normalization(self.mean, self.std)
         if not self.learns_generator:
@@ -265,6 +275,7 @@ class RunConfig(Configuration):
             "ranges": self.quantization.ranges in ("images", "narrower"),
             "training": self.training != "staged",
             "stop_after": self.stop_after is not None,
+            "calibration_data": self.calibration_data is not None,
         }
         for name, is_refused in refused.items():
             if is_refused:

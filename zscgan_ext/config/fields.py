@@ -115,7 +115,7 @@ def plain(value: Any, hint: Any) -> Any:
         return tuple(plain(each, element_of(hint)) for each in value)
     if Path in kinds and isinstance(value, str):
         return Path(value)
-    if int in kinds and value is not None:
+    if int in kinds and value is not None and not isinstance(value, str):
         return int(value)
     if float in kinds and value is not None:
         try:

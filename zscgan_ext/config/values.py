@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zscgan_ext.errors import InputError, did_you_mean
+from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE, ImageSize, shortest
 from zscgan_ext.process_environment import local_rank
 
 if TYPE_CHECKING:
@@ -80,6 +81,29 @@ def parse_layer_pattern(text: str) -> tuple[str, LayerBits]:
             f"layer_bits: expected PATTERN=BITS, such as 'features.0.*=w8a8', got {text!r}"
         )
     return pattern, parse_layer_bits(bits)
+
+
+def parse_image_size(value: "int | str | None") -> ImageSize | None:
+    """Read a size like 224 or `96x192`, height and width in pixels; None for none.
+
+    Raises:
+        InputError: if the text has another form, or a side is out of range.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", value.strip(), re.ASCII)
+    if match is None:
+        raise InputError(
+            "image_size: expected pixels such as 224, or height and width such as 96x192, "
+            f"got {value!r}"
+        )
+    height = int(match[1])
+    width = height if match[2] is None else int(match[2])
+    if not 1 <= min(height, width) <= max(height, width) <= LARGEST_IMAGE_SIZE:
+        raise InputError(
+            f"image_size: expected 1 to {LARGEST_IMAGE_SIZE:,} pixels for each side, got {value}"
+        )
+    return shortest(height, width)
 
 
 def parse_formats(text: str) -> tuple[str, ...]:

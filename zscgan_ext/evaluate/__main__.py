@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from zscgan_ext.config.values import EVALUATION_BATCH
+from zscgan_ext.errors import InputError
 from zscgan_ext.program import SMALLER_BATCHES, OneLineParser, interruptible_import, program
 
 
@@ -14,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = OneLineParser(
         prog="python -m zscgan_ext.evaluate",
-        description="Measure a quantized classifier on labelled images, on the CPU.",
+        description="Measure a quantized classifier on images, on the CPU.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -24,7 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--data",
         metavar="DATA",
         help="fashion-mnist, a folder of idx files or an ImageFolder tree (default: the bundled "
-        "test images for a bundled classifier)",
+        "test images for a bundled classifier); of a folder with image files and no folders "
+        "agreement, confidence and different answers are measured, which need no labels",
+    )
+    parser.add_argument(
+        "--unlabelled",
+        action="store_true",
+        help="take all images below DATA as images without labels, whatever its folders are",
     )
     parser.add_argument(
         "--classifier",
@@ -41,10 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
     options = parser.parse_args(arguments)
+    if options.unlabelled and options.data is None:
+        raise InputError("unlabelled: expected --data too, the folder of images")
     with interruptible_import():
         from zscgan_ext.evaluate.command import evaluate  # imports torch, which takes seconds
 
-    evaluate(options.path, options.classifier, options.data, options.batch_size, options.json)
+    evaluate(
+        options.path,
+        options.classifier,
+        options.data,
+        options.batch_size,
+        options.json,
+        options.unlabelled,
+    )
     return 0
 
 

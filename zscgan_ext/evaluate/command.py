@@ -3,14 +3,21 @@
 from pathlib import Path
 
 from zscgan_ext.errors import one_line
+from zscgan_ext.evaluate.comparison import compare
 from zscgan_ext.evaluate.evaluation import (
     as_json,
+    check_batch_size,
     measure,
     open_data,
     open_target,
     usual_batch_size,
 )
-from zscgan_ext.images.datasets import few_labels_warnings, near_chance_warnings
+from zscgan_ext.images.datasets import (
+    few_labels_warnings,
+    near_chance_warnings,
+    open_unlabelled,
+)
+from zscgan_ext.images.image_files import holds_only_images
 from zscgan_ext.run_folder.own_files import check_place
 from zscgan_ext.run_folder.whole_file import write_whole
 
@@ -21,15 +28,18 @@ def evaluate(
     data_name: str | None,
     batch_size: int | None,
     json: Path | None,
+    is_unlabelled: bool = False,
 ) -> None:
     """Measure a run or an exported file, and print the results.
 
     Args:
         path: folder of a run, or a file.
         classifier: as `open_target` takes it.
-        data_name: of the labelled images; None for those that come with a bundled classifier.
+        data_name: of the images; None for those that come with a bundled classifier.
         batch_size: images in a batch; None for as many as are usual of their size.
         json: file to write the results to as well.
+        is_unlabelled: whether the folders below `data_name` are no classes; a folder that holds
+            image files and no folder is taken for that anyway.
 
     Raises:
         InputError: if anything does not fit, or `json` is a link, a folder, a device or a pipe.
@@ -37,9 +47,17 @@ def evaluate(
     if json is not None:  # what is written replaces what stands there, /dev/null as well
         check_place(json.parent, json.name)
     target = open_target(path, classifier)
-    data = open_data(data_name, target.classifier, target.preprocessing, target.class_names)
     if batch_size is None:
         batch_size = usual_batch_size(target.preprocessing)
+    if data_name is not None and (is_unlabelled or holds_only_images(Path(data_name))):
+        check_batch_size(batch_size)
+        images = open_unlabelled(Path(data_name), target.preprocessing)
+        comparison = compare(target, images, batch_size)
+        if json is not None:
+            write_whole(json, comparison.as_json())
+        print(comparison)
+        return
+    data = open_data(data_name, target.classifier, target.preprocessing, target.class_names)
     evaluation = measure(target, data, batch_size)
     classes, percent = len(target.class_names), evaluation.float_top1
     lines = few_labels_warnings(data_name, data, classes)

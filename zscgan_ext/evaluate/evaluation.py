@@ -16,10 +16,10 @@ from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_onnx
 from zscgan_ext.export.quantized_file import LONGEST_NAME, MOST_CLASSES, load_quantized
 from zscgan_ext.images.datasets import Images, check_labels, open_labelled
-from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
+from zscgan_ext.images.limits import size_check
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
-from zscgan_ext.json_values import Check, integer, list_of, number, parse_json, text
+from zscgan_ext.json_values import Check, list_of, number, parse_json, text
 from zscgan_ext.measures import (
     ClassResult,
     agreement,
@@ -37,7 +37,7 @@ from zscgan_ext.zoo import BUNDLED_CLASSIFIERS, open_bundled
 CPU = torch.device("cpu")
 # What the metadata of an ONNX file are, each as JSON.
 METADATA: dict[str, Check] = {
-    "image_size": integer(1, LARGEST_IMAGE_SIZE),
+    "image_size": size_check(),
     "mean": list_of(number()),
     "std": list_of(number(0)),
     "class_names": list_of(text(longest=LONGEST_NAME), most=MOST_CLASSES),
@@ -151,11 +151,18 @@ class Evaluation:
                 f"{'top-1 % of the float classifier':34} {self.float_top1:10.2f}",
                 f"{'agreement with float %':34} {self.agreement:10.2f}",
             ]
-        for size, milliseconds in self.latency_ms.items():
-            name = "latency of one image, ms" if size == 1 else f"latency of {size} images, ms"
-            lines.append(f"{name:34} {milliseconds:10.3f}")
+        lines += latency_lines(self.latency_ms)
         table = class_table(self.classes, self.class_names)
         return "\n".join([*lines, "", table])
+
+
+def latency_lines(latency_ms: dict[int, float]) -> list[str]:
+    """Lay out latencies, milliseconds by the images in a call."""
+    names = {size: "one image" if size == 1 else f"{size} images" for size in latency_ms}
+    return [
+        f"{f'latency of {names[size]}, ms':34} {milliseconds:10.3f}"
+        for size, milliseconds in latency_ms.items()
+    ]
 
 
 def class_table(rows: Sequence[ClassResult], class_names: Sequence[str]) -> str:

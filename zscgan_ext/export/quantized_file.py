@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from zscgan_ext.classifiers.loading import (
     Classifier,
-    count_logits,
     find_source,
     freeze,
+    logits_of,
     require_plain_weights,
     unwrapped,
 )
@@ -34,13 +34,14 @@ from zscgan_ext.classifiers.trust import (
 from zscgan_ext.config.values import parse_layer_bits
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import IntegerWeight, integer_weight, pack, unpack
-from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
+from zscgan_ext.images.limits import size_check
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.json_values import (
     integer,
     list_of,
     mapping_of,
+    nullable,
     number,
     one_of,
     parse_json,
@@ -67,7 +68,7 @@ DESCRIPTION = record(
         "preprocessing": record(
             {
                 "channels": integer(1, 1 << 16),
-                "image_size": integer(1, LARGEST_IMAGE_SIZE),
+                "image_size": size_check(),
                 "mean": list_of(number()),
                 "std": list_of(number(0)),
             }
@@ -82,6 +83,7 @@ DESCRIPTION = record(
         ),
         "packed_shapes": mapping_of(list_of(integer(0))),
     },
+    {"output_index": nullable(integer(0, MOST_CLASSES))},
     strict=False,
 )
 
@@ -96,6 +98,7 @@ class FileContent:
     preprocessing: Preprocessing
     scheme: Scheme
     tensors: Mapping[str, Tensor]
+    output_index: int | None = None  # of the logits in what the classifier gives
 
 
 class LoadedClassifier(QuantizedClassifier):
@@ -170,6 +173,7 @@ def description(
         "preprocessing": classifier.preprocessing.metadata(),
         "scheme": scheme_metadata(student.scheme),
         "packed_shapes": shapes,
+        "output_index": classifier.output_index,
     }
 
 
@@ -237,7 +241,8 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     freeze(model)
     if isinstance(name, str) and not is_of_a_library(name):
         check_image_size(Path(file), name, model, content.preprocessing.shape)
-    count = count_logits(source.name, model, content.preprocessing)
+    index = content.output_index
+    count, model = logits_of(source.name, model, content.preprocessing, index)
     if count != content.num_classes:
         classes = content.num_classes
         raise InputError(f"{file}: is of {classes} classes, but {source.name} gives {count} logits")
@@ -277,6 +282,7 @@ def read_file(file: Path) -> FileContent:
             preprocessing_from(metadata["preprocessing"]),
             scheme_from(metadata["scheme"]),
             tensors,
+            metadata.get("output_index"),
         )
     except Exception as error:  # JSON may hold anything, nested without end
         raise InputError(f"{file}: its description is damaged ({first_line(error)})") from None

@@ -19,6 +19,7 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.images.idx_files import Split, read_idx_pair
 from zscgan_ext.images.image_files import (
     IMAGE_MODES,
+    image_files,
     list_tree,
     names_in,
     read_image,
@@ -186,22 +187,50 @@ def open_images(name: str, split: Split, preprocessing: Preprocessing) -> Images
     folder = fashion_mnist_folder(split) if name == "fashion-mnist" else Path(name)
     if not os.path.isdir(folder):
         raise InputError(f"{name}: no such folder, accepted are fashion-mnist or a folder")
-    if not any(name.endswith(IDX_ENDINGS) for name in names_in(folder)):
-        if preprocessing.channels not in IMAGE_MODES:
-            raise InputError(
-                f"{name}: holds images of 1 or 3 channels, "
-                f"the classifier takes {preprocessing.channels}"
-            )
+    if not holds_idx_files(folder):
+        check_channels(name, preprocessing)
         return read_tree(folder, split)
     data = read_idx_folder(folder, split)
-    size = preprocessing.image_size
-    needed = (preprocessing.channels, size, size)
+    needed = preprocessing.shape
     if tuple(data.images.shape[1:]) != needed or not len(data):
         raise InputError(
             f"{name}: holds images of shape {tuple(data.images.shape)}, "
             f"the classifier takes {('N', *needed)}"
         )
     return data
+
+
+def holds_idx_files(folder: Path) -> bool:
+    """Return True for a folder with idx files in it."""
+    return os.path.isdir(folder) and any(name.endswith(IDX_ENDINGS) for name in names_in(folder))
+
+
+def open_unlabelled(folder: Path, preprocessing: Preprocessing) -> ImageTree:
+    """Open all image files below a folder, whose labels nobody knows: they are given as 0.
+
+    Raises:
+        InputError: if there is none, or the classifier takes images of other channels than files.
+    """
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder}: no such folder, expected one with image files")
+    check_channels(str(folder), preprocessing)
+    files = tuple(image_files(folder))
+    if not files:
+        raise InputError(f"{folder}: holds no image, accepted are files such as .jpg and .png")
+    return ImageTree(files, torch.zeros(len(files), dtype=torch.int64), folder)
+
+
+def check_channels(name: str, preprocessing: Preprocessing) -> None:
+    """Require a classifier of images that files can hold.
+
+    Raises:
+        InputError: if they have another number of channels.
+    """
+    if preprocessing.channels not in IMAGE_MODES:
+        raise InputError(
+            f"{name}: holds images of 1 or 3 channels, "
+            f"the classifier takes {preprocessing.channels}"
+        )
 
 
 def open_labelled(

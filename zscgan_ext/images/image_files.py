@@ -1,5 +1,6 @@
 """Image files: those of an ImageFolder tree, and one of them as pixels in a classifier's size."""
 
+import math
 import os
 import re
 import threading
@@ -113,18 +114,15 @@ def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
     Raises:
         InputError: if the file cannot be decoded, or is too large.
     """
-    size = preprocessing.image_size
-    shorter = round(size * 256 / 224)
+    _, *size = preprocessing.shape
     try:
         regular_file_size(file)
-        with (
-            Image.open(file, formats=IMAGE_FORMATS) as image,
-            room_for(check_pixels(image, shorter)),
-        ):
-            converted = eight_bits(image).convert(IMAGE_MODES[preprocessing.channels])
-            if converted.size != (size, size):
-                resized = transforms.resize(converted, shorter)
-                converted = transforms.center_crop(resized, size)
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            resized = resized_size(image, size)
+            with room_for(check_pixels(image, resized)):
+                converted = eight_bits(image).convert(IMAGE_MODES[preprocessing.channels])
+                if converted.size != (size[1], size[0]):
+                    converted = transforms.center_crop(transforms.resize(converted, resized), size)
     except Exception as error:  # decoders raise nearly anything
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as an image ({reason})") from None
@@ -139,17 +137,29 @@ def room_for(pixels: int) -> Iterator[None]:
         yield
 
 
-def check_pixels(image: Image.Image, shorter: int) -> int:
-    """Return how many pixels an image has, now or with the shorter side resized.
+def resized_size(image: Image.Image, size: Sequence[int]) -> list[int]:
+    """Return height and width of an image that is resized to be cropped to a size [2].
+
+    One side is 256/224 of that size and the other one no less; of square images it is the shorter.
+    """
+    height, width = (round(side * 256 / 224) for side in size)
+    own_width, own_height = (max(side, 1) for side in image.size)
+    if own_width * height <= own_height * width:  # narrower than what is cropped
+        return [int(width * own_height / own_width), width]
+    return [height, int(height * own_width / own_height)]
+
+
+def check_pixels(image: Image.Image, resized: Sequence[int]) -> int:
+    """Return how many pixels an image has, now or resized to a height and width.
 
     Raises:
         ValueError: naming the size.
     """
-    low, high = sorted(image.size)
-    if low * high > LARGEST_IMAGE or shorter * shorter * high > LARGEST_IMAGE * max(low, 1):
-        width, height = image.size
+    width, height = image.size
+    most = max(width * height, math.prod(resized))
+    if most > LARGEST_IMAGE:
         raise ValueError(f"{width}x{height} pixels are too many, or too narrow")
-    return max(low * high, shorter * shorter * high // max(low, 1))
+    return most
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -197,6 +207,15 @@ def list_tree(folder: Path, split: Split) -> TreeFiles:
     numbers = labels_of(root, classes)
     labels = [label for label, found in zip(numbers, files, strict=True) for _ in found]
     return TreeFiles(root, tuple(file for found in files for file in found), labels)
+
+
+def holds_only_images(folder: Path) -> bool:
+    """Return True for a folder with image files in it and no folder of a class."""
+    if not os.path.isdir(folder):
+        return False
+    shown = [name for name in names_in(folder) if not is_hidden(name)]
+    is_flat = not any(os.path.isdir(folder / name) for name in shown)
+    return is_flat and any(is_image_file(name) for name in shown)
 
 
 def class_folders(root: Path) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
+from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE, ImageSize, shortest, sides
 
 LARGEST = torch.finfo(torch.float32).max  # in which images are normalized
 
@@ -23,7 +23,7 @@ class Preprocessing:
     """Input shape and normalization: `(pixel / 255 - mean) / std` per channel."""
 
     channels: int
-    image_size: int  # pixels, height and width
+    image_size: ImageSize  # pixels; height and width where they differ
     mean: tuple[float, ...]  # in units of a pixel range of 0 to 1
     std: tuple[float, ...]  # in units of a pixel range of 0 to 1
     # Whether nobody said how the classifier's input is normalized.
@@ -51,7 +51,12 @@ class Preprocessing:
     @property
     def shape(self) -> tuple[int, int, int]:
         """The shape of one image, (C, H, W)."""
-        return self.channels, self.image_size, self.image_size
+        return self.channels, *sides(self.image_size)
+
+    @property
+    def pixels(self) -> int:
+        """The pixels of one image."""
+        return math.prod(sides(self.image_size))
 
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
@@ -105,8 +110,11 @@ def preprocessing_from(metadata: Any) -> Preprocessing:
     mean, std = (tuple(map(float, metadata[name])) for name in ("mean", "std"))
     if not isinstance(channels, int) or not len(mean) == len(std) == channels > 0:
         raise ValueError(f"{channels!r} channels, {len(mean)} means, {len(std)} deviations")
-    if not isinstance(size, int) or not 0 < size <= LARGEST_IMAGE_SIZE:
+    both = size if isinstance(size, list | tuple) else [size, size]
+    if len(both) != 2 or not all(
+        isinstance(side, int) and 0 < side <= LARGEST_IMAGE_SIZE for side in both
+    ):
         raise ValueError(f"image_size {size!r}, accepted is 1 to {LARGEST_IMAGE_SIZE}")
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise ValueError(f"mean {mean} and standard deviation {std}")
-    return Preprocessing(channels, size, mean, std)
+    return Preprocessing(channels, shortest(*both), mean, std)

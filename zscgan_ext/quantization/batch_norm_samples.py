@@ -8,6 +8,7 @@ weights, activation functions, sums and pooling make them.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -71,8 +72,8 @@ def drawn_input(preprocessing: Preprocessing, rng: torch.Generator) -> Tensor:
     pixels are alike, and so are the channels of one, as in photographs, whose power is about the
     same in each octave of scale (Field, 1987). Without that, pooled features would hardly vary.
     """
-    size, channels = preprocessing.image_size, preprocessing.channels
-    count = max(FEWEST, min(MOST, SAMPLED_PIXELS // size**2))
+    channels, *size = preprocessing.shape
+    count = max(FEWEST, min(MOST, SAMPLED_PIXELS // preprocessing.pixels))
     common = octaves(count, 1, size, rng)
     own = octaves(count, channels, size, rng)
     x = math.sqrt(IN_COMMON) * common + math.sqrt(1 - IN_COMMON) * own
@@ -80,14 +81,16 @@ def drawn_input(preprocessing: Preprocessing, rng: torch.Generator) -> Tensor:
     return torch.maximum(torch.minimum(x / x.std(), high), low)
 
 
-def octaves(count: int, channels: int, size: int, rng: torch.Generator) -> Tensor:
-    """Draw maps [count, channels, size, size] with as much variance at each scale, 1 in all."""
+def octaves(count: int, channels: int, size: Sequence[int], rng: torch.Generator) -> Tensor:
+    """Draw maps [count, channels, *size] with as much variance at each scale, 1 in all."""
     total: Tensor = torch.zeros((), device=rng.device)
-    side, number = size, 0
-    while side >= 1:
-        coarse = torch.randn((count, channels, side, side), generator=rng, device=rng.device)
-        fine = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
-        total, side, number = total + fine / fine.std(), side // 2, number + 1
+    (height, width), number = size, 0
+    while max(height, width) >= 1:
+        shape = (count, channels, max(height, 1), max(width, 1))
+        coarse = torch.randn(shape, generator=rng, device=rng.device)
+        fine = F.interpolate(coarse, size=list(size), mode="bilinear", align_corners=False)
+        total, number = total + fine / fine.std(), number + 1
+        height, width = height // 2, width // 2
     return total / math.sqrt(number)
 
 

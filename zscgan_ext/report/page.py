@@ -200,7 +200,7 @@ def some_images(run: FinishedRun, data: Images, count: int) -> Tensor:
 
 def images_at_once(run: FinishedRun) -> int:
     """Return how many images to measure at once: the fewer, the larger they are."""
-    pixels = run.classifier.preprocessing.image_size**2
+    pixels = run.classifier.preprocessing.pixels
     return max(FEWEST_IMAGES, min(MOST_IMAGES, MEASURED_PIXELS // pixels))
 
 

@@ -18,6 +18,7 @@ from zscgan_ext.classifiers.trust import (
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.config.command_line import CONFIG, parse_config
 from zscgan_ext.config.configs import GeneratorConfig, RunConfig
+from zscgan_ext.config.values import parse_image_size
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.ops.implementation import require_implementation
@@ -136,7 +137,7 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
     config = replace(config, classifier=allowed)
     if is_of_a_library(allowed):
         held = regular_file_size(folder / STUDENT)
-        shape = config.num_classes, config.image_size
+        shape = config.num_classes, parse_image_size(config.image_size)
         check_model_size(folder / STUDENT, held, BITS_OF_FLOAT, find_source(allowed), *shape)
     loaded = classifier_of(config)
     if config.learns_generator:

@@ -19,7 +19,14 @@ from zscgan_ext.config.values import parse_formats, parse_interval
 from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.export.exporter import check_exports
 from zscgan_ext.export.onnx.runtime import require_packages
-from zscgan_ext.images.datasets import Images, few_labels_warnings, open_labelled
+from zscgan_ext.images.datasets import (
+    Images,
+    few_labels_warnings,
+    holds_idx_files,
+    open_images,
+    open_labelled,
+    open_unlabelled,
+)
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.process_environment import restarts
 from zscgan_ext.quantization.conversion import student_of
@@ -97,6 +104,7 @@ def prepare(config: RunConfig) -> Run:
             start,
             given.evaluation,
             reference=given.reference,
+            calibration=given.calibration,
             profiler=StepProfiler(device) if config.profile else None,
             tensorboard=TensorboardLog(folder) if logs else None,
         )
@@ -149,6 +157,7 @@ class Given:
     evaluation_name: str | None
     evaluation: Images | None
     reference: Images | None
+    calibration: Images | None
     execution: Execution
 
 
@@ -172,6 +181,7 @@ def check_given(
     classifier = classifier_of(config)
     evaluation_name, evaluation = evaluation_images(config, classifier)
     reference = open_data(config.reference_data, "train", classifier)
+    calibration = calibration_images(config, classifier)
     execution = choose_execution(config.execution, device)
     student = lay_out(student_of(config.quantization, classifier), execution.memory_format)
     if config.quantization.chooses_layer_bits:
@@ -183,7 +193,7 @@ def check_given(
             execution = with_earlier_precision(execution, earlier)
         else:
             execution = measured_execution(config, classifier, execution)
-    return Given(classifier, evaluation_name, evaluation, reference, execution)
+    return Given(classifier, evaluation_name, evaluation, reference, calibration, execution)
 
 
 def measured_execution(
@@ -250,6 +260,20 @@ def evaluation_images(
         return name, open_data(name, "test", classifier)
     facts = config.classifier, classifier.preprocessing, classifier.num_classes
     return bundled_images(config.classifier), open_bundled(*facts)
+
+
+def calibration_images(config: RunConfig, classifier: Classifier) -> Images | None:
+    """Open the images that a user has to calibrate and fine-tune with, if there are any.
+
+    Raises:
+        InputError: if they do not fit.
+    """
+    name = config.calibration_data
+    if name is None:
+        return None
+    if name == "fashion-mnist" or holds_idx_files(Path(name)):
+        return open_images(name, "train", classifier.preprocessing)
+    return open_unlabelled(Path(name), classifier.preprocessing)
 
 
 def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | None:

@@ -41,6 +41,7 @@ class RandomStream(IntEnum):
     BATCH_NORM_SAMPLES = 9
     LAYER_SENSITIVITY = 10
     HELD_BACK_IMAGES = 11
+    CALIBRATION_DATA = 12
 
 
 TIMED = ("synthesis", "calibration", "fine_tuning", "evaluation")  # what time is spent on
@@ -147,6 +148,7 @@ class Run:
     results: Results
     evaluation: Images | None = None
     reference: Images | None = None
+    calibration: Images | None = None
     profiler: StepProfiler | None = None
     tensorboard: TensorboardLog | None = None
 

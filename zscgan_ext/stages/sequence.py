@@ -13,6 +13,7 @@ from zscgan_ext.quantization.dead_quantizers import dead_quantizers, dead_weight
 from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import INSTANT_STUDENT, STUDENT
+from zscgan_ext.stages.calibration_data import mixed
 from zscgan_ext.stages.generator_stage import (
     generated_batches,
     learn_generator,
@@ -86,6 +87,8 @@ def run_generator_stages(run: Run) -> None:
     batches: BatchesOfSize = partial(generated_batches, run, generator, rng)
     quantized_student(run, GENERATED_CALIBRATED, batches(batch_size))
     continued = generator if config.training == "alternating" else None
+    if run.calibration is not None:
+        batches = mixed(run, run.calibration, batches)
     student = fine_tuned_student(run, FINE_TUNED, batches, continued)
     save_student(run, student, generator)
 
@@ -153,7 +156,7 @@ def held_back_divergences(
 
     All processes measure on the same images.
     """
-    pixels = run.classifier.preprocessing.image_size**2
+    pixels = run.classifier.preprocessing.pixels
     wanted = max(FEWEST_HELD_BACK, min(MOST_HELD_BACK, HELD_BACK_PIXELS // pixels))
     batches = probe_batches(run, generator, RandomStream.HELD_BACK_IMAGES)
     count, sums = 0, [0.0] * len(students)

@@ -185,7 +185,7 @@ def evaluate(run: Run, variant: Variant, model: nn.Module) -> None:
             images = images.subset(
                 torch.tensor(distributed.shard_range(len(images)), dtype=torch.int64)
             )
-        batch_size = max(1, min(MOST_EVALUATED, EVALUATED_PIXELS // preprocessing.image_size**2))
+        batch_size = max(1, min(MOST_EVALUATED, EVALUATED_PIXELS // preprocessing.pixels))
         memory_format = run.execution.memory_format
         logits = predict(model, images, preprocessing, batch_size, run.device, memory_format)
         run.results.logits[variant.key] = torch.cat(distributed.all_gather(logits))

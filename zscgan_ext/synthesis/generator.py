@@ -87,16 +87,17 @@ class ConditionalGenerator(nn.Module):
         self.num_classes = num_classes
         self.latent_dim = latent_dim
         self.image_shape = preprocessing.shape
-        self.image_size = preprocessing.image_size
-        doublings = max(1, round(math.log2(self.image_size / SMALLEST_MAP)))
-        self.map_size = math.ceil(self.image_size / 2**doublings)
+        _, height, width = preprocessing.shape
+        size = math.sqrt(height * width)
+        doublings = max(1, round(math.log2(size / SMALLEST_MAP)))
+        self.map_size = [math.ceil(side / 2**doublings) for side in (height, width)]
         finest = 32
-        doubles_last = self.image_size > LARGEST_OF_BLOCKS
+        doubles_last = size > LARGEST_OF_BLOCKS
         if doubles_last:
             finest, doublings = 16, doublings - 1
         widths = [min(WIDEST, finest * 2 ** (doublings - level)) for level in range(doublings + 1)]
         self.embedding = nn.Embedding(num_classes, latent_dim)
-        self.linear = nn.Linear(2 * latent_dim, widths[0] * self.map_size**2)
+        self.linear = nn.Linear(2 * latent_dim, widths[0] * math.prod(self.map_size))
         self.bn = SynchronizedBatchNorm(widths[0])
         self.blocks = nn.Sequential(
             *(UpsampleBlock(widths[i], widths[i + 1]) for i in range(doublings))
@@ -121,12 +122,13 @@ class ConditionalGenerator(nn.Module):
             labels: int64 [N].
 
         Returns:
-            Normalized images [N, C, image_size, image_size].
+            Normalized images [N, C, H, W].
         """
         joined = torch.cat([latent, self.embedding(labels)], dim=1)  # [N, 2 * latent_dim]
-        x = self.linear(joined).view(len(latent), -1, self.map_size, self.map_size)
-        x = self.blocks(self.bn.noisy_leaky_relu(x, 0.0, NEGATIVE_SLOPE))  # [N, finest, S, S]
-        x = self.to_pixels(x)[:, :, : self.image_size, : self.image_size]
+        x = self.linear(joined).view(len(latent), -1, *self.map_size)
+        x = self.blocks(self.bn.noisy_leaky_relu(x, 0.0, NEGATIVE_SLOPE))  # [N, finest, h, w]
+        _, height, width = self.image_shape
+        x = self.to_pixels(x)[:, :, :height, :width]
         pixels = torch.sigmoid(2 * self.pixel_bn(x))
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return torch.addcmul(-mean / std, pixels, 1 / std)

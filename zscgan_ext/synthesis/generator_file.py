@@ -16,7 +16,7 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.config.fields import SIZES
 from zscgan_ext.errors import InputError, first_line
-from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
+from zscgan_ext.images.limits import size_check
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.json_values import integer, list_of, number, parse_json, record, text
 from zscgan_ext.regular_file import regular_file_size, utf8_path
@@ -34,7 +34,7 @@ DESCRIPTION = record(
         "preprocessing": record(
             {
                 "channels": integer(1, SIZES),
-                "image_size": integer(1, LARGEST_IMAGE_SIZE),
+                "image_size": size_check(),
                 "mean": list_of(number()),
                 "std": list_of(number(0)),
             }

@@ -14,7 +14,7 @@ from zscgan_ext.classifiers.pt2.archive import checked_archive
 from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.classifiers.tracing import trace_program
 from zscgan_ext.errors import InputError, first_line
-from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE
+from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE, shortest
 from zscgan_ext.images.preprocessing import Preprocessing
 
 SUFFIX = ".pt2"
@@ -79,15 +79,15 @@ class ProgramSource(ClassifierSource):
 
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """Return the program's image shape, and ImageNet's normalization for three channels."""
-        channels, size, _ = self.image_shape
-        return usual_preprocessing(channels, size)
+        channels, height, width = self.image_shape
+        return usual_preprocessing(channels, shortest(height, width))
 
 
 def image_shape(file: Path, images: list[int | None]) -> tuple[int, int, int]:
     """Return the shape of one image (C, H, W), of that of a batch with None for what may vary.
 
     Raises:
-        InputError: unless a batch may have any number of square images of one size.
+        InputError: unless a batch may have any number of images of one size.
     """
     batch, *shape = images or [None]
     if batch is not None:
@@ -96,13 +96,13 @@ def image_shape(file: Path, images: list[int | None]) -> tuple[int, int, int]:
             "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
         )
     channels, height, width = shape if len(shape) == 3 else (None, None, None)
-    if channels is None or height is None or height != width:
+    if channels is None or height is None or width is None:
         raise InputError(
-            f"classifier: {file}: expected square images [N, C, H, W] of one size, got {shape}"
+            f"classifier: {file}: expected images [N, C, H, W] of one size, got {shape}"
         )
-    if height > LARGEST_IMAGE_SIZE:
+    if max(height, width) > LARGEST_IMAGE_SIZE:
         raise InputError(
-            f"classifier: {file} takes images of {height} pixels, accepted are "
+            f"classifier: {file} takes images of {height}x{width} pixels, accepted are "
             f"{LARGEST_IMAGE_SIZE} or fewer"
         )
-    return channels, height, height
+    return channels, height, width

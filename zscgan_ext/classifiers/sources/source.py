@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import nn
 
+from zscgan_ext.images.limits import ImageSize
 from zscgan_ext.images.preprocessing import Preprocessing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -11,7 +12,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_SIZE = 224  # pixels
 
 
-def usual_preprocessing(channels: int, image_size: int) -> Preprocessing:
+def usual_preprocessing(channels: int, image_size: ImageSize) -> Preprocessing:
     """Return ImageNet's normalization for three channels; for others, to -1 to 1."""
     mean, std = (0.5,) * channels, (0.5,) * channels
     if channels == len(IMAGENET_MEAN):

@@ -1,0 +1,136 @@
+"""A quantized classifier beside the float one on images without labels."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zscgan_ext.errors import one_line
+from zscgan_ext.evaluate.evaluation import (
+    CPU,
+    EvaluationTarget,
+    check_logits,
+    latency_by_batch,
+    latency_lines,
+)
+from zscgan_ext.images.datasets import ImageTree
+from zscgan_ext.measures import agreement, predict
+from zscgan_ext.run_folder.whole_file import json_bytes
+
+MOST_LISTED = 20  # differences that are printed; all are in the JSON
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An image that the two classifiers put in different classes."""
+
+    file: str
+    float_class: str
+    float_confidence: float  # percent
+    quantized_class: str
+    quantized_confidence: float  # percent
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured without labels; percentages are of all images."""
+
+    images: int
+    agreement: float | None  # in the same class; None where the float classifier is not at hand
+    confidence: float  # mean largest softmax probability, percent
+    float_confidence: float | None
+    latency_ms: dict[int, float]  # as of `Evaluation`
+    chosen: dict[str, int]  # images that the quantized classifier puts in a class, by its name
+    differences: list[Difference]  # those that the float classifier is surest of first
+
+    def __str__(self) -> str:
+        """Lay out everything as lines."""
+        lines = [f"{'images':34} {self.images:10,}"]
+        if self.agreement is not None:
+            lines.append(f"{'agreement with float %':34} {self.agreement:10.2f}")
+        lines.append(f"{'mean confidence %':34} {self.confidence:10.2f}")
+        if self.float_confidence is not None:
+            name = "mean confidence % of float"
+            lines.append(f"{name:34} {self.float_confidence:10.2f}")
+        lines += latency_lines(self.latency_ms)
+        if self.differences:
+            lines += ["", "different classes, the surest of float first:"]
+            lines += [
+                one_line(
+                    f"{each.file}: float {each.float_class} ({each.float_confidence:.1f} %), "
+                    f"quantized {each.quantized_class} ({each.quantized_confidence:.1f} %)"
+                )
+                for each in self.differences[:MOST_LISTED]
+            ]
+        if len(self.differences) > MOST_LISTED:
+            lines.append(f"and {len(self.differences) - MOST_LISTED:,} more, all with --json")
+        return "\n".join(lines)
+
+    def as_json(self) -> bytes:
+        """Write what was measured as JSON."""
+        return json_bytes(asdict(self))
+
+
+def compare(target: EvaluationTarget, data: ImageTree, batch_size: int) -> Comparison:
+    """Measure a classifier on images without labels.
+
+    Args:
+        target: its models on the CPU.
+        data: the images.
+        batch_size: images in a batch.
+
+    Raises:
+        InputError: if there are logits of other classes.
+    """
+    preprocessing = target.preprocessing
+    logits = predict(target.model, data, preprocessing, batch_size, CPU)
+    check_logits(logits, target)
+    confidence, _ = confidences(logits)
+    float_logits = None
+    if target.float_model is not None:
+        float_logits = predict(target.float_model, data, preprocessing, batch_size, CPU)
+    counts = logits.argmax(1).bincount(minlength=len(target.class_names)).tolist()
+    chosen: dict[str, int] = {}
+    for name, count in zip(target.class_names, counts, strict=True):
+        if count:
+            chosen[name] = chosen.get(name, 0) + count
+    return Comparison(
+        images=len(data),
+        agreement=None if float_logits is None else agreement(logits, float_logits),
+        confidence=float(confidence.mean()),
+        float_confidence=None
+        if float_logits is None
+        else float(confidences(float_logits)[0].mean()),
+        latency_ms=latency_by_batch(target, data, batch_size, CPU),
+        chosen=chosen,
+        differences=[]
+        if float_logits is None
+        else differences(logits, float_logits, data.files, target.class_names),
+    )
+
+
+def confidences(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest softmax probability, percent [N], and its class [N]."""
+    confidence, chosen = logits.double().softmax(1).max(1)
+    return 100 * confidence, chosen
+
+
+def differences(
+    logits: Tensor, float_logits: Tensor, files: tuple[Path, ...], class_names: tuple[str, ...]
+) -> list[Difference]:
+    """List the images of different classes, those that the float classifier is surest of first."""
+    confidence, chosen = confidences(logits)
+    float_confidence, float_chosen = confidences(float_logits)
+    index = torch.nonzero(logits.argmax(1) != float_logits.argmax(1)).flatten()
+    index = index[float_confidence[index].argsort(descending=True, stable=True)]
+    return [
+        Difference(
+            str(files[i]),
+            class_names[int(float_chosen[i])],
+            float(float_confidence[i]),
+            class_names[int(chosen[i])],
+            float(confidence[i]),
+        )
+        for i in index.tolist()
+    ]
