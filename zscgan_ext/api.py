@@ -24,6 +24,7 @@ from zscgan_ext.api_arguments import (
     checked_batch,
     checked_data,
     checked_path,
+    checked_target,
     kind,
 )
 from zscgan_ext.classifiers import loading
@@ -37,7 +38,7 @@ from zscgan_ext.config.configs import (
     GeneratorConfig,
     QuantizationConfig,
     RunConfig,
-    preset_of,
+    defaults_of,
 )
 from zscgan_ext.config.fields import check_section
 from zscgan_ext.config.values import EVALUATION_BATCH
@@ -266,6 +267,7 @@ def export(
     images: ImageSource | None,
     folder: str | Path,
     formats: Sequence[str] = ("safetensors",),
+    target: str | None = None,
 ) -> dict[str, Any]:
     """Write a student as files to deploy, each compared with the student before it is written.
 
@@ -276,6 +278,8 @@ def export(
             ones, which tell as well whether files and student compute the same.
         folder: for `model.onnx`, `model.safetensors` and `export.json`; made where it is missing.
         formats: `onnx`, `safetensors`.
+        target: runtime that is to execute the files, one of those of `quantize`; that which the
+            student was quantized for with None.
 
     Returns:
         What `export.json` holds: bytes, agreement, differences, latencies, versions.
@@ -285,7 +289,7 @@ def export(
             classifier, images do not fit it, a node cannot be exported, a file differs from the
             student, or something stands in its place that no export wrote.
     """
-    formats = check_formats(formats)
+    formats, target = check_formats(formats), checked_target(target)
     folder = checked_path("folder", folder)
     check_classifier(classifier)
     check_student(student, classifier)
@@ -302,7 +306,7 @@ def export(
             source = list(islice(images, exporter.BATCHES))
         batches = batches_of(run, source, exporter.BATCH)
         pictures = [batch for batch, _ in islice(batches, exporter.BATCHES)]
-    return exporter.export(classifier, student, pictures, folder, formats)
+    return exporter.export(classifier, student, pictures, folder, formats, target)
 
 
 # ---- from objects to a run ----------------------------------------------------------------------
@@ -341,7 +345,7 @@ def configured(seed: int, settings: Mapping[str, Any], sections: Mapping[str, ob
         argument = name if name == "execution" else "config"
         check_section(argument, section, SECTIONS[name])
     config = RunConfig(seed=seed, **given)  # type: ignore[arg-type]
-    return config.changed(**{**preset_of(settings), **settings})
+    return config.changed(**{**defaults_of(settings), **settings})
 
 
 def variant_of(images: ImageSource) -> Variant:

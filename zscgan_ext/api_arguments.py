@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.config.configs import TARGETS
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.quantized_file import LoadedClassifier
 from zscgan_ext.images.datasets import Images, IndexedImages, LabelledImages
@@ -295,6 +296,13 @@ def check_formats(formats: object) -> Sequence[str]:
     if unknown:
         raise InputError(f"formats: expected {accepted}, got {unknown[0]!r}")
     return list(dict.fromkeys(names))
+
+
+def checked_target(target: object) -> str | None:
+    """Return the name of a runtime, or None."""
+    if target is not None and target not in list(TARGETS):
+        raise InputError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
+    return None if target is None else str(target)
 
 
 def checked_path(name: str, path: object) -> Path:

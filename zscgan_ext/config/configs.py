@@ -25,6 +25,13 @@ PRESETS = {
     "default": {"synthesis_steps": 1000, "fine_tuning_steps": 400},
     "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 4000},
 }
+# What a target sets, by option, where nothing else was said.
+TARGETS = {
+    "onnxruntime": {},
+    "openvino": {"export": "onnx"},
+    "tensorrt": {"export": "onnx", "bits": "w8a8"},
+}
+ACTIVATION_BITS_OF_TENSORRT = 8
 WITH_GENERATOR = tuple(preset for preset in PRESETS if preset != "instant")
 
 
@@ -77,11 +84,23 @@ class QuantizationConfig(Configuration):
     KL divergence, or the narrower"""
     calibration_batches: int = setting(8, "N", above=0, at_most=STEPS)
     """batches of images that ranges are taken from"""
+    target: Literal["onnxruntime", "openvino", "tensorrt"] = setting("onnxruntime")
+    """runtime that is to execute the quantized classifier; tensorrt: symmetric int8 activations,
+    quantized where layers read them, of 8 bits (bits w8a8 where none are given)"""
 
     def __post_init__(self) -> None:
         """Check every setting."""
         super().__post_init__()
-        parse_bits(self.bits)
+        _, activation_bits = parse_bits(self.bits)
+        if self.target != "tensorrt":
+            return
+        if self.scheme != "deploy":
+            raise InputError(f"target: tensorrt needs the scheme deploy, got {self.scheme}")
+        if activation_bits != ACTIVATION_BITS_OF_TENSORRT:
+            raise InputError(
+                f"target: tensorrt executes activations of 8 bits, got {self.bits}; give bits "
+                "w8a8, or w4a8 for narrower weights"
+            )
 
 
 @dataclass(frozen=True)
@@ -186,7 +205,8 @@ class RunConfig(Configuration):
     """seed of every random number"""
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     output: Path | None = setting(None, "DIR")
-    """folder of the run (None: runs/<classifier>-<bits>-<scheme>-seed<seed>)"""
+    """folder of the run (None: runs/<classifier>-<bits>-<scheme>-seed<seed>, of the target
+    tensorrt with its name in place of the scheme's)"""
     overwrite: bool = setting(False)
     """replace the run that the output folder holds"""
     resume: Path | None = setting(None, "RUN")
@@ -251,12 +271,14 @@ class RunConfig(Configuration):
 
     @classmethod
     def of_options(cls, values: Mapping[str, Any]) -> "RunConfig":
-        """Return a configuration from options by name; a preset sets what is not among them.
+        """Return a configuration from options by name.
+
+        A preset and a target set what is not among them.
 
         Raises:
             InputError: if one is unknown, of another type or out of range.
         """
-        return cls().changed(**{**preset_of(values), **values})
+        return cls().changed(**{**defaults_of(values), **values})
 
     def changed(self, **values: Any) -> "RunConfig":
         """Return a configuration in which some options have other values.
@@ -282,13 +304,16 @@ class RunConfig(Configuration):
         if self.output is not None:
             return self.output
         classifier = re.sub(r"[^\w.]+", "-", self.classifier)
-        bits, scheme = self.quantization.bits.lower(), self.quantization.scheme
-        return Path("runs", f"{classifier}-{bits}-{scheme}-seed{self.seed}")
+        bits, kind = self.quantization.bits.lower(), str(self.quantization.scheme)
+        if self.quantization.target == "tensorrt":
+            kind = "tensorrt"
+        return Path("runs", f"{classifier}-{bits}-{kind}-seed{self.seed}")
 
 
-def preset_of(options: Mapping[str, Any]) -> Mapping[str, int]:
-    """Return what the preset among these options sets; nothing without one."""
-    return PRESETS.get(str(options.get("preset")), {})
+def defaults_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the preset and the target among these options set; nothing without them."""
+    preset = PRESETS.get(str(options.get("preset")), {})
+    return {**preset, **TARGETS.get(str(options.get("target")), {})}
 
 
 SECTIONS: dict[str, type[Configuration]] = {

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from zscgan_ext.config.configs import TARGETS
 from zscgan_ext.config.values import EXPORT_FORMATS, parse_formats
 from zscgan_ext.errors import one_line
 from zscgan_ext.program import interruptible_import, program, run_parser
@@ -22,12 +23,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=",".join(EXPORT_FORMATS),
         help="onnx, safetensors, or both with a comma between them (default: both)",
     )
+    parser.add_argument(
+        "--target",
+        choices=TARGETS,
+        help="runtime that is to execute the files (default: the one that the run was for)",
+    )
     options = parser.parse_args(arguments)
     formats = parse_formats(options.formats)
     with interruptible_import():
         from zscgan_ext.export.exporter import export_run, summary  # imports torch: seconds
 
-    report = export_run(options.run, formats, options.classifier)
+    report = export_run(options.run, formats, options.classifier, options.target)
     print(summary(report))
     print(one_line(f"results in {options.run}"))
     return 0

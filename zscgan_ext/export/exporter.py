@@ -29,7 +29,10 @@ CHECKED_IMAGES = 4  # random ones, that a student is exported with before it lea
 
 
 def export_run(
-    folder: Path, formats: Sequence[str], classifier: str | None = None
+    folder: Path,
+    formats: Sequence[str],
+    classifier: str | None = None,
+    target: str | None = None,
 ) -> dict[str, Any]:
     """Export the student of a finished run into the folder of the run.
 
@@ -37,6 +40,7 @@ def export_run(
         folder: of the run.
         formats: `onnx`, `safetensors`.
         classifier: as `open_run` takes it.
+        target: runtime that is to execute the files; that of the run for None.
 
     Returns:
         what `export` returns.
@@ -46,8 +50,10 @@ def export_run(
     """
     require_packages(formats)
     run = open_run(folder, classifier)
+    target = target or run.config.quantization.target
+    check_target(run.student, target)
     images = run.comparison_images(BATCH, BATCHES)
-    return export(run.classifier, run.student, images, folder, formats)
+    return export(run.classifier, run.student, images, folder, formats, target)
 
 
 def export(
@@ -56,6 +62,7 @@ def export(
     images: Iterable[Tensor],
     folder: Path,
     formats: Sequence[str],
+    target: str | None = None,
 ) -> dict[str, Any]:
     """Write a student as `model.onnx`, `model.safetensors`, and what was measured of them.
 
@@ -65,6 +72,8 @@ def export(
         images: batches of normalized images [N, C, H, W], to compare the files with the student.
         folder: for the files.
         formats: `onnx`, `safetensors`.
+        target: runtime that is to execute the files; the one that the student was quantized for
+            with None.
 
     Returns:
         what `export.json` holds: bytes, agreement, differences, latencies, versions.
@@ -74,11 +83,18 @@ def export(
             student; that file, and those after it, are not written then.
     """
     require_packages(formats)
+    target = target or target_of(student)
+    check_target(student, target)
     images = list(images)
-    report: dict[str, Any] = {"bytes": {}, "threads": torch.get_num_threads(), **environment()}
+    report: dict[str, Any] = {
+        "target": target,
+        "bytes": {},
+        "threads": torch.get_num_threads(),
+        **environment(),
+    }
     for name in formats:
         if name == "onnx":
-            data, report["onnx"] = onnx_file(classifier, student, images)
+            data, report["onnx"] = onnx_file(classifier, student, images, target)
             report["bytes"]["float_onnx"] = report["onnx"].pop("float_bytes")
         else:
             data = safetensors_file(classifier, student, images[0])
@@ -86,6 +102,25 @@ def export(
         report["bytes"][name] = len(data)
     write_own(folder, EXPORT, json_bytes(report))
     return report
+
+
+def target_of(student: QuantizedClassifier) -> str:
+    """Return the runtime that a student was quantized for, as far as it shows."""
+    return "tensorrt" if student.scheme.symmetric_activations else "onnxruntime"
+
+
+def check_target(student: QuantizedClassifier, target: str) -> None:
+    """Require a student that a runtime can execute.
+
+    Raises:
+        InputError: saying how to get one.
+    """
+    if target == "tensorrt" and not student.scheme.symmetric_activations:
+        raise InputError(
+            "target: tensorrt needs activations with the zero point 0, and those of this "
+            f"classifier have others (scheme {student.scheme.name}); quantize it with --target "
+            "tensorrt"
+        )
 
 
 @torch.no_grad()
@@ -116,9 +151,12 @@ def check_exports(
         safetensors_file(classifier, student, batch)
     if "onnx" in formats:
         from zscgan_ext.export.onnx.model import float_model, quantized_model
+        from zscgan_ext.export.onnx.tensorrt import check_tensorrt
         from zscgan_ext.export.onnx.verification import compare_nodes
 
         model, quantized = quantized_model(student, classifier)
+        if target_of(student) == "tensorrt":
+            check_tensorrt(model)
         compare_nodes(student, model, quantized, [batch])
         float_graph = folded(classifier.model, classifier.preprocessing.shape)
         OnnxClassifier(float_model(float_graph, classifier).SerializeToString())(batch)
@@ -142,14 +180,17 @@ def safetensors_file(classifier: Classifier, student: QuantizedClassifier, image
 
 
 def onnx_file(
-    classifier: Classifier, student: QuantizedClassifier, images: Sequence[Tensor]
+    classifier: Classifier, student: QuantizedClassifier, images: Sequence[Tensor], target: str
 ) -> tuple[bytes, dict[str, Any]]:
     """Write a student as ONNX, prove it, and measure it beside the float classifier."""
     # These import onnx, which a run without ONNX files does not need.
     from zscgan_ext.export.onnx.model import float_model, quantized_model
+    from zscgan_ext.export.onnx.tensorrt import check_tensorrt
     from zscgan_ext.export.onnx.verification import verify
 
     model, quantized = quantized_model(student, classifier)
+    if target == "tensorrt":
+        check_tensorrt(model)
     verification = verify(student, model, quantized, images)
     float_graph = folded(classifier.model, classifier.preprocessing.shape).cpu()
     float_data = float_model(float_graph, classifier).SerializeToString()

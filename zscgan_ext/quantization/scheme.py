@@ -1,4 +1,4 @@
-"""The two quantization schemes: what is quantized, how, and with how many bits."""
+"""The quantization schemes: what is quantized, how, and with how many bits."""
 
 from dataclasses import dataclass
 
@@ -31,6 +31,11 @@ def unsigned_range(bits: int) -> QuantRange:
     return QuantRange(0, 2**bits - 1)
 
 
+def signed_range(bits: int) -> QuantRange:
+    """Return -2^(bits - 1) to 2^(bits - 1) - 1."""
+    return QuantRange(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
 def symmetric_range(bits: int) -> QuantRange:
     """Return -(2^(bits - 1) - 1) to 2^(bits - 1) - 1: as many steps on both sides of zero."""
     largest = 2 ** (bits - 1) - 1
@@ -48,6 +53,9 @@ class Scheme:
     `deploy` is what an int8 runtime executes: batch norm folded; weights per output channel,
     symmetric, with learned scales; every activation tensor that a runtime quantizes; eight bits in
     the first and last layer.
+
+    `symmetric` is `deploy` for TensorRT: every activation has the zero point 0, and quantized is
+    only what layers read, and what is added to the result of a layer.
     """
 
     name: str
@@ -57,12 +65,17 @@ class Scheme:
     @property
     def folds_batch_norm(self) -> bool:
         """Whether batch norm becomes part of the convolution before it."""
-        return self.name == "deploy"
+        return self.name != "paper"
 
     @property
-    def quantizes_every_activation(self) -> bool:
-        """Whether more than the results of ReLU and ReLU6 is quantized."""
-        return self.name == "deploy"
+    def quantizes_only_rectifiers(self) -> bool:
+        """Whether of the activations only the results of ReLU and ReLU6 are quantized."""
+        return self.name == "paper"
+
+    @property
+    def symmetric_activations(self) -> bool:
+        """Whether the zero point of every activation is 0."""
+        return self.name == "symmetric"
 
     @property
     def steps(self) -> int:
@@ -72,7 +85,7 @@ class Scheme:
     @property
     def symmetric_weights(self) -> bool:
         """Whether weights have symmetric learned scales, not asymmetric minimum and maximum."""
-        return self.name == "deploy"
+        return self.name != "paper"
 
     def weight_range(self, is_first_or_last: bool) -> QuantRange:
         """Return the integers of a layer's weights."""
@@ -81,11 +94,15 @@ class Scheme:
 
     def activation_range(self, is_first_or_last: bool) -> QuantRange:
         """Return the integers of an activation tensor that some layer reads."""
-        return unsigned_range(self.bits_of(self.activation_bits, is_first_or_last))
+        return self.range_of_activations(self.bits_of(self.activation_bits, is_first_or_last))
+
+    def range_of_activations(self, bits: int) -> QuantRange:
+        """Return the integers of activations of a width."""
+        return signed_range(bits) if self.symmetric_activations else unsigned_range(bits)
 
     def bits_of(self, bits: int, is_first_or_last: bool) -> int:
         """Return the width in a layer, given that of layers in the middle."""
-        return BITS_OF_FIRST_AND_LAST if is_first_or_last and self.name == "deploy" else bits
+        return BITS_OF_FIRST_AND_LAST if is_first_or_last and self.name != "paper" else bits
 
 
 def scheme_of(config: QuantizationConfig) -> Scheme:
@@ -94,4 +111,5 @@ def scheme_of(config: QuantizationConfig) -> Scheme:
     Raises:
         InputError: if the bit widths are not such as `w4a4`.
     """
-    return Scheme(config.scheme, *parse_bits(config.bits))
+    name = "symmetric" if config.target == "tensorrt" else config.scheme
+    return Scheme(name, *parse_bits(config.bits))
