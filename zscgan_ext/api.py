@@ -23,8 +23,8 @@ from zscgan_ext.api_arguments import (
     checked_answers,
     checked_batch,
     checked_data,
+    checked_form,
     checked_path,
-    checked_target,
     kind,
 )
 from zscgan_ext.classifiers import loading
@@ -268,6 +268,8 @@ def export(
     folder: str | Path,
     formats: Sequence[str] = ("safetensors",),
     target: str | None = None,
+    input: str = "float32",
+    resize_input: bool = False,
 ) -> dict[str, Any]:
     """Write a student as files to deploy, each compared with the student before it is written.
 
@@ -280,6 +282,9 @@ def export(
         formats: `onnx`, `safetensors`.
         target: runtime that is to execute the files, one of those of `quantize`; that which the
             student was quantized for with None.
+        input: what the ONNX file takes: `float32` for normalized images [N, C, H, W], `uint8` for
+            pixels [N, H, W, C], `uint8-nchw` for pixels [N, C, H, W].
+        resize_input: whether an ONNX file of pixels takes pictures of any size.
 
     Returns:
         What `export.json` holds: bytes, agreement, differences, latencies, versions.
@@ -289,7 +294,7 @@ def export(
             classifier, images do not fit it, a node cannot be exported, a file differs from the
             student, or something stands in its place that no export wrote.
     """
-    formats, target = check_formats(formats), checked_target(target)
+    formats, form = check_formats(formats), checked_form(target, input, resize_input)
     folder = checked_path("folder", folder)
     check_classifier(classifier)
     check_student(student, classifier)
@@ -306,7 +311,7 @@ def export(
             source = list(islice(images, exporter.BATCHES))
         batches = batches_of(run, source, exporter.BATCH)
         pictures = [batch for batch, _ in islice(batches, exporter.BATCHES)]
-    return exporter.export(classifier, student, pictures, folder, formats, target)
+    return exporter.export(classifier, student, pictures, folder, formats, form)
 
 
 # ---- from objects to a run ----------------------------------------------------------------------

@@ -228,6 +228,11 @@ class RunConfig(Configuration):
     export: str = setting("safetensors", "FORMATS")
     """files to deploy: safetensors, onnx (proved and timed in ONNX Runtime), both with a comma
     between them, or none"""
+    input: Literal["float32", "uint8", "uint8-nchw"] = setting("float32")
+    """what an ONNX file takes; float32: normalized images [N, C, H, W]; uint8: pixels [N, H, W, C]
+    as decoders give them, which the file normalizes; uint8-nchw: pixels [N, C, H, W]"""
+    resize_input: bool = setting(False)
+    """let an ONNX file of pixels take pictures of any size, which it resizes and crops"""
     report: bool = setting(True)
     """write report.html at the end: accuracy, losses, images, errors by layer"""
     tensorboard: bool = setting(False)
@@ -243,6 +248,7 @@ class RunConfig(Configuration):
         parse_formats(self.export)
         parse_interval(self.checkpoint_every)
         check_normalization(self.mean, self.std)
+        check_input(self.input, self.resize_input)
         if not self.learns_generator:
             self._check_needs_no_images()
 
@@ -351,6 +357,12 @@ def all_options() -> dict[str, Option]:
 
 
 OPTIONS = all_options()
+
+
+def check_input(form: str, resizes: bool) -> None:
+    """Require pixels where pictures are to be resized."""
+    if resizes and form == "float32":
+        raise InputError("resize_input: needs input uint8 or uint8-nchw, got float32")
 
 
 def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:

@@ -18,7 +18,7 @@ from torchvision.transforms import functional as transforms
 
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.images.idx_files import Split
-from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.images.preprocessing import Preprocessing, size_before_cropping
 from zscgan_ext.regular_file import regular_file_size
 
 IMAGE_MODES = {1: "L", 3: "RGB"}
@@ -114,7 +114,7 @@ def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
         InputError: if the file cannot be decoded, or is too large.
     """
     size = preprocessing.image_size
-    shorter = round(size * 256 / 224)
+    shorter = size_before_cropping(size)
     try:
         regular_file_size(file)
         with (
