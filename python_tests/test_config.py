@@ -25,6 +25,7 @@ from zscgan_ext.config.configs import (
     Option,
     QuantizationConfig,
     RunConfig,
+    defaults_of,
 )
 from zscgan_ext.config.fields import warn_of_renamed
 from zscgan_ext.config.values import parse_bits, resolve_device
@@ -283,7 +284,7 @@ def test_every_setting_of_a_section_has_its_own_name_and_that_of_the_command_lin
     ):
         config = parse_config(config_file(tmp_path, text))
         assert option.value_in(config) == value
-        assert config == RunConfig().changed(**{name: value})
+        assert config == RunConfig().changed(**{**defaults_of({name: value}), name: value})
 
 
 PATTERNS = {"layer_bits": ("features.*=w8a8", "fc=float"), "keep_float": ("features.0",)}

@@ -26,6 +26,7 @@ from zscgan_ext.api_arguments import (
     checked_answers,
     checked_batch,
     checked_data,
+    checked_form,
     checked_path,
     kind,
 )
@@ -40,7 +41,7 @@ from zscgan_ext.config.configs import (
     GeneratorConfig,
     QuantizationConfig,
     RunConfig,
-    preset_of,
+    defaults_of,
 )
 from zscgan_ext.config.fields import check_section
 from zscgan_ext.config.values import (
@@ -341,6 +342,9 @@ def export(
     images: ImageSource | None,
     folder: str | Path,
     formats: Sequence[str] = ("safetensors",),
+    target: str | None = None,
+    input: str = "float32",
+    resize_input: bool = False,
 ) -> dict[str, Any]:
     """Write a student as files to deploy, each compared with the student before it is written.
 
@@ -351,6 +355,11 @@ def export(
             ones, which tell as well whether files and student compute the same.
         folder: for `model.onnx`, `model.safetensors` and `export.json`; made where it is missing.
         formats: `onnx`, `safetensors`.
+        target: runtime that is to execute the files, one of those of `quantize`; that which the
+            student was quantized for with None.
+        input: what the ONNX file takes: `float32` for normalized images [N, C, H, W], `uint8` for
+            pixels [N, H, W, C], `uint8-nchw` for pixels [N, C, H, W].
+        resize_input: whether an ONNX file of pixels takes pictures of any size.
 
     Returns:
         What `export.json` holds: bytes, agreement, differences, latencies, versions.
@@ -360,7 +369,7 @@ def export(
             classifier, images do not fit it, a node cannot be exported, a file differs from the
             student, or something stands in its place that no export wrote.
     """
-    formats = check_formats(formats)
+    formats, form = check_formats(formats), checked_form(target, input, resize_input)
     folder = checked_path("folder", folder)
     check_classifier(classifier)
     check_student(student, classifier)
@@ -377,7 +386,7 @@ def export(
             source = list(islice(images, exporter.BATCHES))
         batches = batches_of(run, source, exporter.BATCH)
         pictures = [batch for batch, _ in islice(batches, exporter.BATCHES)]
-    return exporter.export(classifier, student, pictures, folder, formats)
+    return exporter.export(classifier, student, pictures, folder, formats, form)
 
 
 # ---- from objects to a run ----------------------------------------------------------------------
@@ -423,7 +432,7 @@ def configured(seed: int, settings: Mapping[str, Any], sections: Mapping[str, ob
         argument = name if name == "execution" else "config"
         check_section(argument, section, SECTIONS[name])
     config = RunConfig(seed=seed, **given)  # type: ignore[arg-type]
-    return config.changed(**{**preset_of(settings), **settings})
+    return config.changed(**{**defaults_of(settings), **settings})
 
 
 def variant_of(images: ImageSource) -> Variant:

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.config.configs import TARGETS, RunConfig
+from zscgan_ext.config.fields import check_type, hints_of
 from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.export.exporter import FileForm
 from zscgan_ext.export.quantized_file import LoadedClassifier
 from zscgan_ext.images.datasets import Images, IndexedImages, LabelledImages
 from zscgan_ext.images.preprocessing import Preprocessing
@@ -317,6 +320,20 @@ def check_formats(formats: object) -> Sequence[str]:
     if unknown:
         raise InputError(f"formats: expected {accepted}, got {unknown[0]!r}")
     return list(dict.fromkeys(names))
+
+
+def checked_form(target: object, form: object, resizes: object) -> FileForm:
+    """Return what files are for and take.
+
+    Raises:
+        InputError: naming what is unknown.
+    """
+    if target is not None and target not in list(TARGETS):
+        raise InputError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
+    hints = hints_of(RunConfig)
+    check_type("input", form, hints["input"])
+    check_type("resize_input", resizes, hints["resize_input"])
+    return FileForm(None if target is None else str(target), str(form), bool(resizes))
 
 
 def checked_path(name: str, path: object) -> Path:

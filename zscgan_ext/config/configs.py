@@ -32,6 +32,13 @@ PRESETS = {
     "default": {"synthesis_steps": 1000, "fine_tuning_steps": 400},
     "thorough": {"synthesis_steps": 3000, "fine_tuning_steps": 4000},
 }
+# What a target sets, by option, where nothing else was said.
+TARGETS = {
+    "onnxruntime": {},
+    "openvino": {"export": "onnx"},
+    "tensorrt": {"export": "onnx", "bits": "w8a8"},
+}
+ACTIVATION_BITS_OF_TENSORRT = 8
 WITH_GENERATOR = tuple(preset for preset in PRESETS if preset != "instant")
 
 
@@ -95,13 +102,27 @@ class QuantizationConfig(Configuration):
     KL divergence, or the narrower"""
     calibration_batches: int = setting(8, "N", above=0, at_most=STEPS)
     """batches of images that ranges are taken from"""
+    target: Literal["onnxruntime", "openvino", "tensorrt"] = setting("onnxruntime")
+    """runtime that is to execute the quantized classifier; tensorrt: symmetric int8 activations,
+    quantized where layers read them, of 8 bits (bits w8a8 where none are given)"""
 
     def __post_init__(self) -> None:
         """Check every setting."""
         super().__post_init__()
-        parse_bits(self.bits)
+        _, activation_bits = parse_bits(self.bits)
         for text in self.layer_bits or ():
             parse_layer_pattern(text)
+        if self.target == "tensorrt":
+            self._check_fits_tensorrt(activation_bits)
+
+    def _check_fits_tensorrt(self, activation_bits: int) -> None:
+        if self.scheme != "deploy":
+            raise InputError(f"target: tensorrt needs the scheme deploy, got {self.scheme}")
+        if activation_bits != ACTIVATION_BITS_OF_TENSORRT:
+            raise InputError(
+                f"target: tensorrt executes activations of 8 bits, got {self.bits}; give bits "
+                "w8a8, or w4a8 for narrower weights"
+            )
 
     @property
     def chooses_layer_bits(self) -> bool:
@@ -216,7 +237,8 @@ class RunConfig(Configuration):
     """seed of every random number"""
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     output: Path | None = setting(None, "DIR")
-    """folder of the run (None: runs/<classifier>-<bits>-<scheme>-seed<seed>)"""
+    """folder of the run (None: runs/<classifier>-<bits>-<scheme>-seed<seed>, of the target
+    tensorrt with its name in place of the scheme's)"""
     overwrite: bool = setting(False)
     """replace the run that the output folder holds"""
     resume: Path | None = setting(None, "RUN")
@@ -242,6 +264,11 @@ class RunConfig(Configuration):
     export: str = setting("safetensors", "FORMATS")
     """files to deploy: safetensors, onnx (proved and timed in ONNX Runtime), both with a comma
     between them, or none"""
+    input: Literal["float32", "uint8", "uint8-nchw"] = setting("float32")
+    """what an ONNX file takes; float32: normalized images [N, C, H, W]; uint8: pixels [N, H, W, C]
+    as decoders give them, which the file normalizes; uint8-nchw: pixels [N, C, H, W]"""
+    resize_input: bool = setting(False)
+    """let an ONNX file of pixels take pictures of any size, which it resizes and crops"""
     report: bool = setting(True)
     """write report.html at the end: accuracy, losses, images, errors by layer"""
     tensorboard: bool = setting(False)
@@ -258,6 +285,7 @@ class RunConfig(Configuration):
         parse_image_size(self.image_size)
         parse_interval(self.checkpoint_every)
         check_normalization(self.mean, self.std)
+        check_input(self.input, self.resize_input)
         if not self.learns_generator:
             self._check_needs_no_images()
 
@@ -287,12 +315,14 @@ class RunConfig(Configuration):
 
     @classmethod
     def of_options(cls, values: Mapping[str, Any]) -> "RunConfig":
-        """Return a configuration from options by name; a preset sets what is not among them.
+        """Return a configuration from options by name.
+
+        A preset and a target set what is not among them.
 
         Raises:
             InputError: if one is unknown, of another type or out of range.
         """
-        return cls().changed(**{**preset_of(values), **values})
+        return cls().changed(**{**defaults_of(values), **values})
 
     def changed(self, **values: Any) -> "RunConfig":
         """Return a configuration in which some options have other values.
@@ -318,13 +348,16 @@ class RunConfig(Configuration):
         if self.output is not None:
             return self.output
         classifier = re.sub(r"[^\w.]+", "-", self.classifier)
-        bits, scheme = self.quantization.bits.lower(), self.quantization.scheme
-        return Path("runs", f"{classifier}-{bits}-{scheme}-seed{self.seed}")
+        bits, kind = self.quantization.bits.lower(), str(self.quantization.scheme)
+        if self.quantization.target == "tensorrt":
+            kind = "tensorrt"
+        return Path("runs", f"{classifier}-{bits}-{kind}-seed{self.seed}")
 
 
-def preset_of(options: Mapping[str, Any]) -> Mapping[str, int]:
-    """Return what the preset among these options sets; nothing without one."""
-    return PRESETS.get(str(options.get("preset")), {})
+def defaults_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the preset and the target among these options set; nothing without them."""
+    preset = PRESETS.get(str(options.get("preset")), {})
+    return {**preset, **TARGETS.get(str(options.get("target")), {})}
 
 
 SECTIONS: dict[str, type[Configuration]] = {
@@ -362,6 +395,12 @@ def all_options() -> dict[str, Option]:
 
 
 OPTIONS = all_options()
+
+
+def check_input(form: str, resizes: bool) -> None:
+    """Require pixels where pictures are to be resized."""
+    if resizes and form == "float32":
+        raise InputError("resize_input: needs input uint8 or uint8-nchw, got float32")
 
 
 def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:

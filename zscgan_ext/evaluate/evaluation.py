@@ -84,13 +84,26 @@ def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
         model = OnnxClassifier(path)
         name, preprocessing, class_names = described(path, model.metadata())
         float_model = float_model_of(path, name, classifier)
-        return EvaluationTarget(model, float_model, name, preprocessing, class_names)
+        answers: Callable[[Tensor], Tensor] = model
+        if model.takes_pixels:
+            answers = of_normalized_images(model, preprocessing)
+        return EvaluationTarget(answers, float_model, name, preprocessing, class_names)
     if path.suffix == ".safetensors":
         loaded = load_quantized(path, classifier)
         name = loaded.classifier
         float_model = float_model_of(path, name, classifier)
         return EvaluationTarget(loaded, float_model, name, loaded.preprocessing, loaded.class_names)
     raise InputError(f"{path}: accepted are the folder of a run, .onnx and .safetensors files")
+
+
+def of_normalized_images(
+    model: OnnxClassifier, preprocessing: Preprocessing
+) -> Callable[[Tensor], Tensor]:
+    """Return a file of pixels as a function of the images that were normalized from them."""
+    from zscgan_ext.export.onnx.pixel_input import pixels_of  # imports onnx
+
+    form = model.metadata().get("input", "uint8")
+    return lambda images: model(pixels_of(images, preprocessing, form))
 
 
 def described(file: Path, metadata: dict[str, str]) -> tuple[str, Preprocessing, tuple[str, ...]]:

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from zscgan_ext.config.configs import TARGETS, RunConfig
+from zscgan_ext.config.fields import choices_of, hints_of
 from zscgan_ext.config.values import EXPORT_FORMATS, parse_formats
 from zscgan_ext.errors import one_line
 from zscgan_ext.program import interruptible_import, program, run_parser
@@ -22,12 +24,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=",".join(EXPORT_FORMATS),
         help="onnx, safetensors, or both with a comma between them (default: both)",
     )
+    parser.add_argument(
+        "--target",
+        choices=TARGETS,
+        help="runtime that is to execute the files (default: the one that the run was for)",
+    )
+    parser.add_argument(
+        "--input",
+        choices=choices_of(hints_of(RunConfig)["input"]),
+        help="what the ONNX file takes: normalized images or pixels (default: as in the run)",
+    )
+    parser.add_argument(
+        "--resize-input",
+        action="store_true",
+        default=None,
+        help="let an ONNX file of pixels take pictures of any size",
+    )
     options = parser.parse_args(arguments)
     formats = parse_formats(options.formats)
     with interruptible_import():
-        from zscgan_ext.export.exporter import export_run, summary  # imports torch: seconds
+        from zscgan_ext.export.exporter import (
+            FileForm,
+            export_run,
+            summary,
+        )  # imports torch: seconds
 
-    report = export_run(options.run, formats, options.classifier)
+    report = export_run(
+        options.run,
+        formats,
+        options.classifier,
+        FileForm(options.target, options.input, options.resize_input),
+    )
     print(summary(report))
     print(one_line(f"results in {options.run}"))
     return 0

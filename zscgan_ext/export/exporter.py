@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.trials import random_images
+from zscgan_ext.config.configs import check_input
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_packages
@@ -29,8 +30,23 @@ BATCH, BATCHES = 32, 16  # of generated images, that student and files are compa
 CHECKED_IMAGES = 4  # random ones, that a student is exported with before it learns
 
 
+@dataclass(frozen=True)
+class FileForm:
+    """What files are for, and what ONNX files take; None where the run or student says it."""
+
+    target: str | None = None  # runtime that is to execute them
+    input: str | None = None  # float32, uint8 or uint8-nchw
+    resize_input: bool | None = None  # whether pictures may have any size
+
+
+DEFAULT_FORM = FileForm()
+
+
 def export_run(
-    folder: Path, formats: Sequence[str], classifier: str | None = None
+    folder: Path,
+    formats: Sequence[str],
+    classifier: str | None = None,
+    form: FileForm = DEFAULT_FORM,
 ) -> dict[str, Any]:
     """Export the student of a finished run into the folder of the run.
 
@@ -38,6 +54,7 @@ def export_run(
         folder: of the run.
         formats: `onnx`, `safetensors`.
         classifier: as `open_run` takes it.
+        form: of the files.
 
     Returns:
         what `export` returns.
@@ -47,8 +64,12 @@ def export_run(
     """
     require_packages(formats)
     run = open_run(folder, classifier)
+    config = run.config
+    resizes = config.resize_input if form.resize_input is None else form.resize_input
+    form = FileForm(form.target or config.quantization.target, form.input or config.input, resizes)
+    check_form(run.student, form)
     images = run.comparison_images(BATCH, BATCHES)
-    return export(run.classifier, run.student, images, folder, formats)
+    return export(run.classifier, run.student, images, folder, formats, form)
 
 
 def export_copy(
@@ -82,6 +103,7 @@ def export(
     images: Iterable[Tensor],
     folder: Path,
     formats: Sequence[str],
+    form: FileForm = DEFAULT_FORM,
 ) -> dict[str, Any]:
     """Write a student as `model.onnx`, `model.safetensors`, and what was measured of them.
 
@@ -91,6 +113,8 @@ def export(
         images: batches of normalized images [N, C, H, W], to compare the files with the student.
         folder: for the files.
         formats: `onnx`, `safetensors`.
+        form: of the files; for the runtime that the student was quantized for, and of normalized
+            images, where it does not say.
 
     Returns:
         what `export.json` holds: bytes, agreement, differences, latencies, versions.
@@ -100,11 +124,18 @@ def export(
             student; that file, and those after it, are not written then.
     """
     require_packages(formats)
+    check_form(student, form)
     images = list(images)
-    report: dict[str, Any] = {"bytes": {}, "threads": torch.get_num_threads(), **environment()}
+    report: dict[str, Any] = {
+        "target": form.target or target_of(student),
+        "input": form.input or "float32",
+        "bytes": {},
+        "threads": torch.get_num_threads(),
+        **environment(),
+    }
     for name in formats:
         if name == "onnx":
-            data, report["onnx"] = onnx_file(classifier, student, images)
+            data, report["onnx"] = onnx_file(classifier, student, images, form)
             report["bytes"]["float_onnx"] = report["onnx"].pop("float_bytes")
         else:
             data = safetensors_file(classifier, student, images[0])
@@ -112,6 +143,26 @@ def export(
         report["bytes"][name] = len(data)
     write_own(folder, EXPORT, json_bytes(report))
     return report
+
+
+def target_of(student: QuantizedClassifier) -> str:
+    """Return the runtime that a student was quantized for, as far as it shows."""
+    return "tensorrt" if student.scheme.symmetric_activations else "onnxruntime"
+
+
+def check_form(student: QuantizedClassifier, form: FileForm) -> None:
+    """Require a student that a runtime can execute, and pixels where they are to be resized.
+
+    Raises:
+        InputError: saying how to get one.
+    """
+    check_input(form.input or "float32", bool(form.resize_input))
+    if form.target == "tensorrt" and not student.scheme.symmetric_activations:
+        raise InputError(
+            "target: tensorrt needs activations with the zero point 0, and those of this "
+            f"classifier have others (scheme {student.scheme.name}); quantize it with --target "
+            "tensorrt"
+        )
 
 
 @torch.no_grad()
@@ -142,9 +193,12 @@ def check_exports(
         safetensors_file(classifier, student, batch)
     if "onnx" in formats:
         from zscgan_ext.export.onnx.model import float_model, quantized_model
+        from zscgan_ext.export.onnx.tensorrt import check_tensorrt
         from zscgan_ext.export.onnx.verification import compare_nodes
 
         model, quantized = quantized_model(student, classifier)
+        if target_of(student) == "tensorrt":
+            check_tensorrt(model)
         compare_nodes(student, model, quantized, [batch])
         float_graph = folded(classifier.model, classifier.preprocessing.shape)
         OnnxClassifier(float_model(float_graph, classifier).SerializeToString())(batch)
@@ -168,19 +222,28 @@ def safetensors_file(classifier: Classifier, student: QuantizedClassifier, image
 
 
 def onnx_file(
-    classifier: Classifier, student: QuantizedClassifier, images: Sequence[Tensor]
+    classifier: Classifier, student: QuantizedClassifier, images: Sequence[Tensor], form: FileForm
 ) -> tuple[bytes, dict[str, Any]]:
     """Write a student as ONNX, prove it, and measure it beside the float classifier."""
     # These import onnx, which a run without ONNX files does not need.
     from zscgan_ext.export.onnx.model import float_model, quantized_model
+    from zscgan_ext.export.onnx.pixel_input import takes_pixels, verify_pixels
+    from zscgan_ext.export.onnx.tensorrt import check_tensorrt
     from zscgan_ext.export.onnx.verification import verify
 
     model, quantized = quantized_model(student, classifier)
+    if (form.target or target_of(student)) == "tensorrt":
+        check_tensorrt(model)
     verification = verify(student, model, quantized, images)
     float_graph = folded(classifier.model, classifier.preprocessing.shape).cpu()
     float_data = float_model(float_graph, classifier).SerializeToString()
     data: bytes = model.SerializeToString()
-    sessions = [OnnxClassifier(float_data), OnnxClassifier(data)]
+    if form.input in ("uint8", "uint8-nchw"):
+        resizes, preprocessing = bool(form.resize_input), classifier.preprocessing
+        taking = takes_pixels(model, preprocessing, form.input, resizes)
+        verify_pixels(taking, model, preprocessing, form.input)
+        data = taking.SerializeToString()
+    sessions = [OnnxClassifier(float_data), OnnxClassifier(model.SerializeToString())]
     float_latency, latency = latencies(sessions, images[0][:1])
     return data, {
         **asdict(verification),

@@ -75,7 +75,7 @@ DESCRIPTION = record(
         ),
         "scheme": record(
             {
-                "name": one_of("deploy", "paper"),
+                "name": one_of("deploy", "paper", "symmetric"),
                 "weight_bits": integer(2, 8),
                 "activation_bits": integer(2, 8),
             },
@@ -328,7 +328,8 @@ def fill(student: QuantizedClassifier, content: FileContent, file: Path) -> None
 def check_zero_point(zero_point: Tensor, quant_range: QuantRange, place: str) -> None:
     """Require integers of a width as zero points."""
     low, high = quant_range.quant_min, quant_range.quant_max
-    if not bool(((low <= zero_point) & (zero_point <= high)).all()):
+    integers = zero_point.float()  # bounds of other types would not fit into theirs
+    if not bool(((low <= integers) & (integers <= high)).all()):
         raise InputError(f"{place} has zero points beyond its integers, {low} to {high}")
 
 

@@ -19,7 +19,7 @@ from torchvision.transforms import functional as transforms
 
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.images.idx_files import Split
-from zscgan_ext.images.preprocessing import Preprocessing
+from zscgan_ext.images.preprocessing import Preprocessing, size_before_cropping
 from zscgan_ext.regular_file import regular_file_size
 
 IMAGE_MODES = {1: "L", 3: "RGB"}
@@ -142,7 +142,7 @@ def resized_size(image: Image.Image, size: Sequence[int]) -> list[int]:
 
     One side is 256/224 of that size and the other one no less; of square images it is the shorter.
     """
-    height, width = (round(side * 256 / 224) for side in size)
+    height, width = map(size_before_cropping, size)
     own_width, own_height = (max(side, 1) for side in image.size)
     if own_width * height <= own_height * width:  # narrower than what is cropped
         return [int(width * own_height / own_width), width]

@@ -18,6 +18,11 @@ def is_finite(value: float) -> bool:
     return abs(value) <= LARGEST
 
 
+def size_before_cropping(size: int) -> int:
+    """Return the least side, in pixels, of a picture whose centre is cropped to a size."""
+    return round(size * 256 / 224)
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Input shape and normalization: `(pixel / 255 - mean) / std` per channel."""

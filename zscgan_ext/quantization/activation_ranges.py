@@ -38,7 +38,7 @@ def update_range(quantizer: ActivationQuantizer, x: Tensor, averaging_constant: 
         averaging_constant,
         quantizer.quant_range.quant_min,
         quantizer.quant_range.quant_max,
-        symmetric=False,
+        symmetric=quantizer.quant_range.signed,
     )
     quantizer.log_scale.copy_(scale.log())
 

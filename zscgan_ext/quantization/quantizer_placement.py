@@ -129,10 +129,12 @@ def is_quantized(
     """Return True if the scheme quantizes a node's result."""
     if node.op == "output" or not gives_a_tensor(node):
         return False
-    if not scheme.quantizes_every_activation:
+    if scheme.quantizes_only_rectifiers:
         return calls(node, *RECTIFIERS)
     if preserves_qparams(node) or node.op == "get_attr":
         return False
+    if scheme.symmetric_activations:
+        return feeds_a_layer(graph, node) or meets_a_layer(graph, node)
     return not all(is_activation(graph, user) and user not in floats for user in node.users)
 
 
@@ -208,3 +210,32 @@ def computes(node: fx.Node) -> bool:
 def is_read_by_a_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Return True if a quantized layer takes a node's result."""
     return any(isinstance(module_of(graph, user), QuantizedLayer) for user in node.users)
+
+
+# ---- what TensorRT wants quantized --------------------------------------------------------------
+
+
+def feeds_a_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Return True if a quantized layer takes a node's values, reshaped or not."""
+    views = (user for user in node.users if preserves_qparams(user))
+    return is_read_by_a_layer(graph, node) or any(feeds_a_layer(graph, view) for view in views)
+
+
+def meets_a_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Return True if a node's values are added to the result of a layer, which adds them itself.
+
+    Of two results of layers, the one with more computed before it adds the other, a shortcut's.
+    """
+    for user in node.users:
+        if preserves_qparams(user) and meets_a_layer(graph, user):
+            return True
+        if calls(user, operator.add) and len(user.all_input_nodes) == 2:
+            layers = [each for each in user.all_input_nodes if is_added_to(graph, each)]
+            if layers and node is not max(layers, key=lambda a: len(computed_before(a))):
+                return True
+    return False
+
+
+def is_added_to(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Return True if a node is a layer whose result one sum alone takes."""
+    return len(node.users) == 1 and isinstance(module_of(graph, node), QuantizedLayer)

@@ -1,4 +1,4 @@
-"""The two quantization schemes: what is quantized, how, and with how many bits."""
+"""The quantization schemes: what is quantized, how, and with how many bits."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +32,11 @@ def unsigned_range(bits: int) -> QuantRange:
     return QuantRange(0, 2**bits - 1)
 
 
+def signed_range(bits: int) -> QuantRange:
+    """Return -2^(bits - 1) to 2^(bits - 1) - 1."""
+    return QuantRange(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
 def symmetric_range(bits: int) -> QuantRange:
     """Return -(2^(bits - 1) - 1) to 2^(bits - 1) - 1: as many steps on both sides of zero."""
     largest = 2 ** (bits - 1) - 1
@@ -52,6 +57,8 @@ class Scheme:
 
     In both, layers can have widths of their own, or stay in floats: `layers`, by their names in the
     graph. What such a layer reads has the most bits that any of those that read it asks for.
+    `symmetric` is `deploy` for TensorRT: every activation has the zero point 0, and quantized is
+    only what layers read, and what is added to the result of a layer.
     """
 
     name: str
@@ -62,12 +69,17 @@ class Scheme:
     @property
     def folds_batch_norm(self) -> bool:
         """Whether batch norm becomes part of the convolution before it."""
-        return self.name == "deploy"
+        return self.name != "paper"
 
     @property
-    def quantizes_every_activation(self) -> bool:
-        """Whether more than the results of ReLU and ReLU6 is quantized."""
-        return self.name == "deploy"
+    def quantizes_only_rectifiers(self) -> bool:
+        """Whether of the activations only the results of ReLU and ReLU6 are quantized."""
+        return self.name == "paper"
+
+    @property
+    def symmetric_activations(self) -> bool:
+        """Whether the zero point of every activation is 0."""
+        return self.name == "symmetric"
 
     @property
     def steps(self) -> int:
@@ -77,7 +89,7 @@ class Scheme:
     @property
     def symmetric_weights(self) -> bool:
         """Whether weights have symmetric learned scales, not asymmetric minimum and maximum."""
-        return self.name == "deploy"
+        return self.name != "paper"
 
     @property
     def fewest_weight_bits(self) -> int:
@@ -107,11 +119,15 @@ class Scheme:
         """
         usual = self.bits_of(self.activation_bits, is_first_or_last)
         own = [self.layers[name].activations for name in readers if name in self.layers]
-        return unsigned_range(max((bits or usual for bits in own), default=usual))
+        return self.range_of_activations(max((bits or usual for bits in own), default=usual))
+
+    def range_of_activations(self, bits: int) -> QuantRange:
+        """Return the integers of activations of a width."""
+        return signed_range(bits) if self.symmetric_activations else unsigned_range(bits)
 
     def bits_of(self, bits: int, is_first_or_last: bool) -> int:
         """Return the width in a layer, given that of layers in the middle."""
-        return BITS_OF_FIRST_AND_LAST if is_first_or_last and self.name == "deploy" else bits
+        return BITS_OF_FIRST_AND_LAST if is_first_or_last and self.name != "paper" else bits
 
 
 def usual_bits(config: QuantizationConfig) -> int:
@@ -130,5 +146,6 @@ def scheme_of(config: QuantizationConfig, layers: Mapping[str, LayerBits] | None
         InputError: if the bit widths are not such as `w4a4`.
     """
     weight_bits, activation_bits = parse_bits(config.bits)
+    name = "symmetric" if config.target == "tensorrt" else config.scheme
     # Where a budget decides, every layer has a width of its own; steps are those of the average.
-    return Scheme(config.scheme, weight_bits or usual_bits(config), activation_bits, layers or {})
+    return Scheme(name, weight_bits or usual_bits(config), activation_bits, layers or {})

@@ -19,13 +19,14 @@ LARGEST_BYTE = 255
 
 @dataclass(frozen=True)
 class QuantizedValue:
-    """A uint8 tensor with the float32 scale and the zero point that its integers stand for."""
+    """Integers with the float32 scale and the zero point that they stand for, uint8 or int8."""
 
     integers: str
     scale_name: str
     zero_point_name: str
     scale: float
     zero_point: int
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,14 @@ Value: TypeAlias = "str | QuantizedValue | PendingClamp | list[Value]"
 
 
 class OnnxGraph:
-    """Collects nodes and initializers under names that no two of them share."""
+    """Collects nodes and initializers under names that no two of them share.
 
-    def __init__(self) -> None:
+    Args:
+        packs_weights: whether integers of up to 4 bits are stored two in a byte.
+    """
+
+    def __init__(self, packs_weights: bool = True) -> None:
+        self.packs_weights = packs_weights
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.names: set[str] = set()
@@ -153,14 +159,24 @@ class OnnxGraph:
             integers, scale_name, zero_point_name, float(scale.item()), zero_point
         )
 
-    def dequantized_weight(self, name: str, weight: IntegerWeight) -> str:
-        """Store a weight's integers and dequantize them along its first dimension.
+    def quantize_signed(self, value: Value, name: str, scale: Tensor) -> QuantizedValue:
+        """Quantize a value to int8 around the zero point 0.
+
+        Rectifiers stay in floats before it, where TensorRT makes them part of the layer.
+        """
+        scale_name = self.initializer(f"{name}_scale", scale.detach().float().reshape(()))
+        zero_point = self.initializer(f"{name}_zero_point", np.int8(0))
+        integers = self.node("QuantizeLinear", [self.floating(value), scale_name, zero_point], name)
+        return QuantizedValue(integers, scale_name, zero_point, float(scale.item()), 0, signed=True)
+
+    def dequantized_weight(self, name: str, weight: IntegerWeight, axis: int = 0) -> str:
+        """Store a weight's integers and dequantize them along the axis of its output channels.
 
         Integers of up to 4 bits are stored two in a byte. ONNX Runtime widens them once, when it
         loads the file; its integer kernels take 8 bits.
         """
         signed = weight.range.signed
-        if weight.range.bits <= BITS_OF_HALF_BYTE:
+        if weight.range.bits <= BITS_OF_HALF_BYTE and self.packs_weights:
             integers = self.widened(name, weight)
         else:
             integers = self.initializer(name, to_bytes(weight.integers, signed))
@@ -168,7 +184,7 @@ class OnnxGraph:
         # Optional by ONNX, but without it ONNX Runtime computes a Gemm in float32.
         zero_point = self.initializer(f"{name}_zero_point", to_bytes(weight.zero_point, signed))
         inputs = [integers, scale, zero_point]
-        return self.node("DequantizeLinear", inputs, f"{name}_dequantized", axis=0)
+        return self.node("DequantizeLinear", inputs, f"{name}_dequantized", axis=axis)
 
     def widened(self, name: str, weight: IntegerWeight) -> str:
         """Store integers of up to 4 bits, two in a byte, and look them up in a table of all bytes.

@@ -39,8 +39,34 @@ def add_quantized_layer(graph: OnnxGraph, name: str, layer: QuantizedLayer, valu
         bias_name = graph.dequantized_bias(f"{name}_bias", integers, scale)
     elif bias is not None:
         bias_name = graph.initializer(f"{name}_bias", bias)
+    if isinstance(layer.layer, TransposedConvolution) and not graph.packs_weights:
+        return add_explicit_transposed(graph, name, layer.layer, value, weight, bias_name)
     weight_name = graph.dequantized_weight(f"{name}_weight", weight)
     return add_product(graph, name, layer.layer, value, weight_name, bias_name)
+
+
+def add_explicit_transposed(
+    graph: OnnxGraph,
+    name: str,
+    layer: TransposedConvolution,
+    value: Value,
+    weight: IntegerWeight,
+    bias: str | None,
+) -> str:
+    """Add a transposed convolution whose weight comes from DequantizeLinear directly.
+
+    Raises:
+        InputError: if it has groups: then no axis of its weight is that of the output channels.
+    """
+    if layer.groups > 1:
+        raise InputError(
+            f"export: {name} is a transposed convolution with groups, which TensorRT cannot "
+            "execute with a scale for each output channel; quantize without --target tensorrt"
+        )
+    swapped = replace(weight, integers=layer.swapped(weight.integers).contiguous())
+    others = [graph.dequantized_weight(f"{name}_weight", swapped, axis=1)]
+    others += [] if bias is None else [bias]
+    return add_transposed_node(graph, name, layer, graph.floating(value), others)
 
 
 def integer_bias(
@@ -115,14 +141,21 @@ def add_transposed_convolution(
     weight = graph.node("Reshape", [weight, before], f"{weight}_grouped")
     weight = graph.node("Transpose", [weight], f"{weight}_swapped", perm=[0, 2, 1, 3, 4])
     weight = graph.node("Reshape", [weight, after], f"{weight}_input_first")
+    return add_transposed_node(graph, name, layer, x, [weight, *bias])
+
+
+def add_transposed_node(
+    graph: OnnxGraph, name: str, layer: TransposedConvolution, x: str, others: list[str]
+) -> str:
+    """Add the node of a transposed convolution, given its weight as ONNX takes it, and its bias."""
     return graph.node(
         "ConvTranspose",
-        [x, weight, *bias],
+        [x, *others],
         name,
-        kernel_shape=kernel,
+        kernel_shape=list(layer.kernel_size),
         strides=list(layer.stride),
         dilations=list(layer.dilation),
-        group=groups,
+        group=layer.groups,
         pads=[int(p) for p in (*layer.padding, *layer.padding)],
         output_padding=list(layer.output_padding),
     )

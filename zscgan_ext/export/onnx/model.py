@@ -36,6 +36,10 @@ from zscgan_ext.quantization.quantizers import (
 
 OPSET = 21  # the first with 4-bit integers
 IR_VERSION = 10  # that goes with it
+# What TensorRT is to read has the older form, unless it has operators that are not in it.
+OPSET_OF_TENSORRT = 19
+IR_VERSION_OF_TENSORRT = 9
+LATER_OPERATORS = {"Gelu": 20, "AffineGrid": 20, "GridSample": 20}
 
 
 @torch.no_grad()
@@ -55,23 +59,32 @@ def quantized_model(
     properties["bits"] = json.dumps(bits)
     layers = {name: str(bits) for name, bits in student.scheme.layers.items()}
     properties["layer_bits"] = json.dumps(layers)
+    explicit = student.scheme.symmetric_activations
     with student.quantized_weights():
-        return write(student.graph, classifier, properties)
+        return write(student.graph, classifier, properties, explicit)
 
 
 def float_model(graph: fx.GraphModule, classifier: Classifier) -> ModelProto:
     """Write a float classifier's graph as ONNX."""
-    return write(graph, classifier, {})[0]
+    return write(graph, classifier, {}, False)[0]
 
 
 def write(
-    graph: fx.GraphModule, classifier: Classifier, properties: dict[str, str]
+    graph: fx.GraphModule, classifier: Classifier, properties: dict[str, str], explicit: bool
 ) -> tuple[ModelProto, dict[str, QuantizedValue]]:
-    """Write a graph as ONNX, with what the classifier expects of images as metadata."""
+    """Write a graph as ONNX, with what the classifier expects of images as metadata.
+
+    Args:
+        graph: to write.
+        classifier: that it is of.
+        properties: more metadata.
+        explicit: whether integers stand only between QuantizeLinear and DequantizeLinear, as
+            TensorRT wants it.
+    """
     shape = classifier.preprocessing.shape
     tried = try_out(graph, shape)
     results = tried.results
-    onnx_graph = OnnxGraph()
+    onnx_graph = OnnxGraph(packs_weights=not explicit)
     onnx_graph.names.update((INPUT, OUTPUT))
     values: dict[fx.Node, Value] = {}
     quantized: dict[str, QuantizedValue] = {}
@@ -89,15 +102,21 @@ def write(
                 value = constant(call, tried.constants[node])
             else:
                 value = add_node(call)
-            values[node] = value
             if isinstance(call.module, ActivationQuantizer) and isinstance(value, QuantizedValue):
                 quantized[str(node.target)] = value
+                if explicit:
+                    value = onnx_graph.floating(value)
+            values[node] = value
     images = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", *shape])
     output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", classifier.num_classes])
+    opset, ir_version = OPSET, IR_VERSION
+    if explicit:
+        needed = (LATER_OPERATORS.get(node.op_type, 0) for node in onnx_graph.nodes)
+        opset, ir_version = max(OPSET_OF_TENSORRT, *needed), IR_VERSION_OF_TENSORRT
     model = helper.make_model(
         onnx_graph.build(one_line(classifier.name), [images], [output]),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=ir_version,
         producer_name="zscgan_ext",
     )
     helper.set_model_props(model, metadata(classifier) | properties)
@@ -154,6 +173,8 @@ def as_vectors(call: Call, layer: nn.Module, add: Callable[[Value], str]) -> Val
 def add_activation_quantizer(call: Call, quantizer: ActivationQuantizer) -> Value:
     """Quantize a value as the student does."""
     scale, zero_point = quantizer.qparams()
+    if quantizer.quant_range.signed:
+        return call.graph.quantize_signed(call.input(), call.name, scale)
     top = quantizer.quant_range.quant_max
     zero, keep_rounding = int(zero_point.item()), meets_floats(call.node)
     return call.graph.quantize(call.input(), call.name, scale, zero, top, keep_rounding)

@@ -82,8 +82,13 @@ class OnnxClassifier:
                 f"one from {inputs} to {outputs}"
             )
 
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the model takes pixels, not normalized images."""
+        return bool(self.session.get_inputs()[0].type == "tensor(uint8)")
+
     def __call__(self, images: Tensor) -> Tensor:
-        """Map normalized images [N, C, H, W] to logits [N, num_classes]."""
+        """Map images, normalized or as pixels, to logits [N, num_classes]."""
         (logits,) = self.run([OUTPUT], images)
         if logits.ndim != 2 or len(logits) != len(images) or logits.dtype != np.float32:
             found = f"{logits.dtype} {logits.shape}"

@@ -172,8 +172,9 @@ def compare_nodes(
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     names = [value.integers for value in quantized.values()]
-    for name in names:
-        probe.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, None))
+    for value in quantized.values():
+        kind = TensorProto.INT8 if value.signed else TensorProto.UINT8
+        probe.graph.output.append(helper.make_tensor_value_info(value.integers, kind, None))
     session = OnnxClassifier(probe.SerializeToString())
     ties, differences, gain = 0, [], 0.0
     with student.quantized_weights():
