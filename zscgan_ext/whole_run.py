@@ -9,10 +9,10 @@ from zscgan_ext.classifiers.trust import allowed_classifier, gives_option, is_of
 from zscgan_ext.config.command_line import CONFIG
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.config.values import parse_formats
-from zscgan_ext.errors import first_line, one_line
+from zscgan_ext.errors import first_line, is_out_of_memory, one_line
 from zscgan_ext.export.exporter import export_run, summary
 from zscgan_ext.ops.implementation import require_implementation
-from zscgan_ext.program import exit_with_message, is_out_of_memory
+from zscgan_ext.program import exit_with_message
 from zscgan_ext.report import require_matplotlib
 from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
 from zscgan_ext.stages.preparation import prepare

@@ -22,7 +22,7 @@ from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_prepro
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.classifiers.weights import check_finite, load_weights
 from zscgan_ext.config.configs import RunConfig
-from zscgan_ext.errors import InputError, did_you_mean, first_line
+from zscgan_ext.errors import InputError, did_you_mean, first_line, is_out_of_memory
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
@@ -268,6 +268,8 @@ def count_logits(name: str, model: nn.Module, preprocessing: Preprocessing) -> i
     try:
         logits = model(torch.zeros(2, preprocessing.channels, size, size))
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if isinstance(error, TypeError) and "required positional argument" in str(error):
             raise InputError(
                 f"classifier: {name} takes more than images ({first_line(error)}); give the "

@@ -20,8 +20,8 @@ from zscgan_ext.measures import latencies
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import folded
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
-from zscgan_ext.run_folder.files import EXPORT, EXPORTED, write_own
-from zscgan_ext.run_folder.finished_run import open_run
+from zscgan_ext.run_folder.files import EXPORT, EXPORTED, only_writer, write_own
+from zscgan_ext.run_folder.finished_run import open_run, require_finished
 from zscgan_ext.run_folder.whole_file import json_bytes, one_line_errors, write_whole
 
 BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
@@ -45,9 +45,11 @@ def export_run(
         InputError: if the run cannot be read or exported, or a file differs from the student.
     """
     require_packages(formats)
-    run = open_run(folder, classifier)
-    images = run.comparison_images(BATCH, BATCHES)
-    return export(run.classifier, run.student, images, folder, formats)
+    require_finished(folder)
+    with only_writer(folder):  # or the files could be of a run that is replaced meanwhile
+        run = open_run(folder, classifier)
+        images = run.comparison_images(BATCH, BATCHES)
+        return export(run.classifier, run.student, images, folder, formats)
 
 
 def export(

@@ -13,7 +13,7 @@ from torch import nn
 
 from zscgan_ext import distributed
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
-from zscgan_ext.config.command_line import CONFIG, config_to_yaml
+from zscgan_ext.config.command_line import CONFIG, config_to_yaml, stored_config
 from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.config.values import parse_formats, parse_interval
 from zscgan_ext.errors import InputError, one_line
@@ -25,7 +25,7 @@ from zscgan_ext.process_environment import restarts
 from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.run_folder.checkpoint_file import newest_checkpoint
 from zscgan_ext.run_folder.checkpoints import Checkpoints
-from zscgan_ext.run_folder.files import LOG, RunFolder, own_files
+from zscgan_ext.run_folder.files import LOG, RunFolder, only_writer
 from zscgan_ext.run_folder.own_files import LIST
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog, require_tensorboard
@@ -59,12 +59,15 @@ def prepare(config: RunConfig) -> Run:
     if restarts() and (config.output_folder() / CONFIG).exists():
         config = replace(config, resume=config.output_folder())
     shared = share_of_batches(config)
-    with only_writer(config.resume):
+    with resumed_alone(config.resume):
         loaded = None if config.resume is None else newest_checkpoint(config.resume)
         given = check_given(config, device)
         facts = facts_of(config, device, given.classifier.model)
         if loaded is not None:
-            check_facts(facts, loaded["facts"])
+            check_facts(facts, loaded["facts"], "the checkpoint to resume")
+        elif config.resume is not None:
+            check_facts(facts, settings_of(stored_config(config.resume)), "the run to resume")
+        check_alike(facts, given.evaluation, given.reference, loaded)
         writes, resumes = distributed.rank() == 0, config.resume is not None
         folder = RunFolder(config.output_folder(), config.overwrite, resumes, writes)
     try:
@@ -105,16 +108,13 @@ def resume_results(run: Run, given: "Given") -> None:
 
 
 @contextmanager
-def only_writer(folder: Path | None) -> Iterator[None]:
+def resumed_alone(folder: Path | None) -> Iterator[None]:
     """Keep other processes from writing into the folder of a run, if it has a list of its files."""
     if folder is None or distributed.rank() > 0 or not (folder / LIST).exists():
         yield
         return
-    own = own_files(folder)
-    try:
+    with only_writer(folder):
         yield
-    finally:
-        own.close()
 
 
 @dataclass(frozen=True)
@@ -190,22 +190,64 @@ def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | 
 
 def facts_of(config: RunConfig, device: torch.device, model: nn.Module) -> dict[str, Any]:
     """Return what a run must have in common with the checkpoint that it resumes from."""
-    texts = {name: str(value) for name, value in config.options().items() if name not in CHANGEABLE}
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
-    return {**texts, "device": device.type, WEIGHTS: digest.hexdigest()[:16]}
+    return {**settings_of(config), "device": device.type, WEIGHTS: digest.hexdigest()[:16]}
 
 
-def check_facts(facts: Mapping[str, Any], of_checkpoint: Mapping[str, Any]) -> None:
-    """Require that a run fits the checkpoint that it resumes from.
+def settings_of(config: RunConfig) -> dict[str, str]:
+    """Return the settings that a run keeps when it is resumed, as text."""
+    return {name: str(value) for name, value in config.options().items() if name not in CHANGEABLE}
+
+
+def check_alike(
+    facts: Mapping[str, Any], evaluation: Images | None, reference: Images | None, loaded: Any
+) -> None:
+    """Require that all processes compute the same, before anything is written.
 
     Raises:
-        InputError: naming the first thing that does not.
+        InputError: naming what differs, such as the weights.
+    """
+    own = {
+        **facts,
+        "evaluation_data": digest_of_labels(evaluation),
+        "reference_data": digest_of_labels(reference),
+        "checkpoint to resume": "none" if loaded is None else str(loaded["steps"]),
+        "version of torch": torch.__version__,
+    }
+    of_all = distributed.all_gather(own)
+    for place, other in enumerate(of_all):
+        for name, value in of_all[0].items():
+            if other.get(name) != value:
+                raise InputError(
+                    f"{name}: process 0 has {value}, process {place} has {other.get(name)}; all "
+                    "processes need the same files and versions"
+                )
+
+
+def digest_of_labels(images: Images | None) -> str:
+    """Return what tells labelled images from others: how many there are, of what labels."""
+    if images is None:
+        return "none"
+    digest = hashlib.sha256(images.labels.contiguous().numpy().tobytes()).hexdigest()[:16]
+    return f"{len(images)} images, labels {digest}"
+
+
+def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str) -> None:
+    """Require that a run is the one that it resumes.
+
+    Args:
+        facts: of the run.
+        before: those that the run to resume was started with.
+        source: where these are from.
+
+    Raises:
+        InputError: naming the first that differs.
     """
     for name, value in facts.items():
-        expected = of_checkpoint.get(name, value)
+        expected = before.get(name, value)
         if value == expected:
             continue
         if name == WEIGHTS:
@@ -214,6 +256,6 @@ def check_facts(facts: Mapping[str, Any], of_checkpoint: Mapping[str, Any]) -> N
                 f"those again, or start a new run with another --output"
             )
         raise InputError(
-            f"{name}: expected {expected}, as the checkpoint to resume has, got {value}; put that "
-            f"back, in {CONFIG} or the arguments, or start a new run with another --output"
+            f"{name}: expected {expected}, as {source} has, got {value}; put that back, in "
+            f"{CONFIG} or the arguments, or start a new run with another --output"
         )
