@@ -36,7 +36,9 @@ class OneLineParser(argparse.ArgumentParser):
         """Raise what argparse found wrong as one line."""
         raise InputError(message)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """Parse; a value of `--` is refused, which argparse leaves out and gives a list instead."""
         given = sys.argv[1:] if args is None else list(args)
         for argument in given:

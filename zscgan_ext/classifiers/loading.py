@@ -20,6 +20,7 @@ from zscgan_ext.classifiers.sources.libraries import (
 from zscgan_ext.classifiers.sources.local import BundledSource, FunctionSource, ModelSource
 from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.classifiers.trust import check_image_size, is_of_a_library
 from zscgan_ext.classifiers.weights import check_finite, load_weights
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError, did_you_mean, first_line, is_out_of_memory
@@ -45,6 +46,7 @@ def load_classifier(
     image_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    size_from: Path | None = None,
 ) -> Classifier:
     """Load a trained classifier and try it on two blank images.
 
@@ -59,6 +61,8 @@ def load_classifier(
         mean: for each channel, pixels from 0 to 1; None for what the source knows, ImageNet's for
             three channels, or 0.5.
         std: like `mean`.
+        size_from: the file that gives the image size, if that is not to be trusted: images that
+            fill the memory are refused.
 
     Raises:
         InputError: if the model cannot be built, the weights do not fit, there is no batch norm,
@@ -76,6 +80,8 @@ def load_classifier(
     freeze(model)
     origin = name if weights is None else str(weights)
     check_finite(origin, model)
+    if size_from is not None and image_size is not None and not is_of_a_library(name):
+        check_image_size(size_from, name, model, (guess.channels, image_size, image_size))
     preprocessing, count = fitting(name, model, guess, image_size, mean, std)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
@@ -84,8 +90,12 @@ def load_classifier(
     return Classifier(name, graph, count, preprocessing, class_names(source, weights, count))
 
 
-def classifier_of(config: RunConfig) -> Classifier:
+def classifier_of(config: RunConfig, size_from: Path | None = None) -> Classifier:
     """Load the classifier that a configuration names.
+
+    Args:
+        config: that names it.
+        size_from: as `load_classifier` takes it.
 
     Raises:
         InputError: as `load_classifier`.
@@ -97,6 +107,7 @@ def classifier_of(config: RunConfig) -> Classifier:
         config.image_size,
         config.mean,
         config.std,
+        size_from,
     )
 
 

@@ -175,7 +175,7 @@ def read_run(folder: Path, classifier: str | None) -> FinishedRun:
         held = regular_file_size(folder / STUDENT)
         shape = config.num_classes, config.image_size
         check_model_size(folder / STUDENT, held, BITS_OF_FLOAT, find_source(allowed), *shape)
-    loaded = classifier_of(config)
+    loaded = classifier_of(config, size_from=folder / CONFIG)
     if config.learns_generator:
         check_generator_size(folder / GENERATOR, config.generator, loaded)
     student = student_of(config.quantization, loaded)

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,8 @@ from torch import nn
 
 from zscgan_ext import distributed
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
-from zscgan_ext.config.command_line import CONFIG, config_to_yaml, stored_config
+from zscgan_ext.classifiers.trust import largest_feature_map
+from zscgan_ext.config.command_line import CONFIG, config_to_yaml, flag, stored_config
 from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.config.values import parse_formats, parse_interval
 from zscgan_ext.errors import InputError, one_line
@@ -34,6 +35,10 @@ from zscgan_ext.training.execution import Execution, choose_execution
 from zscgan_ext.zoo import bundled_images, open_bundled
 
 BATCH_SIZES = ("batch_size", "fine_tuning_batch_size")
+# What the folder of a resumed run may ask for on its own word.
+MOST_IN_A_BATCH = 1 << 29  # numbers of a feature map
+MOST_IMAGES = 1 << 13  # in a batch
+MOST_FEATURES = 1 << 15  # of the latent vector; classes
 WEIGHTS = "weights of the classifier"
 # Settings that change nothing of what is learned and measured.
 WITHOUT_EFFECT = {
@@ -47,8 +52,12 @@ CHANGEABLE = {
 }
 
 
-def prepare(config: RunConfig) -> Run:
+def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
     """Check all that was given, then create the run folder, whose user has to close it.
+
+    Args:
+        config: of the run.
+        of_folder: the settings that only the folder of a resumed run gives, which may be of others.
 
     Raises:
         InputError: if anything does not fit; nothing was written then.
@@ -61,7 +70,7 @@ def prepare(config: RunConfig) -> Run:
     shared = share_of_batches(config)
     with resumed_alone(config.resume):
         loaded = None if config.resume is None else newest_checkpoint(config.resume)
-        given = check_given(config, device)
+        given = check_given(config, device, of_folder)
         facts = facts_of(config, device, given.classifier.model)
         if loaded is not None:
             check_facts(facts, loaded["facts"], "the checkpoint to resume")
@@ -128,8 +137,13 @@ class Given:
     execution: Execution
 
 
-def check_given(config: RunConfig, device: torch.device) -> Given:
+def check_given(config: RunConfig, device: torch.device, of_folder: Collection[str] = ()) -> Given:
     """Open and check all that a configuration names.
+
+    Args:
+        config: that names it.
+        device: of the run.
+        of_folder: as `prepare` takes it.
 
     Raises:
         InputError: if anything does not fit.
@@ -138,7 +152,10 @@ def check_given(config: RunConfig, device: torch.device) -> Given:
     require_packages(formats)
     if config.tensorboard:
         require_tensorboard()
-    classifier = classifier_of(config)
+    check_generator(config, of_folder)
+    stored = None if config.resume is None else config.resume / CONFIG
+    classifier = classifier_of(config, stored if "image_size" in of_folder else None)
+    check_batches(config, classifier, of_folder)
     evaluation_name, evaluation = evaluation_images(config, classifier)
     reference = open_data(config.reference_data, "train", classifier)
     execution = choose_execution(config.execution, device)
@@ -146,6 +163,44 @@ def check_given(config: RunConfig, device: torch.device) -> Given:
     if config.stop_after is None:
         check_exports(classifier, student, formats)
     return Given(classifier, evaluation_name, evaluation, reference, execution)
+
+
+def check_generator(config: RunConfig, of_folder: Collection[str]) -> None:
+    """Require a generator that a folder may ask for.
+
+    Raises:
+        InputError: naming the setting, which can be given again.
+    """
+    for name in ("latent_dim", "num_classes"):
+        size = OPTIONS[name].value_in(config) or 0
+        if name in of_folder and size > MOST_FEATURES:
+            raise too_much(config, name, size, f"more than {MOST_FEATURES:,}")
+
+
+def check_batches(config: RunConfig, classifier: Classifier, of_folder: Collection[str]) -> None:
+    """Require batches that a folder may ask for.
+
+    Raises:
+        InputError: naming the setting, which can be given again.
+    """
+    sizes = {name: OPTIONS[name].value_in(config) for name in BATCH_SIZES if name in of_folder}
+    if not sizes:
+        return
+    numbers = largest_feature_map(classifier.model, classifier.preprocessing.shape)
+    for name, size in sizes.items():
+        if size > MOST_IMAGES:
+            raise too_much(config, name, size, f"more than {MOST_IMAGES:,}")
+        if size * numbers > MOST_IN_A_BATCH:
+            found = f"feature maps of {size * numbers:,} numbers"
+            raise too_much(config, name, size, found)
+
+
+def too_much(config: RunConfig, name: str, size: int, found: str) -> InputError:
+    """Return the error for a setting of a folder that asks for much memory."""
+    return InputError(
+        f"{name}: {config.resume}/{CONFIG} asks for {size:,}, {found}; if that is meant, give "
+        f"{flag(name)} {size} again"
+    )
 
 
 def share_of_batches(config: RunConfig) -> RunConfig:
