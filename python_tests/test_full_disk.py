@@ -182,7 +182,7 @@ def quota(size: int):
 def test_the_system_itself_cuts_a_line_short(tmp_path):
     """No fault made up: the kernel takes a part of the line and refuses the rest."""
     folder = RunFolder(tmp_path)
-    folder.claim("metrics.jsonl")  # its name is noted, for which the quota has no room
+    folder.write_file("metrics.jsonl", b"")  # its name is noted, for which the quota has no room
     with quota(40):
         folder.append_jsonl("metrics.jsonl", {"step": 1})
         with pytest.raises(InputError, match=r"metrics.jsonl cannot be written"):

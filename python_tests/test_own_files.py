@@ -58,7 +58,7 @@ def written(tmp_path) -> Path:
     run.append("events.out.tfevents.17.host.3", b"x")
     run.save_tensors("generator.safetensors", {"w": torch.zeros(1)})
     run.save_image_grid(SAMPLE, torch.zeros(1, 1, 1, 4, 4), ["a"])
-    write_whole(run.claim(CHECKPOINT), b"x")
+    run.write_file(CHECKPOINT, b"x")
     run.close()
     return folder
 
@@ -186,7 +186,7 @@ def test_a_folder_that_becomes_a_link_is_not_followed(tmp_path, inner):
     run = RunFolder(tmp_path / "run")
     (run.path / inner).symlink_to(elsewhere)
     with pytest.raises(InputError, match="is a link, expected a folder"):
-        run.claim({"samples": SAMPLE, "checkpoints": CHECKPOINT}[inner])
+        run.write_file({"samples": SAMPLE, "checkpoints": CHECKPOINT}[inner], b"")
 
 
 def test_a_log_that_becomes_a_link_or_has_two_names_does_not_grow(tmp_path):
@@ -380,7 +380,7 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path, change):
     writes = [
         lambda: run.write_text("config.yaml", "y"),
         lambda: run.append_jsonl("metrics.jsonl", {}),
-        lambda: run.claim(CHECKPOINT),
+        lambda: run.write_file(CHECKPOINT, b""),
         lambda: run.delete(["config.yaml"]),
     ]
     for write in writes:

@@ -11,7 +11,7 @@ from torch import Tensor
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.config.configs import TARGETS, RunConfig
 from zscgan_ext.config.fields import check_type, hints_of
-from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.errors import InputError, first_line, is_out_of_memory
 from zscgan_ext.export.exporter import FileForm
 from zscgan_ext.export.quantized_file import LoadedClassifier
 from zscgan_ext.images.datasets import Images, IndexedImages, LabelledImages
@@ -265,9 +265,11 @@ def checked_answers(model: object, classifier: Classifier) -> Callable[[Tensor],
     def answers(images: Tensor) -> Tensor:
         try:
             logits = model(images)
-        except (InputError, MemoryError, torch.OutOfMemoryError):
+        except InputError:
             raise
         except Exception as error:  # a model of a user's raises anything
+            if is_out_of_memory(error):
+                raise
             found = f"{type(error).__name__}: {first_line(error)}"
             raise InputError(f"model: cannot take images {list(images.shape)} ({found})") from error
         if not isinstance(logits, Tensor):

@@ -6,6 +6,11 @@ from collections.abc import Iterable, Sequence
 
 LONGEST_MESSAGE = 2000  # characters
 MOST_NAMED = 5  # of many things of one kind
+# How torch says that memory is used up, where it does not raise `torch.OutOfMemoryError`.
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "Storage size calculation overflowed", "out of memory"),
+    "std::bad_alloc",
+)
 CURRENT_FOLDER_IS_GONE = "the current folder was deleted; change to one that exists"
 
 
@@ -59,3 +64,13 @@ def first_line(error: BaseException) -> str:
 def some_of(names: Sequence[str]) -> str:
     """List the first of many names."""
     return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error means that memory is used up."""
+    # By name, as torch may not be imported.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    message = str(error).strip()
+    # That is all that oneDNN says of it.
+    return message == "could not create a primitive" or any(t in message for t in OUT_OF_MEMORY)

@@ -9,21 +9,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from zscgan_ext.errors import (
     CURRENT_FOLDER_IS_GONE,
     InputError,
     current_folder_is_gone,
     first_line,
+    is_out_of_memory,
     one_line,
 )
 from zscgan_ext.output import OutputError, safe_outputs
 from zscgan_ext.process_environment import is_distributed, message_prefix
 
 Main = Callable[..., int]  # takes the command line, or None for that of the process
-# How torch says that memory is used up, where it does not raise `torch.OutOfMemoryError`.
-OUT_OF_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")
 # What helps where memory is short: for commands with sizes to set, and for all others.
 SMALLER_SIZES = "a smaller --batch-size or --image-size needs less"
 SMALLER_BATCHES = "a smaller --batch-size needs less"
@@ -36,6 +35,16 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong as one line."""
         raise InputError(message)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse; a value of `--` is refused, which argparse leaves out and gives a list instead."""
+        given = sys.argv[1:] if args is None else list(args)
+        for argument in given:
+            if argument.startswith("--") and argument.endswith("=--"):
+                self.error(f"{argument[:-3]}: expected a value, got '--'")
+        return super().parse_known_args(given, namespace)
 
 
 def run_parser(name: str, description: str) -> OneLineParser:
@@ -160,11 +169,3 @@ def prints_the_error() -> bool:
     from zscgan_ext import distributed  # which imports torch
 
     return distributed.prints_the_error()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an error means that memory is used up."""
-    # By name, as torch may not be imported.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return any(text in str(error) for text in OUT_OF_MEMORY)

@@ -9,13 +9,13 @@ import torch
 
 from zscgan_ext import distributed
 from zscgan_ext.classifiers.trust import allowed_classifier, gives_option, is_of_a_library
-from zscgan_ext.config.command_line import CONFIG
-from zscgan_ext.config.configs import RunConfig
+from zscgan_ext.config.command_line import CONFIG, flag
+from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.config.values import parse_formats
-from zscgan_ext.errors import first_line, one_line
+from zscgan_ext.errors import first_line, is_out_of_memory, one_line
 from zscgan_ext.export.exporter import export_copy, export_run, summary
 from zscgan_ext.ops.implementation import require_implementation
-from zscgan_ext.program import exit_with_message, is_out_of_memory
+from zscgan_ext.program import exit_with_message
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.report import require_matplotlib
 from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
@@ -71,6 +71,13 @@ def check_resumed(config: RunConfig, arguments: Sequence[str]) -> None:
         allowed_classifier(config.classifier, given, config.resume / CONFIG)
 
 
+def settings_of_the_folder(config: RunConfig, arguments: Sequence[str]) -> set[str]:
+    """Return the names of the settings that only the folder of a resumed run gives."""
+    if config.resume is None:
+        return set()
+    return {name for name in OPTIONS if not gives_option(arguments, flag(name))}
+
+
 def resume_options(run: Run) -> str:
     """Return the options that resume a run."""
     name = run.config.classifier
@@ -116,7 +123,7 @@ def run_configuration(config: RunConfig, arguments: Sequence[str]) -> int:
         require_matplotlib()
     try:
         check_resumed(config, arguments)
-        run = prepare(config)
+        run = prepare(config, settings_of_the_folder(config, arguments))
         with contextlib.closing(run.folder), run.checkpoints.signals:
             run_to_end(run)
     except StoppedError as stopped:

@@ -218,7 +218,7 @@ class CheckpointReader:
             (folder / f"000001-{checksum(content)}.safetensors").write_bytes(content)
             state = newest_checkpoint(Path(run))
             assert state is not None
-            check_facts(FACTS, state["facts"])
+            check_facts(FACTS, state["facts"], "the checkpoint")
             checkpoints = Checkpoints(Path(run), None, 1, FACTS, state)
             hold_all(checkpoints, self.run, self.trainer)
             self.trainer.step(self.trainer.sample())

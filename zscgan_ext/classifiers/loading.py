@@ -21,10 +21,11 @@ from zscgan_ext.classifiers.sources.libraries import (
 from zscgan_ext.classifiers.sources.local import BundledSource, FunctionSource, ModelSource
 from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.classifiers.trust import check_image_size, is_of_a_library
 from zscgan_ext.classifiers.weights import check_finite, load_weights
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.config.values import parse_image_size
-from zscgan_ext.errors import InputError, did_you_mean, first_line
+from zscgan_ext.errors import InputError, did_you_mean, first_line, is_out_of_memory
 from zscgan_ext.images.limits import ImageSize, sides
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
@@ -50,6 +51,7 @@ def load_classifier(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     output_index: int | None = None,
+    size_from: Path | None = None,
 ) -> Classifier:
     """Load a trained classifier and try it on two blank images.
 
@@ -66,6 +68,8 @@ def load_classifier(
             three channels, or 0.5.
         std: like `mean`.
         output_index: of the logits among the model's outputs; None for the first that fits.
+        size_from: the file that gives the image size, if that is not to be trusted: images that
+            fill the memory are refused.
 
     Raises:
         InputError: if the model cannot be built, the weights do not fit, there is no batch norm,
@@ -83,6 +87,8 @@ def load_classifier(
     freeze(model)
     origin = name if weights is None else str(weights)
     check_finite(origin, model)
+    if size_from is not None and image_size is not None and not is_of_a_library(name):
+        check_image_size(size_from, name, model, (guess.channels, *sides(image_size)))
     preprocessing, count, model = fitting(name, model, guess, image_size, mean, std, output_index)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
@@ -92,8 +98,12 @@ def load_classifier(
     return Classifier(name, graph, count, preprocessing, names, output_index)
 
 
-def classifier_of(config: RunConfig) -> Classifier:
+def classifier_of(config: RunConfig, size_from: Path | None = None) -> Classifier:
     """Load the classifier that a configuration names.
+
+    Args:
+        config: that names it.
+        size_from: as `load_classifier` takes it.
 
     Raises:
         InputError: as `load_classifier`.
@@ -106,6 +116,7 @@ def classifier_of(config: RunConfig) -> Classifier:
         config.mean,
         config.std,
         config.output_index,
+        size_from,
     )
 
 
@@ -282,6 +293,8 @@ def logits_of(
     except InputError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if isinstance(error, TypeError) and "required positional argument" in str(error):
             raise InputError(
                 f"classifier: {name} takes more than images ({first_line(error)}); give the "

@@ -18,6 +18,7 @@ from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 BITS_OF_BYTE = 8
 LARGEST_FEATURE_MAPS = 1 << 26  # numbers of one image between two layers
+LARGEST_OF_OWN = 1 << 24  # the same in a classifier of one's own, of which a file gives the size
 LEAST_SHARE = 0.5  # of a classifier's weights in a file: what only training uses may be left out
 
 
@@ -89,17 +90,23 @@ def check_model_size(
     require_feature_maps(file, source.name, largest, image_size)
 
 
-def require_feature_maps(file: Path, name: str, largest: int, image_size: ImageSize | None) -> None:
-    """Require feature maps that a file may ask for.
+def require_feature_maps(
+    file: Path,
+    name: str,
+    largest: int,
+    image_size: ImageSize | None,
+    most: int = LARGEST_FEATURE_MAPS,
+) -> None:
+    """Require feature maps of at most so many numbers, as a file may ask for.
 
     Raises:
         InputError: if they are huge.
     """
-    if largest > LARGEST_FEATURE_MAPS:
+    if largest > most:
         shown = None if image_size is None else size_text(image_size)
         raise InputError(
             f"{file}: image_size {shown} gives feature maps of {largest:,} numbers in "
-            f"{name}, accepted from a file are {LARGEST_FEATURE_MAPS:,}"
+            f"{name}, accepted from a file are {most:,}"
         )
 
 
@@ -116,14 +123,23 @@ def check_image_size(file: Path, name: str, model: nn.Module, shape: tuple[int, 
         InputError: if images or feature maps are huge.
     """
     size = shortest(*shape[1:])
-    require_feature_maps(file, name, math.prod(shape), size)
+    for largest in (math.prod(shape), largest_feature_map(model, shape)):
+        require_feature_maps(file, name, largest, size, LARGEST_OF_OWN)
+
+
+@torch.no_grad()
+def largest_feature_map(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Return the numbers of the largest output of any module for one image, or of the image.
+
+    Nothing is computed for that. What is not a module's output is not seen.
+    """
     without_values = {
         name: value.to("meta")
         for name, value in (*model.named_parameters(), *model.named_buffers())
     }
-    with largest_output(model) as largest, contextlib.suppress(Exception), torch.no_grad():
+    with largest_output(model) as largest, contextlib.suppress(Exception):
         functional_call(model, without_values, (torch.zeros(1, *shape, device="meta"),))
-    require_feature_maps(file, name, largest[0], size)
+    return max(math.prod(shape), largest[0])
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 
 from zscgan_ext.config.configs import OPTIONS, SECTIONS, Option, RunConfig
-from zscgan_ext.config.fields import choices_of, element_of, hints_of, option_of
+from zscgan_ext.config.fields import LONGEST_SHOWN, choices_of, element_of, hints_of, option_of
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.program import OneLineParser
 from zscgan_ext.regular_file import read_regular_file, regular_file_size
@@ -159,6 +159,17 @@ def parse_config(arguments: Sequence[str] | None = None) -> RunConfig:
     return config
 
 
+def stored_config(run: Path) -> RunConfig:
+    """Return the settings that the folder of a run holds, its place left out.
+
+    Raises:
+        InputError: as `parse_config`.
+    """
+    options = parse_arguments(config_arguments(run / CONFIG, ("output",)))
+    del options["config"]
+    return RunConfig.of_options(options)
+
+
 class PlainLoader(yaml.SafeLoader):
     """YAML without aliases, which could make a small file expand without bound.
 
@@ -175,6 +186,15 @@ class PlainLoader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not accepted")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a mapping that has a key twice, of which the last would win in silence."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+            raise yaml.YAMLError(f"it has {twice!r} twice")
+        entries: dict[Any, Any] = super().construct_mapping(node, deep)
+        return entries
 
 
 PlainLoader.add_implicit_resolver(BOOLEAN, re.compile("^(?:true|false)$", re.IGNORECASE), [*"tTfF"])
@@ -256,6 +276,8 @@ def scalar_text(file: Path, name: str, value: Any) -> str:
     if not isinstance(value, str | int | float):
         found = type(value).__name__
         raise InputError(f"config: {file} gives {name} a {found}, which is not accepted there")
+    if isinstance(value, int) and value.bit_length() > LONGEST_SHOWN:  # Python may not write it
+        raise InputError(f"config: {file} gives {name} an integer of {value.bit_length()} bits")
     return str(value)
 
 

@@ -139,7 +139,7 @@ def parse_interval(text: str) -> Interval | None:
     """
     if text.lower() == "none":
         return None
-    match = re.fullmatch(r"(\d+)|(\d+|\d*\.\d+)min", text, re.ASCII)
+    match = re.fullmatch(r"(\d{1,18})|(\d{1,18}|\d{0,18}\.\d{1,18})min", text, re.ASCII)
     if match is None or float(match[1] or match[2]) == 0:
         raise InputError(
             f"checkpoint_every: expected steps like 500, minutes like 10min, or none, got {text!r}"

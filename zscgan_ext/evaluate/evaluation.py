@@ -134,7 +134,11 @@ def float_model_of(
     if not os.path.isfile(file.parent / CONFIG):
         return None
     config = read_run_config(file.parent)
-    return classifier_of(config).model if config.classifier == classifier else None
+    return (
+        classifier_of(config, file.parent / CONFIG).model
+        if config.classifier == classifier
+        else None
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.trials import random_images
-from zscgan_ext.config.configs import check_input
+from zscgan_ext.config.configs import RunConfig, check_input
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_packages
@@ -22,8 +22,8 @@ from zscgan_ext.measures import latencies
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import folded
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
-from zscgan_ext.run_folder.files import EXPORT, EXPORTED, write_own
-from zscgan_ext.run_folder.finished_run import RANDOM_IMAGES, open_run
+from zscgan_ext.run_folder.files import EXPORT, EXPORTED, only_writer, write_own
+from zscgan_ext.run_folder.finished_run import RANDOM_IMAGES, open_run, require_finished
 from zscgan_ext.run_folder.whole_file import json_bytes, one_line_errors, write_whole
 
 BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
@@ -63,13 +63,20 @@ def export_run(
         InputError: if the run cannot be read or exported, or a file differs from the student.
     """
     require_packages(formats)
-    run = open_run(folder, classifier)
-    config = run.config
-    resizes = config.resize_input if form.resize_input is None else form.resize_input
-    form = FileForm(form.target or config.quantization.target, form.input or config.input, resizes)
-    check_form(run.student, form)
-    images = run.comparison_images(BATCH, BATCHES)
-    return export(run.classifier, run.student, images, folder, formats, form)
+    require_finished(folder)
+    with only_writer(folder):  # or the files could be of a run that is replaced meanwhile
+        run = open_run(folder, classifier)
+        form = form_of(run.config, form)
+        check_form(run.student, form)
+        images = run.comparison_images(BATCH, BATCHES)
+        return export(run.classifier, run.student, images, folder, formats, form)
+
+
+def form_of(config: RunConfig, given: FileForm) -> FileForm:
+    """Return the form of a run's files: what was given, else what its configuration says."""
+    resizes = config.resize_input if given.resize_input is None else given.resize_input
+    target, input_form = given.target or config.quantization.target, given.input or config.input
+    return FileForm(target, input_form, resizes)
 
 
 def export_copy(

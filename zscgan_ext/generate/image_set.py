@@ -15,7 +15,7 @@ from torch import Tensor
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.image_files import IMAGE_MODES
 from zscgan_ext.run_folder.own_files import OwnFiles
-from zscgan_ext.run_folder.whole_file import json_bytes, whole_stream
+from zscgan_ext.run_folder.whole_file import json_bytes
 from zscgan_ext.synthesis.generator_file import LearnedGenerator
 from zscgan_ext.synthesis.labelled_images import balanced_labels, generated_images, to_pixels
 
@@ -78,13 +78,13 @@ class ImageSet:
 
 def write_npy(images: ImageSet, own: OwnFiles) -> None:
     """Write `images.npy` and `labels.npy`, the images while they are generated."""
-    with whole_stream(own.claim(IMAGES)) as stream:
+    with own.stream(IMAGES) as stream:
         dtype = np.dtype(np.uint8 if images.are_pixels else np.float32)
         header = {"descr": dtype.str, "fortran_order": False, "shape": images.shape}
         np.lib.format.write_array_header_1_0(stream, header)
         for batch, _ in images.batches():
             stream.write(batch.contiguous().numpy().tobytes())
-    with whole_stream(own.claim(LABELS)) as stream:
+    with own.stream(LABELS) as stream:
         np.lib.format.write_array(stream, images.labels.numpy())
 
 
@@ -92,7 +92,7 @@ def write_torch(images: ImageSet, own: OwnFiles) -> None:
     """Write `images.pt`, which `torch.load(FILE, weights_only=True, mmap=True)` reads."""
     dtype = np.uint8 if images.are_pixels else np.float32
     with (
-        whole_stream(own.claim(TORCH_FILE)) as stream,
+        own.stream(TORCH_FILE) as stream,
         TemporaryFile(dir=own.folder) as unnamed,  # holds what memory may not
     ):
         held = np.memmap(unnamed, dtype, "w+", shape=images.shape)

@@ -28,8 +28,8 @@ from zscgan_ext.report.measurements import (
     worst,
 )
 from zscgan_ext.report.pictures import ClassPictures, pictures_by_class
-from zscgan_ext.run_folder.files import REPORT, write_own
-from zscgan_ext.run_folder.finished_run import FinishedRun, open_run
+from zscgan_ext.run_folder.files import REPORT, only_writer, write_own
+from zscgan_ext.run_folder.finished_run import FinishedRun, open_run, require_finished
 from zscgan_ext.run_folder.records import (
     read_export,
     read_log,
@@ -107,8 +107,11 @@ def write_report(folder: Path, classifier: str | None = None) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["decibels"] = decibels
-    page = environment.get_template("page.html.jinja").render(content=collect(folder, classifier))
-    return write_own(folder, REPORT, page.encode(errors="backslashreplace"))
+    template = environment.get_template("page.html.jinja")
+    require_finished(folder)
+    with only_writer(folder):  # or the page could be of a run that is replaced meanwhile
+        page = template.render(content=collect(folder, classifier))
+        return write_own(folder, REPORT, page.encode(errors="backslashreplace"))
 
 
 def escaped(value: Any) -> Any:

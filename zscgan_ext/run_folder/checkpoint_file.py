@@ -108,7 +108,7 @@ def write_checkpoint(
     folder: Path,
     number: int,
     state: Mapping[str, Any],
-    claim: Callable[[Path], object] = lambda _: None,
+    write: Callable[[Path, bytes], object] | None = None,
 ) -> Path:
     """Write a checkpoint, which is there whole or not at all.
 
@@ -116,15 +116,14 @@ def write_checkpoint(
         folder: for it.
         number: of the checkpoint.
         state: that it holds.
-        claim: called with the file before it is written.
+        write: writes the file; `write_whole` for None.
 
     Raises:
         InputError: if it cannot be written.
     """
     data = encode(state)
     file = folder / f"{number:06d}-{checksum(data)}.safetensors"
-    claim(file)
-    write_whole(file, data)
+    (write or write_whole)(file, data)
     return file
 
 

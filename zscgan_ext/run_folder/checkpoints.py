@@ -307,14 +307,14 @@ class Checkpoints:
         self.steps_at_last, self.time_of_last = self.steps, time.monotonic()
         if self.folder is None or distributed.rank() > 0:
             return
-        write_checkpoint(self.folder, self.number, state, self._claim)
+        write_checkpoint(self.folder, self.number, state, None if self.own is None else self._write)
         if self.own is not None:
             old = checkpoint_files(self.folder)[: -self.keep]
             self.own.delete(name_in_run(file) for file in old)
 
-    def _claim(self, file: Path) -> None:
-        if self.own is not None:
-            self.own.claim(name_in_run(file))
+    def _write(self, file: Path, data: bytes) -> None:
+        assert self.own is not None
+        self.own.write_file(name_in_run(file), data)
 
     def _rngs_of_all(self) -> list[State]:
         """Return the random numbers of all processes, which have to call this together."""

@@ -1,12 +1,12 @@
 """The folder of a run. No file in it is ever half written under its own name."""
 
-import errno
 import io
 import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,20 @@ def own_files(folder: Path) -> OwnFiles:
     return OwnFiles.opened(folder, is_name_of_a_run)
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[OwnFiles]:
+    """Keep other processes from writing into a folder, of which the list is given.
+
+    Raises:
+        InputError: as `own_files`.
+    """
+    own = own_files(folder)
+    try:
+        yield own
+    finally:
+        own.close()
+
+
 def write_own(folder: Path, name: str, data: bytes) -> Path:
     """Write a file of a run's folder, or of another one for exported files; return its path.
 
@@ -78,11 +92,8 @@ def write_own(folder: Path, name: str, data: bytes) -> Path:
         InputError: if it cannot be written, the folder is in use, or something stands there that
             no run wrote.
     """
-    own = own_files(folder)
-    try:
+    with only_writer(folder) as own:
         own.write(name, data)
-    finally:
-        own.close()
     return folder / name
 
 
@@ -192,7 +203,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
-        self._write(name, text.encode())
+        self.write_file(name, text.encode())
 
     def read_text(self, name: str) -> str:
         """Return a text file's content, nothing for one that is not there."""
@@ -203,7 +214,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, its keys sorted."""
-        self._write(name, json_bytes(content))
+        self.write_file(name, json_bytes(content))
 
     def append_jsonl(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add one line of JSON to a file."""
@@ -211,20 +222,8 @@ class RunFolder:
 
     def append(self, name: str, data: bytes) -> None:
         """Let a file grow by these bytes, all or none of them."""
-        if self.own is None:
-            return
-        file = self.own.claim(name)
-        with one_line_errors(file), file.open("ab", 0) as stream:
-            if os.fstat(stream.fileno()).st_nlink > 1:
-                raise OSError(errno.EMLINK, "it has a second name, under which it would grow too")
-            end = stream.seek(0, os.SEEK_END)
-            try:
-                # Without a buffer, a full disk can take a part and say so.
-                if stream.write(data) < len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError:
-                stream.truncate(end)
-                raise
+        if self.own is not None:
+            self.own.grow(name, data)
 
     def save_tensors(
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
@@ -234,7 +233,7 @@ class RunFolder:
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for key, tensor in tensors.items()
         }
-        self._write(name, safetensors.torch.save(copies, dict(metadata or {})))
+        self.write_file(name, safetensors.torch.save(copies, dict(metadata or {})))
 
     def save_image_grid(self, name: str, images: Tensor, labels: Sequence[str]) -> None:
         """Write a PNG with rows of images and a label at the left of each row.
@@ -246,18 +245,15 @@ class RunFolder:
         """
         buffer = io.BytesIO()
         draw_grid(images, labels).save(buffer, format="PNG")
-        self._write(name, buffer.getvalue())
+        self.write_file(name, buffer.getvalue())
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files that this run has written; others of these names stay."""
         if self.own is not None:
             self.own.delete(names)
 
-    def claim(self, name: str) -> Path:
-        """Return the path of a file, which may be written from now on."""
-        return self.path / name if self.own is None else self.own.claim(name)
-
-    def _write(self, name: str, data: bytes) -> None:
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a file."""
         if self.own is not None:
             self.own.write(name, data)
 
@@ -295,7 +291,7 @@ class NoFolder(RunFolder):
     def append(self, name: str, data: bytes) -> None:
         """Add nothing."""
 
-    def _write(self, name: str, data: bytes) -> None:
+    def write_file(self, name: str, data: bytes) -> None:
         """Write nothing."""
 
 

@@ -1,6 +1,8 @@
 """Reading back what a run left in its folder."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,6 +101,37 @@ def require_files(folder: Path, *names: str) -> None:
             raise InputError(f"{folder}: expected the folder of a finished run, it lacks {name}")
 
 
+def require_finished(folder: Path) -> None:
+    """Require the folder of a run that went to its end.
+
+    Raises:
+        InputError: naming the first file that is missing.
+    """
+    require_files(folder, CONFIG, STUDENT)
+
+
+@contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Require that no other run is written into a folder while it is read.
+
+    Raises:
+        InputError: if settings and student may be those of two runs.
+    """
+    before = versions(folder)
+    yield
+    if versions(folder) != before:
+        raise InputError(f"{folder}: was written anew while it was read; try again after that")
+
+
+def versions(folder: Path) -> list[tuple[int, int]]:
+    """Return what changes when the settings or the student of a run are written anew."""
+    try:
+        found = [os.stat(folder / name) for name in (CONFIG, STUDENT)]
+    except OSError:
+        return []
+    return [(status.st_ino, status.st_mtime_ns) for status in found]
+
+
 def check_generator_size(file: Path, config: GeneratorConfig, classifier: Classifier) -> None:
     """Require that a file is as large as the generator that a run's settings describe.
 
@@ -129,7 +162,13 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
         InputError: if a file is missing or does not fit the classifier, or `classifier` is needed.
     """
     require_implementation()
-    require_files(folder, CONFIG, STUDENT)
+    require_finished(folder)
+    with unchanged(folder):
+        return read_run(folder, classifier)
+
+
+def read_run(folder: Path, classifier: str | None) -> FinishedRun:
+    """Read the folder of a run that has its files; raises as `open_run`."""
     config = read_run_config(folder)
     if config.learns_generator:
         require_files(folder, GENERATOR)
@@ -139,7 +178,7 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
         held = regular_file_size(folder / STUDENT)
         shape = config.num_classes, parse_image_size(config.image_size)
         check_model_size(folder / STUDENT, held, BITS_OF_FLOAT, find_source(allowed), *shape)
-    loaded = classifier_of(config)
+    loaded = classifier_of(config, size_from=folder / CONFIG)
     if config.learns_generator:
         check_generator_size(folder / GENERATOR, config.generator, loaded)
     chosen = None

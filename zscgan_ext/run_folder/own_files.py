@@ -3,23 +3,30 @@
 A list in the folder names them, one on a line, each before it is written. Of the list, only names
 count that runs give: a list that somebody changed cannot have anything else deleted. While a
 program writes into the folder it holds a lock on the list, which keeps all others out.
+
+The folder and those in it are opened, links refused, and all that is done to files is done in what
+was opened: somebody who puts a link in their place meanwhile has nothing written elsewhere.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
-from zscgan_ext.errors import InputError
-from zscgan_ext.run_folder.whole_file import PARTIAL, one_line_errors, write_whole
+from zscgan_ext.errors import InputError, one_line
+from zscgan_ext.run_folder.whole_file import FOLDER, PARTIAL, one_line_errors, stream_in
 
 LIST = "run-files.txt"
 HEADER = "# What zscgan_ext wrote here, and all that --overwrite deletes.\n"
 LARGEST_LIST = 1 << 26  # bytes
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
+# How a file is opened that grows: no link, and no pipe that would be waited for.
+GROWING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Identity = tuple[int, int]  # of a file: device and number on it
 
@@ -40,16 +47,17 @@ class OwnFiles:
         self.folder = folder
         self.is_name = is_name
         self.users = 0
-        self.folder_identity = identity(os.stat(folder))
-        self.descriptor = open_list(folder / LIST)
-        try:
+        with contextlib.ExitStack() as opened:
+            self.folder_descriptor = os.open(folder, FOLDER | os.O_NOFOLLOW)
+            opened.callback(os.close, self.folder_descriptor)
+            self.folder_identity = identity(os.fstat(self.folder_descriptor))
+            self.descriptor = open_list(self.folder_descriptor)
+            opened.callback(os.close, self.descriptor)
             self.identity = identity(os.fstat(self.descriptor))
             if self.identity not in self.in_use:
                 lock(self.descriptor, folder)
             self.names = self.read()
-        except BaseException:
-            os.close(self.descriptor)
-            raise
+            self.descriptors = opened.pop_all()
 
     @classmethod
     def opened(cls, folder: Path, is_name: Callable[[str], bool]) -> "OwnFiles":
@@ -65,7 +73,7 @@ class OwnFiles:
             own = cls(folder, is_name)
         shared = cls.in_use.get(own.identity)
         if shared is not None:
-            os.close(own.descriptor)
+            own.descriptors.close()
             shared.folder, shared.names = folder, own.names
             own = shared
         cls.in_use[own.identity] = own
@@ -76,8 +84,8 @@ class OwnFiles:
         """Let go of the folder, if no other user is left."""
         self.users -= 1
         if self.users == 0:
-            del self.in_use[self.identity]
-            os.close(self.descriptor)
+            self.in_use.pop(self.identity, None)
+            self.descriptors.close()
 
     def read(self) -> dict[str, None]:
         """Return the names that the list holds, in their order, but for those no run gives.
@@ -98,7 +106,52 @@ class OwnFiles:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the folder, which is there whole or not at all."""
-        write_whole(self.claim(name), data)
+        with self.stream(name) as stream:
+            stream.write(data)
+
+    @contextlib.contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        """Open a stream of what becomes a file when it ends, and nothing if an error ends it."""
+        with (
+            one_line_errors(self.claim(name)),
+            self.place_of(name) as (folder, last),
+            stream_in(folder, last) as stream,
+        ):
+            yield stream
+
+    def grow(self, name: str, data: bytes) -> None:
+        """Let a file of the folder grow by these bytes, all or none of them."""
+        with one_line_errors(self.claim(name)), self.place_of(name) as (folder, last):
+            descriptor = os.open(last, GROWING, 0o666, dir_fd=folder)
+            with os.fdopen(descriptor, "ab", 0) as stream:
+                require_only_here(os.fstat(descriptor))
+                end = stream.seek(0, os.SEEK_END)
+                try:
+                    # Without a buffer, a full disk can take a part and say so.
+                    if stream.write(data) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    stream.truncate(end)
+                    raise
+
+    @contextlib.contextmanager
+    def place_of(self, name: str) -> Iterator[tuple[int, str]]:
+        """Open the folder of a file, made where it is missing, and give it with the name in it.
+
+        Raises:
+            OSError: if it cannot be opened, or is a link.
+        """
+        inner, slash, last = name.rpartition("/")
+        if not slash:
+            yield self.folder_descriptor, last
+            return
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(inner, dir_fd=self.folder_descriptor)
+        descriptor = os.open(inner, FOLDER | os.O_NOFOLLOW, dir_fd=self.folder_descriptor)
+        try:
+            yield descriptor, last
+        finally:
+            os.close(descriptor)
 
     def claim(self, name: str) -> Path:
         """Put a name on the list, after which its file may be written; return the file's path.
@@ -160,45 +213,48 @@ class OwnFiles:
 
     # ---- deleting --------------------------------------------------------------------------------
 
-    def check_deletable(self, names: Iterable[str]) -> list[Path]:
-        """Return the files of these names that are there, every one of which can be deleted.
+    def check_deletable(self, names: Iterable[str]) -> list[str]:
+        """Return those of these names that are there, every one of which can be deleted.
 
         Raises:
             InputError: if one is something else than a file, or its folder cannot be written.
         """
         self.require_folder()
-        files = []
+        found = []
         for name in names:
             check_place(self.folder, name)
             file = self.folder / name
             if os.path.lexists(file):
-                if not os.access(file.parent, os.W_OK | os.X_OK):
+                if not may_delete(file):
                     raise InputError(f"output: {file} cannot be deleted (Permission denied)")
-                files.append(file)
-        return files
+                found.append(name)
+        return found
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files of the list; all are checked before the first is deleted."""
-        for file in self.check_deletable([name for name in names if name in self.names]):
-            with one_line_errors(file):
-                file.unlink(missing_ok=True)
+        self.unlink(self.check_deletable([name for name in names if name in self.names]))
 
     def delete_partial(self) -> None:
         """Delete what a killed run had not written to its end."""
-        names = [partial_name(name) for name in self.names]
-        for file in self.check_deletable(names):
-            with one_line_errors(file):
-                file.unlink(missing_ok=True)
+        self.unlink(self.check_deletable([partial_name(name) for name in self.names]))
 
     def delete_all(self) -> None:
         """Delete all files of the list, which is empty then; they are checked before."""
         names = [*self.names, *map(partial_name, self.names)]
-        for file in self.check_deletable(names):
-            with one_line_errors(file):
-                file.unlink(missing_ok=True)
+        self.unlink(self.check_deletable(names))
         with one_line_errors(self.folder / LIST):
             os.ftruncate(self.descriptor, 0)
         self.names.clear()
+
+    def unlink(self, names: Iterable[str]) -> None:
+        """Delete files of these names."""
+        for name in names:
+            with (
+                one_line_errors(self.folder / name),
+                contextlib.suppress(FileNotFoundError),
+                self.place_of(name) as (folder, last),
+            ):
+                os.unlink(last, dir_fd=folder)
 
 
 def partial_name(name: str) -> str:
@@ -258,19 +314,40 @@ def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def open_list(file: Path) -> int:
-    """Open a list for reading and appending; return its descriptor.
+def open_list(folder: int) -> int:
+    """Open the list of an opened folder for reading and appending; return its descriptor.
 
     Raises:
         OSError: if it cannot be, or is a link, under two names, or no file.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(file, flags, 0o666)
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+    descriptor = os.open(LIST, GROWING & ~os.O_WRONLY | os.O_RDWR, 0o666, dir_fd=folder)
+    try:
+        require_only_here(os.fstat(descriptor))
+    except OSError:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no file of only this folder; move it away")
+        raise
     return descriptor
+
+
+def require_only_here(status: os.stat_result) -> None:
+    """Require a file that grows nowhere else.
+
+    Raises:
+        OSError: if it is under two names, or no file.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no file; move it away")
+    if status.st_nlink > 1:
+        raise OSError(errno.EMLINK, "it has a second name, under which it would grow too")
+
+
+def may_delete(file: Path) -> bool:
+    """Return True if a file may be deleted: in a sticky folder, only what is one's own."""
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        return False
+    folder, user = os.stat(file.parent), os.geteuid()
+    is_free = not folder.st_mode & stat.S_ISVTX or user == 0
+    return is_free or user in (folder.st_uid, os.lstat(file).st_uid)
 
 
 def lock(descriptor: int, folder: Path) -> None:
@@ -289,3 +366,11 @@ def lock(descriptor: int, folder: Path) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
+        line = one_line(
+            f"warning: {folder} is on a file system without locks; start no other run there"
+        )
+        print(line, file=sys.stderr, flush=True)
+
+
+# A process that was forked has the lock, but is another one: it opens and locks anew.
+os.register_at_fork(after_in_child=OwnFiles.in_use.clear)

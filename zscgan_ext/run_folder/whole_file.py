@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 from zscgan_ext.errors import CURRENT_FOLDER_IS_GONE, InputError, current_folder_is_gone
 
 PARTIAL = ".partial"
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 MOST_PARTIAL = 100  # of other programs, or left behind by killed ones
 
 
@@ -22,6 +24,8 @@ def one_line_errors(file: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except RecursionError as error:  # of pathlib
+        raise InputError(f"output: {file} is too deep in other folders") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         if getattr(error, "errno", None) == errno.ENOENT and current_folder_is_gone():
@@ -35,41 +39,52 @@ def write_whole(file: Path, data: bytes) -> None:
     Raises:
         InputError: if it cannot be written.
     """
-    with whole_stream(file) as stream:
-        stream.write(data)
+    with one_line_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(file.parent, FOLDER)
+        try:
+            with stream_in(folder, file.name) as stream:
+                stream.write(data)
+        finally:
+            os.close(folder)
 
 
 @contextlib.contextmanager
-def whole_stream(file: Path) -> Iterator[BinaryIO]:
-    """Open a stream of what becomes a file when it ends, and nothing if it ends with an error.
+def stream_in(folder: int, name: str) -> Iterator[BinaryIO]:
+    """Open a stream of what becomes a file of an opened folder, whole or not at all.
+
+    Whatever takes the place of the folder or of the file meanwhile, nothing else is written.
+
+    Args:
+        folder: its descriptor.
+        name: of the file in it.
 
     Raises:
-        InputError: if it cannot be written.
+        OSError: if it cannot be written.
     """
-    with one_line_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial, stream = new_partial(file)
-        try:
-            with stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, file)
-            sync_folder(file.parent)
-        finally:
-            partial.unlink(missing_ok=True)
+    partial, stream = new_partial(folder, name)
+    try:
+        with stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)  # the names in it are to survive a loss of power
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial, dir_fd=folder)
 
 
-def new_partial(file: Path) -> tuple[Path, BinaryIO]:
+def new_partial(folder: int, name: str) -> tuple[str, BinaryIO]:
     """Create the file that is renamed when it is whole, under a name that nothing has yet.
 
     Whatever stands under the first name may be somebody's, or a link that leads elsewhere.
     """
     for count in itertools.count(1):
         number = "" if count == 1 else f".{count}"
-        partial = file.with_name(f".{file.name}{number}{PARTIAL}")
+        partial = f".{name}{number}{PARTIAL}"
         try:
-            return partial, partial.open("xb")
+            return partial, os.fdopen(os.open(partial, NEW_FILE, 0o666, dir_fd=folder), "wb")
         except FileExistsError:
             if count == MOST_PARTIAL:
                 raise
@@ -79,12 +94,3 @@ def new_partial(file: Path) -> tuple[Path, BinaryIO]:
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """Return the JSON file of this content, its keys sorted."""
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names of a folder's files survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,8 @@ from torch import nn
 
 from zscgan_ext import distributed
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
-from zscgan_ext.config.command_line import CONFIG, config_to_yaml
+from zscgan_ext.classifiers.trust import largest_feature_map
+from zscgan_ext.config.command_line import CONFIG, config_to_yaml, flag, stored_config
 from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.config.values import parse_formats, parse_interval
 from zscgan_ext.errors import InputError, one_line
@@ -33,7 +34,7 @@ from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.quantization.layer_widths import budget_of
 from zscgan_ext.run_folder.checkpoint_file import newest_checkpoint
 from zscgan_ext.run_folder.checkpoints import Checkpoints
-from zscgan_ext.run_folder.files import LOG, RunFolder, own_files
+from zscgan_ext.run_folder.files import LOG, RunFolder, only_writer
 from zscgan_ext.run_folder.own_files import LIST
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog, require_tensorboard
@@ -51,6 +52,10 @@ from zscgan_ext.training.execution import Execution, choose_execution
 from zscgan_ext.zoo import bundled_images, open_bundled
 
 BATCH_SIZES = ("batch_size", "fine_tuning_batch_size")
+# What the folder of a resumed run may ask for on its own word.
+MOST_IN_A_BATCH = 1 << 29  # numbers of a feature map
+MOST_IMAGES = 1 << 13  # in a batch
+MOST_FEATURES = 1 << 15  # of the latent vector; classes
 WEIGHTS = "weights of the classifier"
 # What a resumed run takes again where it is left open.
 PRECISION, FINE_TUNING_PRECISION = "precision of generator learning", "precision of fine-tuning"
@@ -67,8 +72,12 @@ CHANGEABLE = {
 }
 
 
-def prepare(config: RunConfig) -> Run:
+def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
     """Check all that was given, then create the run folder, whose user has to close it.
+
+    Args:
+        config: of the run.
+        of_folder: the settings that only the folder of a resumed run gives, which may be of others.
 
     Raises:
         InputError: if anything does not fit; nothing was written then.
@@ -79,12 +88,15 @@ def prepare(config: RunConfig) -> Run:
     if restarts() and (config.output_folder() / CONFIG).exists():
         config = replace(config, resume=config.output_folder())
     shared = share_of_batches(config)
-    with only_writer(config.resume):
+    with resumed_alone(config.resume):
         loaded = None if config.resume is None else newest_checkpoint(config.resume)
-        given = check_given(config, device, None if loaded is None else loaded["facts"])
+        given = check_given(config, device, of_folder, None if loaded is None else loaded["facts"])
         facts = facts_of(config, device, given.classifier.model)
         if loaded is not None:
-            check_facts(facts, loaded["facts"])
+            check_facts(facts, loaded["facts"], "the checkpoint to resume")
+        elif config.resume is not None:
+            check_facts(facts, settings_of(stored_config(config.resume)), "the run to resume")
+        check_alike(facts, given.evaluation, given.reference, loaded)
         writes, resumes = distributed.rank() == 0, config.resume is not None
         folder = RunFolder(config.output_folder(), config.overwrite, resumes, writes)
     try:
@@ -137,16 +149,13 @@ def average_warnings(config: RunConfig) -> list[str]:
 
 
 @contextmanager
-def only_writer(folder: Path | None) -> Iterator[None]:
+def resumed_alone(folder: Path | None) -> Iterator[None]:
     """Keep other processes from writing into the folder of a run, if it has a list of its files."""
     if folder is None or distributed.rank() > 0 or not (folder / LIST).exists():
         yield
         return
-    own = own_files(folder)
-    try:
+    with only_writer(folder):
         yield
-    finally:
-        own.close()
 
 
 @dataclass(frozen=True)
@@ -162,13 +171,17 @@ class Given:
 
 
 def check_given(
-    config: RunConfig, device: torch.device, earlier: Mapping[str, Any] | None = None
+    config: RunConfig,
+    device: torch.device,
+    of_folder: Collection[str] = (),
+    earlier: Mapping[str, Any] | None = None,
 ) -> Given:
     """Open and check all that a configuration names, and choose how it is executed.
 
     Args:
-        config: of the run.
+        config: that names it.
         device: of the run.
+        of_folder: as `prepare` takes it.
         earlier: facts of the checkpoint that is resumed, None without one.
 
     Raises:
@@ -178,7 +191,10 @@ def check_given(
     require_packages(formats)
     if config.tensorboard:
         require_tensorboard()
-    classifier = classifier_of(config)
+    check_generator(config, of_folder)
+    stored = None if config.resume is None else config.resume / CONFIG
+    classifier = classifier_of(config, stored if "image_size" in of_folder else None)
+    check_batches(config, classifier, of_folder)
     evaluation_name, evaluation = evaluation_images(config, classifier)
     reference = open_data(config.reference_data, "train", classifier)
     calibration = calibration_images(config, classifier)
@@ -226,6 +242,44 @@ def with_earlier_precision(execution: Execution, facts: Mapping[str, Any]) -> Ex
         precision_name=precision,
         fine_tuning_precision_name=of_student,
         precision_reason=one_line(str(facts.get(PRECISION_REASON, "as before"))),
+    )
+
+
+def check_generator(config: RunConfig, of_folder: Collection[str]) -> None:
+    """Require a generator that a folder may ask for.
+
+    Raises:
+        InputError: naming the setting, which can be given again.
+    """
+    for name in ("latent_dim", "num_classes"):
+        size = OPTIONS[name].value_in(config) or 0
+        if name in of_folder and size > MOST_FEATURES:
+            raise too_much(config, name, size, f"more than {MOST_FEATURES:,}")
+
+
+def check_batches(config: RunConfig, classifier: Classifier, of_folder: Collection[str]) -> None:
+    """Require batches that a folder may ask for.
+
+    Raises:
+        InputError: naming the setting, which can be given again.
+    """
+    sizes = {name: OPTIONS[name].value_in(config) for name in BATCH_SIZES if name in of_folder}
+    if not sizes:
+        return
+    numbers = largest_feature_map(classifier.model, classifier.preprocessing.shape)
+    for name, size in sizes.items():
+        if size > MOST_IMAGES:
+            raise too_much(config, name, size, f"more than {MOST_IMAGES:,}")
+        if size * numbers > MOST_IN_A_BATCH:
+            found = f"feature maps of {size * numbers:,} numbers"
+            raise too_much(config, name, size, found)
+
+
+def too_much(config: RunConfig, name: str, size: int, found: str) -> InputError:
+    """Return the error for a setting of a folder that asks for much memory."""
+    return InputError(
+        f"{name}: {config.resume}/{CONFIG} asks for {size:,}, {found}; if that is meant, give "
+        f"{flag(name)} {size} again"
     )
 
 
@@ -285,22 +339,64 @@ def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | 
 
 def facts_of(config: RunConfig, device: torch.device, model: nn.Module) -> dict[str, Any]:
     """Return what a run must have in common with the checkpoint that it resumes from."""
-    texts = {name: str(value) for name, value in config.options().items() if name not in CHANGEABLE}
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
-    return {**texts, "device": device.type, WEIGHTS: digest.hexdigest()[:16]}
+    return {**settings_of(config), "device": device.type, WEIGHTS: digest.hexdigest()[:16]}
 
 
-def check_facts(facts: Mapping[str, Any], of_checkpoint: Mapping[str, Any]) -> None:
-    """Require that a run fits the checkpoint that it resumes from.
+def settings_of(config: RunConfig) -> dict[str, str]:
+    """Return the settings that a run keeps when it is resumed, as text."""
+    return {name: str(value) for name, value in config.options().items() if name not in CHANGEABLE}
+
+
+def check_alike(
+    facts: Mapping[str, Any], evaluation: Images | None, reference: Images | None, loaded: Any
+) -> None:
+    """Require that all processes compute the same, before anything is written.
 
     Raises:
-        InputError: naming the first thing that does not.
+        InputError: naming what differs, such as the weights.
+    """
+    own = {
+        **facts,
+        "evaluation_data": digest_of_labels(evaluation),
+        "reference_data": digest_of_labels(reference),
+        "checkpoint to resume": "none" if loaded is None else str(loaded["steps"]),
+        "version of torch": torch.__version__,
+    }
+    of_all = distributed.all_gather(own)
+    for place, other in enumerate(of_all):
+        for name, value in of_all[0].items():
+            if other.get(name) != value:
+                raise InputError(
+                    f"{name}: process 0 has {value}, process {place} has {other.get(name)}; all "
+                    "processes need the same files and versions"
+                )
+
+
+def digest_of_labels(images: Images | None) -> str:
+    """Return what tells labelled images from others: how many there are, of what labels."""
+    if images is None:
+        return "none"
+    digest = hashlib.sha256(images.labels.contiguous().numpy().tobytes()).hexdigest()[:16]
+    return f"{len(images)} images, labels {digest}"
+
+
+def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str) -> None:
+    """Require that a run is the one that it resumes.
+
+    Args:
+        facts: of the run.
+        before: those that the run to resume was started with.
+        source: where these are from.
+
+    Raises:
+        InputError: naming the first that differs.
     """
     for name, value in facts.items():
-        expected = of_checkpoint.get(name, value)
+        expected = before.get(name, value)
         if value == expected:
             continue
         if name == WEIGHTS:
@@ -309,6 +405,6 @@ def check_facts(facts: Mapping[str, Any], of_checkpoint: Mapping[str, Any]) -> N
                 f"those again, or start a new run with another --output"
             )
         raise InputError(
-            f"{name}: expected {expected}, as the checkpoint to resume has, got {value}; put that "
-            f"back, in {CONFIG} or the arguments, or start a new run with another --output"
+            f"{name}: expected {expected}, as {source} has, got {value}; put that back, in "
+            f"{CONFIG} or the arguments, or start a new run with another --output"
         )
