@@ -11,26 +11,30 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import hostile_files as make
 import pytest
 import torch
 from networks import RGB8
 from PIL import Image
+from runs import OWN, TINY
 from safetensors.torch import save_file
 from torch import nn
 
-from zscgan_ext.classifiers.loading import find_source, load_classifier
+from zscgan_ext.classifiers.loading import classifier_of, count_logits, find_source, load_classifier
 from zscgan_ext.classifiers.pt2.archive import tensors_saved_anew
 from zscgan_ext.classifiers.trust import model_size
 from zscgan_ext.classifiers.weights import read_state_dict
+from zscgan_ext.config.command_line import config_to_yaml, flag, parse_config
 from zscgan_ext.config.configs import GeneratorConfig
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, is_out_of_memory
 from zscgan_ext.export.quantized_file import load_quantized
 from zscgan_ext.images import image_files
 from zscgan_ext.images.idx_files import read_idx
 from zscgan_ext.images.image_files import read_image
 from zscgan_ext.run_folder.finished_run import check_generator_size
+from zscgan_ext.stages.preparation import check_generator
 from zscgan_ext.synthesis.diversity import (
     ClassImages,
     generated_classes,
@@ -38,6 +42,8 @@ from zscgan_ext.synthesis.diversity import (
     near_duplicates,
 )
 from zscgan_ext.synthesis.generator import ConditionalGenerator, generator_of
+from zscgan_ext.train import main as train
+from zscgan_ext.whole_run import settings_of_the_folder
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 MOST_MEMORY = 300 << 20  # bytes that a file may add to the peak
@@ -326,3 +332,52 @@ def test_duplicates_are_found_across_parts():
     images = torch.randn(150, 3, 8, 8, generator=random)
     images[149], images[70], images[3] = 2 * images[0] + 1, images[69], images[2]
     assert near_duplicates(images) == pytest.approx(3 / 150)
+
+
+ASKING = {
+    "batch_size": 1 << 20,
+    "fine_tuning_batch_size": 1 << 14,
+    "latent_dim": 1 << 20,
+    "num_classes": 1 << 20,
+    "image_size": 4096,
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_the_folder_of_a_run_asks_for_no_memory_when_it_is_resumed(tmp_path, capsys, name):
+    config = parse_config(TINY).changed(**{name: ASKING[name]})
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
+    before = peak_memory()
+    assert train([OWN, f"--resume={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {name}: " if name != "image_size" else "error: ")
+    assert f"{ASKING[name]}" in line
+    assert peak_memory() - before < MOST_MEMORY
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_settings_that_are_given_again_are_trusted(tmp_path):
+    config = replace(parse_config(TINY).changed(**ASKING), resume=tmp_path)
+    arguments = [OWN, *(f"{flag(name)}={value}" for name, value in ASKING.items())]
+    assert settings_of_the_folder(config, arguments).isdisjoint(ASKING)
+    assert settings_of_the_folder(config, [OWN]) >= set(ASKING)
+    check_generator(config, settings_of_the_folder(config, arguments))
+    with pytest.raises(InputError, match="if that is meant, give --latent-dim 1048576 again"):
+        check_generator(config, {"latent_dim"})
+
+
+def test_images_of_an_own_classifier_in_a_run_are_bounded(tmp_path):
+    config = parse_config(TINY).changed(image_size=4096)
+    with pytest.raises(InputError, match="image_size 4096 gives feature maps"):
+        classifier_of(config, size_from=tmp_path / "config.yaml")
+
+
+def test_memory_that_is_short_is_not_taken_for_wrong_images():
+    class Short(nn.Module):
+        def forward(self, images):
+            raise RuntimeError("could not create a primitive")
+
+    with pytest.raises(RuntimeError) as raised:
+        count_logits("short", Short(), RGB8)
+    assert is_out_of_memory(raised.value)
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor"))

@@ -353,16 +353,16 @@ def test_what_does_not_change_the_result_may_change(stopped, uninterrupted):
 def test_a_failed_write_ends_the_run_and_the_one_before_resumes_it(
     monkeypatch, tmp_path, data, uninterrupted, capsys, reason
 ):
-    write_whole = whole_file.write_whole
+    write_in = whole_file.write_in
 
-    def full(file: Path, content: bytes) -> None:
+    def full(folder: int, name: str, content: bytes) -> None:
         with monkeypatch.context() as patch:
-            if file.name.startswith("000002"):
+            if name.startswith("000002"):
                 patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, reason)))
-            write_whole(file, content)
+            write_in(folder, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("zscgan_ext.run_folder.checkpoint_file.write_whole", full)
+        patch.setattr("zscgan_ext.run_folder.own_files.write_in", full)
         assert main([*TINY, *data, "--checkpoint-every=4", f"--output={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: output: ")

@@ -106,6 +106,9 @@ def test_a_command_gets_the_arguments_behind_its_name(capsys, command):
         (["a\nb"], "got a\\nb\n"),
         (["train", "--bits", "w9a9"], "w9a9"),
         (["evaluate", "nowhere"], "nowhere"),
+        (["train", "--resume=--"], "--resume: expected a value, got '--'"),
+        (["evaluate", "x.onnx", "--json=--"], "--json: expected a value, got '--'"),
+        (["export", "run", "--formats=--"], "--formats: expected a value, got '--'"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(capsys, arguments, message):

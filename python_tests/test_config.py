@@ -28,7 +28,7 @@ from zscgan_ext.config.configs import (
     defaults_of,
 )
 from zscgan_ext.config.fields import warn_of_renamed
-from zscgan_ext.config.values import parse_bits, resolve_device
+from zscgan_ext.config.values import Interval, parse_bits, parse_interval, resolve_device
 from zscgan_ext.errors import InputError
 from zscgan_ext.ops import DISTANCES
 
@@ -158,6 +158,9 @@ def test_saved_settings_load_again(tmp_path, config):
         ("a: &a [x]\nb: *a", "aliases"),
         ("bits: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("a: " + "[" * 5000, "not valid YAML"),
+        ("seed: 0x" + "f" * 5000, "gives seed an integer of 20000 bits"),
+        ("seed: 1\nbits: w8a8\nseed: 2", "it has 'seed' twice"),
+        ("generator: {steps: 1, steps: 2}", "it has 'steps' twice"),
         ("#" * (1 << 21), "larger than 65536 bytes"),
     ],
 )
@@ -166,6 +169,14 @@ def test_bad_yaml_gives_one_line(tmp_path, text, message):
         parse_config(config_file(tmp_path, text))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_intervals_of_any_length_give_one_line():
+    """Python refuses to read integers of thousands of digits."""
+    for text in ("9" * 5000, "9" * 5000 + "min", "0." + "9" * 5000 + "min"):
+        with pytest.raises(InputError, match=r"checkpoint_every: expected steps like 500"):
+            parse_interval(text)
+    assert parse_interval("9" * 18) == Interval(int("9" * 18))
 
 
 def test_unreadable_yaml_gives_one_line(tmp_path):

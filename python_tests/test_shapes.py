@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from networks import small_gray
@@ -65,6 +66,23 @@ def test_a_run_on_wide_images(photos, tmp_path, preset, capsys):
         with Image.open(out / "images" / "generated-000000.png") as image:
             assert image.size == (WIDTH, HEIGHT)
     capsys.readouterr()
+
+
+def test_spectrograms_of_one_channel_in_decibels(tmp_path):
+    """A mean of 1 and a deviation of 1/80 turn pixels from 0 to 1 into -80 to 0."""
+    folder = tmp_path / "out"
+    tiny = [word for word in TINY if not word.startswith(("--image-size", "--mean", "--std"))]
+    options = ["--image-size=40x101", "--mean=1", "--std=0.0125", "--bits=w8a8"]
+    assert train([*tiny, *options, "--export=onnx,safetensors", f"--output={folder}"]) == 0
+    assert generate([str(folder), "--count=20", f"--out={tmp_path / 'images'}"]) == 0
+    images = np.load(tmp_path / "images" / "images.npy")
+    assert images.shape == (20, 1, 40, 101)
+    assert -80 <= images.min() < -60
+    assert -20 < images.max() <= 0
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    (logits,) = session.run(None, {"images": images})
+    expected = small_gray()(torch.from_numpy(images)).numpy()
+    assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_a_program_of_wide_images(tmp_path):

@@ -141,6 +141,14 @@ def main() -> None:
     data = options.data if config.classifier in BUNDLED_CLASSIFIERS else None
     sources, images, labels = image_sources(options.run, classifier, data, options.count)
     float_logits = answers_of(classifier.model, images)
+    facts = {
+        "made_with": {**environment(), "date": time.strftime("%Y-%m-%d"), "tool": options.tool},
+        "classifier": config.classifier,
+        "synthesis_steps": config.generator.steps,
+        "calibration_images": options.count,
+        "images": len(images),
+        "float_top1": None if labels is None else top1(float_logits, labels),
+    }
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "float.onnx")
@@ -153,17 +161,7 @@ def main() -> None:
             if labels is not None:
                 rows[source]["top1"] = top1(logits, labels)
             print(source, rows[source], flush=True)
-    made_with = {**environment(), "date": time.strftime("%Y-%m-%d"), "tool": options.tool}
-    content = {
-        "made_with": made_with,
-        "classifier": config.classifier,
-        "synthesis_steps": config.generator.steps,
-        "calibration_images": options.count,
-        "images": len(images),
-        "float_top1": None if labels is None else top1(float_logits, labels),
-        "results": rows,
-    }
-    options.json.write_text(json.dumps(content, indent=1) + "\n")
+            options.json.write_text(json.dumps({**facts, "results": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
