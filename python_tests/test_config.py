@@ -494,7 +494,9 @@ def test_numbers_are_accepted_within_their_range_alone(configuration, name, limi
 
 def test_every_limit_is_that_of_its_setting():
     """The least and the most that settings accept, written here once more."""
-    zero = {"fine_tuning_steps", "seed"} | {name for name in OPTIONS if name.endswith("_weight")}
+    zero = {"fine_tuning_steps", "seed", "output_index"} | {
+        name for name in OPTIONS if name.endswith("_weight")
+    }
     numbers = {
         name
         for name, option in OPTIONS.items()
