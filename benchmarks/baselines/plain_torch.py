@@ -78,6 +78,14 @@ def frozen_batch_norm_with_stats(
     return y, *batch_norm_statistics(x)
 
 
+def noisy_batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, noise: float, negative_slope: float, eps: float
+) -> Tensor:
+    """Batch norm of the batch, noise and LeakyReLU."""
+    y = torch.nn.functional.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    return torch.nn.functional.leaky_relu(y + noise * torch.randn_like(y), negative_slope)
+
+
 def gaussian_kl(
     mean: Tensor, variance: Tensor, running_mean: Tensor, running_var: Tensor, eps: float
 ) -> Tensor:

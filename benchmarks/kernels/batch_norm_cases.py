@@ -11,6 +11,7 @@ from benchmarks.kernels.subject import Function, Kind, Subject, inputs
 from zscgan_ext import ops
 
 EPS = 1e-5
+NOISE, SLOPE = 0.5, 0.2  # those of the generator
 DISTANCE_LAYERS = 50
 
 
@@ -71,6 +72,37 @@ def frozen_batch_norm_with_stats(kind: Kind) -> Subject:
         functions,
         inputs(kind),
         floor,
+    )
+
+
+def noisy_batch_norm(kind: Kind) -> Subject:
+    """Statistics, batch norm, noise and LeakyReLU, as in a block of the generator."""
+    weight, bias, mean_hint = (
+        torch.full((kind.shape[1],), v, device=kind.device) for v in (1.2, 0.3, 0.1)
+    )
+    seed = torch.tensor([1], device=kind.device)
+
+    def native(xs: list[Tensor]) -> Sequence[Tensor]:
+        statistics = ops.batch_norm_statistics(xs[0].detach(), mean_hint)
+        return [ops.noisy_batch_norm(xs[0], weight, bias, *statistics, seed, NOISE, SLOPE, EPS)]
+
+    def plain(x: Tensor) -> Tensor:
+        return plain_torch.noisy_batch_norm(x, weight, bias, NOISE, SLOPE, EPS)
+
+    compiled = torch.compile(plain, dynamic=False)
+    functions: dict[str, Function] = {
+        "native": native,
+        "reference": lambda xs: [plain(xs[0])],
+        "compiled": lambda xs: [compiled(xs[0])],
+    }
+    # x is read for the statistics; then it is read, y and a bit are written. The gradient of y, x
+    # and the bit are read for sums, then again, and the gradient of x is written.
+    elements = math.prod(kind.shape)
+    one = float(elements * kind.dtype.itemsize)
+    forward, backward = 3 * one + elements / 8, 5 * one + elements / 4
+    floor = {"forward": forward, "backward": backward, "forward+backward": forward + backward}
+    return Subject(
+        "noisy_batch_norm", kind.layout, kind.dtype, kind.shape, functions, inputs(kind), floor
     )
 
 

@@ -20,7 +20,14 @@ if os.environ.setdefault("ZSCGAN_EXT_IMPL", "native") != "native":
 import torch
 
 from benchmarks.kernels.kernel_report import draw_chart, print_table, update_documentation
-from benchmarks.kernels.plans import Plan, full_plan, quick_plan, sized_plan, without_repetition
+from benchmarks.kernels.plans import (
+    OPS,
+    Plan,
+    full_plan,
+    quick_plan,
+    sized_plan,
+    without_repetition,
+)
 from benchmarks.kernels.subject import Subject
 from benchmarks.results_file import (
     chart_file,
@@ -88,14 +95,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--elements", type=int, nargs="+", help="only float32 tensors of about these sizes"
     )
+    parser.add_argument("--ops", nargs="+", choices=OPS, default=OPS, help="only these")
     return parser.parse_args(arguments)
 
 
 def plans_for(options: argparse.Namespace, device: torch.device) -> list[Plan]:
     """Choose what to measure."""
     if options.elements:
-        return without_repetition(sized_plan(device, options.elements))
-    return without_repetition(quick_plan(device) if options.quick else full_plan(device))
+        plans = sized_plan(device, options.elements)
+    else:
+        plans = quick_plan(device) if options.quick else full_plan(device)
+    return without_repetition(plan for plan in plans if plan.make.__name__ in options.ops)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

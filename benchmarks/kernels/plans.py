@@ -11,6 +11,7 @@ from benchmarks.kernels.batch_norm_cases import (
     batch_norm_loss,
     batch_norm_statistics,
     frozen_batch_norm_with_stats,
+    noisy_batch_norm,
 )
 from benchmarks.kernels.quantization_cases import (
     fake_quantize,
@@ -32,9 +33,11 @@ LAYOUTS: dict[Callable[[Kind], Subject], tuple[str, ...]] = {
     update_min_max: (NCHW, CHANNELS_LAST, WEIGHTS, PER_TENSOR),
     batch_norm_statistics: (NCHW, CHANNELS_LAST),
     frozen_batch_norm_with_stats: (NCHW, CHANNELS_LAST),
+    noisy_batch_norm: (NCHW, CHANNELS_LAST),
     batch_norm_loss: (NCHW, CHANNELS_LAST),
     batch_norm_distance: ("vectors",),
 }
+OPS = tuple(make.__name__ for make in LAYOUTS)
 COMPARED_BY_COMPILING = (lsq_fake_quantize, batch_norm_loss)
 RESIDENT = (1024, 65536)  # elements
 DISTANCE_CHANNELS = 10_000  # of all layers together

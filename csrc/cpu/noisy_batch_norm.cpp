@@ -54,7 +54,7 @@ void forward(const NoisyBatchNormArguments& norm, int threads) {
     NoisyNormalization<V, T, has_noise> normalization{
         multiplier.data(),
         offset.data(),
-        V::broadcast(static_cast<Real>(norm.noise)),
+        V::broadcast(static_cast<Real>(norm.noise / noise_deviation)),
         V::broadcast(static_cast<Real>(norm.negative_slope)),
         Output<T>(norm.y, numel),
         nullptr};

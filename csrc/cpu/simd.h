@@ -26,6 +26,7 @@ struct BFloat16 {
 
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
+inline float widen(int16_t x) { return x; }
 inline float widen(BFloat16 x) {
     const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
     float result;

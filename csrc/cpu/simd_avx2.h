@@ -55,6 +55,9 @@ struct Avx2Vector {
     static Avx2Vector load(const Float16* source, int n) {
         return {_mm256_cvtph_ps(load_half(source, n))};
     }
+    static Avx2Vector load(const int16_t* source, int n) {
+        return {_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load_half(source, n)))};
+    }
     // Elements where the mask is set, bit by bit, and zeros elsewhere.
     static Avx2Vector load_where(Mask mask, const float* source, int n) {
         return {_mm256_and_ps(load(source, n).value, mask.value)};

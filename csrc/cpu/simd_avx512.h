@@ -48,6 +48,9 @@ struct Avx512Vector {
     static Avx512Vector load(const Float16* source, int n) {
         return {_mm512_cvtph_ps(load_half(source, n))};
     }
+    static Avx512Vector load(const int16_t* source, int n) {
+        return {_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(load_half(source, n)))};
+    }
     // Elements where the mask is set, bit by bit, and zeros elsewhere.
     static Avx512Vector load_where(Mask mask, const float* source, int n) {
         return {_mm512_maskz_loadu_ps(mask.value & first(n), source)};

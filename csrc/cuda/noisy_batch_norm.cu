@@ -8,28 +8,24 @@
 namespace zscgan::cuda {
 namespace {
 
-// The noise of an vector.
+// The noise of a vector.
 struct Noise {
     struct Numbers {
-        float number[vector_size];
+        int number[numbers_per_vector];
     };
     const int64_t* seed;
-    float deviation;
+    float unit;
 
     __device__ __forceinline__ Numbers draw(int64_t vector) const {
+        const auto index = static_cast<uint64_t>(vector);
         uint32_t words[words_per_block];
-        philox(static_cast<uint64_t>(*seed), static_cast<uint64_t>(vector), words);
+        philox(static_cast<uint64_t>(*seed), block_of_vector(index), words);
         Numbers numbers;
-#pragma unroll
-        for (int i = 0; i < words_per_block; ++i) {
-            const NormalPair pair = box_muller(words[i]);
-            numbers.number[2 * i] = pair.first;
-            numbers.number[2 * i + 1] = pair.second;
-        }
+        vector_noise(words, half_of_vector(index), numbers.number);
         return numbers;
     }
     __device__ __forceinline__ float added(float value, const Numbers& numbers, int place) const {
-        return value + deviation * numbers.number[place];
+        return value + unit * static_cast<float>(numbers.number[place]);
     }
 };
 
@@ -173,7 +169,8 @@ const char* noisy_batch_norm(const NoisyBatchNormArguments& norm, Launch target)
     return dispatch(norm.type, [&](auto element) -> const char* {
         using T = decltype(element);
         if (norm.noise == 0) return forward<T>(norm, NoNoise{}, target);
-        return forward<T>(norm, Noise{norm.seed, static_cast<float>(norm.noise)}, target);
+        return forward<T>(norm, Noise{norm.seed, static_cast<float>(norm.noise / noise_deviation)},
+                          target);
     });
 }
 

@@ -210,10 +210,11 @@ def noisy_batch_norm(
     """Normalize, add normal noise and apply a LeakyReLU, in one pass.
 
     `y = leaky_relu((x - mean) / sqrt(variance + eps) * weight + bias + noise * n)`, where the
-    standard normal n of an element depends on `seed` and the element's place in memory alone: it is
-    drawn by a counter (Philox 4x32-10 and the Box-Muller transform of 16 bits for the radius and 16
-    for the angle), with the same bits on every device and for any number of threads. The backward
-    pass needs x and one bit for each element. Gradients reach `x`, `weight` and `bias`.
+    nearly normal n of an element (mean 0, variance 1) depends on `seed` and the element's place in
+    memory alone: it is drawn by a counter, Philox 4x32-10, and is the sum of cubics of eight of its
+    bytes, with the same bits on every device and for any number of threads. Its distribution
+    function is within 2.1e-4 of the normal one, and no n is beyond 6.7. The backward pass needs x
+    and one bit for each element. Gradients reach `x`, `weight` and `bias`.
 
     Args:
         x: [N, C, ...].

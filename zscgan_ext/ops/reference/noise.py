@@ -1,18 +1,20 @@
-"""Normal numbers from a counter in plain torch: Philox 4x32-10 and the Box-Muller transform.
+"""Nearly normal numbers from a counter in plain torch: Philox 4x32-10 and sums of cubics.
 
-They have the bits of `csrc/normal_noise.h`, which says what they are.
+They are those of `csrc/normal_noise.h`, which says what they are.
 """
 
 import torch
 from torch import Tensor
 
-NUMBERS_PER_BLOCK = 8
+NUMBERS_PER_VECTOR = 8
+BLOCKS_PER_GROUP = 4
+NUMBERS_PER_GROUP = 64
 WORD = 0xFFFFFFFF  # the bits of a word; words are kept in int64
 ROUNDS = 10
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
-SQRT_HALF_BITS = 0x3F3504F3  # of sqrt(1/2) in float32
-LOGARITHM = (1.2085285438e-1, -1.8484226553e-1, 2.0398901584e-1, -2.4937617605e-1, 3.3322458160e-1)
+LINEAR, CUBIC = 1040, 3029
+DEVIATION = 4842.275175472786  # of the numbers
 
 
 def philox(key: tuple[Tensor, Tensor], counter: list[Tensor]) -> list[Tensor]:
@@ -32,37 +34,40 @@ def philox(key: tuple[Tensor, Tensor], counter: list[Tensor]) -> list[Tensor]:
     return [a, b, c, d]
 
 
-def natural_logarithm(x: Tensor) -> Tensor:
-    """Return the logarithm of normal positive numbers, float32."""
-    shifted = x.view(torch.int32) - SQRT_HALF_BITS
-    exponent = (shifted >> 23).float()
-    f = ((shifted & 0x007FFFFF) + SQRT_HALF_BITS).view(torch.float32) - 1
-    square = f * f
-    p = torch.full_like(f, LOGARITHM[0])
-    for coefficient in LOGARITHM[1:]:
-        p = p * f + coefficient
-    return exponent * 0.693147180559945 + (p * f * square - 0.5 * square + f)
+def fraction_product(a: Tensor, b: Tensor | int) -> Tensor:
+    """Return the product of fractions with 15 bits after the point, rounded."""
+    return (a * b + 0x4000) >> 15
 
 
-def box_muller(words: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two normal numbers, float32, for each word, int64."""
-    uniform = ((words >> 16 << 1) | 1).float() * 2**-17
-    # torch's square root of float32 may be off by a bit on a CPU.
-    radius = (-2 * natural_logarithm(uniform)).double().sqrt().float()
-    angle = (((words & 0x3FFF) << 1 | 1) - 0x4000).float() * 4.7936899621426287e-5
-    square = angle * angle
-    sine = (8.1646086733e-3 * square - 1.6663458531e-1) * square * angle + angle
-    cosine = (4.1661278619e-2 - 1.3652450089e-3 * square) * square * square - 0.5 * square + 1
-    radius = torch.where((words & 0x8000) != 0, -radius, radius)
-    swapped = (words & 0x4000) != 0
-    return radius * torch.where(swapped, sine, cosine), radius * torch.where(swapped, cosine, sine)
+def cubics_of_bytes() -> Tensor:
+    """Return the cubic of each byte, int64 [256]; bytes are signed."""
+    centered = (torch.arange(256) ^ 0x80) * 256 - 0x8000 + 0x80
+    square = fraction_product(centered, centered)
+    return fraction_product(centered, LINEAR + fraction_product(square, CUBIC))
+
+
+def hadamard(count: int) -> Tensor:
+    """Return the Hadamard matrix of a power of two in Sylvester's order, int64."""
+    matrix = torch.ones(1, 1, dtype=torch.int64)
+    while len(matrix) < count:
+        matrix = torch.kron(matrix, torch.tensor([[1, 1], [1, -1]]))
+    return matrix
 
 
 def normal_noise(count: int, seed: Tensor) -> Tensor:
-    """Return the numbers of so many elements in memory order, float32 [count]."""
-    blocks = torch.arange(-(-count // NUMBERS_PER_BLOCK), device=seed.device)
+    """Return the numbers of so many elements in memory order, in units of 1 / DEVIATION.
+
+    They are whole, int64 [count].
+    """
+    groups = -(-count // NUMBERS_PER_GROUP)
+    blocks = torch.arange(groups * BLOCKS_PER_GROUP, device=seed.device)
     zero = torch.zeros_like(blocks)
     key = seed & WORD, (seed >> 32) & WORD
-    words = philox(key, [blocks & WORD, blocks >> 32, zero, zero])
-    pairs = box_muller(torch.stack(words, 1))  # [blocks, 4] each
-    return torch.stack(pairs, 2).view(-1)[:count]
+    words = torch.stack(philox(key, [blocks & WORD, blocks >> 32, zero, zero]), 1)  # [blocks, 4]
+    shifts = torch.arange(0, 32, 8, device=seed.device)
+    numbers = cubics_of_bytes().to(seed.device)[words[:, :, None] >> shifts & 0xFF]
+    # Two bytes of each word belong to a half of the block.
+    halves = numbers.view(groups, BLOCKS_PER_GROUP, 4, 2, 2).permute(0, 3, 1, 2, 4)
+    vectors = halves.reshape(-1, NUMBERS_PER_VECTOR)  # the order of vectors in memory
+    signs = hadamard(NUMBERS_PER_VECTOR).to(seed.device)
+    return (vectors[:, :, None] * signs).sum(1).view(-1)[:count]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from zscgan_ext.ops.layout import broadcast_per_channel
 from zscgan_ext.ops.reference.batch_norm import normalize
-from zscgan_ext.ops.reference.noise import normal_noise
+from zscgan_ext.ops.reference.noise import DEVIATION, normal_noise
 from zscgan_ext.ops.reference.quantization import pack_bits, unpack_bits
 
 
@@ -16,7 +16,7 @@ def noisy_batch_norm(
     values = normalize(x, multiplier, offset)
     if noise != 0:
         numbers = normal_noise(x.numel(), seed).to(values.dtype)
-        values = values + noise * numbers.as_strided(x.shape, x.stride())
+        values = values + noise / DEVIATION * numbers.as_strided(x.shape, x.stride())
     y = torch.where(values <= 0, values * negative_slope, values)
     return y.to(x.dtype), pack_bits(values > 0)
 
