@@ -27,7 +27,6 @@ from zscgan_ext.train import main
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 # Rows of a run that learns a generator.
-MEASURED = {key: variant for key, variant in VARIANTS.items() if key != "instant"}
 REAL_ROWS = {"real_calibrated", "real_fine_tuned"}
 STUDENT_FILES = {"quantized.safetensors", "model.safetensors", "export.json"}
 RUN_FILES = STUDENT_FILES | {
@@ -80,7 +79,7 @@ def test_metrics_have_the_promised_keys(run):
     own = {
         *("classifier", "bits", "scheme", "seed", "device", "top1", "agreement", "seconds"),
         *("peak_memory_bytes", "execution", "diversity", "warnings"),
-        "initial_ranges",
+        *("initial_ranges", "layer_bits", "average_weight_bits", "choice"),
     }
     assert set(metrics) == own | set(environment())
     assert metrics["classifier"] == "resnet20"
@@ -105,7 +104,7 @@ def test_accuracy_is_measured_on_the_evaluation_images(run, data):
     metrics = metrics_of(run)
     assert metrics["top1"]["float"] == pytest.approx(expected)
     assert metrics["agreement"]["float"] == 100
-    assert all(0 <= metrics["top1"][row] <= 100 for row in MEASURED)
+    assert all(0 <= metrics["top1"][row] <= 100 for row in VARIANTS)
     # Eight bits and real images lose next to nothing.
     assert metrics["agreement"]["real_calibrated"] >= 95
 
@@ -174,7 +173,7 @@ def assert_table(output, metrics):
     lines = output.splitlines()
     header = next(i for i, line in enumerate(lines) if "top-1" in line)
     assert "agreement" in lines[header]
-    for line, (row, variant) in zip(lines[header + 1 :], MEASURED.items(), strict=False):
+    for line, (row, variant) in zip(lines[header + 1 :], VARIANTS.items(), strict=False):
         values = f"{metrics['top1'][row]:.2f}", f"{metrics['agreement'][row]:.2f}"
         assert line.startswith(variant.label)
         assert tuple(line.removeprefix(variant.label).split()) == values
@@ -201,7 +200,7 @@ def test_stopping_after_synthesis(data, tmp_path, capsys):
 def test_without_reference_data_its_rows_are_absent(data, tmp_path, capsys):
     assert train(tmp_path / "out", data, "--scheme=paper", "--classifier=resnet20") == 0
     metrics = metrics_of(tmp_path / "out")
-    assert {row for row in VARIANTS if metrics["top1"][row] is None} == {*REAL_ROWS, "instant"}
+    assert {row for row in VARIANTS if metrics["top1"][row] is None} == REAL_ROWS
     output = capsys.readouterr().out
     assert VARIANTS["fine_tuned"].label in output
     assert not any(VARIANTS[row].label in output for row in REAL_ROWS)
