@@ -43,7 +43,7 @@ DEFAULT_FORM = FileForm()
 
 def export_run(
     folder: Path,
-    formats: Sequence[str],
+    formats: Sequence[str] | None,
     classifier: str | None = None,
     form: FileForm = DEFAULT_FORM,
 ) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def export_run(
 
     Args:
         folder: of the run.
-        formats: `onnx`, `safetensors`.
+        formats: `onnx`, `pt2`, `safetensors`; None for safetensors and the one of the target.
         classifier: as `open_run` takes it.
         form: of the files.
 
@@ -61,12 +61,14 @@ def export_run(
     Raises:
         InputError: if the run cannot be read or exported, or a file differs from the student.
     """
-    require_packages(formats)
+    require_packages(formats or ())
     run = open_run(folder, classifier)
     config = run.config
     resizes = config.resize_input if form.resize_input is None else form.resize_input
     form = FileForm(form.target or config.quantization.target, form.input or config.input, resizes)
     check_form(run.student, form)
+    if formats is None:
+        formats = ("pt2" if form.target == "pt2e" else "onnx", "safetensors")
     images = run.comparison_images(BATCH, BATCHES)
     return export(run.classifier, run.student, images, folder, formats, form)
 
@@ -86,7 +88,7 @@ def export(
         student: calibrated, on the CPU.
         images: batches of normalized images [N, C, H, W], to compare the files with the student.
         folder: for the files.
-        formats: `onnx`, `safetensors`.
+        formats: `onnx`, `pt2`, `safetensors`.
         form: of the files; for the runtime that the student was quantized for, and of normalized
             images, where it does not say.
 
@@ -111,6 +113,10 @@ def export(
         if name == "onnx":
             data, report["onnx"] = onnx_file(classifier, student, images, form)
             report["bytes"]["float_onnx"] = report["onnx"].pop("float_bytes")
+        elif name == "pt2":
+            from zscgan_ext.export.pt2e import pt2e_file  # imports torch.export's tools
+
+            data, report["pt2"] = pt2e_file(classifier, student, images)
         else:
             data = safetensors_file(classifier, student, images[0])
         write_own(folder, EXPORTED[name], data)
@@ -150,7 +156,7 @@ def check_exports(
     Args:
         classifier: the float classifier that the student was made from, on the CPU.
         student: just converted, on the CPU; its ranges are changed.
-        formats: `onnx`, `safetensors`.
+        formats: `onnx`, `pt2`, `safetensors`.
 
     Raises:
         InputError: if packages are missing, a node cannot be exported, or computes something else
@@ -165,6 +171,10 @@ def check_exports(
     calibrate(student, iter([(batch, torch.zeros(len(batch)))]), 1)
     if "safetensors" in formats:
         safetensors_file(classifier, student, batch)
+    if "pt2" in formats:
+        from zscgan_ext.export.pt2e import pt2e_file
+
+        pt2e_file(classifier, student, [batch])
     if "onnx" in formats:
         from zscgan_ext.export.onnx.model import float_model, quantized_model
         from zscgan_ext.export.onnx.tensorrt import check_tensorrt
@@ -244,5 +254,10 @@ def summary(report: dict[str, Any]) -> str:
             f"{measured['end_to_end_difference']:.2g} from end to end",
             f"ONNX Runtime, one image, {report['threads']} thread(s): "
             f"float {milliseconds['float']:.3f} ms, quantized {milliseconds['quantized']:.3f} ms",
+        ]
+    if "pt2" in report:
+        lines += [
+            f"the program agrees with the student on {report['pt2']['agreement']:.2f} % of "
+            f"{report['pt2']['images']} images"
         ]
     return "\n".join(lines)

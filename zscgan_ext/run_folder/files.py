@@ -33,7 +33,8 @@ SAMPLES = "samples"
 GENERATOR = "generator.safetensors"
 STUDENT = "quantized.safetensors"
 PREDICTIONS = "predictions.safetensors"
-EXPORTED = {"onnx": "model.onnx", "safetensors": "model.safetensors"}  # by format
+# By format.
+EXPORTED = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model.safetensors"}
 EXPORT = "export.json"
 REPORT = "report.html"
 TRACE, PROFILE = "trace.json", "profile.txt"
