@@ -604,9 +604,9 @@ def test_batch_sizes_that_are_none_are_named(classifier, student, batch_size):
 
 FORMATS = {
     "onnx": "formats: expected a sequence of names, such as .* got the text 'onnx'",
-    5: "formats: expected a sequence of onnx and safetensors, got a int",
-    (5,): "formats: expected onnx and safetensors, got 5",
-    ((),): r"formats: expected onnx and safetensors, got \(\)",
+    5: "formats: expected a sequence of onnx, pt2, safetensors, got a int",
+    (5,): "formats: expected onnx, pt2, safetensors, got 5",
+    ((),): r"formats: expected onnx, pt2, safetensors, got \(\)",
 }
 
 
@@ -657,7 +657,7 @@ def test_missing_images_and_labels_are_named(classifier, student, tmp_path):
         zscgan_ext.quantize(classifier, [])
     with pytest.raises(InputError, match="images: expected labels too, which label_weight needs"):
         zscgan_ext.fine_tune(student, classifier, batches, label_weight=1.0)
-    with pytest.raises(InputError, match="formats: expected onnx and safetensors, got 'onxn'"):
+    with pytest.raises(InputError, match="formats: expected onnx, pt2, safetensors, got 'onxn'"):
         zscgan_ext.export(classifier, student, batches, tmp_path, ("onxn",))
     with pytest.raises(InputError, match="data: give labelled images"):
         zscgan_ext.evaluate(student, classifier)

@@ -18,12 +18,14 @@ from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.export.onnx import layers as onnx_layers
 from zscgan_ext.images.datasets import open_images
 from zscgan_ext.measures import predict, top1
-from zscgan_ext.run_folder.files import EXPORT, EXPORTED
+from zscgan_ext.run_folder.files import EXPORT
+from zscgan_ext.run_folder.files import EXPORTED as ALL_EXPORTED
 from zscgan_ext.run_folder.finished_run import open_run
 from zscgan_ext.train import main as train
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 CPU = torch.device("cpu")
+EXPORTED = {name: ALL_EXPORTED[name] for name in ("onnx", "safetensors")}  # of the run here
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +256,8 @@ ERRORS = {
     "no run": (["nowhere"], "nowhere: expected the folder of a finished run, it lacks config.yaml"),
     "unknown format": (
         ["RUN", "--formats", "onxn"],
-        "export: expected onnx, safetensors, both with a comma between them, or none, got 'onxn', "
-        "did you mean onnx?",
+        "export: expected onnx, pt2, safetensors, several with a comma between them, or none, got "
+        "'onxn', did you mean onnx?",
     ),
 }
 

@@ -353,8 +353,9 @@ def export(
         student: what `quantize` or `fine_tune` gave.
         images: to compare on: a generator, or batches of normalized images; None for a few random
             ones, which tell as well whether files and student compute the same.
-        folder: for `model.onnx`, `model.safetensors` and `export.json`; made where it is missing.
-        formats: `onnx`, `safetensors`.
+        folder: for `model.onnx`, `model.pt2`, `model.safetensors` and `export.json`; made where it
+            is missing.
+        formats: `onnx`, `pt2`, `safetensors`.
         target: runtime that is to execute the files, one of those of `quantize`; that which the
             student was quantized for with None.
         input: what the ONNX file takes: `float32` for normalized images [N, C, H, W], `uint8` for

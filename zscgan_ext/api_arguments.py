@@ -309,7 +309,7 @@ def check_formats(formats: object) -> Sequence[str]:
     Raises:
         InputError: naming the first that is unknown.
     """
-    accepted = " and ".join(EXPORTED)
+    accepted = ", ".join(EXPORTED)
     if isinstance(formats, str):
         raise InputError(
             f'formats: expected a sequence of names, such as ["onnx"], got the text {formats!r}; '

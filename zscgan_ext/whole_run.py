@@ -13,7 +13,7 @@ from zscgan_ext.config.command_line import CONFIG, flag
 from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.config.values import parse_formats
 from zscgan_ext.errors import first_line, is_out_of_memory, one_line
-from zscgan_ext.export.exporter import export_copy, export_run, summary
+from zscgan_ext.export.exporter import export_copy, export_run, form_of, summary
 from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.program import exit_with_message
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
@@ -45,7 +45,8 @@ def export_first(run: Run, student: QuantizedClassifier) -> None:
     # What comes later draws the same random numbers, whatever is exported.
     with torch.random.fork_rng([run.device] if is_gpu else []), run.checkpoints.interruptible():
         if formats:
-            print(summary(export_copy(run.classifier, student, run.folder.path, formats)))
+            folder, form = run.folder.path, form_of(run.config)
+            print(summary(export_copy(run.classifier, student, folder, formats, form)))
     place, seconds = run.folder.path, run.results.total_seconds()
     goes_on = ", and can be used while the run improves it" if run.config.learns_generator else ""
     text = f"the quantized classifier is in {place} after {seconds:.0f} s{goes_on}"

@@ -34,8 +34,9 @@ from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.config.configs import ExecutionConfig, FineTuningConfig, GeneratorConfig
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import first_line
+from zscgan_ext.export.node_by_node import product_step
 from zscgan_ext.export.onnx.model import quantized_model
-from zscgan_ext.export.onnx.verification import compare_nodes, product_step
+from zscgan_ext.export.onnx.verification import compare_nodes
 from zscgan_ext.quantization.batch_norm_folding import fold_batch_norm
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert, folded

@@ -383,7 +383,8 @@ ARGUMENTS = {
     "unknown format": (
         "export",
         [".", "--formats", "tflite"],
-        "export: expected onnx, safetensors, both with a comma between them, or none, got 'tflite'",
+        "export: expected onnx, pt2, safetensors, several with a comma between them, or none, got "
+        "'tflite'",
     ),
     "no run": ("export", ["."], ".: expected the folder of a finished run, it lacks config.yaml"),
 }

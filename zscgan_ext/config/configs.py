@@ -37,6 +37,7 @@ TARGETS = {
     "onnxruntime": {},
     "openvino": {"export": "onnx"},
     "tensorrt": {"export": "onnx", "bits": "w8a8"},
+    "pt2e": {"export": "pt2", "bits": "w8a8"},
 }
 ACTIVATION_BITS_OF_TENSORRT = 8
 WITH_GENERATOR = tuple(preset for preset in PRESETS if preset != "instant")
@@ -102,9 +103,10 @@ class QuantizationConfig(Configuration):
     KL divergence, or the narrower"""
     calibration_batches: int = setting(8, "N", above=0, at_most=STEPS)
     """batches of images that ranges are taken from"""
-    target: Literal["onnxruntime", "openvino", "tensorrt"] = setting("onnxruntime")
+    target: Literal["onnxruntime", "openvino", "tensorrt", "pt2e"] = setting("onnxruntime")
     """runtime that is to execute the quantized classifier; tensorrt: symmetric int8 activations,
-    quantized where layers read them, of 8 bits (bits w8a8 where none are given)"""
+    quantized where layers read them, of 8 bits; pt2e: PyTorch, by a program that its backends
+    lower; for both bits w8a8 where none are given"""
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -262,8 +264,8 @@ class RunConfig(Configuration):
     stop_after: Literal["synthesis"] | None = setting(None)
     """stage to stop after (None: run them all)"""
     export: str = setting("safetensors", "FORMATS")
-    """files to deploy: safetensors, onnx (proved and timed in ONNX Runtime), both with a comma
-    between them, or none"""
+    """files to deploy: safetensors, onnx (proved and timed in ONNX Runtime), pt2 (a program of
+    torch.export with quantized_decomposed operators), several with a comma between them, or none"""
     input: Literal["float32", "uint8", "uint8-nchw"] = setting("float32")
     """what an ONNX file takes; float32: normalized images [N, C, H, W]; uint8: pixels [N, H, W, C]
     as decoders give them, which the file normalizes; uint8-nchw: pixels [N, C, H, W]"""

@@ -12,7 +12,7 @@ from zscgan_ext.process_environment import local_rank
 if TYPE_CHECKING:
     import torch
 
-EXPORT_FORMATS = ("onnx", "safetensors")
+EXPORT_FORMATS = ("onnx", "pt2", "safetensors")
 AUTO = "auto"  # widths that a budget decides about
 ACTIVATION_BITS_OF_AUTO = 8
 FLOAT_LAYER = "float"
@@ -118,7 +118,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in EXPORT_FORMATS:
             hint = did_you_mean(name, EXPORT_FORMATS)
-            accepted = "onnx, safetensors, both with a comma between them, or none"
+            accepted = "onnx, pt2, safetensors, several with a comma between them, or none"
             raise InputError(f"export: expected {accepted}, got {name!r}{hint}")
     return names
 

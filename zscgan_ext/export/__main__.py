@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from zscgan_ext.config.configs import TARGETS, RunConfig
 from zscgan_ext.config.fields import choices_of, hints_of
-from zscgan_ext.config.values import EXPORT_FORMATS, parse_formats
+from zscgan_ext.config.values import parse_formats
 from zscgan_ext.errors import one_line
 from zscgan_ext.program import interruptible_import, program, run_parser
 
@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--formats",
         metavar="FORMATS",
-        default=",".join(EXPORT_FORMATS),
-        help="onnx, safetensors, or both with a comma between them (default: both)",
+        help="onnx, pt2, safetensors, or several with a comma between them (default: safetensors, "
+        "and pt2 for the target pt2e, onnx for all others)",
     )
     parser.add_argument(
         "--target",
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="let an ONNX file of pixels take pictures of any size",
     )
     options = parser.parse_args(arguments)
-    formats = parse_formats(options.formats)
+    formats = None if options.formats is None else parse_formats(options.formats)
     with interruptible_import():
         from zscgan_ext.export.exporter import (
             FileForm,

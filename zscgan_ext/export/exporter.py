@@ -44,7 +44,7 @@ DEFAULT_FORM = FileForm()
 
 def export_run(
     folder: Path,
-    formats: Sequence[str],
+    formats: Sequence[str] | None,
     classifier: str | None = None,
     form: FileForm = DEFAULT_FORM,
 ) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def export_run(
 
     Args:
         folder: of the run.
-        formats: `onnx`, `safetensors`.
+        formats: `onnx`, `pt2`, `safetensors`; None for safetensors and the one of the target.
         classifier: as `open_run` takes it.
         form: of the files.
 
@@ -62,17 +62,19 @@ def export_run(
     Raises:
         InputError: if the run cannot be read or exported, or a file differs from the student.
     """
-    require_packages(formats)
+    require_packages(formats or ())
     require_finished(folder)
     with only_writer(folder):  # or the files could be of a run that is replaced meanwhile
         run = open_run(folder, classifier)
         form = form_of(run.config, form)
         check_form(run.student, form)
         images = run.comparison_images(BATCH, BATCHES)
+        if formats is None:
+            formats = ("pt2" if form.target == "pt2e" else "onnx", "safetensors")
         return export(run.classifier, run.student, images, folder, formats, form)
 
 
-def form_of(config: RunConfig, given: FileForm) -> FileForm:
+def form_of(config: RunConfig, given: FileForm = DEFAULT_FORM) -> FileForm:
     """Return the form of a run's files: what was given, else what its configuration says."""
     resizes = config.resize_input if given.resize_input is None else given.resize_input
     target, input_form = given.target or config.quantization.target, given.input or config.input
@@ -80,7 +82,11 @@ def form_of(config: RunConfig, given: FileForm) -> FileForm:
 
 
 def export_copy(
-    classifier: Classifier, student: QuantizedClassifier, folder: Path, formats: Sequence[str]
+    classifier: Classifier,
+    student: QuantizedClassifier,
+    folder: Path,
+    formats: Sequence[str],
+    form: FileForm,
 ) -> dict[str, Any]:
     """Export a student of a run that goes on, compared with its files on a few random images.
 
@@ -88,7 +94,8 @@ def export_copy(
         classifier: the float classifier that the student was made from; left as it is.
         student: calibrated; left as it is.
         folder: as `export` takes it.
-        formats: `onnx`, `safetensors`.
+        formats: `onnx`, `pt2`, `safetensors`.
+        form: of the files.
 
     Returns:
         what `export` returns.
@@ -101,7 +108,7 @@ def export_copy(
     lay_out(student.to("cpu").requires_grad_(False), torch.channels_last)
     shape = classifier.preprocessing.shape
     images = to_channels_last(random_images(RANDOM_IMAGES, shape, torch.zeros(())))
-    return export(classifier, student, [images], folder, formats)
+    return export(classifier, student, [images], folder, formats, form)
 
 
 def export(
@@ -119,7 +126,7 @@ def export(
         student: calibrated, on the CPU.
         images: batches of normalized images [N, C, H, W], to compare the files with the student.
         folder: for the files.
-        formats: `onnx`, `safetensors`.
+        formats: `onnx`, `pt2`, `safetensors`.
         form: of the files; for the runtime that the student was quantized for, and of normalized
             images, where it does not say.
 
@@ -144,6 +151,10 @@ def export(
         if name == "onnx":
             data, report["onnx"] = onnx_file(classifier, student, images, form)
             report["bytes"]["float_onnx"] = report["onnx"].pop("float_bytes")
+        elif name == "pt2":
+            from zscgan_ext.export.pt2e import pt2e_file  # imports torch.export's tools
+
+            data, report["pt2"] = pt2e_file(classifier, student, images)
         else:
             data = safetensors_file(classifier, student, images[0])
         write_own(folder, EXPORTED[name], data)
@@ -183,7 +194,7 @@ def check_exports(
     Args:
         classifier: the float classifier that the student was made from, on the CPU.
         student: just converted, on the CPU; its ranges are changed.
-        formats: `onnx`, `safetensors`.
+        formats: `onnx`, `pt2`, `safetensors`.
 
     Raises:
         InputError: if packages are missing, a node cannot be exported, or computes something else
@@ -198,6 +209,10 @@ def check_exports(
     calibrate(student, iter([(batch, torch.zeros(len(batch)))]), 1)
     if "safetensors" in formats:
         safetensors_file(classifier, student, batch)
+    if "pt2" in formats:
+        from zscgan_ext.export.pt2e import pt2e_file
+
+        pt2e_file(classifier, student, [batch])
     if "onnx" in formats:
         from zscgan_ext.export.onnx.model import float_model, quantized_model
         from zscgan_ext.export.onnx.tensorrt import check_tensorrt
@@ -277,5 +292,10 @@ def summary(report: dict[str, Any]) -> str:
             f"{measured['end_to_end_difference']:.2g} from end to end",
             f"ONNX Runtime, one image, {report['threads']} thread(s): "
             f"float {milliseconds['float']:.3f} ms, quantized {milliseconds['quantized']:.3f} ms",
+        ]
+    if "pt2" in report:
+        lines += [
+            f"the program agrees with the student on {report['pt2']['agreement']:.2f} % of "
+            f"{report['pt2']['images']} images"
         ]
     return "\n".join(lines)

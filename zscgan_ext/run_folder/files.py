@@ -34,7 +34,8 @@ GENERATOR = "generator.safetensors"
 STUDENT = "quantized.safetensors"
 INSTANT_STUDENT = "instant.safetensors"  # until a run is through
 PREDICTIONS = "predictions.safetensors"
-EXPORTED = {"onnx": "model.onnx", "safetensors": "model.safetensors"}  # by format
+# By format.
+EXPORTED = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model.safetensors"}
 EXPORT = "export.json"
 LAYER_BITS = "layer_bits.json"
 REPORT = "report.html"

@@ -15,20 +15,17 @@ from dataclasses import dataclass
 import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
-from torch import Tensor, fx
+from torch import Tensor
 
-from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.errors import InputError
+from zscgan_ext.export.node_by_node import Follower, product_step
 from zscgan_ext.export.onnx.graph import QuantizedValue
 from zscgan_ext.export.onnx.runtime import OUTPUT, OnnxClassifier
 from zscgan_ext.measures import agreement
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
-from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
 LEAST_AGREEMENT = 99.5  # percent, of a student that agrees with itself
 NUDGE = 1e-6  # relative change of an image that moves ties and nothing else
-# How far from the middle between two integers a value may lie, in steps, to count as a tie.
-TIE = 0.01
 # Where no quantized value stands before the last layer, logits differ by less than this part.
 FLOAT_ERROR = 1e-4
 BATCHES_BY_NODE = 4  # that are compared node by node
@@ -102,61 +99,6 @@ def nudged(batch: Tensor) -> Tensor:
     return batch * (1 + NUDGE * noise)
 
 
-def product_step(student: QuantizedClassifier) -> float:
-    """Return one step of what the last layer sums: input scale times the largest weight scale.
-
-    0 where no activation is quantized.
-    """
-    input_scale = step = 0.0
-    for node in student.graph.graph.nodes:
-        module = module_of(student.graph, node)
-        if isinstance(module, ActivationQuantizer):
-            input_scale = float(module.qparams().scale)
-        elif isinstance(module, QuantizedLayer):
-            step = input_scale * float(module.qparams().scale.max())
-    return step
-
-
-class Follower(fx.Interpreter):
-    """Runs a student on the integers that ONNX Runtime gave, and compares them with its own."""
-
-    def __init__(self, student: QuantizedClassifier, integers: dict[str, Tensor]) -> None:
-        super().__init__(student.graph)
-        self.extra_traceback = False  # which would make several lines of an error
-        self.integers = integers
-        self.ties = 0
-        self.largest_of_last_layer = 0.0
-
-    def run_node(self, n: fx.Node) -> object:
-        """Run one node; for a quantizer, give what ONNX Runtime gave.
-
-        Raises:
-            InputError: if a quantizer's integers differ by more than ties.
-        """
-        quantizer = module_of(self.module, n)  # type: ignore[arg-type]
-        if not isinstance(quantizer, ActivationQuantizer):
-            result = super().run_node(n)
-            if isinstance(quantizer, QuantizedLayer):
-                self.largest_of_last_layer = float(result.abs().max())
-            return result
-        (x, *others), _ = self.fetch_args_kwargs_from_env(n)
-        scale, zero_point = quantizer.qparams()
-        found = (self.integers[str(n.target)].float() - zero_point) * scale
-        margin = TIE * scale
-        below, own, above = (quantizer(x + shift, *others) for shift in (-margin, 0, margin))
-        tolerance = scale / 2  # between one integer and the next
-        wrong = (found < below - tolerance) | (found > above + tolerance) | found.isnan()
-        if bool(wrong.any()):
-            steps = ((found - own).abs() / scale).max()
-            raise InputError(
-                f"export: the first node that differs is {n.target}: ONNX Runtime gives other "
-                f"integers in {100 * float(wrong.float().mean()):.2g} % of its elements, "
-                f"by up to {float(steps):.0f}"
-            )
-        self.ties += int(((found - own).abs() > tolerance).sum())
-        return found
-
-
 def compare_nodes(
     student: QuantizedClassifier,
     model: ModelProto,
@@ -180,7 +122,8 @@ def compare_nodes(
     with student.quantized_weights():
         for images in batches:
             *found, logits = map(torch.from_numpy, session.run([*names, OUTPUT], images))
-            follower = Follower(student, dict(zip(quantized, found, strict=True)))
+            integers = dict(zip(quantized, found, strict=True))
+            follower = Follower(student, integers, "ONNX Runtime")
             expected = follower.run(images)
             ties += follower.ties
             differences.append((expected - logits).abs().max())

@@ -1,0 +1,188 @@
+"""A quantized classifier as a program of `torch.export` with quantized_decomposed operators (PT2E).
+
+That is the form that torch.compile's x86 backend, ExecuTorch and others lower to integer kernels.
+Torch executes it as it is, too.
+"""
+
+import copy
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+# Registers torch.ops.quantized_decomposed, which is otherwise loaded with the quantization tools.
+import torch.ao.quantization.fx._decomposed
+from torch import Tensor, fx, nn
+
+from zscgan_ext.classifiers.exported_program import export_program, quiet_export
+from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.errors import InputError, first_line
+from zscgan_ext.export.integers import integer_weight
+from zscgan_ext.export.node_by_node import Follower, product_step
+from zscgan_ext.measures import agreement
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
+from zscgan_ext.quantization.quantizer_placement import ACTIVATION_QUANTIZERS
+from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
+
+METADATA = "zscgan_ext"  # the name of the file in the archive
+BATCHES_BY_NODE = 4  # that are compared node by node
+# Where no quantized value stands before the last layer, logits differ by less than this part.
+FLOAT_ERROR = 1e-4
+OPERATORS = torch.ops.quantized_decomposed
+
+
+def kind_of(signed: bool) -> torch.dtype:
+    """Return the type that integers are stored in."""
+    return torch.int8 if signed else torch.uint8
+
+
+class QuantizeDequantize(nn.Module):
+    """An activation quantizer as the two operators that lowering looks for."""
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        scale, zero_point = quantizer.qparams()
+        integers = quantizer.quant_range
+        self.qparams = (float(scale.item()), int(zero_point.item()))
+        self.bounds = (integers.quant_min, integers.quant_max, kind_of(integers.signed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round a tensor to the quantizer's integers."""
+        integers = OPERATORS.quantize_per_tensor.default(x, *self.qparams, *self.bounds)
+        result: Tensor = OPERATORS.dequantize_per_tensor.default(
+            integers, *self.qparams, *self.bounds
+        )
+        return result
+
+
+class DequantizedLayer(nn.Module):
+    """A layer that holds the integers of its weight."""
+
+    def __init__(self, layer: QuantizedLayer) -> None:
+        super().__init__()
+        weight = integer_weight(layer)
+        kind = kind_of(weight.range.signed)
+        self.bounds = (weight.range.quant_min, weight.range.quant_max, kind)
+        self.register_buffer("integers", weight.integers.to(kind))
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("zero_point", weight.zero_point.long())
+        self.layer = copy.deepcopy(layer.layer)
+        del self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer with its weight in floats."""
+        weight: Tensor = OPERATORS.dequantize_per_channel.default(
+            self.integers, self.scale, self.zero_point, 0, *self.bounds
+        )
+        if isinstance(self.layer, nn.Linear):
+            return nn.functional.linear(x, weight, self.layer.bias)
+        result: Tensor = self.layer._conv_forward(x, weight, self.layer.bias)
+        return result
+
+
+def decomposed(student: QuantizedClassifier) -> fx.GraphModule:
+    """Return a copy of a student's graph, with plain operators in the place of its quantizers."""
+    with quiet_export():
+        graph = copy.deepcopy(student.graph)
+    for name, module in list(graph.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            graph.set_submodule(name, QuantizeDequantize(module))
+        elif isinstance(module, QuantizedLayer):
+            graph.set_submodule(name, DequantizedLayer(module))
+    return graph.eval().requires_grad_(False)
+
+
+def description(classifier: Classifier) -> dict[str, Any]:
+    """Return what a program needs to prepare images and to name classes."""
+    return {
+        "classifier": classifier.name,
+        "class_names": list(classifier.class_names),
+        **classifier.preprocessing.metadata(),
+    }
+
+
+class IntegersKept(fx.Interpreter):
+    """Runs a program, and keeps what its activations are rounded to, in order."""
+
+    def __init__(self, program: fx.GraphModule) -> None:
+        super().__init__(program)
+        self.integers: list[Tensor] = []
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function."""
+        result = super().call_function(target, args, kwargs)
+        if target is OPERATORS.quantize_per_tensor.default:
+            self.integers.append(result)
+        return result
+
+
+@torch.no_grad()
+def pt2e_file(
+    classifier: Classifier, student: QuantizedClassifier, batches: Sequence[Tensor]
+) -> tuple[bytes, dict[str, Any]]:
+    """Write a student as a program, read it back, and prove it.
+
+    Args:
+        classifier: that it is of.
+        student: calibrated, on the CPU.
+        batches: normalized images, [N, C, H, W].
+
+    Returns:
+        the file, and what was measured.
+
+    Raises:
+        InputError: if torch cannot export the student, or the program computes something else.
+    """
+    buffer = io.BytesIO()
+    try:
+        program = export_program(decomposed(student), classifier.preprocessing.shape)
+        with quiet_export():
+            files = {METADATA: json.dumps(description(classifier))}
+            torch.export.save(program, buffer, extra_files=files)
+            buffer.seek(0)
+            loaded = torch.export.load(buffer).module()
+    except Exception as error:  # torch.export raises nearly anything
+        reason = first_line(error)
+        raise InputError(f"export: torch.export cannot write the student ({reason})") from error
+    return buffer.getvalue(), verify_program(student, loaded, batches)
+
+
+def verify_program(
+    student: QuantizedClassifier, program: nn.Module, batches: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Require that each node of a program computes what the student does.
+
+    Raises:
+        InputError: naming the first node that differs.
+    """
+    assert isinstance(program, fx.GraphModule)
+    found, expected = (torch.cat([m(images) for images in batches]) for m in (program, student))
+    names = [f"{ACTIVATION_QUANTIZERS}.{name}" for name in student.named_activation_quantizers()]
+    ties, difference, gain = 0, 0.0, 0.0
+    with student.quantized_weights():
+        for images in batches[:BATCHES_BY_NODE]:
+            kept = IntegersKept(program)
+            logits = kept.run(images)
+            integers = dict(zip(names, kept.integers, strict=True))
+            follower = Follower(student, integers, "the program")
+            answers = follower.run(images)
+            ties += follower.ties
+            difference = max(difference, float((answers - logits).abs().max()))
+            if follower.largest_of_last_layer > 0:
+                gain = max(gain, float(answers.abs().max()) / follower.largest_of_last_layer)
+    allowed = gain * product_step(student) or FLOAT_ERROR * float(expected.abs().max())
+    if not bool(found.isfinite().all()) or not difference <= allowed:
+        raise InputError(
+            f"export: the program's logits differ from the student's by up to {difference:.3g} "
+            f"where ties are rounded alike, allowed is {allowed:.3g}"
+        )
+    return {
+        "images": len(found),
+        "agreement": agreement(found, expected),
+        "end_to_end_difference": float((found - expected).abs().max()),
+        "ties": ties,
+        "logit_difference": difference,
+        "allowed_difference": allowed,
+    }
