@@ -22,6 +22,7 @@ from runs import OWN, TINY
 from safetensors.torch import save_file
 from torch import nn
 
+from zscgan_ext.classifiers import trust
 from zscgan_ext.classifiers.loading import classifier_of, count_logits, find_source, load_classifier
 from zscgan_ext.classifiers.pt2.archive import tensors_saved_anew
 from zscgan_ext.classifiers.trust import model_size
@@ -344,7 +345,10 @@ ASKING = {
 
 
 @pytest.mark.parametrize("name", ASKING)
-def test_the_folder_of_a_run_asks_for_no_memory_when_it_is_resumed(tmp_path, capsys, name):
+def test_the_folder_of_a_run_asks_for_no_memory_when_it_is_resumed(
+    tmp_path, monkeypatch, capsys, name
+):
+    monkeypatch.setattr(trust, "LARGEST_OF_OWN", 1 << 23)  # half of what this one has
     config = parse_config(TINY).changed(**{name: ASKING[name]})
     (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     before = peak_memory()
@@ -366,7 +370,8 @@ def test_settings_that_are_given_again_are_trusted(tmp_path):
         check_generator(config, {"latent_dim"})
 
 
-def test_images_of_an_own_classifier_in_a_run_are_bounded(tmp_path):
+def test_images_of_an_own_classifier_in_a_run_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(trust, "LARGEST_OF_OWN", 1 << 23)
     config = parse_config(TINY).changed(image_size=4096)
     with pytest.raises(InputError, match="image_size 4096 gives feature maps"):
         classifier_of(config, size_from=tmp_path / "config.yaml")

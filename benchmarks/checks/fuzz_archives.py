@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from torch._export.serde.serialize import serialize
 
 from zscgan_ext.classifiers.loading import Classifier, load_classifier
-from zscgan_ext.config.command_line import config_to_yaml
+from zscgan_ext.config.command_line import config_to_yaml, stored_config
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import open_images
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.run_folder.checkpoint_file import newest_checkpoint
+from zscgan_ext.run_folder.files import is_name_of_a_run, own_files
 from zscgan_ext.run_folder.finished_run import open_run
+from zscgan_ext.run_folder.own_files import HEADER, LIST
 from zscgan_ext.run_folder.records import read_export, read_log, read_metrics, read_predictions
 from zscgan_ext.stages.run import TIMED, Run
 from zscgan_ext.stages.variants import VARIANTS
@@ -186,6 +188,7 @@ def run_folders(run: Run, student: nn.Module) -> Iterator[bytes]:
         "predictions.safetensors": save({"float": classes, "fine_tuned": classes.clone()}),
         "quantized.safetensors": save(copies(student)),
         "generator.safetensors": save(copies(generator)),
+        LIST: f"{HEADER}config.yaml\nmetrics.json\nsamples/step-000001.png\n".encode(),
     }
     yield archive(members)
     stranger = members["config.yaml"].replace(config.classifier.encode(), b"stranger:build")
@@ -222,6 +225,8 @@ class RunReader:
                 lambda: read_export(place),
                 lambda: read_predictions(place, 3),
                 lambda: newest_checkpoint(place),
+                lambda: stored_config(place),
+                lambda: names_to_delete(place),
                 lambda: open_run(place).generator(),
             )
             for part in parts:
@@ -239,6 +244,21 @@ class RunReader:
             if errors:
                 raise errors[0]
             return found
+
+
+def names_to_delete(folder: Path) -> list[str]:
+    """Return what `--overwrite` would delete: names that runs give, whatever the list holds.
+
+    Raises:
+        InputError: if the list is none, or something is in the way.
+    """
+    own = own_files(folder)
+    try:
+        names = own.check_deletable(own.names)
+    finally:
+        own.close()
+    assert all(is_name_of_a_run(name) for name in names)
+    return names
 
 
 def image_trees() -> Iterator[bytes]:
