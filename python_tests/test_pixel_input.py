@@ -15,7 +15,9 @@ from PIL import Image
 import zscgan_ext
 from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.evaluation import open_target
+from zscgan_ext.export.onnx.pixel_input import takes_pixels
 from zscgan_ext.images.image_files import read_image
+from zscgan_ext.images.preprocessing import Preprocessing
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,6 +93,30 @@ def test_pictures_of_any_size_are_resized_as_evaluate_does(
     assert difference.mean() < 0.5
     pixels = torch.from_numpy(cropped.astype(np.uint8))
     assert np.array_equal(logits, usual.run(None, {"images": normalized(classifier, pixels)})[0])
+
+
+@pytest.mark.parametrize("size", [(12, 20), (40, 40), (30, 70), (90, 31), (7, 9)])
+def test_images_that_are_not_square_are_resized_alike(size, tmp_path):
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    waves = [np.sin(rows / 5 + k) * np.cos(columns / (4 + k)) for k in range(3)]
+    picture = np.uint8(127 + 120 * np.stack(waves, -1))
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    preprocessing = Preprocessing(3, (12, 20), (0.0,) * 3, (1.0,) * 3)
+    read = read_image(tmp_path / "picture.png", preprocessing)
+    images, same = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3, 12, 20])
+        for name in ("images", "logits")
+    )
+    node = onnx.helper.make_node("Identity", ["images"], ["logits"])
+    graph = onnx.helper.make_graph([node], "nothing", [images], [same])
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    file = takes_pixels(model, preprocessing, "uint8", resizes=True).SerializeToString()
+    (found,) = onnxruntime.InferenceSession(file).run(None, {"images": picture[None]})
+    difference = np.abs(found[0] * 255 - read.numpy())
+    assert difference.max() <= (1e-3 if size == (12, 20) else 3.001)
+    assert difference.mean() < 0.5
 
 
 def test_the_example_names_the_class(classifier, resizing, usual, tmp_path, monkeypatch, capsys):
