@@ -84,6 +84,7 @@ OTHERS = [command for command in commands() if command not in (*PROGRAMS, *SCRIP
 
 OPTIONS_OF_OTHER_PROGRAMS = {
     *("data", "json", "formats", "help", "version"),
+    *("count", "format", "out", "pixels", "unlabelled"),  # of generate and evaluate
     *("archive", "held-out", "sanitize", "update-docs"),  # of benchmarks and .ci/emulate
     *("max-restarts", "nnodes", "node-rank", "master-addr"),  # of torchrun
 }
@@ -165,7 +166,7 @@ def write_program(folder: Path) -> None:
 
 def shortened(program: str, arguments: list[str]) -> list[str]:
     """Add arguments that make a program a matter of seconds, on a run that may be there."""
-    if program == "evaluate":
+    if program == "evaluate" and "--unlabelled" not in arguments:
         return [*arguments, "--data", "few-images"]
     if program != "train" or "--help" in arguments:
         return arguments
