@@ -68,27 +68,33 @@ class FaultyFile:
 def faulty_disk(name: str, code: int, operation: str):
     """Let one operation fail on every file of this name."""
     error = OSError(code, os.strerror(code))
-    opened, replaced = Path.open, os.replace
+    opened, made, replaced = os.open, os.fdopen, os.replace
     concerned = (name, f".{name}{PARTIAL}")
 
-    def open_file(path, mode="r", *rest, **options):
-        writes = mode[0] in "wxa" and path.name in concerned
+    def open_file(path, flags, *rest, **options):
+        writes = flags & (os.O_WRONLY | os.O_RDWR) and Path(os.fsdecode(path)).name in concerned
         if writes and operation == "open":
             raise error
-        stream = opened(path, mode, *rest, **options)
+        return opened(path, flags, *rest, **options)
+
+    def open_stream(descriptor, mode="r", *rest, **options):
+        stream = made(descriptor, mode, *rest, **options)
+        found = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        writes = mode[0] in "wa" and found in concerned
         return FaultyFile(stream, error) if writes and operation == "write" else stream
 
     def sync(descriptor):
         if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name in concerned:
             raise error
 
-    def replace(source, target):
+    def replace(source, target, **folders):
         if Path(target).name == name:
             raise error
-        replaced(source, target)
+        replaced(source, target, **folders)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "open", open_file)
+        patch.setattr(os, "open", open_file)
+        patch.setattr(os, "fdopen", open_stream)
         if operation == "sync":
             patch.setattr(os, "fsync", sync)
         if operation == "rename":

@@ -63,7 +63,9 @@ def is_picture(pixels, content) -> bool:
 
 
 def is_run(parts, _) -> bool:
-    metrics, log, export, predictions, checkpoint = parts
+    metrics, log, export, predictions, checkpoint, config, names = parts
+    assert config.generator.latent_dim > 0
+    assert set(names) == {"config.yaml", "metrics.json"}
     steps = [(entry["stage"], entry["step"], entry["loss"]) for entry in log]
     return (
         set(metrics["top1"].values()) == {50.0}

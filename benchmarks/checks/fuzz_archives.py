@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tempfile
 import warnings
 import zipfile
@@ -137,7 +138,7 @@ def unpacked(file: Path, folder: str) -> None:
         raise InputError("not an archive any more") from error
     for name, content in members.items():
         parts = name.split("/")
-        if len(parts) <= 2 and all(part.replace(".", "").isalnum() for part in parts):
+        if len(parts) <= 2 and all(re.sub("[.-]", "", part).isalnum() for part in parts):
             place = Path(folder, name)
             place.parent.mkdir(exist_ok=True)
             place.write_bytes(content)
