@@ -120,7 +120,7 @@ def workplace(tmp_path_factory):
         torch.save(torchvision.models.get_model(name).state_dict(), folder / f"{name}.pth")
     write_pytorchcv_models(folder)
     images = write_fashion_mnist(folder / "few-images", count=20)
-    run = ["--output", str(folder / "runs" / "deployed"), "--export=onnx,safetensors"]
+    run = ["--output", str(folder / "runs" / "deployed"), "--export=onnx,pt2,safetensors"]
     assert train([*SHORT, *run, "--evaluation-data", str(images)]) == 0
     shutil.copytree(folder / "runs" / "deployed", folder / "runs" / "first")
     return folder
