@@ -1,6 +1,6 @@
 """Top-1 in bfloat16 beside float32, from JSON files of `bench_accuracy`, as Markdown tables.
 
-    python -m benchmarks.accuracy.precision_report --json FLOAT32.json BFLOAT16.json ...
+python -m benchmarks.accuracy.precision_report --json FLOAT32.json BFLOAT16.json ...
 """
 
 import argparse
