@@ -28,6 +28,7 @@ OPS = {
     "update_min_max",
     "batch_norm_statistics",
     "frozen_batch_norm_with_stats",
+    "noisy_batch_norm",
     "batch_norm_loss",
     "batch_norm_distance",
 }
