@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zscgan_ext.classifiers import trust
-from zscgan_ext.classifiers.loading import classifier_of, count_logits, find_source, load_classifier
+from zscgan_ext.classifiers.loading import classifier_of, find_source, load_classifier, logits_of
 from zscgan_ext.classifiers.pt2.archive import tensors_saved_anew
 from zscgan_ext.classifiers.trust import model_size
 from zscgan_ext.classifiers.weights import read_state_dict
@@ -383,6 +383,6 @@ def test_memory_that_is_short_is_not_taken_for_wrong_images():
             raise RuntimeError("could not create a primitive")
 
     with pytest.raises(RuntimeError) as raised:
-        count_logits("short", Short(), RGB8)
+        logits_of("short", Short(), RGB8, None)
     assert is_out_of_memory(raised.value)
     assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor"))
