@@ -18,6 +18,8 @@ BUFFERS = {
     "residual": NUMEL,
     "grad_residual": NUMEL,
     "mask": (NUMEL + 7) // 8 // 4 + 1,
+    "positive": (NUMEL + 7) // 8 // 4 + 1,
+    "seed": 2,
     "result": 1,
 }
 QUANTIZER = ("scale", "zero_point")
@@ -44,7 +46,7 @@ ENTRIES = {
             "shape",
             "x",
             *RUNNING,
-            "constant",
+            "averaging_constant",
             "quant_min",
             "quant_max",
             "symmetric",
@@ -65,6 +67,18 @@ ENTRIES = {
         *("type", "shape", "grad", "x", "y", "multiplier", "offset", "mean", "grad_mean"),
         *("grad_variance", "activation", "grad_x", "grad_residual", "threads"),
     ),
+    "noisy_batch_norm": (
+        *("type", "shape", "x", "multiplier", "offset", "seed", "noise", "negative_slope"),
+        *("y", "positive", "threads"),
+    ),
+    "noisy_batch_norm_sums": (
+        *("type", "shape", "grad", "x", "positive", "mean", "negative_slope", "sum"),
+        *("product_sum", "threads"),
+    ),
+    "noisy_batch_norm_backward": (
+        *("type", "shape", "grad", "x", "positive", "multiplier", "constant", "slope"),
+        *("negative_slope", "grad_x", "threads"),
+    ),
     "batch_norm_distance": ("type", "layers", "distance", "result", "threads"),
 }
 LSQ = (
@@ -75,7 +89,8 @@ LSQ_GRADIENTS = ("grad", "grad_x", "grad_scale", "grad_zero_point", "grad_bias")
 ROWS = {"tensors": (*LSQ, *LSQ_GRADIENTS), "layers": ("channels", "eps", *LAYER)}
 STRUCTS = {"tensors": NATIVE.LsqTensor, "layers": NATIVE.BatchNormLayer}
 PLAIN = {"type": 0, "shape": SHAPE, "quant_min": -8, "quant_max": 7, "numel": NUMEL, "threads": 1}
-PLAIN |= {"constant": 0.1, "symmetric": False, "gradient_scale": 1.0, "distance": 0}
+PLAIN |= {"averaging_constant": 0.1, "noise": 0.5, "negative_slope": 0.2}
+PLAIN |= {"symmetric": False, "gradient_scale": 1.0, "distance": 0}
 PLAIN |= {"channels": CHANNELS, "eps": 1e-5, "activation": 1, "quantizer_stride": 1}
 
 # Both backends check arguments in the same code, before anything of a GPU is touched.
@@ -83,7 +98,7 @@ BACKENDS = [name for name in ("cpu", "cuda") if hasattr(NATIVE, name)]
 WORKSPACE = 16  # an address that no check of arguments follows
 SCRATCH_ENTRIES = (
     *("lsq_fake_quantize_backward", "update_min_max", "batch_norm_statistics", "frozen_batch_norm"),
-    "batch_norm_distance",
+    *("batch_norm_distance", "noisy_batch_norm_sums"),
 )
 
 

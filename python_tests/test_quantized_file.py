@@ -82,7 +82,8 @@ def test_the_layout_is_the_documented_one(tmp_path):
     assert tensors["activation_quantizers.relu.zero_point"].dtype == torch.uint8
     facts = description_of(file)
     assert facts["classifier"] == "networks:small_residual"
-    assert facts["scheme"] == {"name": "deploy", "weight_bits": 4, "activation_bits": 4}
+    widths = {"weight_bits": 4, "activation_bits": 4, "layers": {}}
+    assert facts["scheme"] == {"name": "deploy", **widths}
     assert facts["packed_shapes"]["depthwise.weight"] == [8, 1, 3, 3]
 
 

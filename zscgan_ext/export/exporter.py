@@ -19,6 +19,7 @@ from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_packages
 from zscgan_ext.export.quantized_file import load_quantized, quantized_file
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.measures import latencies
+from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import folded
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
@@ -63,6 +64,7 @@ def export_run(
         InputError: if the run cannot be read or exported, or a file differs from the student.
     """
     require_packages(formats or ())
+    require_implementation()
     require_finished(folder)
     with only_writer(folder):  # or the files could be of a run that is replaced meanwhile
         run = open_run(folder, classifier)

@@ -15,6 +15,7 @@ from zscgan_ext.config.command_line import CONFIG, read_config
 from zscgan_ext.errors import InputError, printable
 from zscgan_ext.images.datasets import Images, open_labelled
 from zscgan_ext.images.memory_format import to_channels_last
+from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.quantization.layer_widths import widths_described
 from zscgan_ext.report import charts
 from zscgan_ext.report.measurements import (
@@ -108,6 +109,7 @@ def write_report(folder: Path, classifier: str | None = None) -> Path:
     )
     environment.filters["decibels"] = decibels
     template = environment.get_template("page.html.jinja")
+    require_implementation()
     require_finished(folder)
     with only_writer(folder):  # or the page could be of a run that is replaced meanwhile
         page = template.render(content=collect(folder, classifier))

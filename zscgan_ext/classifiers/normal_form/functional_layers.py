@@ -49,6 +49,8 @@ def name_layers(graph: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
         graph: whose layers share the memory of the model's tensors.
         tensors: of the model, by the names that it gives them.
     """
+    if not hasattr(graph, LAYERS):
+        return
     owners = {
         (tensor.data_ptr(), tensor.shape): name.removesuffix(".weight")
         for name, tensor in reversed(list(tensors.items()))
@@ -56,7 +58,7 @@ def name_layers(graph: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
     }
     graph.meta[NAMES] = {
         f"{LAYERS}.{name}": owners[place]
-        for name, layer in submodule(graph, LAYERS).named_children()
+        for name, layer in graph.get_submodule(LAYERS).named_children()
         if isinstance(weight := getattr(layer, "weight", None), Tensor)
         and (place := (weight.data_ptr(), weight.shape)) in owners
     }
