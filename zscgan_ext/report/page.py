@@ -164,7 +164,7 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
         settings={name: as_text(value) for name, value in read_config(folder / CONFIG).items()},
         environment=environment_of(metrics),
         initial_ranges=shown_ranges(metrics.get("initial_ranges", {}).get(FINE_TUNED.key)),
-        choice=shown_ranges(metrics.get("choice") or None),
+        choice=shown_choice(metrics.get("choice") or None),
         layer_bits=layer_bits,
         charts=drawn,
         classes=pictures_by_class(run.classifier, run.generator(), rng) if has_generator else [],
@@ -218,6 +218,15 @@ def summary_rows(metrics: Mapping[str, Any], result: Variant) -> list[SummaryRow
         for key, variant in VARIANTS.items()
         if metrics["top1"].get(key) is not None
     ]
+
+
+def shown_choice(choice: Mapping[str, Any] | None) -> str:
+    """Say which student was chosen, and the divergences that chose it."""
+    if choice is None:
+        return ""
+    labels = {key: VARIANTS[key].label if key in VARIANTS else key for key in choice["divergence"]}
+    named = {labels[key]: value for key, value in choice["divergence"].items()}
+    return shown_ranges({"chosen": labels.get(choice["chosen"], ""), "divergence": named})
 
 
 def shown_ranges(chosen: Mapping[str, Any] | None) -> str:
