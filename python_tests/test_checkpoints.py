@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import networks
 import pytest
@@ -353,16 +356,18 @@ def test_what_does_not_change_the_result_may_change(stopped, uninterrupted):
 def test_a_failed_write_ends_the_run_and_the_one_before_resumes_it(
     monkeypatch, tmp_path, data, uninterrupted, capsys, reason
 ):
-    write_in = whole_file.write_in
+    stream_in = whole_file.stream_in
 
-    def full(folder: int, name: str, content: bytes) -> None:
+    @contextmanager
+    def full(folder: int, name: str) -> Iterator[BinaryIO]:
         with monkeypatch.context() as patch:
             if name.startswith("000002"):
                 patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, reason)))
-            write_in(folder, name, content)
+            with stream_in(folder, name) as stream:
+                yield stream
 
     with monkeypatch.context() as patch:
-        patch.setattr("zscgan_ext.run_folder.own_files.write_in", full)
+        patch.setattr("zscgan_ext.run_folder.own_files.stream_in", full)
         assert main([*TINY, *data, "--checkpoint-every=4", f"--output={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: output: ")

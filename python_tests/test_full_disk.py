@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hostile_files as make
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -35,12 +36,24 @@ TINY = [
     *(*SHORT, CLASSIFIER, "--image-size=8", "--batch-size=4"),
     *("--synthesis-steps=1", "--fine-tuning-steps=1", "--output=run"),
 ]
-# In the order of writing.
-FILES = (
-    *("config.yaml", "step-000001.png", "metrics.jsonl", "generator.safetensors"),
-    *("quantized.safetensors", "trace.json", "profile.txt", "metrics.json"),
-    *("predictions.safetensors", "model.safetensors", "model.onnx", "export.json", "report.html"),
+# Files of a run and which writing of them, in their order. The first ones are those of the instant
+# student, which the fine-tuned one replaces.
+WRITINGS = (
+    *(("config.yaml", 1), ("quantized.safetensors", 1), ("instant.safetensors", 1)),
+    *(("model.safetensors", 1), ("model.onnx", 1), ("export.json", 1)),
+    *(("step-000001.png", 1), ("metrics.jsonl", 1), ("generator.safetensors", 1)),
+    *(("quantized.safetensors", 2), ("generator.safetensors", 2)),
+    *(("trace.json", 1), ("profile.txt", 1), ("metrics.json", 1), ("predictions.safetensors", 1)),
+    *(("model.safetensors", 2), ("model.onnx", 2), ("export.json", 2), ("report.html", 1)),
 )
+INSTANT_IS_DELETED = WRITINGS.index(("generator.safetensors", 2))  # after it
+# Options without which a run does not write these.
+OPTIONS = {
+    "model.onnx": "--export=safetensors,onnx",
+    "trace.json": "--profile",
+    "profile.txt": "--profile",
+    "report.html": "--report",
+}
 
 
 class FaultyFile:
@@ -65,30 +78,41 @@ class FaultyFile:
 
 
 @contextmanager
-def faulty_disk(name: str, code: int, operation: str):
-    """Let one operation fail on every file of this name."""
+def faulty_disk(name: str, code: int, operation: str, first: int = 1):
+    """Let one operation fail on every file of this name.
+
+    Args:
+        name: of the file.
+        code: of the error.
+        operation: one of `OPERATIONS`.
+        first: writing of it, from 1, that fails.
+    """
     error = OSError(code, os.strerror(code))
     opened, made, replaced = os.open, os.fdopen, os.replace
     concerned = (name, f".{name}{PARTIAL}")
+    writings = 0
 
     def open_file(path, flags, *rest, **options):
-        writes = flags & (os.O_WRONLY | os.O_RDWR) and Path(os.fsdecode(path)).name in concerned
-        if writes and operation == "open":
-            raise error
+        nonlocal writings
+        if flags & (os.O_WRONLY | os.O_RDWR) and Path(os.fsdecode(path)).name in concerned:
+            writings += 1
+            if operation == "open" and writings >= first:
+                raise error
         return opened(path, flags, *rest, **options)
 
     def open_stream(descriptor, mode="r", *rest, **options):
         stream = made(descriptor, mode, *rest, **options)
         found = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
-        writes = mode[0] in "wa" and found in concerned
+        writes = mode[0] in "wa" and found in concerned and writings >= first
         return FaultyFile(stream, error) if writes and operation == "write" else stream
 
     def sync(descriptor):
-        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name in concerned:
+        found = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        if found in concerned and writings >= first:
             raise error
 
     def replace(source, target, **folders):
-        if Path(target).name == name:
+        if Path(target).name == name and writings >= first:
             raise error
         replaced(source, target, **folders)
 
@@ -106,6 +130,9 @@ def whole(file: Path) -> bool:
     """Return True if a file of a run holds all that such a file holds."""
     if file.suffix == ".safetensors":
         return bool(load_file(file))
+    if file.suffix == ".onnx":
+        onnx.checker.check_model(onnx.load(file))
+        return True
     if file.suffix == ".png":
         with Image.open(file) as image:
             return image.convert("RGB").size > (1, 1)
@@ -214,24 +241,34 @@ def images(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("index", "name"), list(enumerate(FILES)), ids=FILES)
-def test_a_run_ends_in_one_line_with_whole_files(tmp_path, images, monkeypatch, capfd, index, name):
+def files_before(index: int, options: set[str]) -> set[str]:
+    """Return the names of the files that a run with these options holds before a writing."""
+    names = {name for name, _ in WRITINGS[:index] if OPTIONS.get(name) in {None, *options}}
+    return names - ({"instant.safetensors"} if index > INSTANT_IS_DELETED else set()) | {LIST}
+
+
+@pytest.mark.parametrize(
+    "index", range(len(WRITINGS)), ids=lambda index: "-".join(map(str, WRITINGS[index]))
+)
+def test_a_run_ends_in_one_line_with_whole_files(tmp_path, images, monkeypatch, capfd, index):
     monkeypatch.chdir(tmp_path)
-    extra = ["--profile"] if name in ("trace.json", "profile.txt") else []
-    extra += ["--export=onnx"] if name == "model.onnx" else []
-    extra += ["--report"] if name == "report.html" else []
-    operation = ("open", "write") if name == "metrics.jsonl" else OPERATIONS
+    name, writing = WRITINGS[index]
+    options = {OPTIONS[name]} if name in OPTIONS else set()
+    operation = "write" if name == "metrics.jsonl" else OPERATIONS[index % len(OPERATIONS)]
     code = FAULTS[index % len(FAULTS)]
-    with faulty_disk(name, code, operation[index % len(operation)]):
-        assert train([*TINY, f"--evaluation-data={images}", *extra]) == 2
+    with faulty_disk(name, code, operation, writing):
+        assert train([*TINY, f"--evaluation-data={images}", *options]) == 2
     *others, line = capfd.readouterr().err.splitlines()
-    assert not others or "--profile" in extra  # torch's profiler writes there
+    assert not others or "--profile" in options  # torch's profiler writes there
     assert line.startswith("error: output: ")
     assert line.endswith(f"{name} cannot be written ({os.strerror(code)})")
     kept = files_below(tmp_path)
-    assert {file.name for file in kept} <= {*FILES[:index], "metrics.jsonl", LIST}  # may be empty
-    assert len(kept) >= min(index, 3)
+    created = {name} if name == "metrics.jsonl" else set()  # and left empty
+    assert sorted(file.name for file in kept) == sorted(files_before(index, options) | created)
     assert all(whole(file) for file in kept if file.name != LIST)
+    if (name, writing) == ("quantized.safetensors", 2):
+        run = tmp_path / "run"
+        assert (run / name).read_bytes() == (run / "instant.safetensors").read_bytes()
 
 
 def test_a_log_for_tensorboard_without_room_ends_the_run(tmp_path, monkeypatch, capfd):

@@ -60,7 +60,7 @@ def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     folder.write_text("config.yaml", "old")
 
-    def interrupt(source, target):
+    def interrupt(source, target, **folders):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupt)

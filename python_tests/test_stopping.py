@@ -272,11 +272,14 @@ def test_a_clock_that_is_set_back_or_stands_still_ends_nothing(monkeypatch, caps
 @pytest.mark.parametrize("change", ["edited", "deleted"])
 def test_settings_that_change_while_a_run_goes_on_are_told(tmp_path, monkeypatch, capsys, change):
     run = tmp_path / "run"
-    config = run / "config.yaml"
+    config, exported = run / "config.yaml", run / "model.safetensors"
     before = []
 
+    def written() -> tuple[int, int]:  # which another file differs in, even of the same bytes
+        return exported.stat().st_ino, exported.stat().st_mtime_ns
+
     def act():
-        before.append(config.read_text())
+        before.extend([config.read_text(), written()])
         if change == "edited":
             config.write_text(before[0].replace("w4a4", "w8a8"))
         else:
@@ -289,9 +292,11 @@ def test_settings_that_change_while_a_run_goes_on_are_told(tmp_path, monkeypatch
     assert line.startswith(f"error: config: {config} was changed or deleted while the run went on")
     assert f"python -m zscgan_ext.export {run}" in line
     assert (run / "metrics.json").exists()
-    assert not (run / "model.safetensors").exists()
+    assert not (run / "report.html").exists()
+    assert written() == before[1]  # for the instant student
     config.write_text(before[0])
     assert export([str(run), OWN, "--formats=safetensors"]) == 0
+    assert written() != before[1]
 
 
 def test_settings_edited_before_a_run_is_resumed_are_told(tmp_path, capsys):
