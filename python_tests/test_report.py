@@ -182,7 +182,8 @@ def test_the_page_says_what_the_run_measured(run):
 def test_what_changed_is_one_minus_the_agreement(run):
     content = collect(run)
     metrics = json.loads((run / "metrics.json").read_text())
-    assert content.changed_percent == pytest.approx(100 - metrics["agreement"]["fine_tuned"])
+    chosen = metrics["choice"]["chosen"]
+    assert content.changed_percent == pytest.approx(100 - metrics["agreement"][chosen])
     classes = load_file(run / "predictions.safetensors")
     logits = {row: torch.nn.functional.one_hot(classes[row].long(), 10) for row in classes}
     for row, found in metrics["agreement"].items():

@@ -195,6 +195,7 @@ DAMAGED = {
     "execution a list": (metric(execution=[]), "execution: expected a mapping.*got a list of 0"),
     "commit a number": (metric(commit=7), "commit: expected text.*got 7"),
     "ranges": (metric(first_ranges={"fine_tuned": 1}), "first_ranges.fine_tuned: expected .*got 1"),
+    "choice": (metric(choice={"chosen": "instant"}), "choice: lacks divergence"),
     "diversity": (metric(diversity=[1]), "diversity: expected a mapping.*got a list of 1"),
     "classes beyond": (diverse(classes=[999]), "has other classes than the 10"),
     "spread short": (diverse(spread=[]), "has other numbers of classes and of values"),

@@ -95,9 +95,11 @@ def student_of(
     Raises:
         InputError: if the classifier cannot be converted, or a pattern matches no layer.
     """
-    given = given_layer_bits(config, layer_names(classifier.model))
+    image_shape = classifier.preprocessing.shape
+    graph = trace(classifier.model, image_shape)
+    given = given_layer_bits(config, layer_names(graph))
     scheme = scheme_of(config, {**(chosen or {}), **given})
-    return convert(classifier.model, scheme, classifier.preprocessing.shape)
+    return convert(graph, scheme, image_shape)
 
 
 def shaped_graph(model: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModule:

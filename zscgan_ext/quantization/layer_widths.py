@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.classifiers.normal_form.functional_layers import name_in_model
@@ -19,13 +19,12 @@ from zscgan_ext.quantization.quantizers import QUANTIZED_LAYERS
 NARROWEST = 2  # bits
 
 
-def layer_names(graph: nn.Module) -> dict[str, str]:
+def layer_names(graph: fx.GraphModule) -> dict[str, str]:
     """Return the layers to quantize, by their names in a graph; values are the model's names.
 
     Args:
         graph: in normal form.
     """
-    assert isinstance(graph, fx.GraphModule)
     targets = [
         str(node.target)
         for node in graph.graph.nodes

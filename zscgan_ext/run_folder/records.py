@@ -62,9 +62,10 @@ diversity = record(
 )
 bits = integer(2, 8)
 version = nullable(short)
-RANGES_CHECK: Check = mapping_of(
-    record({"chosen": name, "divergence": mapping_of(number(), name)}, strict=False), name
+CHOICE_CHECK: Check = record(
+    {"chosen": name, "divergence": mapping_of(number(), name)}, strict=False
 )
+RANGES_CHECK: Check = mapping_of(CHOICE_CHECK, name)
 width = text(r"w[2-8](a[2-8])?|float", expected="bits like w4, w4a8 or float")
 LAYER_BITS_CHECK: Check = mapping_of(
     record(
@@ -92,7 +93,7 @@ METRICS_CHECK: Check = record(
         "initial_ranges": RANGES_CHECK,
         "first_ranges": RANGES_CHECK,
         "layer_bits": LAYER_BITS_CHECK,
-        "choice": record({}, {"chosen": name, "divergence": mapping_of(number(), name)}, False),
+        "choice": lambda value: {} if value == {} else CHOICE_CHECK(value),
         "average_weight_bits": nullable(number(2, 8)),
         "warnings": list_of(text()),
         **dict.fromkeys(("zscgan_ext", "torch", "torchvision", "python", "cpu", "commit"), version),
