@@ -181,26 +181,36 @@ inline NoisyBatchNormArguments noisy_batch_norm_arguments(int data_type, const S
     norm.x = memory(x, numel, "x");
     norm.multiplier = memory(multiplier, channels, "multiplier");
     norm.offset = memory(offset, channels, "offset");
-    norm.seed = static_cast<const int64_t*>(memory(seed, 1, "seed"));
+    norm.seed = memory<const int64_t>(seed, 1, "seed");
     norm.noise = noise;
     norm.negative_slope = negative_slope;
     norm.y = memory(y, numel, "y");
-    norm.positive = static_cast<uint8_t*>(memory(positive, numel, "positive"));
+    norm.positive = memory<uint8_t>(positive, numel, "positive");
+    return norm;
+}
+
+// What both passes over the gradient read.
+template <class Arguments>
+Arguments leaky_gradient_arguments(int data_type, const Sizes& sizes, Address grad, Address x,
+                                   Address positive, double negative_slope) {
+    Arguments norm{};
+    norm.type = data_type_of(data_type);
+    norm.shape = shape_of(sizes);
+    const int64_t numel = norm.shape.numel();
+    norm.grad = memory(grad, numel, "grad");
+    norm.x = memory(x, numel, "x");
+    norm.positive = memory<const uint8_t>(positive, numel, "positive");
+    norm.negative_slope = negative_slope;
     return norm;
 }
 
 inline NoisyBatchNormSumsArguments noisy_batch_norm_sums_arguments(
     int data_type, const Sizes& sizes, Address grad, Address x, Address positive, Address mean,
     double negative_slope, Address sum, Address product_sum) {
-    NoisyBatchNormSumsArguments norm{};
-    norm.type = data_type_of(data_type);
-    norm.shape = shape_of(sizes);
-    const int64_t numel = norm.shape.numel(), channels = norm.shape.channels;
-    norm.grad = memory(grad, numel, "grad");
-    norm.x = memory(x, numel, "x");
-    norm.positive = static_cast<const uint8_t*>(memory(positive, numel, "positive"));
+    auto norm = leaky_gradient_arguments<NoisyBatchNormSumsArguments>(data_type, sizes, grad, x,
+                                                                      positive, negative_slope);
+    const int64_t channels = norm.shape.channels;
     norm.mean = memory(mean, channels, "mean");
-    norm.negative_slope = negative_slope;
     norm.sum = memory(sum, channels, "sum");
     norm.product_sum = memory(product_sum, channels, "product_sum");
     return norm;
@@ -209,17 +219,12 @@ inline NoisyBatchNormSumsArguments noisy_batch_norm_sums_arguments(
 inline NoisyBatchNormBackwardArguments noisy_batch_norm_backward_arguments(
     int data_type, const Sizes& sizes, Address grad, Address x, Address positive,
     Address multiplier, Address constant, Address slope, double negative_slope, Address grad_x) {
-    NoisyBatchNormBackwardArguments norm{};
-    norm.type = data_type_of(data_type);
-    norm.shape = shape_of(sizes);
+    auto norm = leaky_gradient_arguments<NoisyBatchNormBackwardArguments>(data_type, sizes, grad, x,
+                                                                          positive, negative_slope);
     const int64_t numel = norm.shape.numel(), channels = norm.shape.channels;
-    norm.grad = memory(grad, numel, "grad");
-    norm.x = memory(x, numel, "x");
-    norm.positive = static_cast<const uint8_t*>(memory(positive, numel, "positive"));
     norm.multiplier = memory(multiplier, channels, "multiplier");
     norm.constant = memory(constant, channels, "constant");
     norm.slope = memory(slope, channels, "slope");
-    norm.negative_slope = negative_slope;
     norm.grad_x = memory(grad_x, numel, "grad_x");
     return norm;
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import OWN, TINY
+from runs import OWN, TINY, let_go_of_folders
 
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.__main__ import main as export
@@ -26,9 +26,7 @@ SHORT = [*TINY, "--stop-after=synthesis", "--checkpoint-every=2"]
 def no_folder_in_use():
     """Let go of folders that a test before has left open."""
     yield
-    for own in list(OwnFiles.in_use.values()):
-        own.users = 1
-        own.close()
+    let_go_of_folders()
 
 
 def content(folder: Path) -> dict[str, str | bytes]:

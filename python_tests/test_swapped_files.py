@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import OWN, TINY
+from runs import OWN, TINY, let_go_of_folders
 
 from zscgan_ext import distributed
 from zscgan_ext.config.command_line import config_to_yaml, parse_config
@@ -18,7 +18,7 @@ from zscgan_ext.images.datasets import LabelledImages
 from zscgan_ext.report import page
 from zscgan_ext.run_folder import files, finished_run, own_files
 from zscgan_ext.run_folder.files import RunFolder
-from zscgan_ext.run_folder.own_files import LIST, OwnFiles
+from zscgan_ext.run_folder.own_files import LIST
 from zscgan_ext.stages.preparation import WEIGHTS, check_alike
 from zscgan_ext.train import main as train
 
@@ -30,9 +30,7 @@ SAMPLE = "samples/step-000004.png"
 def no_folder_in_use():
     """Let go of folders that a test before has left open."""
     yield
-    for own in list(OwnFiles.in_use.values()):
-        own.users = 1
-        own.close()
+    let_go_of_folders()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from torch import Tensor
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.config.configs import TARGETS, RunConfig
 from zscgan_ext.config.fields import check_type, hints_of
+from zscgan_ext.config.values import check_between
 from zscgan_ext.errors import InputError, first_line, is_out_of_memory
 from zscgan_ext.export.exporter import FileForm
 from zscgan_ext.export.quantized_file import LoadedClassifier
@@ -298,8 +299,7 @@ def check_whole_number(name: str, value: object, least: int, most: int) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise InputError(f"{name}: expected a whole number, got {kind(value)}")
     number = int(value)
-    if not least <= number <= most:
-        raise InputError(f"{name}: expected {least} to {most:,}, got {number}")
+    check_between(name, number, least, most)
     return number
 
 

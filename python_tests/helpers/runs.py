@@ -9,6 +9,7 @@ import numpy as np
 
 import zscgan_ext
 from zscgan_ext.images.datasets import LabelledImages, open_images
+from zscgan_ext.run_folder.own_files import OwnFiles
 from zscgan_ext.zoo import FASHION_MNIST_PREPROCESSING
 
 # What programs import: these helpers and the package of the tests, so that both write the same
@@ -58,3 +59,10 @@ def results_of(folder: Path) -> dict[str, object]:
     for name in ("metrics.jsonl", "generator.safetensors", "quantized.safetensors"):
         results[name] = (folder / name).read_bytes()
     return results
+
+
+def let_go_of_folders() -> None:
+    """Close the folders that a test has left open."""
+    for own in list(OwnFiles.in_use.values()):
+        own.users = 1
+        own.close()

@@ -21,6 +21,16 @@ LARGEST_COUNT, LARGEST_SEED = 2**31, 2**50  # of generated images
 EVALUATION_BATCH = 250  # images, where evaluation is told no other number
 
 
+def check_between(name: str, value: int, least: int, most: int) -> None:
+    """Require a number in a range.
+
+    Raises:
+        InputError: naming it.
+    """
+    if not least <= value <= most:
+        raise InputError(f"{name}: expected {least} to {most:,}, got {value}")
+
+
 def parse_bits(text: str) -> tuple[int | None, int]:
     """Read widths like `w4a8` as (4, 8): bits of the weights, bits of the activations.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import EXPORT, EXPORTED, only_writer, write_own
 from zscgan_ext.run_folder.finished_run import RANDOM_IMAGES, open_run, require_finished
 from zscgan_ext.run_folder.whole_file import json_bytes, one_line_errors, write_whole
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from zscgan_ext.export.onnx.graph import QuantizedValue
 
 BATCH, BATCHES = 32, 16  # of generated images, that student and files are compared on
 CHECKED_IMAGES = 4  # random ones, that a student is exported with before it learns
@@ -216,13 +221,10 @@ def check_exports(
 
         pt2e_file(classifier, student, [batch])
     if "onnx" in formats:
-        from zscgan_ext.export.onnx.model import float_model, quantized_model
-        from zscgan_ext.export.onnx.tensorrt import check_tensorrt
+        from zscgan_ext.export.onnx.model import float_model
         from zscgan_ext.export.onnx.verification import compare_nodes
 
-        model, quantized = quantized_model(student, classifier)
-        if target_of(student) == "tensorrt":
-            check_tensorrt(model)
+        model, quantized = model_for(target_of(student), student, classifier)
         compare_nodes(student, model, quantized, [batch])
         float_graph = folded(classifier.model, classifier.preprocessing.shape)
         OnnxClassifier(float_model(float_graph, classifier).SerializeToString())(batch)
@@ -245,29 +247,43 @@ def safetensors_file(classifier: Classifier, student: QuantizedClassifier, image
     return data
 
 
+def model_for(
+    target: str, student: QuantizedClassifier, classifier: Classifier
+) -> tuple["ModelProto", dict[str, "QuantizedValue"]]:
+    """Return what `quantized_model` does, in a form that a runtime executes.
+
+    Raises:
+        InputError: if a node cannot be exported, or TensorRT would not execute the model.
+    """
+    from zscgan_ext.export.onnx.model import quantized_model
+    from zscgan_ext.export.onnx.tensorrt import check_tensorrt
+
+    model, quantized = quantized_model(student, classifier)
+    if target == "tensorrt":
+        check_tensorrt(model)
+    return model, quantized
+
+
 def onnx_file(
     classifier: Classifier, student: QuantizedClassifier, images: Sequence[Tensor], form: FileForm
 ) -> tuple[bytes, dict[str, Any]]:
     """Write a student as ONNX, prove it, and measure it beside the float classifier."""
     # These import onnx, which a run without ONNX files does not need.
-    from zscgan_ext.export.onnx.model import float_model, quantized_model
+    from zscgan_ext.export.onnx.model import float_model
     from zscgan_ext.export.onnx.pixel_input import takes_pixels, verify_pixels
-    from zscgan_ext.export.onnx.tensorrt import check_tensorrt
     from zscgan_ext.export.onnx.verification import verify
 
-    model, quantized = quantized_model(student, classifier)
-    if (form.target or target_of(student)) == "tensorrt":
-        check_tensorrt(model)
+    model, quantized = model_for(form.target or target_of(student), student, classifier)
     verification = verify(student, model, quantized, images)
     float_graph = folded(classifier.model, classifier.preprocessing.shape).cpu()
     float_data = float_model(float_graph, classifier).SerializeToString()
     data: bytes = model.SerializeToString()
+    sessions = [OnnxClassifier(float_data), OnnxClassifier(data)]
     if form.input in ("uint8", "uint8-nchw"):
         resizes, preprocessing = bool(form.resize_input), classifier.preprocessing
         taking = takes_pixels(model, preprocessing, form.input, resizes)
         verify_pixels(taking, model, preprocessing, form.input)
         data = taking.SerializeToString()
-    sessions = [OnnxClassifier(float_data), OnnxClassifier(model.SerializeToString())]
     float_latency, latency = latencies(sessions, images[0][:1])
     return data, {
         **asdict(verification),

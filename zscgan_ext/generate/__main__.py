@@ -4,7 +4,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zscgan_ext.config.values import IMAGE_SET_FORMATS, LARGEST_COUNT, LARGEST_SEED
+from zscgan_ext.config.values import (
+    IMAGE_SET_FORMATS,
+    LARGEST_COUNT,
+    LARGEST_SEED,
+    check_between,
+)
 from zscgan_ext.errors import InputError
 from zscgan_ext.program import OneLineParser, interruptible_import, program
 
@@ -53,8 +58,8 @@ def make_parser() -> OneLineParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = make_parser().parse_args(arguments)
-    check_range("count", options.count, 1, LARGEST_COUNT)
-    check_range("seed", options.seed, 0, LARGEST_SEED)
+    check_between("count", options.count, 1, LARGEST_COUNT)
+    check_between("seed", options.seed, 0, LARGEST_SEED)
     are_files = options.format in ("png", "imagefolder")
     if are_files and options.normalized:
         raise InputError(
@@ -75,16 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overwrite,
     )
     return 0
-
-
-def check_range(name: str, value: int, least: int, most: int) -> None:
-    """Require a number in a range.
-
-    Raises:
-        InputError: naming it.
-    """
-    if not least <= value <= most:
-        raise InputError(f"{name}: expected {least} to {most:,}, got {value}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from torch import Tensor
 from zscgan_ext.classifiers.loading import Classifier, classifier_of, find_source
 from zscgan_ext.classifiers.trials import random_images
 from zscgan_ext.classifiers.trust import (
-    BITS_OF_BYTE,
     allowed_classifier,
     check_model_size,
     is_of_a_library,
@@ -35,6 +34,7 @@ from zscgan_ext.synthesis.generator import (
     default_random_seeded,
     generator_of,
 )
+from zscgan_ext.synthesis.generator_file import require_weights
 
 CPU = torch.device("cpu")
 BITS_OF_FLOAT = 32
@@ -135,19 +135,11 @@ def versions(folder: Path) -> list[tuple[int, int]]:
 def check_generator_size(file: Path, config: GeneratorConfig, classifier: Classifier) -> None:
     """Require that a file is as large as the generator that a run's settings describe.
 
-    It is built without memory for that.
-
     Raises:
         InputError: if the file has too few bytes.
     """
-    with torch.device("meta"):
-        weights = sum(each.numel() for each in generator_of(config, classifier).parameters())
-    held = regular_file_size(file)
-    if held < weights * BITS_OF_FLOAT // BITS_OF_BYTE:
-        raise InputError(
-            f"{file}: has {held:,} bytes, too few for the {weights:,} weights of a generator with "
-            f"latent_dim {config.latent_dim}"
-        )
+    shape = classifier.num_classes, config.latent_dim, classifier.preprocessing
+    require_weights(file, regular_file_size(file), shape)
 
 
 def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:

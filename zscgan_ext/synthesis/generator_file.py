@@ -99,17 +99,32 @@ def check_size(file: Path, held: int, shape: tuple[int, int, Preprocessing]) -> 
     Raises:
         InputError: saying which it does.
     """
-    num_classes, latent_dim, preprocessing = shape
+    num_classes, _, preprocessing = shape
     if num_classes < 1:
         raise InputError(f"{file}: names no class")
     numbers = math.prod(preprocessing.shape)
     if numbers > MOST_NUMBERS:
         raise InputError(f"{file}: images of {numbers:,} numbers, accepted are {MOST_NUMBERS:,}")
+    require_weights(file, held, shape)
+
+
+def require_weights(file: Path, held: int, shape: tuple[int, int, Preprocessing]) -> None:
+    """Require that a file is as large as a generator, which is built without memory for that.
+
+    Args:
+        file: for messages.
+        held: bytes that it has.
+        shape: the arguments of the generator.
+
+    Raises:
+        InputError: if it has too few bytes.
+    """
+    num_classes, latent_dim, _ = shape
     with torch.device("meta"):
         generator = ConditionalGenerator(*shape)
     weights = sum(each.numel() for each in generator.parameters())
     if held < weights * BYTES_OF_FLOAT:
         raise InputError(
-            f"{file}: has {held:,} bytes, too few for the {weights:,} weights of a generator of "
-            f"{num_classes:,} classes with latent_dim {latent_dim}"
+            f"{file}: has {held:,} bytes, too few for the {weights:,} weights of a generator with "
+            f"latent_dim {latent_dim} and {num_classes:,} classes"
         )
