@@ -10,9 +10,10 @@ from torch import nn
 
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.export.node_by_node import product_step
 from zscgan_ext.export.onnx.model import float_model, quantized_model
 from zscgan_ext.export.onnx.runtime import OnnxClassifier
-from zscgan_ext.export.onnx.verification import compare_nodes, product_step
+from zscgan_ext.export.onnx.verification import compare_nodes
 from zscgan_ext.images.preprocessing import Preprocessing
 
 

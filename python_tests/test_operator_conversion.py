@@ -8,8 +8,9 @@ from networks import as_trained
 from onnx_functions import focus
 from torch import nn
 
+from zscgan_ext.export.node_by_node import product_step
 from zscgan_ext.export.onnx.model import quantized_model
-from zscgan_ext.export.onnx.verification import compare_nodes, product_step
+from zscgan_ext.export.onnx.verification import compare_nodes
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.scheme import Scheme

@@ -1,5 +1,8 @@
 """Comparing a student with what a runtime computed, node by node, on its integers."""
 
+from collections.abc import Callable, Iterable
+
+import torch
 from torch import Tensor, fx
 
 from zscgan_ext.classifiers.graph import module_of
@@ -9,6 +12,55 @@ from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLay
 
 # How far from the middle between two integers a value may lie, in steps, to count as a tie.
 TIE = 0.01
+# Where no quantized value stands before the last layer, logits differ by less than this part.
+FLOAT_ERROR = 1e-4
+BATCHES_BY_NODE = 4  # that are enough to compare node by node
+
+# Gives what a runtime computes of images: the integers of each activation quantizer, by its name in
+# the student's graph, and the logits.
+Compute = Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]
+
+
+def compare_with_runtime(
+    student: QuantizedClassifier, runtime: str, compute: Compute, batches: Iterable[Tensor]
+) -> tuple[int, float, float]:
+    """Compare node by node.
+
+    Args:
+        student: calibrated, on the CPU.
+        runtime: its name, for messages.
+        compute: what it computes.
+        batches: normalized images [N, C, H, W].
+
+    Returns:
+        the number of ties, the largest difference of a logit, and how much larger logits are than
+        the results of the last layer, which a classifier may scale.
+
+    Raises:
+        InputError: naming the first node whose integers differ by more than ties.
+    """
+    ties, differences, gain = 0, [], 0.0
+    with student.quantized_weights():
+        for images in batches:
+            integers, logits = compute(images)
+            follower = Follower(student, integers, runtime)
+            expected = follower.run(images)
+            ties += follower.ties
+            differences.append((expected - logits).abs().max())
+            if follower.largest_of_last_layer > 0:
+                gain = max(gain, float(expected.abs().max()) / follower.largest_of_last_layer)
+    return ties, float(torch.stack(differences).max()), gain  # NaN if a difference is
+
+
+def allowed_difference(student: QuantizedClassifier, gain: float, expected: Tensor) -> float:
+    """Return one step of the last layer's products, in the logits' scale.
+
+    Args:
+        student: calibrated.
+        gain: as `compare_with_runtime` gives it.
+        expected: logits of the student.
+    """
+    return gain * product_step(student) or FLOAT_ERROR * float(expected.abs().max())
 
 
 def product_step(student: QuantizedClassifier) -> float:

@@ -20,16 +20,17 @@ from zscgan_ext.classifiers.exported_program import export_program, quiet_export
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import integer_weight
-from zscgan_ext.export.node_by_node import Follower, product_step
+from zscgan_ext.export.node_by_node import (
+    BATCHES_BY_NODE,
+    allowed_difference,
+    compare_with_runtime,
+)
 from zscgan_ext.measures import agreement
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizer_placement import ACTIVATION_QUANTIZERS
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
 METADATA = "zscgan_ext"  # the name of the file in the archive
-BATCHES_BY_NODE = 4  # that are compared node by node
-# Where no quantized value stands before the last layer, logits differ by less than this part.
-FLOAT_ERROR = 1e-4
 OPERATORS = torch.ops.quantized_decomposed
 
 
@@ -160,19 +161,16 @@ def verify_program(
     assert isinstance(program, fx.GraphModule)
     found, expected = (torch.cat([m(images) for images in batches]) for m in (program, student))
     names = [f"{ACTIVATION_QUANTIZERS}.{name}" for name in student.named_activation_quantizers()]
-    ties, difference, gain = 0, 0.0, 0.0
-    with student.quantized_weights():
-        for images in batches[:BATCHES_BY_NODE]:
-            kept = IntegersKept(program)
-            logits = kept.run(images)
-            integers = dict(zip(names, kept.integers, strict=True))
-            follower = Follower(student, integers, "the program")
-            answers = follower.run(images)
-            ties += follower.ties
-            difference = max(difference, float((answers - logits).abs().max()))
-            if follower.largest_of_last_layer > 0:
-                gain = max(gain, float(answers.abs().max()) / follower.largest_of_last_layer)
-    allowed = gain * product_step(student) or FLOAT_ERROR * float(expected.abs().max())
+
+    def compute(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        kept = IntegersKept(program)
+        logits = kept.run(images)
+        return dict(zip(names, kept.integers, strict=True)), logits
+
+    ties, difference, gain = compare_with_runtime(
+        student, "the program", compute, batches[:BATCHES_BY_NODE]
+    )
+    allowed = allowed_difference(student, gain, expected)
     if not bool(found.isfinite().all()) or not difference <= allowed:
         raise InputError(
             f"export: the program's logits differ from the student's by up to {difference:.3g} "

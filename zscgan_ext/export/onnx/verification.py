@@ -18,7 +18,11 @@ from onnx import ModelProto, TensorProto, helper
 from torch import Tensor
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.export.node_by_node import Follower, product_step
+from zscgan_ext.export.node_by_node import (
+    BATCHES_BY_NODE,
+    allowed_difference,
+    compare_with_runtime,
+)
 from zscgan_ext.export.onnx.graph import QuantizedValue
 from zscgan_ext.export.onnx.runtime import OUTPUT, OnnxClassifier
 from zscgan_ext.measures import agreement
@@ -26,9 +30,6 @@ from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 
 LEAST_AGREEMENT = 99.5  # percent, of a student that agrees with itself
 NUDGE = 1e-6  # relative change of an image that moves ties and nothing else
-# Where no quantized value stands before the last layer, logits differ by less than this part.
-FLOAT_ERROR = 1e-4
-BATCHES_BY_NODE = 4  # that are compared node by node
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def verify(
         float((found - expected).abs().max()),
         ties,
         difference,
-        gain * product_step(student) or FLOAT_ERROR * float(expected.abs().max()),
+        allowed_difference(student, gain, expected),
     )
     least = LEAST_AGREEMENT - 2 * (100 - result.own_agreement)
     if result.agreement < least:
@@ -105,12 +106,7 @@ def compare_nodes(
     quantized: dict[str, QuantizedValue],
     batches: Sequence[Tensor],
 ) -> tuple[int, float, float]:
-    """Compare node by node.
-
-    Returns:
-        the number of ties, the largest difference of a logit, and how much larger logits are than
-        the results of the last layer, which a classifier may scale.
-    """
+    """Compare node by node, as `compare_with_runtime` does, with ONNX Runtime."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     names = [value.integers for value in quantized.values()]
@@ -118,15 +114,9 @@ def compare_nodes(
         kind = TensorProto.INT8 if value.signed else TensorProto.UINT8
         probe.graph.output.append(helper.make_tensor_value_info(value.integers, kind, None))
     session = OnnxClassifier(probe.SerializeToString())
-    ties, differences, gain = 0, [], 0.0
-    with student.quantized_weights():
-        for images in batches:
-            *found, logits = map(torch.from_numpy, session.run([*names, OUTPUT], images))
-            integers = dict(zip(quantized, found, strict=True))
-            follower = Follower(student, integers, "ONNX Runtime")
-            expected = follower.run(images)
-            ties += follower.ties
-            differences.append((expected - logits).abs().max())
-            if follower.largest_of_last_layer > 0:
-                gain = max(gain, float(expected.abs().max()) / follower.largest_of_last_layer)
-    return ties, float(torch.stack(differences).max()), gain  # NaN if a difference is
+
+    def compute(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        *found, logits = map(torch.from_numpy, session.run([*names, OUTPUT], images))
+        return dict(zip(quantized, found, strict=True)), logits
+
+    return compare_with_runtime(student, "ONNX Runtime", compute, batches)
