@@ -217,8 +217,7 @@ def is_read_by_a_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 def feeds_a_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Return True if a quantized layer takes a node's values, reshaped or not."""
-    views = (user for user in node.users if preserves_qparams(user))
-    return is_read_by_a_layer(graph, node) or any(feeds_a_layer(graph, view) for view in views)
+    return any(isinstance(module_of(graph, reader), QuantizedLayer) for reader in readers_of(node))
 
 
 def meets_a_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
