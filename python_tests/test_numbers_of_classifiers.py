@@ -24,6 +24,7 @@ from tensors import sample
 import zscgan_ext
 from zscgan_ext.classifiers.loading import load_classifier
 from zscgan_ext.errors import InputError
+from zscgan_ext.export import node_by_node
 from zscgan_ext.export.exporter import export
 from zscgan_ext.images.datasets import LabelledImages
 from zscgan_ext.quantization.calibration import calibrate
@@ -128,13 +129,11 @@ def test_an_export_is_proven_in_the_scale_of_the_logits(factor, tmp_path):
 
 
 def test_logits_that_differ_by_more_are_refused_at_any_scale(tmp_path, monkeypatch):
-    from zscgan_ext.export.onnx import verification
-
     model = gray_with(last=Scaled(4000.0))
     classifier = load_classifier(model, image_size=28, mean=(0.5,), std=(0.25,))
     batches = [images for images, _ in normal_batches(2, 50, *GRAY)]
-    step = verification.product_step
-    monkeypatch.setattr(verification, "product_step", lambda student: step(student) / 1e6)
+    step = node_by_node.product_step
+    monkeypatch.setattr(node_by_node, "product_step", lambda student: step(student) / 1e6)
     with pytest.raises(InputError, match="the first node that differs is the last layer"):
         export(classifier, quantized(classifier.model), batches, tmp_path, ["onnx"])
 
