@@ -4,10 +4,21 @@ import pytest
 import torch
 from benchmark_scripts import DOCUMENT, rows_of, run_benchmark
 
+from zscgan_ext.images.preprocessing import Preprocessing
+
 KEYS = {
-    *("classifier", "stage", "batch", "device", "implementation", "median_ms"),
+    *("classifier", "stage", "batch", "device", "implementation", "precision", "median_ms"),
     "peak_memory_bytes",
 }
+
+
+def without_noise(monkeypatch):
+    """Let generators, plain ones and the trainer's, add no noise."""
+    from benchmarks.baselines import plain_training
+    from zscgan_ext.synthesis import generator
+
+    monkeypatch.setattr(generator, "NOISE", 0.0)
+    monkeypatch.setattr(plain_training, "NOISE", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +80,9 @@ def test_the_plan_has_every_classifier_stage_and_implementation(device):
         for stage in ("generator_step", "fine_tuning_step", "teacher"):
             assert {(stage, "eager"), (stage, "native")} <= pairs
         assert ("teacher_matched", "native") in pairs
+        assert ("generator_step", "alike") in pairs
         compiled = device == "cuda" or classifier == "resnet20"
         assert (("generator_step", "compiled") in pairs) == compiled
-        assert (("generator_step", "reference") in pairs) == (device == "cuda")
     assert {s.classifier for g in groups(parse(["--quick"])) for s in g} == {"resnet20"}
 
 
@@ -79,16 +90,52 @@ def test_the_plan_has_every_classifier_stage_and_implementation(device):
 def test_eager_steps_are_plain_and_native_ones_are_the_trainers(stage):
     from benchmarks.training.training_subjects import STAGES, Parts, Subject
 
-    def formats(implementation):
-        parts = Parts(Subject("resnet20", stage, implementation, 2, "cpu"))
+    def facts(implementation):
+        parts = Parts(Subject("resnet20", stage, implementation, 2, "cpu", "bfloat16"))
         assert torch.isfinite(STAGES[stage](parts)()).all()
-        return parts.execution.facts()
+        facts = parts.execution.facts()
+        return [facts[name] for name in ("memory_format", "precision", "keep_freed_memory")]
 
-    eager, native = formats("eager"), formats("native")
-    assert eager["memory_format"] == "contiguous"
-    assert not eager["keep_freed_memory"]
-    assert native["memory_format"] == "channels_last"
-    assert native["keep_freed_memory"]
+    assert facts("eager") == ["contiguous", "float32", False]
+    assert facts("alike") == ["channels_last", "bfloat16", False]
+    assert facts("native") == ["channels_last", "bfloat16", True]
+
+
+@pytest.mark.parametrize("size", [28, 72])
+def test_the_plain_generator_makes_the_same_images(size, monkeypatch):
+    from benchmarks.baselines import plain_training
+    from zscgan_ext.synthesis import generator as package
+
+    without_noise(monkeypatch)
+    preprocessing = Preprocessing(3, size, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    images = []
+    for kind in (package.ConditionalGenerator, plain_training.PlainGenerator):
+        torch.manual_seed(0)
+        generator = kind(10, 8, preprocessing)
+        images.append(
+            generator(
+                torch.randn(6, 8, generator=torch.Generator().manual_seed(1)), torch.arange(6)
+            )
+        )
+    torch.testing.assert_close(images[1], images[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["generator_step", "fine_tuning_step"])
+def test_plain_steps_have_the_losses_of_the_trainers(stage, monkeypatch):
+    from benchmarks.training import training_subjects
+
+    without_noise(monkeypatch)
+
+    def losses(implementation):
+        subject = training_subjects.Subject("resnet20", stage, implementation, 16, "cpu", "float32")
+        step = training_subjects.new_step(subject)
+        return [float(step().flatten()[0]) for _ in range(2)]
+
+    (first, second), (own_first, own_second) = losses("alike"), losses("native")
+    assert first == pytest.approx(own_first, rel=1e-4)
+    # Adam's first step has the sign of each gradient, whose rounding turns some that are near zero.
+    assert second == pytest.approx(own_second, rel=1e-2)
+    assert abs(second - first) > 5e-2 * first
 
 
 def test_torchvision_classifiers_get_statistics_of_their_activations():
@@ -113,4 +160,4 @@ def test_a_worker_that_fails_ends_the_benchmark():
     from benchmarks.training.training_subjects import Subject
 
     with pytest.raises(SystemExit, match=r"resnet20.*exit code 1"):
-        list(measure([Subject("resnet20", "no_such_stage", "native", 2, "cpu")], 1))
+        list(measure([Subject("resnet20", "no_such_stage", "native", 2, "cpu", "float32")], 1))

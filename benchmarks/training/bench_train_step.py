@@ -3,17 +3,16 @@
     python -m benchmarks.training.bench_train_step [--device cpu|cuda] [--json FILE]
         [--chart FILE] [--quick]
 
-`eager` is plain torch: reference ops, batch-norm hooks, contiguous memory, torch's own defaults.
-`compiled` is the same under torch.compile. `native` is what `python -m zscgan_ext.train` does, and
-`reference`, on a GPU, the same with plain torch's ops, launched one by one. The stage `teacher` is
-the frozen classifier, forward and backward to the images, without matching batch-norm statistics;
+`eager` is plain torch (`benchmarks/baselines/plain_training.py`) as it comes: float32, contiguous
+memory. `alike` is the same in the precision and memory format of the trainer, and `compiled` that
+under torch.compile. `native` is what `python -m zscgan_ext.train` does. The stage `teacher` is the
+frozen classifier, forward and backward to the images, without matching batch-norm statistics;
 `teacher_matched` is the same with it. Each implementation has a process of its own, and the
 processes take turns step by step.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from benchmarks.results_file import (
 from benchmarks.training.train_step_report import draw_chart, print_table, update_documentation
 from benchmarks.training.training_subjects import IMPLEMENTATIONS, Subject
 from zscgan_ext.config.configs import FineTuningConfig, GeneratorConfig
+from zscgan_ext.stages.precision_choice import multiplies_bfloat16
 
 CHART = "train_step.png"
 CLASSIFIERS = ("resnet20", "resnet18", "resnet50", "mobilenet_v2")
@@ -50,13 +50,11 @@ class Worker:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        implementation = "native" if subject.implementation == "native" else "reference"
         self.process = subprocess.Popen(
             [sys.executable, "-m", WORKER, json.dumps(asdict(subject))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "ZSCGAN_EXT_IMPL": implementation},
         )
 
     def answer(self) -> str:
@@ -113,9 +111,9 @@ def implementations_for(classifier: str, options: argparse.Namespace) -> tuple[s
     """Return what a training stage of a classifier is measured as, where nothing was said."""
     if options.quick:
         return ("eager", "native")
-    if options.device == "cuda":
-        return ("eager", "reference", "compiled", "native")
-    return ("eager", "compiled", "native") if classifier in COMPILED_ON_CPU else ("eager", "native")
+    if options.device == "cuda" or classifier in COMPILED_ON_CPU:
+        return IMPLEMENTATIONS
+    return ("eager", "alike", "native")
 
 
 def batches_for(classifier: str, stage: str, options: argparse.Namespace) -> tuple[int, ...]:
@@ -136,7 +134,7 @@ def groups(options: argparse.Namespace) -> Iterator[list[Subject]]:
             pairs = TEACHER_PASSES if stage == "teacher" else [(stage, name) for name in names]
             for batch in batches_for(classifier, stage, options):
                 yield [
-                    Subject(classifier, own_stage, name, batch, options.device)
+                    Subject(classifier, own_stage, name, batch, options.device, options.precision)
                     for own_stage, name in pairs
                 ]
 
@@ -150,7 +148,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--implementations", nargs="+", choices=IMPLEMENTATIONS, help="of the training stages"
     )
     parser.add_argument("--batch", type=int, help="images, instead of the usual number")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="of all but `eager`; default: bfloat16 where the device multiplies it",
+    )
     options = parser.parse_args(arguments)
+    if options.precision is None:
+        is_narrow = options.device == "cuda" or multiplies_bfloat16()
+        options.precision = "bfloat16" if is_narrow else "float32"
     if options.quick:
         options.classifiers = CLASSIFIERS[:1]
     return options

@@ -7,17 +7,18 @@ from typing import Any
 from benchmarks.results_file import replace_measured_table
 
 Row = dict[str, Any]
-SUBJECT = ("classifier", "stage", "batch", "device")
+SUBJECT = ("classifier", "stage", "batch", "device", "precision")
 COLORS = {
     "eager": "#762a83",
-    "compiled": "#9970ab",
-    "reference": "#c2a5cf",
+    "alike": "#9970ab",
+    "compiled": "#c2a5cf",
     "native": "#1b7837",
 }
 TITLES = (
-    *("classifier", "stage", "batch", "device"),
-    *("eager ms", "compiled ms", "reference ms", "native ms"),
-    *("eager / native", "reference / native", "eager MB", "native MB", "native / eager"),
+    *SUBJECT,
+    *("eager ms", "alike ms", "compiled ms", "native ms"),
+    *("eager / native", "alike / native", "compiled / native"),
+    *("eager MB", "native MB", "native / eager"),
 )
 
 
@@ -48,8 +49,7 @@ def line_of(subject: tuple[Any, ...], group: dict[str, Row]) -> list[str]:
     return [
         *map(str, subject),
         *times,
-        ratio("eager", "native", "median_ms"),
-        ratio("reference", "native", "median_ms"),
+        *(ratio(name, "native", "median_ms") for name in ("eager", "alike", "compiled")),
         *memory,
         ratio("native", "eager", "peak_memory_bytes"),
     ]
@@ -93,7 +93,7 @@ def draw_chart(rows: list[Row], path: Path) -> None:
     groups = {subject: group for subject, group in groups_of(rows).items() if "eager" in group}
     figure, axes = pyplot.subplots(figsize=(8, 0.24 * len(rows) + 1.2), layout="constrained")
     place, ticks = 0.0, {}
-    for (classifier, stage, batch, device), group in groups.items():
+    for (classifier, stage, batch, device, _), group in groups.items():
         start, eager = place, group["eager"]["median_ms"]
         for name in (name for name in COLORS if name in group and name != "eager"):
             value = group[name]["median_ms"]

@@ -2,19 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks.baselines import plain_training
+from benchmarks.baselines.plain_training import PlainGenerator
 from zscgan_ext.classifiers.loading import load_classifier
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.config.configs import ExecutionConfig, FineTuningConfig, GeneratorConfig
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.calibration import calibrate
-from zscgan_ext.quantization.conversion import convert
+from zscgan_ext.quantization.conversion import convert, folded
 from zscgan_ext.quantization.fine_tuning import StudentTrainer
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
@@ -26,15 +29,16 @@ from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 IMAGENET = Preprocessing(3, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 STATISTICS_BATCH = 8  # images
-# How an ordinary torch program runs, and the same compiled; `native` is what the trainer chooses,
-# `reference` the same precision and layout without what is ours.
+# An ordinary torch program as it comes, the same in the precision and memory format of the trainer,
+# that compiled, and the trainer.
 PLAIN = ExecutionConfig(
     precision="float32", memory_format="contiguous", keep_freed_memory=False, cuda_graphs="off"
 )
+ALIKE = replace(PLAIN, precision="auto", memory_format="channels_last")
 EXECUTIONS = {
     "eager": PLAIN,
-    "compiled": replace(PLAIN, compile=True),
-    "reference": ExecutionConfig(cuda_graphs="off"),
+    "alike": ALIKE,
+    "compiled": replace(ALIKE, compile=True),
     "native": ExecutionConfig(),
 }
 IMPLEMENTATIONS = tuple(EXECUTIONS)
@@ -49,6 +53,7 @@ class Subject:
     implementation: str  # one of IMPLEMENTATIONS
     batch: int  # images
     device: str  # cpu or cuda
+    precision: Literal["float32", "bfloat16"]  # of all implementations but `eager`
 
 
 class Parts:
@@ -59,8 +64,11 @@ class Parts:
         self.device = torch.device(subject.device)
         self.config = GeneratorConfig(batch_size=subject.batch)
         execution = EXECUTIONS[subject.implementation]
+        if execution.precision == "auto":
+            execution = replace(execution, precision=subject.precision)
         self.execution: Execution = choose_execution(execution, self.device)
-        if subject.implementation in ("native", "reference"):
+        self.is_native = subject.implementation == "native"
+        if self.is_native:
             self.execution.apply()
         self.model, self.preprocessing = build_classifier(subject.classifier)
         self.model = self.placed(self.model)
@@ -76,7 +84,8 @@ class Parts:
     def new_generator(self) -> ConditionalGenerator:
         """Return an untrained generator for the classifier."""
         count = self.model(torch.zeros(1, *self.preprocessing.shape, device=self.device)).shape[1]
-        generator = ConditionalGenerator(count, self.config.latent_dim, self.preprocessing)
+        kind = ConditionalGenerator if self.is_native else PlainGenerator
+        generator = kind(count, self.config.latent_dim, self.preprocessing)
         self.placed(generator)
         return generator
 
@@ -103,8 +112,12 @@ def build_classifier(name: str) -> tuple[nn.Module, Preprocessing]:
 
 def generator_step(parts: Parts) -> Callable[[], Tensor]:
     """One step of generator learning."""
-    teacher = FrozenTeacher(parts.model, parts.config.distance)
     generator = parts.new_generator()
+    if isinstance(generator, PlainGenerator):
+        return plain_training.generator_step(
+            generator, parts.model, parts.config, parts.execution, parts.rng(1)
+        )
+    teacher = FrozenTeacher(parts.model, parts.config.distance)
     trainer = GeneratorTrainer(generator, teacher, parts.config, parts.execution, parts.rng(1))
     return lambda: trainer.step(trainer.sample())
 
@@ -118,6 +131,9 @@ def fine_tuning_step(parts: Parts) -> Callable[[], Tensor]:
     parts.placed(student)
     calibrate(student, batches, 1)
     config = FineTuningConfig(batch_size=batch_size)
+    if not parts.is_native:
+        model = parts.placed(folded(parts.model, parts.preprocessing.shape))
+        return plain_training.fine_tuning_step(student, model, batches, config, parts.execution)
     trainer = StudentTrainer(student, parts.model, batches, config, parts.execution)
     return lambda: trainer.step(trainer.sample())
 
