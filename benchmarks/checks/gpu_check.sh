@@ -165,7 +165,7 @@ stage_kernels() {
 
 stage_steps() {
     run steps 70 "$python" -m benchmarks.training.bench_train_step --device cuda --batch 128 \
-        --classifiers resnet18 resnet20 mobilenet_v2 --implementations eager reference native \
+        --classifiers resnet18 resnet20 mobilenet_v2 --implementations eager alike native \
         --json "$output/train_step.json" || failed=1
 }
 

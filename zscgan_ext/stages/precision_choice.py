@@ -102,7 +102,7 @@ def choice(name: str, training: Training, execution: Execution) -> Choice:
 
 
 def step_seconds(new_trainer: NewTrainer, execution: Execution) -> dict[str, float]:
-    """Return the least processor time of a step in each precision, which take turns.
+    """Return the least time of a step in each precision, which take turns.
 
     It is infinite for bfloat16 where a step fails in it, or gives numbers that are not finite.
     """
@@ -132,11 +132,11 @@ def in_precision(execution: Execution, name: str) -> Execution:
 
 
 def timed_step(trainer: Trainer) -> float:
-    """Take a step; return its processor time, infinity if it gave a loss that is not finite."""
-    # Unlike the time that passes, it is little changed by other programs.
-    start = time.process_time()
+    """Take a step; return how long it took, infinity if it gave a loss that is not finite."""
+    # Not processor time, in which threads that wait for others count as if they worked.
+    start = time.perf_counter()
     values = trainer.step(trainer.sample())
-    seconds = time.process_time() - start
+    seconds = time.perf_counter() - start
     return seconds if bool(values.isfinite().all()) else float("inf")
 
 
