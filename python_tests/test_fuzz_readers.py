@@ -12,6 +12,7 @@ from safetensors.torch import load
 from benchmarks.checks import fuzz_readers
 from zscgan_ext.config.command_line import config_to_yaml
 from zscgan_ext.errors import InputError
+from zscgan_ext.run_folder.files import NAMES
 
 FILES = 60
 
@@ -90,6 +91,12 @@ IS_RIGHT = {
         classifier.num_classes == 3 and classifier.preprocessing.shape == (3, 4, 4)
     ),
     "run folder": is_run,
+    "list of a run": lambda names, _: set(names) == set(NAMES),
+    "records of a run": lambda parts, _: (
+        parts[0]["choice"]["chosen"] == "fine_tuned"
+        and parts[0]["layer_bits"] == parts[1]
+        and parts[1]["0"] == {"bits": "w4a4", "weights": 54, "divergence": {"2": 0.5, "4": 0.1}}
+    ),
     "image tree": lambda batch, _: (
         batch[0].shape == (6, 3, 4, 4) and batch[1].tolist() == [0, 0, 0, 1, 1, 1]
     ),

@@ -201,6 +201,15 @@ def tampered(run, folder, change):
     return folder
 
 
+def test_names_of_classes_that_are_no_text_are_escaped(run, tmp_path):
+    names = ["\ud800", "=cmd", '"', "../x", "", "a\nb", "é", "x", "x", "y"]
+    folder = tampered(run, tmp_path / "run", lambda d: d.update(class_names=names))
+    assert generate([str(folder), "--count=10", "--format=png", f"--out={tmp_path / 'out'}"]) == 0
+    with (tmp_path / "out" / "labels.csv").open(newline="") as stream:
+        written = [row["class"] for row in csv.DictReader(stream)]
+    assert written == ["\\ud800", *names[1:]]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

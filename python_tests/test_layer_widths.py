@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -24,6 +25,7 @@ from zscgan_ext.quantization.conversion import convert, student_of
 from zscgan_ext.quantization.layer_widths import layer_names
 from zscgan_ext.quantization.quantizers import QuantizedLayer
 from zscgan_ext.quantization.scheme import Scheme
+from zscgan_ext.run_folder.finished_run import open_run
 from zscgan_ext.stages import layer_bits_stage, student_stages
 from zscgan_ext.train import main
 
@@ -286,6 +288,15 @@ def test_a_run_keeps_the_average_and_says_which_widths_it_chose(auto_run):
     assert {name: f"w{width}" for name, width in widths(loaded).items()} == {
         name: each["bits"] for name, each in layers.items()
     }
+
+
+def test_a_record_that_lacks_a_layer_is_refused(auto_run, tmp_path):
+    folder = shutil.copytree(auto_run, tmp_path / "run")
+    record = json.loads((folder / "layer_bits.json").read_text())
+    del record["layers"]["3"]
+    (folder / "layer_bits.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"layer_bits.json: expected the width of each layer"):
+        open_run(folder, OWN.partition("=")[2])
 
 
 def stop_in_the_next_stage(monkeypatch) -> None:

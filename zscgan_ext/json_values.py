@@ -7,7 +7,7 @@ A check takes a value and returns it, or raises `MismatchError`. Checks are made
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +151,15 @@ def list_of(check: Check, length: int | None = None, most: int | None = None) ->
     return check_list
 
 
-def mapping_of(check: Check, key: Check | None = None) -> Check:
+def mapping_of(check: Check, key: Check | None = None, most: int | None = None) -> Check:
     """Take a mapping whose keys and values checks take."""
     check_key = text() if key is None else key
 
     def check_mapping(value: Any) -> Any:
         if not isinstance(value, dict):
             raise mismatch(value, "a mapping")
+        if most is not None and len(value) > most:
+            raise mismatch(value, f"a mapping of at most {most:,}")
         return {check_key(name): inside(name, check, each) for name, each in value.items()}
 
     return check_mapping
@@ -271,23 +273,43 @@ def read_json(file: Path, check: Check) -> Any:
         raise InputError(f"{file}: {error}") from None
 
 
-def read_json_lines(file: Path, check: Check) -> list[Any]:
+def read_json_lines(file: Path, check: Check, most: int) -> list[Any]:
     """Read a file with one JSON value in each line, and check each.
+
+    Args:
+        file: its path.
+        check: of each value.
+        most: lines that are read; of a file with more, about so many from all over it.
 
     Raises:
         InputError: as `read_json`, naming the line.
     """
     try:
-        lines: Iterable[bytes] = read_regular_file(file).split(b"\n")
+        content = read_regular_file(file)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{file}: cannot be read ({reason})") from None
     values = []
-    for number_of_line, line in enumerate(lines, 1):
+    for start, line in lines_of(content, most):
         if not line.strip():
             continue
         try:
             values.append(parse_json(line, check))
         except MismatchError as error:
+            number_of_line = content.count(b"\n", 0, start) + 1
             raise InputError(f"{file}: line {number_of_line}: {error}") from None
     return values
+
+
+def lines_of(content: bytes, most: int) -> Iterator[tuple[int, bytes]]:
+    """Yield lines and where they start: all, or of more than so many those at even distances."""
+    step = 1 if content.count(b"\n") <= most else math.ceil(len(content) / most)
+    start = 0
+    while start < len(content):
+        end = content.find(b"\n", start)
+        end = len(content) if end < 0 else end
+        yield start, content[start:end]
+        if end < start + step:  # the first line that starts a step further
+            end = content.find(b"\n", start + step - 1)
+            end = len(content) if end < 0 else end
+        start = end + 1

@@ -3,12 +3,12 @@
 import errno
 import os
 import stat
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 LARGEST_WHOLE_FILE = 1 << 28  # bytes of a file that is read as text or JSON
+# Holes in a file take no disk, but memory when it is read. Copying makes them of zeros, of which
+# the weights of a classifier have few: more than this share of large files has to be written.
+LARGE, SMALLEST_SHARE = 1 << 28, 1 / 16
 
 
 def regular_file_size(file: Path) -> int:
@@ -33,21 +33,45 @@ def size_of(status: os.stat_result, file: Path) -> int:
     return status.st_size
 
 
-@contextmanager
-def utf8_path(file: Path) -> Iterator[Path]:
-    """Give a path under which libraries open a file that take only paths in UTF-8.
+def require_written(descriptor: int, size: int) -> None:
+    """Require that a large file is not made of holes, of which any number costs nothing.
 
-    Names of files are bytes, such as those of an old archive, and need not be text.
+    Args:
+        descriptor: of the file, whose position is lost.
+        size: its bytes.
+
+    Raises:
+        ValueError: if it is.
     """
+    written = end = 0
+    while size > LARGE and written < SMALLEST_SHARE * size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # which says that only a hole is left
+                break
+            raise ValueError(f"{size:,} bytes, only {written:,} of which were written") from None
+        written += end - start
+    os.lseek(descriptor, 0, os.SEEK_SET)
+
+
+def written_file_size(file: Path) -> int:
+    """Return the bytes of a regular file that is not made of holes, links followed.
+
+    Raises:
+        OSError: if it is missing, or something else.
+        ValueError: if it is large and made of holes.
+    """
+    regular_file_size(file)  # to open some devices does something already
+    # A pipe that takes the place of the file meanwhile must not be waited for.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        str(file).encode()
-    except UnicodeEncodeError:
-        with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder, f"file{file.suffix.encode('ascii', 'ignore').decode()}")
-            link.symlink_to(file.absolute())
-            yield link
-        return
-    yield file
+        size = size_of(os.fstat(descriptor), file)
+        require_written(descriptor, size)
+    finally:
+        os.close(descriptor)
+    return size
 
 
 def read_regular_file(file: Path, largest: int = LARGEST_WHOLE_FILE) -> bytes:
@@ -59,7 +83,7 @@ def read_regular_file(file: Path, largest: int = LARGEST_WHOLE_FILE) -> bytes:
 
     Raises:
         OSError: if it is missing or something else.
-        ValueError: if it is larger, or its path cannot be one.
+        ValueError: if it is larger or made of holes, or its path cannot be one.
     """
     regular_file_size(file)  # to open some devices does something already
     # A pipe that takes the place of the file meanwhile must not be waited for.
@@ -68,6 +92,7 @@ def read_regular_file(file: Path, largest: int = LARGEST_WHOLE_FILE) -> bytes:
         size = size_of(os.fstat(descriptor), file)
         if size > largest:
             raise ValueError(f"{size:,} bytes, accepted are at most {largest:,}")
+        require_written(descriptor, size)
         content = stream.read(size + 1)
     if len(content) > size:
         raise ValueError("it grows while it is read")

@@ -29,10 +29,16 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import open_images
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.run_folder.checkpoint_file import newest_checkpoint
-from zscgan_ext.run_folder.files import is_name_of_a_run, own_files
+from zscgan_ext.run_folder.files import NAMES, is_name_of_a_run, own_files
 from zscgan_ext.run_folder.finished_run import open_run
 from zscgan_ext.run_folder.own_files import HEADER, LIST
-from zscgan_ext.run_folder.records import read_export, read_log, read_metrics, read_predictions
+from zscgan_ext.run_folder.records import (
+    read_export,
+    read_layer_bits,
+    read_log,
+    read_metrics,
+    read_predictions,
+)
 from zscgan_ext.stages.run import TIMED, Run
 from zscgan_ext.stages.variants import VARIANTS
 from zscgan_ext.synthesis.generator import generator_of
@@ -138,7 +144,7 @@ def unpacked(file: Path, folder: str) -> None:
         raise InputError("not an archive any more") from error
     for name, content in members.items():
         parts = name.split("/")
-        if len(parts) <= 2 and all(re.sub("[.-]", "", part).isalnum() for part in parts):
+        if len(parts) <= 2 and all(re.sub("[._-]", "", part).isalnum() for part in parts):
             place = Path(folder, name)
             place.parent.mkdir(exist_ok=True)
             place.write_bytes(content)
@@ -248,6 +254,48 @@ class RunReader:
             if errors:
                 raise errors[0]
             return found
+
+
+def read_list(file: Path) -> list[str]:
+    """Return what `--overwrite` would delete of a folder in which all names are taken."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        for name in (*NAMES, "notes.txt"):
+            Path(folder, name).touch()
+        Path(folder, LIST).write_bytes(file.read_bytes())
+        return names_to_delete(Path(folder))
+
+
+def list_files() -> Iterator[bytes]:
+    """Lists of what runs wrote, and one with names that lead elsewhere."""
+    names = "".join(f"{name}\n" for name in (*NAMES, "samples/step-000001.png"))
+    yield f"{HEADER}{names}".encode()
+    yield f"{HEADER}../x\n/etc/passwd\nsamples/../../x\n{LIST}\n\n{names}notes.txt".encode()
+    yield b""
+
+
+def read_records(file: Path) -> list[Any]:
+    """Return what is read of a run's metrics and of the widths of its layers, packed in a file."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        unpacked(file, folder)
+        place = Path(folder)
+        return [read_metrics(place, 3), read_layer_bits(place)]
+
+
+def record_files(runs: Iterator[bytes]) -> Iterator[bytes]:
+    """The records of the first of some runs, and with a choice and widths of other forms."""
+    with zipfile.ZipFile(io.BytesIO(next(runs))) as stored:
+        metrics = json.loads(stored.read("metrics.json"))
+    layers = {"layers": metrics["layer_bits"]}
+    other: dict[str, Any] = {
+        "choice": {},
+        "layer_bits": {"0": {"bits": "float", "weights": 1}, "4": {"bits": "w8", "weights": 0}},
+        "average_weight_bits": None,
+    }
+    for changes in ({}, other):
+        content = {**metrics, **changes}
+        files = {"metrics.json": content, "layer_bits.json": {"layers": content["layer_bits"]}}
+        yield archive({name: json.dumps(value).encode() for name, value in files.items()})
+    yield archive({"metrics.json": b"{}", "layer_bits.json": json.dumps(layers).encode()})
 
 
 def names_to_delete(folder: Path) -> list[str]:

@@ -258,6 +258,14 @@ READERS = {
         "run.zip",
         small_run_folders,
     ),
+    "list of a run": Reader(
+        archives.canary_checked(archives.read_list), "list", archives.list_files
+    ),
+    "records of a run": Reader(
+        archives.canary_checked(archives.read_records),
+        "records.zip",
+        lambda: archives.record_files(small_run_folders()),
+    ),
     "image tree": Reader(
         archives.canary_checked(lambda file: archives.read_tree(file, PREPROCESSING)),
         "tree.zip",

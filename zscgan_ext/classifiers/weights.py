@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from zscgan_ext.classifiers.checkpoint_types import readable_types
 from zscgan_ext.errors import InputError, first_line
-from zscgan_ext.regular_file import read_regular_file, regular_file_size, utf8_path
+from zscgan_ext.regular_file import read_regular_file, written_file_size
+from zscgan_ext.safetensors_content import read_safetensors_file
 
 # The keys under which training scripts keep a state dict, averaged weights first.
 NESTS = (
@@ -76,7 +76,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         InputError: if the file cannot be read or holds something else.
     """
     try:
-        size = regular_file_size(file)
+        size = written_file_size(file)
         with file.open("rb") as stream:
             start = stream.read(SAFETENSORS_LENGTH + 1)
     except (OSError, ValueError) as error:
@@ -176,8 +176,8 @@ def check_finite(source: str, model: nn.Module) -> None:
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Read a safetensors file."""
     try:
-        with utf8_path(file) as path:
-            return dict(safetensors.torch.load_file(path))
+        tensors, _ = read_safetensors_file(file)
+        return tensors
     except Exception as error:  # a damaged file raises nearly anything
         raise InputError(
             f"weights: {file} is truncated or not a safetensors file ({first_line(error)})"

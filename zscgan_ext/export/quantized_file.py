@@ -14,7 +14,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from zscgan_ext.classifiers.loading import (
@@ -52,7 +51,7 @@ from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import QuantRange, Scheme
-from zscgan_ext.regular_file import regular_file_size, utf8_path
+from zscgan_ext.safetensors_content import read_safetensors_file
 from zscgan_ext.torch_settings import usual_torch
 
 METADATA = "zscgan_ext"  # the key of the JSON
@@ -261,10 +260,8 @@ def read_file(file: Path) -> FileContent:
         InputError: if it cannot be read or was not written by `quantized_file`.
     """
     try:
-        regular_file_size(file)
-        with utf8_path(file) as path, safe_open(path, "pt") as stream:
-            description_text = (stream.metadata() or {}).get(METADATA)
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+        tensors, metadata_texts = read_safetensors_file(file)
+        description_text = metadata_texts.get(METADATA)
     except Exception as error:  # a damaged file raises nearly anything
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as safetensors ({reason})") from None

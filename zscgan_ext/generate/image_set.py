@@ -21,7 +21,7 @@ from zscgan_ext.synthesis.labelled_images import balanced_labels, generated_imag
 
 IMAGES, LABELS, TORCH_FILE, TABLE = "images.npy", "labels.npy", "images.pt", "labels.csv"
 FACTS = "metadata.json"
-LONGEST_FOLDER = 100  # characters of a class name in that of a folder
+LONGEST_FOLDER = 100  # bytes of a class name in that of a folder: file systems take some 255
 IMAGE_NAME = r"generated-\d{6,}\.png"
 NUMBERED = re.compile(rf"(?:images|\d+(?:_[\w.-]+)?)/{IMAGE_NAME}")
 
@@ -95,11 +95,11 @@ def write_torch(images: ImageSet, own: OwnFiles) -> None:
         own.stream(TORCH_FILE) as stream,
         TemporaryFile(dir=own.folder) as unnamed,  # holds what memory may not
     ):
-        held = np.memmap(unnamed, dtype, "w+", shape=images.shape)
-        start = 0
         for batch, _ in images.batches():
-            held[start : start + len(batch)] = batch.numpy()
-            start += len(batch)
+            unnamed.write(batch.contiguous().numpy().tobytes())
+        # It is mapped once it is whole: what a full disk does not take would end the process there.
+        unnamed.flush()
+        held = np.memmap(unnamed, dtype, "c", shape=images.shape)
         torch.save({"images": torch.from_numpy(held), "labels": images.labels}, stream)
 
 
@@ -112,7 +112,7 @@ def write_png(images: ImageSet, own: OwnFiles) -> None:
         name = f"images/generated-{number:06d}.png"
         own.write(name, png(image))
         rows.writerow([name, label, images.learned.class_names[label]])
-    own.write(TABLE, table.getvalue().encode())
+    own.write(TABLE, table.getvalue().encode(errors="backslashreplace"))  # lone surrogates
 
 
 def write_image_folder(images: ImageSet, own: OwnFiles) -> None:
@@ -131,7 +131,8 @@ def class_folders(names: tuple[str, ...]) -> list[str]:
     digits = len(str(len(names) - 1))
     folders = []
     for label, name in enumerate(names):
-        plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:LONGEST_FOLDER]
+        encoded = re.sub(r"[^\w.-]+", "-", name).strip("-.").encode()
+        plain = encoded[:LONGEST_FOLDER].decode(errors="ignore")  # not a part of a character
         number = f"{label:0{digits}d}"
         folders.append(number if name == str(label) or not plain else f"{number}_{plain}")
     return folders

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from zscgan_ext.errors import InputError
-from zscgan_ext.regular_file import regular_file_size
+from zscgan_ext.regular_file import written_file_size
 
 LARGEST_IDX = 1 << 32  # bytes
 # What a gzipped file may unpack to: this many bytes, or this many times its own. Images of
@@ -32,7 +32,7 @@ def read_idx(file: Path) -> np.ndarray:
     opened: Callable[[Path, Literal["rb"]], Any] = gzip.open if file.suffix == ".gz" else open
     try:
         most = LARGEST_IDX
-        packed = regular_file_size(file)
+        packed = written_file_size(file)
         if file.suffix == ".gz":
             most = min(most, max(ALWAYS_UNPACKED, MOST_UNPACKED * packed))
         with opened(file, "rb") as stream:
@@ -40,7 +40,7 @@ def read_idx(file: Path) -> np.ndarray:
             size = math.prod(shape)
             data = stream.read(size)
             is_longer = bool(stream.read(1))
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{file}: cannot be read as an idx file ({error})") from None
     if len(data) < size or is_longer:
         found = "longer" if is_longer else "truncated"

@@ -117,7 +117,8 @@ def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
     _, *size = preprocessing.shape
     try:
         regular_file_size(file)
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
+        # Of a path, Pillow would map the file: if it is shortened meanwhile, the process ends.
+        with file.open("rb") as stream, Image.open(stream, formats=IMAGE_FORMATS) as image:
             resized = resized_size(image, size)
             with room_for(check_pixels(image, resized)):
                 converted = eight_bits(image).convert(IMAGE_MODES[preprocessing.channels])

@@ -30,6 +30,7 @@ from zscgan_ext.json_values import (
 from zscgan_ext.regular_file import read_regular_file
 from zscgan_ext.run_folder.files import CHECKPOINTS
 from zscgan_ext.run_folder.whole_file import write_whole
+from zscgan_ext.safetensors_content import tensors_and_metadata
 
 State = dict[str, Any]  # nested: text keys; tensors, numbers, text, booleans, None, lists
 NAME = re.compile(r"(\d{6,})-([0-9a-f]{16})\.safetensors", re.ASCII)
@@ -75,10 +76,8 @@ def without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 def decode(data: bytes) -> State:
     """Turn the bytes of a safetensors file back into a state, its tensors on the CPU."""
-    tensors = safetensors.torch.load(data)
-    header_size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + header_size])
-    state: State = with_tensors(json.loads(header["__metadata__"]["state"]), tensors)
+    tensors, metadata = tensors_and_metadata(data)
+    state: State = with_tensors(json.loads(metadata["state"]), tensors)
     return state
 
 

@@ -24,10 +24,10 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.quantization.conversion import student_of
-from zscgan_ext.quantization.layer_widths import widths_described
+from zscgan_ext.quantization.layer_widths import described_widths, widths_described
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.regular_file import regular_file_size
-from zscgan_ext.run_folder.files import GENERATOR, STUDENT
+from zscgan_ext.run_folder.files import GENERATOR, LAYER_BITS, STUDENT
 from zscgan_ext.run_folder.records import read_layer_bits
 from zscgan_ext.synthesis.generator import (
     ConditionalGenerator,
@@ -177,6 +177,10 @@ def read_run(folder: Path, classifier: str | None) -> FinishedRun:
     if config.quantization.chooses_layer_bits:
         chosen = widths_described(read_layer_bits(folder))
     student = student_of(config.quantization, loaded, chosen)
+    if chosen is not None and chosen != widths_described(described_widths(student)):
+        raise InputError(
+            f"{folder / LAYER_BITS}: expected the width of each layer, some are missing"
+        )
     load_weights(student, folder / STUDENT)
     student.quantize_activations()
     lay_out(student.requires_grad_(False), torch.channels_last)

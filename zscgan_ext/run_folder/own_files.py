@@ -26,6 +26,8 @@ HEADER = "# What zscgan_ext wrote here, and all that --overwrite deletes.\n"
 LARGEST_LIST = 1 << 26  # bytes
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
 # How a file is opened that grows: no link, and no pipe that would be waited for.
+# The attributes of a file on Linux (chattr), of which two keep even root from deleting it.
+READ_ATTRIBUTES, UNDELETABLE = 0x80086601, 0x10 | 0x20
 GROWING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Identity = tuple[int, int]  # of a file: device and number on it
@@ -227,6 +229,12 @@ class OwnFiles:
             if os.path.lexists(file):
                 if not may_delete(file):
                     raise InputError(f"output: {file} cannot be deleted (Permission denied)")
+                for kept in (file, file.parent):
+                    if has_attributes(kept, UNDELETABLE):
+                        raise InputError(
+                            f"output: {file} cannot be deleted ({kept} is immutable or can only "
+                            f"grow; chattr -ia takes that away)"
+                        )
                 found.append(name)
         return found
 
@@ -239,9 +247,12 @@ class OwnFiles:
         self.unlink(self.check_deletable([partial_name(name) for name in self.names]))
 
     def delete_all(self) -> None:
-        """Delete all files of the list, which is empty then; they are checked before."""
+        """Delete all files of the list, which is empty then; they and it are checked before."""
         names = [*self.names, *map(partial_name, self.names)]
-        self.unlink(self.check_deletable(names))
+        found = self.check_deletable(names)
+        with one_line_errors(self.folder / LIST):
+            os.ftruncate(self.descriptor, os.fstat(self.descriptor).st_size)  # as it is
+        self.unlink(found)
         with one_line_errors(self.folder / LIST):
             os.ftruncate(self.descriptor, 0)
         self.names.clear()
@@ -348,6 +359,22 @@ def may_delete(file: Path) -> bool:
     folder, user = os.stat(file.parent), os.geteuid()
     is_free = not folder.st_mode & stat.S_ISVTX or user == 0
     return is_free or user in (folder.st_uid, os.lstat(file).st_uid)
+
+
+def has_attributes(path: Path, attributes: int) -> bool:
+    """Return True if a file or folder has one of some attributes, as far as it can be told."""
+    try:
+        # Of what cannot be read, or is on a file system without them, they are not known.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        found = fcntl.ioctl(descriptor, READ_ATTRIBUTES, bytes(8))
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return bool(int.from_bytes(found[:4], sys.byteorder) & attributes)
 
 
 def lock(descriptor: int, folder: Path) -> None:

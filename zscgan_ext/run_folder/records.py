@@ -30,10 +30,13 @@ from zscgan_ext.run_folder.files import EXPORT, LAYER_BITS, LOG, METRICS, PREDIC
 
 LARGEST = 1e300  # of what is drawn
 MOST_STAGES, MOST_VALUES = 32, 16  # in the log
+MOST_LINES = 1 << 13  # of the log that are read: more than a chart shows
+# Of what a page shows or draws, row by row: rows of one kind, layers, warnings.
+MOST_ROWS, MOST_LAYERS, MOST_WARNINGS = 64, 1 << 12, 1 << 10
 HISTOGRAM_BINS = 10
 NAME = r"[\w -]{1,64}"
 LARGEST_LOSS = 1e30
-FLOAT, FINE_TUNED = "float", "fine_tuned"
+FLOAT, INSTANT, FINE_TUNED = "float", "instant", "fine_tuned"
 
 name = text(NAME, expected="a name of letters, digits and underscores")
 short = text(longest=1000)
@@ -62,10 +65,13 @@ diversity = record(
 )
 bits = integer(2, 8)
 version = nullable(short)
-CHOICE_CHECK: Check = record(
-    {"chosen": name, "divergence": mapping_of(number(), name)}, strict=False
+divergences = mapping_of(number(), name, MOST_ROWS)
+RANGES_CHECK: Check = mapping_of(
+    record({"chosen": name, "divergence": divergences}, strict=False), name, MOST_ROWS
 )
-RANGES_CHECK: Check = mapping_of(CHOICE_CHECK, name)
+CHOICE_CHECK: Check = record(
+    {"chosen": one_of(INSTANT, FINE_TUNED), "divergence": divergences}, strict=False
+)
 width = text(r"w[2-8](a[2-8])?|float", expected="bits like w4, w4a8 or float")
 LAYER_BITS_CHECK: Check = mapping_of(
     record(
@@ -74,6 +80,7 @@ LAYER_BITS_CHECK: Check = mapping_of(
         strict=False,
     ),
     short,
+    MOST_LAYERS,
 )
 METRICS_CHECK: Check = record(
     {
@@ -82,11 +89,11 @@ METRICS_CHECK: Check = record(
         "scheme": one_of("deploy", "paper"),
         "seed": integer(0),
         "device": short,
-        "execution": mapping_of(scalar, name),
-        "top1": mapping_of(nullable(percent), name),
-        "agreement": mapping_of(nullable(percent), name),
+        "execution": mapping_of(scalar, name, MOST_ROWS),
+        "top1": mapping_of(nullable(percent), name, MOST_ROWS),
+        "agreement": mapping_of(nullable(percent), name, MOST_ROWS),
         "diversity": mapping_of(nullable(diversity), one_of("generated", "real")),
-        "seconds": mapping_of(at_least_zero, name),
+        "seconds": mapping_of(at_least_zero, name, MOST_ROWS),
         "peak_memory_bytes": integer(0),
     },
     {
@@ -95,14 +102,14 @@ METRICS_CHECK: Check = record(
         "layer_bits": LAYER_BITS_CHECK,
         "choice": lambda value: {} if value == {} else CHOICE_CHECK(value),
         "average_weight_bits": nullable(number(2, 8)),
-        "warnings": list_of(text()),
+        "warnings": list_of(text(), most=MOST_WARNINGS),
         **dict.fromkeys(("zscgan_ext", "torch", "torchvision", "python", "cpu", "commit"), version),
     },
     strict=False,
 )
 milliseconds = record({"float": at_least_zero, "quantized": at_least_zero}, strict=False)
 EXPORT_CHECK: Check = record(
-    {"bytes": mapping_of(integer(0), name)},
+    {"bytes": mapping_of(integer(0), name, MOST_ROWS)},
     {"onnx": nullable(record({"latency_ms": milliseconds}, strict=False))},
     strict=False,
 )
@@ -174,12 +181,12 @@ def log_entry(value: Any) -> Any:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's log.
+    """Read the lines of a run's log; of a long one, some from all over it.
 
     Raises:
         InputError: if it is missing, or is not what a run writes.
     """
-    entries: list[dict[str, Any]] = read_json_lines(folder / LOG, log_entry)
+    entries: list[dict[str, Any]] = read_json_lines(folder / LOG, log_entry, MOST_LINES)
     stages = {entry["stage"] for entry in entries}
     if len(stages) > MOST_STAGES:
         raise InputError(f"{folder / LOG}: has {len(stages)} stages, a run has a few")

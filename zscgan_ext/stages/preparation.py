@@ -28,6 +28,7 @@ from zscgan_ext.images.datasets import (
     open_labelled,
     open_unlabelled,
 )
+from zscgan_ext.images.digest import digest_of_images
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.process_environment import restarts
 from zscgan_ext.quantization.conversion import student_of
@@ -91,7 +92,7 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
     with resumed_alone(config.resume):
         loaded = None if config.resume is None else newest_checkpoint(config.resume)
         given = check_given(config, device, of_folder, None if loaded is None else loaded["facts"])
-        facts = facts_of(config, device, given.classifier.model)
+        facts = facts_of(config, device, given.classifier.model) | images_of(given)
         if loaded is not None:
             check_facts(facts, loaded["facts"], "the checkpoint to resume")
         elif config.resume is not None:
@@ -344,6 +345,19 @@ def facts_of(config: RunConfig, device: torch.device, model: nn.Module) -> dict[
         digest.update(name.encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
     return {**settings_of(config), "device": device.type, WEIGHTS: digest.hexdigest()[:16]}
+
+
+def images_of(given: Given) -> dict[str, str]:
+    """Return what tells the images that were given from others, by the settings that name them.
+
+    A run that goes on with others would compare what it measured on different images.
+    """
+    named = {
+        "evaluation_data": given.evaluation,
+        "reference_data": given.reference,
+        "calibration_data": given.calibration,
+    }
+    return {f"images of {name}": digest_of_images(images) for name, images in named.items()}
 
 
 def settings_of(config: RunConfig) -> dict[str, str]:

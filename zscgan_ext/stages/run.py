@@ -84,11 +84,13 @@ class Results:
         if self.timing is None:
             return self.seconds
         name, start = self.timing
-        return {**self.seconds, name: self.seconds[name] + time.perf_counter() - start}
+        # A clock that is set back makes no time negative.
+        passed = max(time.perf_counter() - start, 0.0)
+        return {**self.seconds, name: self.seconds[name] + passed}
 
     def total_seconds(self) -> float:
         """Return the time of the whole run so far, also before it was resumed."""
-        return time.perf_counter() - self.start
+        return max(time.perf_counter() - self.start, 0.0)
 
     def warn(self, warnings: Iterable[str]) -> None:
         """Print new warnings, a line each, and keep them for `metrics.json`."""

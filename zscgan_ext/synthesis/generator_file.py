@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.weights import load_weights
@@ -19,7 +18,8 @@ from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.images.limits import size_check
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.json_values import integer, list_of, number, parse_json, record, text
-from zscgan_ext.regular_file import regular_file_size, utf8_path
+from zscgan_ext.regular_file import regular_file_size
+from zscgan_ext.safetensors_content import read_safetensors_file
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 
 METADATA = "zscgan_ext"  # the key of the JSON
@@ -73,8 +73,7 @@ def load_generator(file: Path) -> LearnedGenerator:
     """
     try:
         held = regular_file_size(file)
-        with utf8_path(file) as path, safe_open(path, "pt") as opened:
-            metadata = opened.metadata() or {}
+        _, metadata = read_safetensors_file(file)
     except Exception as error:  # a damaged file raises nearly anything
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as a generator ({reason})") from None

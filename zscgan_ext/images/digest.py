@@ -1,0 +1,32 @@
+"""What tells images that were given from others."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from zscgan_ext.images.datasets import Images, ImageTree, LabelledImages
+
+
+def digest_of_images(images: Images | None) -> str:
+    """Return how many images there are, and a digest: of pixels in memory, or of files.
+
+    Of files it is of their names and sizes, as reading all of them would take minutes.
+    """
+    if images is None:
+        return "none"
+    digest = hashlib.sha256(images.labels.contiguous().numpy().tobytes())
+    if isinstance(images, LabelledImages):
+        digest.update(images.images.contiguous().numpy().data)
+    elif isinstance(images, ImageTree):
+        for file in images.files:
+            name = os.fsencode(os.path.relpath(file, images.root))
+            digest.update(b"%s\0%d\0" % (name, size_or_none(file)))
+    return f"{len(images)}, {digest.hexdigest()[:16]}"
+
+
+def size_or_none(file: Path) -> int:
+    """Return the bytes of a file, -1 for one that is gone, which is told when it is read."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1

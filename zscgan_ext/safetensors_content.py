@@ -1,0 +1,36 @@
+"""Safetensors files, read as all others are.
+
+The library's own reader maps a file into memory: if another program shortens the file meanwhile,
+the process is ended where it looks at what was cut off.
+"""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from zscgan_ext.regular_file import read_regular_file
+
+LARGEST = 1 << 40  # bytes of a file
+LENGTH = 8  # bytes that hold the length of the header, which is JSON
+
+
+def tensors_and_metadata(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors, on the CPU, and the metadata of what is in a safetensors file.
+
+    Raises:
+        Exception: nearly any, if it is damaged.
+    """
+    tensors = safetensors.torch.load(data)  # checks the header
+    header = json.loads(data[LENGTH : LENGTH + int.from_bytes(data[:LENGTH], "little")])
+    return tensors, header.get("__metadata__") or {}
+
+
+def read_safetensors_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors, on the CPU, and the metadata of a safetensors file.
+
+    Raises:
+        Exception: nearly any, if it cannot be read or is damaged.
+    """
+    return tensors_and_metadata(read_regular_file(file, LARGEST))
