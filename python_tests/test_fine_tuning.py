@@ -13,12 +13,12 @@ from torch import nn
 from zscgan_ext.config.configs import ExecutionConfig, FineTuningConfig
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
-from zscgan_ext.quantization.fine_tuning import StudentTrainer, student_loss
+from zscgan_ext.quantization.fine_tuning import StudentTrainer, mirrored, student_loss
 from zscgan_ext.quantization.scheme import Scheme
 from zscgan_ext.training.execution import choose_execution
 
 LABELS = torch.tensor([0, 2, 1])
-TOY = FineTuningConfig(steps=40, learning_rate=4.5e-2, feature_weight=0.0)
+TOY = FineTuningConfig(steps=40, learning_rate=4.5e-2, feature_weight=0.0, mirror=False)
 
 
 def on_a_cpu(**settings):
@@ -180,3 +180,28 @@ def test_the_learning_rate_is_relative_to_the_narrower_width(bits, steps):
     trainer = StudentTrainer(student, small_residual(), iter(()), TOY, on_a_cpu())
     rate = trainer.optimizer.param_groups[0]["lr"]
     assert rate == pytest.approx(TOY.learning_rate / steps)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_an_image_is_mirrored_or_as_it_was(memory_format):
+    images = sample(200, 3, 4, 6).contiguous(memory_format=memory_format)
+    torch.manual_seed(0)
+    found = mirrored(images)
+    assert found.is_contiguous(memory_format=memory_format)
+    is_mirrored = (found == images.flip(-1)).flatten(1).all(1)
+    is_as_it_was = (found == images).flatten(1).all(1)
+    assert torch.equal(is_mirrored, ~is_as_it_was)
+    assert 70 < is_mirrored.sum() < 130
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_batches_are_mirrored_where_that_is_set(mirror):
+    batches = list(normal_batches(2, 16, *RGB8.shape, seed=2))
+    student = convert(small_residual(), Scheme("paper", 4, 4), RGB8.shape)
+    config = replace(TOY, mirror=mirror)
+    trainer = StudentTrainer(student, small_residual(), iter(batches), config, on_a_cpu())
+    for images, labels in batches:
+        found, own_labels = trainer.sample()
+        assert torch.equal(own_labels, labels)
+        assert torch.equal(found, images) is not mirror
+        assert torch.equal(found.sort(-1).values, images.sort(-1).values)

@@ -51,7 +51,7 @@ class GeneratorConfig(Configuration):
     """distance between the batch-norm statistics of generated images and the stored ones"""
     latent_dim: int = setting(64, "N", above=0, at_most=SIZES)
     """length of the generator's latent vector"""
-    batch_size: int = setting(128, "N", above=0, at_most=SIZES)
+    batch_size: int = setting(64, "N", above=0, at_most=SIZES)
     """images in a batch of generator learning and of calibration"""
     steps: int = setting(
         PRESETS["default"]["synthesis_steps"],
@@ -157,6 +157,8 @@ class FineTuningConfig(Configuration):
     """weight of the cross-entropy with the generator's labels in fine-tuning"""
     temperature: float = setting(4.0, "X", above=0)
     """temperature of the distillation's softmax"""
+    mirror: bool = setting(True)
+    """mirror half of the images of fine-tuning, left to right, at random"""
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ class RunConfig(Configuration):
 
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     preset: Literal["instant", "quick", "default", "thorough"] = setting("default")
-    """how much to spend: seconds, or about 1, 5 or 20 minutes for resnet20 on two cores; sets the
+    """how much to spend: seconds, or about 1, 4 or 15 minutes for resnet20 on two cores; sets the
     steps of both trainings where they are not given; instant: no generator, no images, no
     fine-tuning, the batch-norm statistics tell everything"""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)

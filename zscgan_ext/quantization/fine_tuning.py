@@ -43,6 +43,12 @@ def student_loss(
     return loss
 
 
+def mirrored(images: Tensor) -> Tensor:
+    """Mirror each image [B, C, H, W] left to right or leave it, with torch's random numbers."""
+    is_mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(is_mirrored, images.flip(3), images)
+
+
 class StudentTrainer(Trainer):
     """Fine-tunes weights, biases and learned scales of a student.
 
@@ -90,8 +96,9 @@ class StudentTrainer(Trainer):
         return {"classifier": self.teacher, "student": self.student}
 
     def sample(self) -> tuple[Tensor, ...]:
-        """Return the next batch."""
-        return next(self.batches)
+        """Return the next batch, half of its images mirrored where that is set."""
+        images, labels = next(self.batches)
+        return mirrored(images) if self.config.mirror else images, labels
 
     def loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss, and the values of `metrics` [2]."""
