@@ -175,6 +175,14 @@ def run_job(
     yield "fine_tuned", measured(student)
 
 
+def schedule(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of both trainings, or those of a run that has none."""
+    if arguments.only_instant:
+        return {"preset": "instant"}
+    names = ["batch_size", "synthesis_steps", "fine_tuning_steps", "fine_tuning_learning_rate"]
+    return {name: getattr(arguments, name) for name in names}
+
+
 def main() -> None:
     """Learn one generator, then calibrate and fine-tune every width in every scheme."""
     arguments = parse_arguments()
@@ -183,12 +191,9 @@ def main() -> None:
         config = RunConfig().changed(
             classifier=arguments.classifier,
             weights=arguments.weights,
-            batch_size=arguments.batch_size,
-            synthesis_steps=arguments.synthesis_steps,
-            fine_tuning_steps=arguments.fine_tuning_steps,
-            fine_tuning_learning_rate=arguments.fine_tuning_learning_rate,
             seed=arguments.seed,
             output=Path(folder, "run"),
+            **schedule(arguments),
         )
         run = prepare(config)
         pictures = Pictures(run, arguments.pictures)
