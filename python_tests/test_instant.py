@@ -16,7 +16,9 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.__main__ import main as evaluate_main
 from zscgan_ext.export.__main__ import main as export_main
 from zscgan_ext.images.datasets import open_images
+from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.measures import agreement
+from zscgan_ext.quantization import batch_norm_samples, output_error_ranges
 from zscgan_ext.quantization.batch_norm_samples import (
     BatchNormSampler,
     Statistics,
@@ -26,7 +28,12 @@ from zscgan_ext.quantization.batch_norm_samples import (
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.instant import quantize_from_batch_norm
-from zscgan_ext.quantization.output_error_ranges import choose_range_by_importance, importance
+from zscgan_ext.quantization.output_error_ranges import (
+    ActivationRecorder,
+    choose_range_by_importance,
+    importance,
+    set_ranges_by_output_error,
+)
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 from zscgan_ext.quantization.scheme import Scheme, unsigned_range
 from zscgan_ext.report.__main__ import main as report_main
@@ -154,6 +161,18 @@ def test_the_drawn_input_lies_within_what_pixels_are():
     assert float(images[:, 0].amin()) == pytest.approx(black_of_red)
 
 
+def test_drawn_images_differ_in_contrast(monkeypatch):
+    wide = Preprocessing(1, 28, (0.5,), (0.02,))  # whose pixels nothing cuts off
+    kurtosis = []
+    for contrasts in (0.0, batch_norm_samples.CONTRASTS):
+        monkeypatch.setattr(batch_norm_samples, "CONTRASTS", contrasts)
+        images = drawn_input(wide, torch.Generator().manual_seed(0))
+        assert float(images.std()) == pytest.approx(1, abs=0.02)
+        kurtosis.append(float(images.pow(4).mean() / images.square().mean().square()))
+    # exp(4 * 0.3^2) = 1.43 for very many images.
+    assert 1.2 < kurtosis[1] / kurtosis[0] < 1.8
+
+
 @pytest.mark.parametrize("scheme", [DEPLOY8, PAPER8], ids=["deploy", "paper"])
 def test_every_range_covers_the_activations_of_real_images_and_little_more(scheme):
     model = many_kinds()
@@ -243,6 +262,36 @@ def test_channels_that_nothing_depends_on_do_not_widen_a_range():
         choose_range_by_importance(quantizer, x, torch.tensor([1.0, weight]), random)
         highest.append(float(quantizer.log_scale.detach().exp()))
     assert highest[1] < 0.3 * highest[0]
+
+
+@pytest.mark.parametrize(("farthest", "expected"), [(10, 1.3), (1.2, 1.2)])
+def test_a_margin_widens_a_range_up_to_the_whole_one(farthest, expected):
+    # Nothing depends on the second channel, and all values of the first are below 1.
+    x = torch.stack([torch.linspace(0, 1, 5000), torch.linspace(0, farthest, 5000)], 1)
+    highest = []
+    for margin in (1.0, 1.3):
+        quantizer = ActivationQuantizer(unsigned_range(8))
+        random = torch.Generator().manual_seed(0)
+        choose_range_by_importance(quantizer, x, torch.tensor([1.0, 0.0]), random, margin)
+        highest.append(float(quantizer.qparams().scale.detach()) * 255)
+    assert highest == pytest.approx([1, expected], rel=0.04)
+
+
+@pytest.mark.parametrize(("bits", "has_margin"), [(4, False), (8, True)])
+def test_only_eight_bits_have_a_margin(monkeypatch, bits, has_margin):
+    model = many_kinds()
+    ends = []
+    for margin in (1.0, 1.1):
+        monkeypatch.setattr(output_error_ranges, "MARGIN", margin)
+        student = convert(model, Scheme("paper", bits, bits), RGB8.shape)
+        statistics, random = known_statistics(model, student), torch.Generator().manual_seed(0)
+        recorder = ActivationRecorder(student, statistics, random)
+        set_ranges_by_output_error(student, recorder, drawn_input(RGB8, random))
+        quantizers = student.named_activation_quantizers()
+        ends.append([float(each.log_scale.detach()) for each in quantizers.values()])
+    narrow, wide = torch.tensor(ends).exp()
+    assert bool((wide > narrow).any()) is has_margin
+    assert bool((wide <= 1.1001 * narrow).all())
 
 
 def test_importance_is_what_an_error_costs_in_divergence():

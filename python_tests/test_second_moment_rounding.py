@@ -10,6 +10,8 @@ from zscgan_ext.quantization.bias_correction import correct_bias
 from zscgan_ext.quantization.quantizers import QuantizedLayer, TransposedConvolution
 from zscgan_ext.quantization.scheme import symmetric_range, unsigned_range
 from zscgan_ext.quantization.second_moment_rounding import (
+    COLUMNS,
+    DAMPING,
     LARGEST_BLOCK,
     covariance,
     input_columns,
@@ -63,12 +65,55 @@ def test_a_transposed_convolution_has_no_columns():
     assert input_columns(layer, torch.randn(2, 4, 5, 5), torch.Generator()) is None
 
 
+def rounded_by_elimination(steps: Tensor, moments: Tensor, low: int, high: int) -> Tensor:
+    """Round [O, I] by GPTQ's equations 2 and 3 as they stand: one input, all later weights."""
+    left, integers = steps.clone(), torch.empty_like(steps)
+    inverse = (moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments))).inverse()
+    remaining = moments.diagonal().argsort(descending=True).tolist()
+    while remaining:
+        i = remaining.pop(0)
+        integers[:, i] = left[:, i].round().clamp(low, high)
+        error = (left[:, i] - integers[:, i]) / inverse[i, i]
+        left[:, remaining] -= error.unsqueeze(1) * inverse[i, remaining]
+        inverse = inverse - torch.outer(inverse[:, i], inverse[i]) / inverse[i, i]
+    return integers
+
+
+@pytest.mark.parametrize("inputs", [5, COLUMNS, 2 * COLUMNS + 7])
+@pytest.mark.parametrize("largest", [1, 7])
+def test_one_input_after_the_other_gives_the_same_integers(inputs, largest):
+    random = torch.Generator().manual_seed(inputs)
+    scales = 1 + 3 * torch.rand(2, inputs, generator=random).double()
+    moments = torch.cat([correlated(inputs, seed) for seed in (1, 2)])
+    moments = moments * scales.unsqueeze(1) * scales.unsqueeze(2)
+    steps = torch.randn(2, 9, inputs, generator=random).double() * largest / 2
+    rounded = rounded_in_order(steps, moments, None, -largest, largest)
+    for group in range(2):
+        expected = rounded_by_elimination(steps[group], moments[group], -largest, largest)
+        assert torch.equal(rounded[group], expected)
+
+
+def test_settled_integers_stay_and_others_make_good_for_them():
+    random = torch.Generator().manual_seed(0)
+    steps = 3 * torch.randn(1, 50, 6, generator=random).double()
+    moments = correlated(6)
+    pinned = torch.full_like(steps, torch.nan)
+    pinned[..., 2] = 7
+    rounded = rounded_in_order(steps, moments, pinned, -15, 15)
+    assert torch.equal(rounded[..., 2], pinned[..., 2])
+    alone = steps[0].round()
+    alone[:, 2] = 7
+    assert float(cost(rounded[0], steps[0], moments[0]).sum()) < 0.5 * float(
+        cost(alone, steps[0], moments[0]).sum()
+    )
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_errors_are_near_the_least_that_there_are(seed):
     random = torch.Generator().manual_seed(seed)
     steps = 10 * torch.rand(1, 20, 6, generator=random).double() - 5
     moments = correlated(6, seed)
-    rounded = rounded_in_order(steps, moments, torch.full_like(steps, torch.nan), -7, 7)
+    rounded = rounded_in_order(steps, moments, None, -7, 7)
     sides = torch.tensor(list(itertools.product((0, 1), repeat=6))).double()  # [64, 6]
     differences = (steps[0].floor() + sides.unsqueeze(1)) - steps[0]  # [64, O, 6]
     least = (differences @ moments[0] * differences).sum(2).amin(0)
@@ -81,7 +126,7 @@ def test_errors_are_near_the_least_that_there_are(seed):
 def test_inputs_that_have_nothing_in_common_are_rounded_to_nearest():
     steps = torch.linspace(-7.4, 7.4, 40).double().view(1, 4, 10)
     moments = torch.diag_embed(torch.linspace(0.1, 5, 10).double()).unsqueeze(0)
-    rounded = rounded_in_order(steps, moments, torch.full_like(steps, torch.nan), -7, 7)
+    rounded = rounded_in_order(steps, moments, None, -7, 7)
     assert torch.equal(rounded, steps.round().clamp(-7, 7))
 
 

@@ -1,35 +1,31 @@
 """A real ImageNet classifier quantized without ImageNet, and looked at on the few photos at hand.
 
-    python -m benchmarks.accuracy.bench_imagenet --weights mobilenet_v2.pth --json FILE
+    python -m benchmarks.accuracy.gather_pictures PICTURES
+    python -m benchmarks.accuracy.bench_imagenet --weights FILE --pictures PICTURES --json FILE
 
-One generator for all widths and schemes. Twenty labelled photographs come with the Python package
-foolbox, colour pictures with scikit-image: both are fetched with pip into a temporary folder. They
-are far too few for an accuracy: what is counted is how often the quantized classifier answers as
-the float one does. How far its logits are from the float ones is measured as well: some pictures
-have two answers that are about as likely, and any change to a weight decides between them.
+One generator for all widths and schemes, and none for `--only-instant`. Twenty of the pictures have
+labels, which is far too few for an accuracy: what is counted is how often the quantized classifier
+answers as the float one does. How far its logits are from the float ones is measured as well: some
+pictures have two answers that are about as likely, and any change to a weight decides between them.
 """
 
 import argparse
 import json
 import re
-import subprocess
-import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import functional as transforms
 
 from benchmarks.accuracy.accuracy_rows import cached_generator, real_rng, squant
 from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.environment import environment
+from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import LabelledImages
 from zscgan_ext.images.image_files import read_image
 from zscgan_ext.images.preprocessing import Preprocessing
@@ -41,6 +37,7 @@ from zscgan_ext.stages.run import RandomStream, Run
 from zscgan_ext.stages.student_stages import (
     calibrated_student,
     fine_tune,
+    instant_student,
     quantized_student,
     real_batches,
 )
@@ -54,11 +51,8 @@ from zscgan_ext.stages.variants import (
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import noise_batches
 
-PACKAGES = {"foolbox==3.3.4": "foolbox/data/imagenet_", "scikit-image==0.25.2": "skimage/data/"}
-PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
-CROPS_PER_SIDE = 3
-CROP_FRACTIONS = (0.6, 0.9)  # of the shorter side
 BATCH = 20  # pictures that are measured together
+LABEL = re.compile(r"^imagenet_\d+_(\d+)$")  # of a picture, in its name
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -68,6 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--classifier", default="torchvision:mobilenet_v2")
     parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of gathered ones")
+    parser.add_argument("--only-instant", action="store_true", help="learn no generator")
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a8", "w4a4"])
     parser.add_argument("--schemes", nargs="+", default=["deploy", "paper"])
     parser.add_argument("--batch-size", type=int, default=32)
@@ -83,57 +79,30 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def fetch(folder: Path) -> None:
-    """Unpack the pictures of both packages into a folder, without installing them."""
-    for package, prefix in PACKAGES.items():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        subprocess.run([*command, "--dest", str(folder), package], check=True)
-        wheel = next(folder.glob(f"{package.split('==')[0].replace('-', '_')}*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
-            names = [name for name in archive.namelist() if name.startswith(prefix)]
-            archive.extractall(folder, names)
+def read_pictures(folder: Path, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Return pictures, uint8 [N, 3, H, W], and the labels of the first of them, [M].
 
+    A label is the number that the name of a file ends in.
 
-def photos(folder: Path, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Return the labelled photographs, uint8 [20, 3, H, W], and their labels [20]."""
-    files = sorted((folder / "foolbox" / "data").glob("imagenet_*.jpg"))
+    Raises:
+        InputError: if the folder holds no PNG files.
+    """
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        raise InputError(f"pictures: {folder} holds no PNG files; gather_pictures.py writes some")
+    found = {file: LABEL.search(file.stem) for file in files}
+    files.sort(key=lambda file: found[file] is None)  # keeps the order otherwise
     pixels = torch.stack([read_image(file, preprocessing) for file in files])
-    found = [re.search(r"_(\d+)\.jpg$", file.name) for file in files]
-    labels = torch.tensor([int(match[1]) for match in found if match is not None])
-    return pixels, labels
-
-
-def crops(folder: Path, preprocessing: Preprocessing) -> Tensor:
-    """Return square crops of the colour pictures, uint8 [N, 3, H, W]."""
-    _, size, _ = preprocessing.shape  # of square images
-    whole = replace(preprocessing, image_size=4 * size)
-    found = []
-    for name in PICTURES:
-        picture = read_image(folder / "skimage" / "data" / name, whole)  # [3, S, S]
-        for fraction in CROP_FRACTIONS:
-            side = round(fraction * 4 * size)
-            for top, left in corners(4 * size - side):
-                crop = transforms.crop(picture, top, left, side, side)
-                found.append(transforms.resize(crop, [size, size]))
-    return torch.stack(found)
-
-
-def corners(room: int) -> Iterator[tuple[int, int]]:
-    """Yield the upper left corners of a regular grid of crops."""
-    places = [round(room * i / (CROPS_PER_SIDE - 1)) for i in range(CROPS_PER_SIDE)]
-    return ((top, left) for top in places for left in places)
+    labels = [int(match[1]) for match in map(found.get, files) if match is not None]
+    return pixels, torch.tensor(labels, dtype=torch.int64)
 
 
 class Pictures:
-    """What is measured on: photographs, crops, and the float classifier's answers to them."""
+    """What is measured on: pictures, and the float classifier's answers to them."""
 
-    def __init__(self, run: Run) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            fetch(Path(folder))
-            preprocessing = run.classifier.preprocessing
-            photographs, self.labels = photos(Path(folder), preprocessing)
-            pixels = torch.cat([photographs, crops(Path(folder), preprocessing)])
-        no_labels = torch.zeros(len(pixels) - len(photographs), dtype=torch.int64)
+    def __init__(self, run: Run, folder: Path) -> None:
+        pixels, self.labels = read_pictures(folder, run.classifier.preprocessing)
+        no_labels = torch.zeros(len(pixels) - len(self.labels), dtype=torch.int64)
         self.images = LabelledImages(pixels, torch.cat([self.labels, no_labels]))
         self.run = run
         self.float_logits = self.predict(run.classifier.model)
@@ -161,6 +130,14 @@ class Pictures:
             "agreement": agreement(logits, self.float_logits),
             "divergence": logit_divergence(logits, self.float_logits, temperature=1).item(),
         }
+
+
+def run_instant_job(run: Run, pictures: Pictures) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield what the instant student of one width and scheme measured."""
+    start = time.perf_counter()
+    student = instant_student(run)
+    seconds = time.perf_counter() - start
+    yield "instant", {**pictures.measure(student), "seconds": seconds}
 
 
 def run_job(
@@ -198,6 +175,14 @@ def run_job(
     yield "fine_tuned", measured(student)
 
 
+def schedule(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of both trainings, or those of a run that has none."""
+    if arguments.only_instant:
+        return {"preset": "instant"}
+    names = ["batch_size", "synthesis_steps", "fine_tuning_steps", "fine_tuning_learning_rate"]
+    return {name: getattr(arguments, name) for name in names}
+
+
 def main() -> None:
     """Learn one generator, then calibrate and fine-tune every width in every scheme."""
     arguments = parse_arguments()
@@ -206,24 +191,34 @@ def main() -> None:
         config = RunConfig().changed(
             classifier=arguments.classifier,
             weights=arguments.weights,
-            batch_size=arguments.batch_size,
-            synthesis_steps=arguments.synthesis_steps,
-            fine_tuning_steps=arguments.fine_tuning_steps,
-            fine_tuning_learning_rate=arguments.fine_tuning_learning_rate,
             seed=arguments.seed,
             output=Path(folder, "run"),
+            **schedule(arguments),
         )
         run = prepare(config)
-        pictures = Pictures(run)
+        pictures = Pictures(run, arguments.pictures)
         rows: list[dict[str, Any]] = []
 
-        def keep(bits: str, scheme: str, row: str, measured: dict[str, float]) -> None:
+        def keep(job: Run | None, row: str, measured: dict[str, float]) -> None:
+            bits, scheme = "float", "float"
+            if job is not None:
+                bits, scheme = job.config.quantization.bits, job.config.quantization.scheme
             rows.append({"bits": bits, "scheme": scheme, "row": row, **measured})
             print(json.dumps(rows[-1]), flush=True)
             content = {"made_with": made_with, "pictures": len(pictures.images), "results": rows}
             arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
-        keep("float", "float", "float", pictures.measure(run.classifier.model))
+        keep(None, "float", pictures.measure(run.classifier.model))
+        jobs = [
+            run.with_options(bits=bits, scheme=scheme)
+            for bits in arguments.bits
+            for scheme in arguments.schemes
+        ]
+        for job in jobs:
+            for row, measured in run_instant_job(job, pictures):
+                keep(job, row, measured)
+        if arguments.only_instant:
+            return
         if arguments.generator is None:
             generator = learn_generator(run)
         else:
@@ -231,12 +226,10 @@ def main() -> None:
         learned = sorted(Path(folder, "run", "samples").glob("step-*.png"))
         if arguments.samples is not None and learned:
             arguments.samples.write_bytes(learned[-1].read_bytes())
-        keep("float", "float", "generator", {"seconds": run.results.seconds["synthesis"]})
-        for bits in arguments.bits:
-            for scheme in arguments.schemes:
-                job = run.with_options(bits=bits, scheme=scheme)
-                for row, measured in run_job(job, generator, pictures):
-                    keep(bits, scheme, row, measured)
+        keep(None, "generator", {"seconds": run.results.seconds["synthesis"]})
+        for job in jobs:
+            for row, measured in run_job(job, generator, pictures):
+                keep(job, row, measured)
 
 
 if __name__ == "__main__":

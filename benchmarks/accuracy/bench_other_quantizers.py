@@ -4,7 +4,7 @@
         --json FILE
 
 For a bundled classifier the last 5,000 training images measure accuracy, and the others give the
-real images. A classifier of ImageNet is measured on the pictures of `bench_imagenet`, by how often
+real images. A classifier of ImageNet is measured on `--pictures` of `gather_pictures`, by how often
 it answers as the float one does; the real images are the same pictures, as good as any can be.
 Each tool is looked for where this is run: NNCF and MCT want environments of their own.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy.bench_imagenet import crops, fetch, photos
+from benchmarks.accuracy.bench_imagenet import read_pictures
 from zscgan_ext.api import generate_images
 from zscgan_ext.classifiers.loading import Classifier, classifier_of, find_source
 from zscgan_ext.classifiers.weights import load_weights
@@ -32,7 +32,6 @@ from zscgan_ext.measures import agreement, top1
 from zscgan_ext.quantization.conversion import folded
 from zscgan_ext.run_folder.finished_run import read_run_config
 from zscgan_ext.synthesis.generator_file import load_generator
-from zscgan_ext.zoo import BUNDLED_CLASSIFIERS
 
 HELD_OUT = 5000
 BATCH = 50
@@ -89,7 +88,7 @@ TOOLS = {"onnxruntime": onnxruntime_model, "nncf": nncf_model, "mct": mct_model}
 
 
 def image_sources(
-    run: Path, classifier: Classifier, data: Path | None, count: int
+    run: Path, classifier: Classifier, data: Path | None, pictures: Path, count: int
 ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
     """Return images to calibrate with by source, images to measure on, and their labels."""
     shape, generator = classifier.preprocessing.shape, load_generator(run / "generator.safetensors")
@@ -104,11 +103,7 @@ def image_sources(
         )[:count]
         real = classifier.preprocessing.normalize(training.images[drawn])
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            fetch(Path(folder))
-            preprocessing = classifier.preprocessing
-            photographs, _ = photos(Path(folder), preprocessing)
-            pixels = torch.cat([photographs, crops(Path(folder), preprocessing)])
+        pixels, _ = read_pictures(pictures, classifier.preprocessing)
         real = classifier.preprocessing.normalize(pixels)
     measured = classifier.preprocessing.normalize(pixels)
     return {"generated": made, "noise": noise, "real": real}, measured, labels
@@ -127,7 +122,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run with a generator")
     parser.add_argument("--tool", choices=TOOLS, required=True)
-    parser.add_argument("--data", type=Path, help="idx folder with the training images")
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("--data", type=Path, help="idx folder with the training images")
+    images.add_argument("--pictures", type=Path, help="folder of gathered pictures")
     parser.add_argument("--count", type=int, default=512, help="images to calibrate with")
     parser.add_argument("--json", type=Path, required=True)
     return parser.parse_args()
@@ -138,8 +135,8 @@ def main() -> None:
     options = parse_arguments()
     config = read_run_config(options.run)
     classifier = classifier_of(config)
-    data = options.data if config.classifier in BUNDLED_CLASSIFIERS else None
-    sources, images, labels = image_sources(options.run, classifier, data, options.count)
+    given = options.data, options.pictures, options.count
+    sources, images, labels = image_sources(options.run, classifier, *given)
     float_logits = answers_of(classifier.model, images)
     facts = {
         "made_with": {**environment(), "date": time.strftime("%Y-%m-%d"), "tool": options.tool},

@@ -25,9 +25,10 @@ from zscgan_ext.quantization.quantizers import QUANTIZED_LAYERS
 SAMPLED_PIXELS = 64 * 28**2  # of the input, about
 FEWEST, MOST = 8, 64  # samples of the input
 IN_COMMON = 0.9  # of the variance of a pixel's channels
+CONTRASTS = 0.3  # standard deviation of the logarithm of images' contrast
 # Stored deviations from the mean, at most. Zero padding makes a few values at borders far larger in
 # some classifiers, real ones too; ranges that hold them are too coarse for all others.
-FARTHEST = 6.0
+FARTHEST = 7.0
 CONSTANT = 1e-10  # of the stored variance: below, a sampled channel is constant
 
 
@@ -71,12 +72,18 @@ def drawn_input(preprocessing: Preprocessing, rng: torch.Generator) -> Tensor:
     Normalized pixels have the mean 0 and the deviation 1 over the training images. Neighbouring
     pixels are alike, and so are the channels of one, as in photographs, whose power is about the
     same in each octave of scale (Field, 1987). Without that, pooled features would hardly vary.
+
+    Images differ in contrast, which all layers pass on: so activations have heavier tails than
+    normal ones (a scale mixture, Wainwright and Simoncelli, NeurIPS 1999). Without that, ranges
+    clip what the images of most contrast give.
     """
     channels, *size = preprocessing.shape
     count = max(FEWEST, min(MOST, SAMPLED_PIXELS // preprocessing.pixels))
     common = octaves(count, 1, size, rng)
     own = octaves(count, channels, size, rng)
     x = math.sqrt(IN_COMMON) * common + math.sqrt(1 - IN_COMMON) * own
+    contrast = torch.randn((count, 1, 1, 1), generator=rng, device=rng.device)
+    x = x * (CONTRASTS * contrast).exp()
     low, high = preprocessing.black_and_white(rng.device)
     return torch.maximum(torch.minimum(x / x.std(), high), low)
 

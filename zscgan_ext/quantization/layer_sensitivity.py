@@ -105,7 +105,8 @@ def layer_sensitivity(
             for width in widths:
                 with quantized_alone(layer, width, student.scheme, results[node.args[0]]):
                     divergence = logit_divergence(sampler.run_from(node, results), logits, 1)
-                found[names[layer]][width] = float(divergence)
+                # A divergence below zero is what rounding of floats leaves of none.
+                found[names[layer]][width] = max(0.0, float(divergence))
         sampler.compute(node, results)
     return found
 

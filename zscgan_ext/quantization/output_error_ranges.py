@@ -7,6 +7,7 @@ an error costs in KL divergence of the answers, to second order (as BRECQ, Li et
 equation 10, weighs the errors of its blocks). Labels are drawn from the classifier's own answers.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,6 +23,10 @@ from zscgan_ext.quantization.quantizers import ActivationQuantizer
 
 # Of which the result has channels where the argument has them.
 AVERAGES: tuple[Any, ...] = (F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean)
+# Samples know the extremes of real activations only roughly. With eight bits a range that is too
+# wide costs little, and one that is too narrow much; with fewer bits they cost about the same.
+BITS_WITH_MARGIN = 8
+MARGIN = 1.3
 RANGE_SAMPLES = 2**16  # of an activation, at most, that its range is chosen by
 
 
@@ -85,7 +90,10 @@ def set_ranges_by_output_error(
     for quantizer, result, values in recorder.recorded:
         assert result.grad is not None
         weights = importance(result.grad)
-        choose_range_by_importance(quantizer, values, weights, recorder.rng)
+        # That of what is averaged is wide enough for an average.
+        has_margin = values.shape == result.shape and quantizer.quant_range.bits >= BITS_WITH_MARGIN
+        margin = MARGIN if has_margin else 1.0
+        choose_range_by_importance(quantizer, values, weights, recorder.rng, margin)
     recorder.recorded.clear()
 
 
@@ -110,7 +118,11 @@ def importance(gradient: Tensor) -> Tensor:
 
 @torch.no_grad()
 def choose_range_by_importance(
-    quantizer: ActivationQuantizer, x: Tensor, importance: Tensor, rng: torch.Generator
+    quantizer: ActivationQuantizer,
+    x: Tensor,
+    importance: Tensor,
+    rng: torch.Generator,
+    margin: float = 1.0,
 ) -> None:
     """Give a quantizer the part of the range of x which has the least weighted squared error.
 
@@ -119,6 +131,7 @@ def choose_range_by_importance(
         x: [N, C, ...].
         importance: [C], weights of the channels; where all are zero, all errors count alike.
         rng: chooses values, where there are many; on the device of x.
+        margin: how many times as wide the range becomes, but not wider than that of x.
     """
     shape = (1, -1, *[1] * (x.dim() - 2)) if x.dim() > 1 else (-1,)
     weights = importance.view(shape).expand_as(x)
@@ -129,4 +142,6 @@ def choose_range_by_importance(
     if not bool(weights.any()):
         weights = torch.ones_like(weights)
     update_range(quantizer, x, 1)
+    whole = quantizer.log_scale.clone()
     search_scale(quantizer, x, weights=weights)
+    quantizer.log_scale.copy_(whole.minimum(quantizer.log_scale + math.log(margin)))

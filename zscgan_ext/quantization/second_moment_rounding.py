@@ -3,9 +3,9 @@
 That is `min trace((Q - W) H (Q - W)^T)` over integers, `H` the second moments of the input: the
 layer-wise objective of AdaRound (Nagel et al., ICML 2020, equation 13) and of GPTQ (Frantar et al.,
 ICLR 2023, equation 1). GPTQ solves it one input at a time: the error that rounding makes is made
-good by the weights of the inputs that are still to be rounded (equations 2 and 3), by means of the
-Cholesky factor of `H^-1` (section 3.3). Here inputs with the largest moments come first, and `H` is
-a covariance, as the means are corrected by the bias (`bias_correction.py`).
+good by the weights of the inputs that are still to be rounded (equations 2 and 3). Here inputs with
+the largest moments come first, and `H` is a covariance, as the means are corrected by the bias
+(`bias_correction.py`).
 """
 
 import torch
@@ -17,7 +17,7 @@ from zscgan_ext.quantization.quantizers import QuantizedLayer
 MOST_ROWS = 4096  # samples that moments are taken of, about
 PLACES_TO_CHOOSE_FROM = 4 * MOST_ROWS
 LARGEST_BLOCK = 2304  # inputs that are rounded with regard to each other
-COLUMNS = 64  # inputs between two updates of all others
+COLUMNS = 64  # inputs that earlier errors are added to at once
 DAMPING = 0.1  # of the mean variance, added to each: samples know the moments only roughly
 
 
@@ -85,11 +85,12 @@ def round_by_second_moments(layer: QuantizedLayer, moments: Tensor) -> Tensor:
     scale, zero_point = (values.double().view(groups, -1, 1) for values in layer.qparams())
     steps = weight.double().reshape(groups, scale.shape[1], -1) / scale + zero_point
     low, high = layer.quant_range.quant_min, layer.quant_range.quant_max
-    pinned = torch.full_like(steps, torch.nan) if layer.symmetric else ends(steps, low, high)
+    pinned = None if layer.symmetric else ends(steps, low, high)
     parts = []
     for part in blocks(steps.shape[2]):
         own = moments[:, part, part].double()
-        parts.append(rounded_in_order(steps[..., part], own, pinned[..., part], low, high))
+        settled = None if pinned is None else pinned[..., part]
+        parts.append(rounded_in_order(steps[..., part], own, settled, low, high))
     integers = torch.cat(parts, 2)
     return ((integers - zero_point) * scale).reshape(weight.shape).to(weight.dtype)
 
@@ -112,13 +113,16 @@ def blocks(inputs: int) -> list[slice]:
     return [slice(i, min(i + LARGEST_BLOCK, inputs)) for i in range(0, inputs, LARGEST_BLOCK)]
 
 
-def rounded_in_order(steps: Tensor, moments: Tensor, pinned: Tensor, low: int, high: int) -> Tensor:
+def rounded_in_order(
+    steps: Tensor, moments: Tensor, pinned: Tensor | None, low: int, high: int
+) -> Tensor:
     """Round one input after the other, those with the largest moments first.
 
     Args:
         steps: float64 [groups, O, I], weights in steps of their grid.
         moments: float64 [groups, I, I].
-        pinned: float64 [groups, O, I], integers that are settled, NaN for all others.
+        pinned: float64 [groups, O, I], integers that are settled, NaN for all others; None for no
+            settled ones.
         low: smallest integer.
         high: largest integer.
 
@@ -126,36 +130,54 @@ def rounded_in_order(steps: Tensor, moments: Tensor, pinned: Tensor, low: int, h
         Integers, float64 [groups, O, I].
     """
     variances = moments.diagonal(dim1=1, dim2=2)  # [groups, I]
+    order = variances.argsort(1, descending=True)  # [groups, I]
     added = DAMPING * variances.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
     damped = moments + torch.diag_embed(added.expand_as(variances))
-    order = variances.argsort(1, descending=True)  # [groups, I]
-    rows = order.unsqueeze(2).expand_as(damped)
-    damped = damped.gather(1, rows).gather(2, rows.transpose(1, 2))
-    factor = torch.linalg.cholesky(
-        torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True
-    )
-    places = order.unsqueeze(1).expand_as(steps)
-    integers = rounded_by_factor(
-        steps.gather(2, places), factor, pinned.gather(2, places), low, high
-    )
-    return torch.empty_like(integers).scatter_(2, places, integers)
+    feedback = error_feedback(reordered(damped, order))
+    places = order.unsqueeze(2).expand(-1, -1, steps.shape[1])
+
+    def in_order(values: Tensor) -> Tensor:
+        return values.transpose(1, 2).gather(1, places)  # [groups, I, O]
+
+    settled = None if pinned is None else in_order(pinned)
+    integers = rounded_with_feedback(in_order(steps), feedback, settled, low, high)
+    return torch.empty_like(integers).scatter_(1, places, integers).transpose(1, 2)
 
 
-def rounded_by_factor(steps: Tensor, factor: Tensor, pinned: Tensor, low: int, high: int) -> Tensor:
-    """Round the inputs in their order; `factor` is upper, `factor^T factor` the inverse moments."""
-    left, integers = steps.clone(), torch.empty_like(steps)
-    for start in range(0, steps.shape[2], COLUMNS):
-        stop = min(start + COLUMNS, steps.shape[2])
-        part, errors = left[..., start:stop], []
-        for i in range(stop - start):
-            row = factor[:, start + i, start:stop].unsqueeze(1)  # [groups, 1, columns]
-            value = part[..., i : i + 1]
-            index = slice(start + i, start + i + 1)
-            settled = pinned[..., index]
-            chosen = torch.where(settled.isnan(), value.round().clamp(low, high), settled)
-            integers[..., index] = chosen
-            error = (value - chosen) / row[..., i : i + 1]
-            part[..., i + 1 :] -= error * row[..., i + 1 :]
-            errors.append(error)
-        left[..., stop:] -= torch.cat(errors, 2) @ factor[:, start:stop, stop:]
+def reordered(moments: Tensor, order: Tensor) -> Tensor:
+    """Return moments [groups, I, I] with rows and columns in an order [groups, I]."""
+    rows = order.unsqueeze(2).expand_as(moments)
+    return moments.gather(1, rows).gather(2, rows.transpose(1, 2))
+
+
+def error_feedback(moments: Tensor) -> Tensor:
+    """Return what the error of an earlier input adds to each later weight, [groups, I, I].
+
+    These are the columns of `U` in `moments = U D U^T`, `U` upper with ones on its diagonal, `D`
+    diagonal. To add them to the weights before these are rounded is what GPTQ does by the Cholesky
+    factor of the inverse moments (Chee et al., NeurIPS 2023, theorem 6), without an inverse.
+    """
+    factor: Tensor = torch.linalg.cholesky(moments.flip(1, 2)).flip(1, 2)
+    return factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(1)
+
+
+def rounded_with_feedback(
+    steps: Tensor, feedback: Tensor, pinned: Tensor | None, low: int, high: int
+) -> Tensor:
+    """Round the inputs in their order, [groups, I, O], each with what earlier errors add."""
+    errors, integers = torch.empty_like(steps), torch.empty_like(steps)
+    later = feedback.transpose(1, 2).contiguous()  # [groups, later inputs, earlier inputs]
+    for start in range(0, steps.shape[1], COLUMNS):
+        stop = min(start + COLUMNS, steps.shape[1])
+        # Of all earlier blocks at once; within the block one by one.
+        moved = steps[:, start:stop] + later[:, start:stop, :start] @ errors[:, :start]
+        for i in range(start, stop):
+            value = moved[:, i - start : i - start + 1]  # [groups, 1, O]
+            value += later[:, i : i + 1, start:i] @ errors[:, start:i]
+            chosen = value.round().clamp_(low, high)
+            if pinned is not None:
+                settled = pinned[:, i : i + 1]
+                chosen = torch.where(settled.isnan(), chosen, settled)
+            integers[:, i : i + 1] = chosen
+            torch.sub(steps[:, i : i + 1], chosen, out=errors[:, i : i + 1])
     return integers
