@@ -63,7 +63,8 @@ def read_regular_file(file: Path, largest: int = LARGEST_WHOLE_FILE) -> bytes:
     """
     regular_file_size(file)  # to open some devices does something already
     # A pipe that takes the place of the file meanwhile must not be waited for.
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    descriptor = os.open(file, os.O_RDONLY | sum(flags))
     with os.fdopen(descriptor, "rb") as stream:
         size = size_of(os.fstat(descriptor), file)
         if size > largest:
