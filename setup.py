@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -18,6 +17,8 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Run CMake with ninja in setuptools' temporary folder."""
+        import pybind11
+
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
@@ -38,7 +39,15 @@ class CMakeBuild(build_ext):
             subprocess.run(["cmake", "--install", str(build), "--prefix", str(folder)], check=True)
 
 
+def builds_native() -> bool:
+    """Return whether the native core is built; without it plain PyTorch computes."""
+    chosen = os.environ.get("ZSCGAN_EXT_NATIVE") or ("0" if sys.platform == "win32" else "1")
+    if chosen not in ("0", "1"):
+        sys.exit(f"error: ZSCGAN_EXT_NATIVE is {chosen}, accepted are 0 and 1")
+    return chosen == "1"
+
+
 setup(
-    ext_modules=[Extension("zscgan_ext._native", sources=[])],
+    ext_modules=[Extension("zscgan_ext._native", sources=[])] if builds_native() else [],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -29,6 +29,55 @@ def test_the_first_output_that_fits_is_taken_or_the_one_that_is_named(index, key
     assert len(norms) == 2
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Files of `torch.export` programs of models with several outputs and with one logit."""
+    folder = tmp_path_factory.mktemp("programs")
+    models = {"several": several_outputs(), "[N]": one_logit_gray(), "[N, 1]": small_gray(1)}
+    for name, model in models.items():
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        program = torch.export.export(model.eval(), (IMAGES,), dynamic_shapes=shapes, strict=False)
+        torch.export.save(program, folder / f"{name}.pt2")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("index", "key", "classes"), [(None, "auxiliary", 3), (1, "auxiliary", 3), (2, "logits", 10)]
+)
+def test_of_a_program_an_output_is_taken_too(programs, index, key, classes):
+    options = {"mean": [0.5], "std": [0.25], "output_index": index}
+    classifier = zscgan_ext.load_classifier(str(programs / "several.pt2"), **options)
+    assert classifier.num_classes == classes
+    expected = several_outputs()(IMAGES)[1][key]
+    torch.testing.assert_close(classifier.model(IMAGES), expected)
+    # The head that nobody takes is gone, with its weights.
+    head = ("auxiliary", "auxiliary_head") if key == "auxiliary" else ("last", "head")
+    parts = [several_outputs().get_submodule(name) for name in ("body", *head)]
+    count = sum(each.numel() for part in parts for each in part.parameters())
+    assert sum(each.numel() for each in classifier.model.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (0, r"expected logits \[2, num_classes\] of 2 images"),
+        (3, r"output_index: expected 0 to 2, as .* gives 3 output\(s\), got 3"),
+    ],
+)
+def test_outputs_of_a_program_that_are_no_logits_are_refused(programs, index, message):
+    with pytest.raises(InputError, match=message):
+        zscgan_ext.load_classifier(str(programs / "several.pt2"), output_index=index)
+
+
+@pytest.mark.parametrize("name", ["[N]", "[N, 1]"])
+def test_one_logit_of_a_program_is_two_classes(programs, name):
+    classifier = zscgan_ext.load_classifier(str(programs / f"{name}.pt2"), mean=[0.5], std=[0.25])
+    model = {"[N]": one_logit_gray(), "[N, 1]": small_gray(1)}[name]
+    assert classifier.num_classes == 2
+    logits = torch.stack([torch.zeros(5), model(IMAGES).reshape(-1)], 1)
+    torch.testing.assert_close(classifier.model(IMAGES), logits)
+
+
 @pytest.mark.parametrize("model", [one_logit_gray(), small_gray(1)], ids=["[N]", "[N, 1]"])
 def test_one_logit_is_two_classes_whose_softmax_is_its_sigmoid(model):
     classifier = zscgan_ext.load_classifier(model, **GRAY)

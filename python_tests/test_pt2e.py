@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -9,12 +10,14 @@ from collections import Counter
 import pytest
 import torch
 from exported import calibrated, noise, small_classifier
+from torch.nn import functional as F
 
 import zscgan_ext
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.pt2e import METADATA, decomposed, pt2e_file, verify_program
 
+OPERATORS = "quantized_decomposed"
 ALONE = """
 import sys, torch
 import torch.ao.quantization.fx._decomposed
@@ -69,6 +72,43 @@ def test_a_program_holds_integers_between_its_operators():
     assert {tensor.dtype for tensor in integers} == {torch.int8}
     assert len(integers) == len(student.layers)
     assert json.loads(files[METADATA])["class_names"] == [f"class {i}" for i in range(5)]
+
+
+@pytest.mark.parametrize("scheme", ["deploy", "symmetric"])
+def test_every_layer_stands_between_operators_that_compilers_fuse_with_it(scheme):
+    """Compilers leave a layer in floats that has something else before or behind it."""
+    *_, data, _ = written(scheme)
+    program = torch.export.load(io.BytesIO(data))
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    layers = [node for node in nodes if str(node.target).startswith(("aten.conv", "aten.linear"))]
+    assert len(layers) == 4
+    for node in layers:
+        before = [str(source.target) for source in node.args[:2]]
+        assert before == [
+            f"{OPERATORS}.dequantize_per_{of}.default" for of in ("tensor", "channel")
+        ]
+        (behind,) = node.users
+        if str(behind.target) == "aten.relu.default":
+            (behind,) = behind.users
+        is_last = node is layers[-1]
+        expected = "output" if is_last else f"{OPERATORS}.quantize_per_tensor.default"
+        # Where TensorRT adds, a layer passes its floats on.
+        assert str(behind.target) in (expected, *(["aten.add.Tensor"] * (scheme == "symmetric")))
+
+
+def test_the_upper_bound_of_relu6_goes_only_where_the_quantizer_has_it():
+    classifier = small_classifier()
+    student = calibrated(classifier, "deploy", 8, 8)
+    quantizer = student.named_activation_quantizers()["relu6"]
+    quantizer.log_scale.fill_(math.log(7 / 255))
+    program = decomposed(student)
+    assert any(node.target is F.relu6 for node in program.graph.nodes)
+    images = 8 * noise(classifier)[0]
+    torch.testing.assert_close(program(images), student(images), rtol=0, atol=1e-5)
+    quantizer.log_scale.fill_(math.log(5.9 / 255))
+    program = decomposed(student)
+    assert not any(node.target is F.relu6 for node in program.graph.nodes)
+    torch.testing.assert_close(program(images), student(images), rtol=0, atol=1e-5)
 
 
 def test_a_wrong_program_is_found():

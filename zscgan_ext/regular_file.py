@@ -33,6 +33,18 @@ def size_of(status: os.stat_result, file: Path) -> int:
     return status.st_size
 
 
+def open_regular_file(file: Path) -> int:
+    """Open a regular file for reading, links followed; return its descriptor.
+
+    Raises:
+        OSError: if it is missing, or something else.
+    """
+    regular_file_size(file)  # to open some devices does something already
+    # A pipe that takes the place of the file meanwhile must not be waited for.
+    flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    return os.open(file, os.O_RDONLY | sum(flags))
+
+
 def require_written(descriptor: int, size: int) -> None:
     """Require that a large file is not made of holes, of which any number costs nothing.
 
@@ -44,6 +56,8 @@ def require_written(descriptor: int, size: int) -> None:
         ValueError: if it is.
     """
     written = end = 0
+    if not hasattr(os, "SEEK_DATA"):  # a system that does not tell
+        return
     while size > LARGE and written < SMALLEST_SHARE * size:
         try:
             start = os.lseek(descriptor, end, os.SEEK_DATA)
@@ -63,9 +77,7 @@ def written_file_size(file: Path) -> int:
         OSError: if it is missing, or something else.
         ValueError: if it is large and made of holes.
     """
-    regular_file_size(file)  # to open some devices does something already
-    # A pipe that takes the place of the file meanwhile must not be waited for.
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = open_regular_file(file)
     try:
         size = size_of(os.fstat(descriptor), file)
         require_written(descriptor, size)
@@ -85,9 +97,7 @@ def read_regular_file(file: Path, largest: int = LARGEST_WHOLE_FILE) -> bytes:
         OSError: if it is missing or something else.
         ValueError: if it is larger or made of holes, or its path cannot be one.
     """
-    regular_file_size(file)  # to open some devices does something already
-    # A pipe that takes the place of the file meanwhile must not be waited for.
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = open_regular_file(file)
     with os.fdopen(descriptor, "rb") as stream:
         size = size_of(os.fstat(descriptor), file)
         if size > largest:

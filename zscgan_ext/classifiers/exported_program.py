@@ -5,15 +5,17 @@ stay for the normal form to rename, but for those whose arguments are others (`a
 """
 
 import contextlib
+import copy
 import io
 import logging
 import operator
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
@@ -197,6 +199,48 @@ def check_output(program: ExportedProgram) -> None:
             f"classifier: its program gives {kinds}, expected logits only; call .eval() on the "
             "model and let it return one tensor before torch.export.export"
         )
+
+
+def with_one_output(program: ExportedProgram, index: int) -> ExportedProgram:
+    """Return a copy of a program that gives one of its outputs; what only others need is gone.
+
+    Args:
+        program: that gives several, in whatever they stand.
+        index: of the output, counted over all of them.
+    """
+    module = copy.deepcopy(program.graph_module)
+    (output,) = module.graph.find_nodes(op="output")
+    output.args = ((output.args[0][index],),)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    entry = program.module_call_graph[0]
+    assert entry.signature is not None
+    signature = replace(
+        entry.signature,
+        outputs=entry.signature.outputs[index : index + 1],  # empty in a program from a file
+        out_spec=pytree.tree_structure(0),  # no tuple, list or mapping
+    )
+    specs = [program.graph_signature.output_specs[index]]
+    return ExportedProgram(
+        root=module,
+        graph=module.graph,
+        graph_signature=replace(program.graph_signature, output_specs=specs),
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=[replace(entry, signature=signature), *program.module_call_graph[1:]],
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+
+
+def user_outputs(program: ExportedProgram) -> list[Any]:
+    """Return what a program gives, by its shapes; nothing unless it gives outputs only."""
+    specs = program.graph_signature.output_specs
+    if any(spec.kind is not OutputKind.USER_OUTPUT for spec in specs):
+        return []
+    (output,) = program.graph.find_nodes(op="output")
+    return [value.meta["val"] if isinstance(value, fx.Node) else None for value in output.args[0]]
 
 
 def register(owner: nn.Module, name: str, tensor: Tensor) -> None:

@@ -79,6 +79,8 @@ def load_classifier(
     if isinstance(name, nn.Module):
         require_plain_weights(name)
     name = source.name
+    if isinstance(source, ProgramSource):
+        source.output_index = output_index
     model = unwrapped(source.build(num_classes, trained=weights is None))
     require_plain_weights(model)
     guess = source.preprocessing(model)

@@ -73,9 +73,22 @@ def with_logits(
         InputError: if there is no such output, or none that can be logits.
         Exception: of the model, if it takes no such images.
     """
-    if image_shape_of(model) == image_shape:  # what `trace` gave gives logits
-        return model
-    outputs = outputs_of(result := model(torch.zeros(2, *image_shape)))
+    result = model(torch.zeros(2, *image_shape))
+    if image_shape_of(model) == image_shape:  # what `trace` gave has one output
+        return TwoLogits(model) if is_one_logit(result) else model
+    outputs = outputs_of(result)
+    index = index_of_logits(name, outputs, output_index)
+    if not isinstance(result, Tensor) and index is not None:
+        model, result = OneOutput(model, index), outputs[index]
+    return TwoLogits(model) if is_one_logit(result) else model
+
+
+def index_of_logits(name: str, outputs: list[Any], output_index: int | None) -> int | None:
+    """Return which output of two images is taken; None if there is one, which is no logits.
+
+    Raises:
+        InputError: if there is no such output, or none of several can be logits.
+    """
     if output_index is not None and output_index >= len(outputs):
         raise InputError(
             f"output_index: expected 0 to {len(outputs) - 1}, as {name} gives {len(outputs)} "
@@ -87,10 +100,7 @@ def with_logits(
             f"classifier: {name} gives {len(outputs)} outputs, none of which is logits "
             "[2, num_classes] of 2 images"
         )
-    if not isinstance(result, Tensor) and (fitting or output_index is not None):
-        index = fitting[0] if output_index is None else output_index
-        model, result = OneOutput(model, index), outputs[index]
-    return TwoLogits(model) if is_one_logit(result) else model
+    return output_index if output_index is not None else next(iter(fitting), None)
 
 
 def may_be_logits(output: Any) -> bool:

@@ -111,7 +111,8 @@ class Follower(fx.Interpreter):
             return result
         (x, *others), _ = self.fetch_args_kwargs_from_env(n)
         scale, zero_point = quantizer.qparams()
-        found = (self.integers[str(n.target)].float() - zero_point) * scale
+        integers = self.integers[str(n.target)].reshape(x.shape)  # a runtime may reshape before
+        found = (integers.float() - zero_point) * scale
         margin = TIE * scale
         below, own, above = (quantizer(x + shift, *others) for shift in (-margin, 0, margin))
         tolerance = scale / 2  # between one integer and the next

@@ -15,8 +15,10 @@ import torch
 # Registers torch.ops.quantized_decomposed, which is otherwise loaded with the quantization tools.
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from zscgan_ext.classifiers.exported_program import export_program, quiet_export
+from zscgan_ext.classifiers.graph import calls, module_of, only_user
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import integer_weight
@@ -31,6 +33,7 @@ from zscgan_ext.quantization.quantizer_placement import ACTIVATION_QUANTIZERS
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
 METADATA = "zscgan_ext"  # the name of the file in the archive
+ROUNDING = 1e-6  # relative, of float32
 OPERATORS = torch.ops.quantized_decomposed
 
 
@@ -92,7 +95,41 @@ def decomposed(student: QuantizedClassifier) -> fx.GraphModule:
             graph.set_submodule(name, QuantizeDequantize(module))
         elif isinstance(module, QuantizedLayer):
             graph.set_submodule(name, DequantizedLayer(module))
+    prepare_for_lowering(graph)
     return graph.eval().requires_grad_(False)
+
+
+def prepare_for_lowering(graph: fx.GraphModule) -> None:
+    """Give a graph the form whose patterns compilers know; the results keep their bits.
+
+    They fuse a convolution with ReLU and a quantizer, but not with ReLU6, whose upper bound a
+    quantizer has too; and a linear layer only with the dequantization right before it.
+    """
+    for node in list(graph.graph.nodes):
+        quantizer = only_user(node)
+        if calls(node, F.relu6) and bounds_at(module_of(graph, quantizer), 6):
+            node.target, node.kwargs = F.relu, {}
+        if (
+            isinstance(module_of(graph, node), QuantizeDequantize)
+            and (reshaped := only_user(node)) is not None
+            and calls(reshaped, torch.reshape)
+            and (layer := only_user(reshaped)) is not None
+            and isinstance(module_of(graph, layer), DequantizedLayer)
+        ):
+            reshaped.replace_input_with(node, node.args[0])
+            layer.replace_input_with(reshaped, node)
+            node.replace_input_with(node.args[0], reshaped)
+            reshaped.append(node)
+    graph.graph.lint()
+    graph.recompile()
+
+
+def bounds_at(quantizer: nn.Module | None, value: float) -> bool:
+    """Return True for a quantizer that gives its largest integer for this value and all above."""
+    if not isinstance(quantizer, QuantizeDequantize):
+        return False
+    (scale, zero_point), (_, largest, _) = quantizer.qparams, quantizer.bounds
+    return value > (largest - zero_point - 0.5) * scale * (1 + ROUNDING)
 
 
 def description(classifier: Classifier) -> dict[str, Any]:

@@ -108,4 +108,4 @@ def delete_empty_folders(own: OwnFiles) -> None:
     """Delete the folders whose images were deleted, unless something else stands in them."""
     for name in {name.split("/")[0] for name in own.names if "/" in name}:
         with contextlib.suppress(OSError):
-            os.rmdir(name, dir_fd=own.folder_descriptor)
+            own.opened_folder.remove_folder(name)

@@ -252,11 +252,12 @@ def environment_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the run ran on: what is neither a result nor a setting."""
     names = ("device", "cpu", "torch", "torchvision", "python", "zscgan_ext")
     entries = {name: metrics[name] for name in names if metrics.get(name)}
-    megabytes = metrics["peak_memory_bytes"] / 1e6
     if metrics.get("commit"):
         entries["commit"] = metrics["commit"][:COMMIT_DIGITS]
     execution = {name: as_text(value) for name, value in metrics["execution"].items()}
-    return {**entries, **execution, "peak memory": f"{megabytes:,.0f} MB"}
+    megabytes = metrics["peak_memory_bytes"] / 1e6
+    memory = {"peak memory": f"{megabytes:,.0f} MB"} if megabytes else {}
+    return {**entries, **execution, **memory}
 
 
 def in_order(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,6 @@ was opened: somebody who puts a link in their place meanwhile has nothing writte
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import sys
@@ -19,16 +18,24 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from zscgan_ext.errors import InputError, one_line
-from zscgan_ext.run_folder.whole_file import FOLDER, PARTIAL, one_line_errors, stream_in
+from zscgan_ext.run_folder.opened_folder import (
+    FCNTL,
+    OpenedFolder,
+    lock_file,
+    open_flags,
+    read_at,
+)
+from zscgan_ext.run_folder.whole_file import PARTIAL, one_line_errors, stream_in
 
 LIST = "run-files.txt"
 HEADER = "# What zscgan_ext wrote here, and all that --overwrite deletes.\n"
 LARGEST_LIST = 1 << 26  # bytes
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
+# Of some network file systems, and of systems without any.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # How a file is opened that grows: no link, and no pipe that would be waited for.
+GROWING = ("O_CREAT", "O_APPEND", "O_NOFOLLOW", "O_NONBLOCK")
 # The attributes of a file on Linux (chattr), of which two keep even root from deleting it.
 READ_ATTRIBUTES, UNDELETABLE = 0x80086601, 0x10 | 0x20
-GROWING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Identity = tuple[int, int]  # of a file: device and number on it
 
@@ -50,10 +57,10 @@ class OwnFiles:
         self.is_name = is_name
         self.users = 0
         with contextlib.ExitStack() as opened:
-            self.folder_descriptor = os.open(folder, FOLDER | os.O_NOFOLLOW)
-            opened.callback(os.close, self.folder_descriptor)
-            self.folder_identity = identity(os.fstat(self.folder_descriptor))
-            self.descriptor = open_list(self.folder_descriptor)
+            self.opened_folder = OpenedFolder(folder, follows_links=False)
+            opened.callback(self.opened_folder.close)
+            self.folder_identity = identity(self.opened_folder.status())
+            self.descriptor = open_list(self.opened_folder)
             opened.callback(os.close, self.descriptor)
             self.identity = identity(os.fstat(self.descriptor))
             if self.identity not in self.in_use:
@@ -98,7 +105,7 @@ class OwnFiles:
         size = os.fstat(self.descriptor).st_size
         if size > LARGEST_LIST:
             raise OSError(errno.EFBIG, f"is larger than {LARGEST_LIST} bytes")
-        text = os.pread(self.descriptor, size, 0).decode(errors="replace")
+        text = read_at(self.descriptor, size, 0).decode(errors="replace")
         if text and not text.startswith(HEADER):
             raise OSError(errno.EEXIST, "is a file of something else; move it away")
         whole_lines = text.split("\n")[:-1]
@@ -124,7 +131,7 @@ class OwnFiles:
     def grow(self, name: str, data: bytes) -> None:
         """Let a file of the folder grow by these bytes, all or none of them."""
         with one_line_errors(self.claim(name)), self.place_of(name) as (folder, last):
-            descriptor = os.open(last, GROWING, 0o666, dir_fd=folder)
+            descriptor = folder.open(last, open_flags("O_WRONLY", *GROWING))
             with os.fdopen(descriptor, "ab", 0) as stream:
                 require_only_here(os.fstat(descriptor))
                 end = stream.seek(0, os.SEEK_END)
@@ -137,7 +144,7 @@ class OwnFiles:
                     raise
 
     @contextlib.contextmanager
-    def place_of(self, name: str) -> Iterator[tuple[int, str]]:
+    def place_of(self, name: str) -> Iterator[tuple[OpenedFolder, str]]:
         """Open the folder of a file, made where it is missing, and give it with the name in it.
 
         Raises:
@@ -145,15 +152,12 @@ class OwnFiles:
         """
         inner, slash, last = name.rpartition("/")
         if not slash:
-            yield self.folder_descriptor, last
+            yield self.opened_folder, last
             return
         with contextlib.suppress(FileExistsError):
-            os.mkdir(inner, dir_fd=self.folder_descriptor)
-        descriptor = os.open(inner, FOLDER | os.O_NOFOLLOW, dir_fd=self.folder_descriptor)
-        try:
-            yield descriptor, last
-        finally:
-            os.close(descriptor)
+            self.opened_folder.make_folder(inner)
+        with contextlib.closing(OpenedFolder(inner, self.opened_folder, False)) as folder:
+            yield folder, last
 
     def claim(self, name: str) -> Path:
         """Put a name on the list, after which its file may be written; return the file's path.
@@ -184,7 +188,7 @@ class OwnFiles:
     def append(self, line: str) -> None:
         """Let the list grow by a line, or not at all."""
         end = os.fstat(self.descriptor).st_size
-        last = os.pread(self.descriptor, 1, end - 1) if end else b"\n"
+        last = read_at(self.descriptor, 1, end - 1) if end else b"\n"
         start = HEADER if not end else "" if last == b"\n" else "\n"
         data = (start + line).encode()
         try:
@@ -265,7 +269,7 @@ class OwnFiles:
                 contextlib.suppress(FileNotFoundError),
                 self.place_of(name) as (folder, last),
             ):
-                os.unlink(last, dir_fd=folder)
+                folder.unlink(last)
 
 
 def partial_name(name: str) -> str:
@@ -325,13 +329,13 @@ def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def open_list(folder: int) -> int:
+def open_list(folder: OpenedFolder) -> int:
     """Open the list of an opened folder for reading and appending; return its descriptor.
 
     Raises:
         OSError: if it cannot be, or is a link, under two names, or no file.
     """
-    descriptor = os.open(LIST, GROWING & ~os.O_WRONLY | os.O_RDWR, 0o666, dir_fd=folder)
+    descriptor = folder.open(LIST, open_flags("O_RDWR", *GROWING))
     try:
         require_only_here(os.fstat(descriptor))
     except OSError:
@@ -356,6 +360,8 @@ def may_delete(file: Path) -> bool:
     """Return True if a file may be deleted: in a sticky folder, only what is one's own."""
     if not os.access(file.parent, os.W_OK | os.X_OK):
         return False
+    if not hasattr(os, "geteuid"):  # nor sticky folders
+        return True
     folder, user = os.stat(file.parent), os.geteuid()
     is_free = not folder.st_mode & stat.S_ISVTX or user == 0
     return is_free or user in (folder.st_uid, os.lstat(file).st_uid)
@@ -363,13 +369,15 @@ def may_delete(file: Path) -> bool:
 
 def has_attributes(path: Path, attributes: int) -> bool:
     """Return True if a file or folder has one of some attributes, as far as it can be told."""
+    if sys.platform != "linux":
+        return False
     try:
         # Of what cannot be read, or is on a file system without them, they are not known.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | open_flags("O_NOFOLLOW", "O_NONBLOCK"))
     except OSError:
         return False
     try:
-        found = fcntl.ioctl(descriptor, READ_ATTRIBUTES, bytes(8))
+        found = FCNTL.ioctl(descriptor, READ_ATTRIBUTES, bytes(8))
     except OSError:
         return False
     finally:
@@ -384,7 +392,7 @@ def lock(descriptor: int, folder: Path) -> None:
         InputError: if another process has locked it.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(descriptor)
     except BlockingIOError:
         raise InputError(
             f"output: {folder} is in use by another run; wait for its end, or stop it, or choose "
@@ -400,4 +408,5 @@ def lock(descriptor: int, folder: Path) -> None:
 
 
 # A process that was forked has the lock, but is another one: it opens and locks anew.
-os.register_at_fork(after_in_child=OwnFiles.in_use.clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=OwnFiles.in_use.clear)

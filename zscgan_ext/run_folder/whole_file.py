@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from zscgan_ext.errors import CURRENT_FOLDER_IS_GONE, InputError, current_folder_is_gone
+from zscgan_ext.run_folder.opened_folder import OpenedFolder, open_flags
 
 PARTIAL = ".partial"
-FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW_FILE = open_flags("O_WRONLY", "O_CREAT", "O_EXCL", "O_NOFOLLOW")
 MOST_PARTIAL = 100  # of other programs, or left behind by killed ones
 
 
@@ -41,22 +41,21 @@ def write_whole(file: Path, data: bytes) -> None:
     """
     with one_line_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(file.parent, FOLDER)
-        try:
-            with stream_in(folder, file.name) as stream:
-                stream.write(data)
-        finally:
-            os.close(folder)
+        with (
+            contextlib.closing(OpenedFolder(file.parent)) as folder,
+            stream_in(folder, file.name) as stream,
+        ):
+            stream.write(data)
 
 
 @contextlib.contextmanager
-def stream_in(folder: int, name: str) -> Iterator[BinaryIO]:
+def stream_in(folder: OpenedFolder, name: str) -> Iterator[BinaryIO]:
     """Open a stream of what becomes a file of an opened folder, whole or not at all.
 
     Whatever takes the place of the folder or of the file meanwhile, nothing else is written.
 
     Args:
-        folder: its descriptor.
+        folder: that was opened.
         name: of the file in it.
 
     Raises:
@@ -68,14 +67,14 @@ def stream_in(folder: int, name: str) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)  # the names in it are to survive a loss of power
+        folder.replace(partial, name)
+        folder.sync()
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial, dir_fd=folder)
+            folder.unlink(partial)
 
 
-def new_partial(folder: int, name: str) -> tuple[str, BinaryIO]:
+def new_partial(folder: OpenedFolder, name: str) -> tuple[str, BinaryIO]:
     """Create the file that is renamed when it is whole, under a name that nothing has yet.
 
     Whatever stands under the first name may be somebody's, or a link that leads elsewhere.
@@ -84,7 +83,7 @@ def new_partial(folder: int, name: str) -> tuple[str, BinaryIO]:
         number = "" if count == 1 else f".{count}"
         partial = f".{name}{number}{PARTIAL}"
         try:
-            return partial, os.fdopen(os.open(partial, NEW_FILE, 0o666, dir_fd=folder), "wb")
+            return partial, os.fdopen(folder.open(partial, NEW_FILE), "wb")
         except FileExistsError:
             if count == MOST_PARTIAL:
                 raise

@@ -1,6 +1,6 @@
 """The results of a run as files and on the terminal: metrics, predictions, and the table."""
 
-import resource
+import sys
 from typing import Any
 
 import torch
@@ -51,10 +51,18 @@ def predictions(run: Run) -> dict[str, Tensor]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory the process (or, on a GPU, torch) held at a time, in bytes."""
+    """Return the most memory the process (or, on a GPU, torch) held at a time, in bytes.
+
+    0 where the system does not tell, as on Windows.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def table(metrics: dict[str, Any]) -> str:

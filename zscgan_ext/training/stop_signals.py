@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANGUP = getattr(signal, "SIGHUP", None)  # which Windows lacks
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([] if HANGUP is None else [HANGUP]))
 
 
 class StoppedError(BaseException):
@@ -52,7 +53,7 @@ class StopSignals:
 
         A terminal that is closed may send its signal twice, by the shell and by the system.
         """
-        if self.received and number == signal.SIGHUP:
+        if self.received and number == HANGUP:
             return
         if self.received:
             os._exit(128 + number)

@@ -5,11 +5,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from zscgan_ext.classifiers.exported_program import images_of
+from zscgan_ext.classifiers.exported_program import images_of, user_outputs, with_one_output
+from zscgan_ext.classifiers.outputs import index_of_logits
 from zscgan_ext.classifiers.pt2.archive import checked_archive
 from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
 from zscgan_ext.classifiers.tracing import trace_program
@@ -59,6 +62,7 @@ class ProgramSource(ClassifierSource):
     """
 
     image_shape: tuple[int, int, int] = (0, 0, 0)  # (C, H, W), known once it is built
+    output_index: int | None = None  # of the logits; None for the first output that can be that
 
     def build(self, num_classes: int | None, trained: bool) -> nn.Module:
         """Read the program; weights of another file take the names of the graph's modules."""
@@ -68,7 +72,7 @@ class ProgramSource(ClassifierSource):
             with nothing_unpickled(), nothing_logged():
                 program = torch.export.load(archive)
             self.image_shape = image_shape(file, images_of(program))
-            return trace_program(program, self.image_shape)
+            return trace_program(self.with_logits(program), self.image_shape)
         except InputError:
             raise
         except Exception as error:  # what was checked may still not fit together
@@ -77,10 +81,26 @@ class ProgramSource(ClassifierSource):
                 f"classifier: {file} cannot be read as a torch.export program ({reason})"
             ) from None
 
+    def with_logits(self, program: ExportedProgram) -> ExportedProgram:
+        """Return a program that gives the logits only, of one that may give more."""
+        outputs = [of_two_images(output) for output in user_outputs(program)]
+        if not outputs:  # something else, which is refused where the program is traced
+            return program
+        index = index_of_logits(self.name, outputs, self.output_index)
+        return program if len(outputs) == 1 or index is None else with_one_output(program, index)
+
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """Return the program's image shape, and ImageNet's normalization for three channels."""
         channels, height, width = self.image_shape
         return usual_preprocessing(channels, shortest(height, width))
+
+
+def of_two_images(output: Any) -> Any:
+    """Return an output of a program as two images would give it, without values."""
+    if not isinstance(output, Tensor):
+        return output
+    shape = [size if isinstance(size, int) else 2 for size in output.shape]
+    return torch.empty(shape, dtype=output.dtype, device="meta")
 
 
 def image_shape(file: Path, images: list[int | None]) -> tuple[int, int, int]:

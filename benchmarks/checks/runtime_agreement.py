@@ -1,0 +1,231 @@
+"""How often runtimes choose the class that the student chooses, at W8A8.
+
+    python -m benchmarks.checks.runtime_agreement CLASSIFIER... --data FOLDER --json FILE
+
+CLASSIFIER: `resnet20`, `mobilenet_v2_small`; `trained:NAME` for a classifier of torchvision that is
+trained here for some steps on the idx folder, as 32x32 RGB images; `torchvision:NAME=WEIGHTS`.
+Each is quantized without images, and measured on images of a generator learned from it, and on test
+images of the folder. Where a runtime decides otherwise, the student's own margin between both
+classes is compared with the step of a logit, which is what one step of a feature makes, and the
+student with itself on images that are changed by a millionth: both tell ties from faults.
+"""
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import zscgan_ext
+from zscgan_ext.classifiers.exported_program import export_program
+from zscgan_ext.classifiers.graph import module_of
+from zscgan_ext.classifiers.loading import Classifier
+from zscgan_ext.environment import environment
+from zscgan_ext.errors import InputError
+from zscgan_ext.export.exporter import model_for
+from zscgan_ext.export.node_by_node import BATCHES_BY_NODE
+from zscgan_ext.export.onnx.runtime import OnnxClassifier
+from zscgan_ext.export.onnx.verification import compare_nodes, nudged
+from zscgan_ext.export.pt2e import decomposed
+from zscgan_ext.images.datasets import LabelledImages, read_idx_folder
+from zscgan_ext.measures import percentage
+from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
+from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
+
+GENERATED, BATCH, SIZE = 512, 32, 32
+Runtime = Callable[[Tensor], Tensor]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("classifiers", nargs="+", metavar="CLASSIFIER")
+    parser.add_argument("--data", type=Path, required=True, help="idx folder with both parts")
+    parser.add_argument("--synthesis-steps", type=int, default=60, metavar="N")
+    parser.add_argument("--training-steps", type=int, default=150, metavar="N")
+    parser.add_argument("--test-images", type=int, default=10_000, metavar="N")
+    parser.add_argument("--json", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure each classifier in each runtime."""
+    options = parse_arguments()
+    rows: list[dict[str, Any]] = []
+    for name in options.classifiers:
+        classifier = classifier_named(name, options)
+        generator = zscgan_ext.train_generator(
+            classifier, synthesis_steps=options.synthesis_steps, batch_size=BATCH
+        )
+        generated = [images for images, _ in zscgan_ext.generate_images(generator, GENERATED)]
+        images = {"generated": list(torch.cat(generated).split(BATCH))}
+        if "torchvision:" not in name:
+            test = read_idx_folder(options.data, "test")
+            test = test.subset(torch.arange(min(options.test_images, len(test))))
+            images["test"] = list(batches_of(test, classifier))
+        for row in rows_of(classifier, images):
+            rows.append({"classifier": name, **row})
+            print(json.dumps(rows[-1]), flush=True)
+            content = {
+                "made_with": {**environment(), "date": time.strftime("%Y-%m-%d")},
+                "arguments": {key: str(value) for key, value in vars(options).items()},
+                "results": rows,
+            }
+            options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+# ---- classifiers ---------------------------------------------------------------------------------
+
+
+def classifier_named(name: str, options: argparse.Namespace) -> Classifier:
+    """Return a classifier by its name on the command line."""
+    if name.startswith("trained:"):
+        model = trained(name.removeprefix("trained:"), options.data, options.training_steps)
+        return zscgan_ext.load_classifier(model, image_size=SIZE, mean=[0.5] * 3, std=[0.25] * 3)
+    name, _, weights = name.partition("=")
+    return zscgan_ext.load_classifier(name, weights=weights or None)
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """Return 28x28 pixels as normalized 32x32 RGB images."""
+    pixels = F.pad(images.float() / 255, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+    return (pixels - 0.5) / 0.25
+
+
+def trained(name: str, data: Path, steps: int) -> nn.Module:
+    """Return a model of torchvision after some steps on training images."""
+    torch.manual_seed(0)
+    model: nn.Module = torchvision.models.get_model(name, num_classes=10)
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    first.stride = (1, 1)  # small images would leave one pixel to most layers
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1  # some architectures have too little for so few steps
+    training = read_idx_folder(data, "train")
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for step in range(steps):
+        index = torch.randint(len(training), (64,))
+        logits = model(as_rgb(training.images[index]))
+        loss = F.cross_entropy(logits, training.labels[index].long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 49:
+            print(f"{name} {step + 1}/{steps} loss {loss.item():.3f}", flush=True)
+    return model.eval()
+
+
+def batches_of(data: LabelledImages, classifier: Classifier) -> Iterable[Tensor]:
+    """Yield normalized images of a classifier."""
+    if classifier.preprocessing.channels == 3:
+        yield from (as_rgb(images) for images in data.images.split(BATCH))
+    else:
+        yield from (images for images, _ in data.batches(BATCH, classifier.preprocessing))
+
+
+# ---- runtimes ------------------------------------------------------------------------------------
+
+
+def openvino_runtime(model: bytes) -> Runtime:
+    """Return what executes an ONNX model by OpenVINO on one thread."""
+    import openvino
+
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(core.read_model(model), "CPU")
+    return lambda images: torch.from_numpy(
+        np.array(compiled(images.contiguous().numpy())["logits"])
+    )
+
+
+def program_runtime(student: QuantizedClassifier, classifier: Classifier) -> Runtime:
+    """Return a student's program of torch.export, written and read back."""
+    buffer = io.BytesIO()
+    torch.export.save(export_program(decomposed(student), classifier.preprocessing.shape), buffer)
+    buffer.seek(0)
+    program: Runtime = torch.export.load(buffer).module()
+    return program
+
+
+@torch.no_grad()
+def rows_of(classifier: Classifier, images: dict[str, list[Tensor]]) -> Iterable[dict[str, Any]]:
+    """Yield the results of each runtime on each kind of image."""
+    for target in ("onnxruntime", "tensorrt"):
+        student = zscgan_ext.quantize(classifier, bits="w8a8", target=target)
+        model, quantized = model_for(target, student, classifier)
+        data = model.SerializeToString()
+        batches = images["generated"][:BATCHES_BY_NODE]
+        try:
+            nodes: int | str = compare_nodes(student, model, quantized, batches)[0]
+        except InputError as error:
+            nodes = str(error)
+        runtimes: dict[str, Runtime] = {"ONNX Runtime": OnnxClassifier(data)}
+        if target == "onnxruntime":
+            runtimes["OpenVINO"] = openvino_runtime(data)
+            runtimes["torch"] = program_runtime(student, classifier)
+        step = step_of_logits(student)
+        for kind, given in images.items():
+            expected = torch.cat([student(batch) for batch in given])
+            own = torch.cat([student(nudged(batch)) for batch in given])
+            for name, runtime in runtimes.items():
+                found = torch.cat([runtime(batch) for batch in given])
+                yield {
+                    **{"target": target, "runtime": name, "images": kind, "ties_by_node": nodes},
+                    **compared(found, expected, own, step),
+                }
+
+
+def step_of_logits(student: QuantizedClassifier) -> float:
+    """Return how much a logit changes at most where one feature changes by a step."""
+    step, scale = 0.0, 0.0
+    for node in student.graph.graph.nodes:
+        module = module_of(student.graph, node)
+        if isinstance(module, ActivationQuantizer):
+            scale = float(module.qparams().scale)
+        elif isinstance(module, QuantizedLayer):
+            step = scale * float(module.layer.weight.abs().max())
+    return step
+
+
+def compared(found: Tensor, expected: Tensor, own: Tensor, step: float) -> dict[str, Any]:
+    """Return how often both choose the same class, and how near those are that differ.
+
+    Args:
+        found: logits of a runtime, [N, classes].
+        expected: of the student.
+        own: of the student, for images that are changed by a millionth.
+        step: of a logit.
+    """
+    chosen, answers = found.argmax(1), expected.argmax(1)
+    differ = chosen != answers
+    margin = (expected.amax(1) - expected.gather(1, chosen[:, None])[:, 0])[differ]
+    top = expected.topk(2, dim=1).values
+    is_clear = top[:, 0] - top[:, 1] > step
+    return {
+        "count": len(found),
+        "agreement": percentage(~differ),
+        "own_agreement": percentage(own.argmax(1) == answers),
+        "agreement_where_margin_exceeds_a_step": percentage(~differ[is_clear]),
+        "step": step,
+        "differing": int(differ.sum()),
+        "differing_within_a_step": int((margin <= step).sum()),
+        "largest_margin": float(margin.max()) if len(margin) else 0.0,
+        "largest_difference": float((found - expected).abs().max()),
+        "median_logit": float(expected.abs().median()),
+    }
+
+
+if __name__ == "__main__":
+    main()
