@@ -41,6 +41,12 @@ def test_a_range_knows_its_width(bits):
     assert not unsigned_range(bits).signed
 
 
+def test_symmetric_ranges_leave_out_the_lowest_integer_but_of_two_bits():
+    ranges = {bits: symmetric_range(bits) for bits in (8, 4, 3, 2)}
+    found = {bits: (own.quant_min, own.quant_max) for bits, own in ranges.items()}
+    assert found == {8: (-127, 127), 4: (-7, 7), 3: (-3, 3), 2: (-2, 1)}
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("scheme", ["deploy", "paper"])
 def test_integers_stand_for_the_weights_that_the_student_computes_with(scheme, bits):

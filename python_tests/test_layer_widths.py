@@ -187,6 +187,24 @@ def test_what_a_layer_reads_has_the_width_it_asks_for(residual):
     assert widths(student) == {"stem": 8, "depthwise": 3, "project": 7, "fc": 8}
 
 
+@pytest.mark.parametrize(
+    ("build", "bits", "scheme", "warns"),
+    [
+        (small_residual, "w2a8", "deploy", True),
+        (small_residual, "w3a8", "deploy", False),
+        (small_residual, "w2a8", "paper", False),
+        (small_gray, "w2a8", "deploy", False),  # has no depthwise convolution
+    ],
+)
+def test_two_bits_of_depthwise_networks_are_warned_of(build, bits, scheme, warns, capsys):
+    model = build()
+    size, form = (28, (0.5,)) if build is small_gray else (8, RGB8.mean)
+    classifier = load_classifier(model, image_size=size, mean=form, std=[0.25] * len(form))
+    zscgan_ext.quantize(classifier, bits=bits, scheme=scheme)
+    expected = "warning: bits: a network with depthwise convolutions loses most of its accuracy"
+    assert (expected in capsys.readouterr().out) == warns
+
+
 def test_a_float_layer_computes_in_floats(residual):
     images = torch.randn(4, *RGB8.shape)
     layers = {"stem": LayerBits(None), "depthwise": LayerBits(None)}

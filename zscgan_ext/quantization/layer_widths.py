@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.classifiers.normal_form.functional_layers import name_in_model
@@ -143,6 +143,25 @@ def described_widths(
             described[name]["divergence"] = {str(w): x for w, x in losses[name].items()}
     order = [str(node.target) for node in student.graph.graph.nodes]
     return dict(sorted(described.items(), key=lambda item: order.index(item[0])))
+
+
+def two_bit_warnings(student: QuantizedClassifier) -> list[str]:
+    """Return a line if weights have a width at which a network like this one does not learn.
+
+    Depthwise convolutions have few weights for each output, whose errors do not average out. In
+    `paper` the integers follow the minimum and maximum of each channel, and do better.
+    """
+    layers = [each.layer for each in student.layers]
+    is_depthwise = any(
+        isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels for layer in layers
+    )
+    is_narrow = student.scheme.weight_bits == NARROWEST and student.scheme.symmetric_weights
+    if not is_depthwise or not is_narrow:
+        return []
+    return [
+        "bits: a network with depthwise convolutions loses most of its accuracy with weights of 2 "
+        "bits; take 3 or more, as in w3a3, for all layers or by --layer-bits"
+    ]
 
 
 def average_width(described: Mapping[str, Mapping[str, Any]]) -> float | None:

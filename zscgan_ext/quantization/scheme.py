@@ -38,7 +38,12 @@ def signed_range(bits: int) -> QuantRange:
 
 
 def symmetric_range(bits: int) -> QuantRange:
-    """Return -(2^(bits - 1) - 1) to 2^(bits - 1) - 1: as many steps on both sides of zero."""
+    """Return -(2^(bits - 1) - 1) to 2^(bits - 1) - 1: as many steps on both sides of zero.
+
+    Of two bits that would leave three integers; all four are used, -2 to 1, as in LSQ.
+    """
+    if bits == 2:
+        return signed_range(bits)
     largest = 2 ** (bits - 1) - 1
     return QuantRange(-largest, largest)
 

@@ -12,7 +12,7 @@ from zscgan_ext.measures import predict
 from zscgan_ext.quantization.calibration import calibrate, choose_initial_ranges, least
 from zscgan_ext.quantization.fine_tuning import StudentTrainer
 from zscgan_ext.quantization.instant import quantize_from_batch_norm
-from zscgan_ext.quantization.layer_widths import described_widths
+from zscgan_ext.quantization.layer_widths import described_widths, two_bit_warnings
 from zscgan_ext.quantization.quantized_classifier import (
     QuantizedClassifier,
     round_biases_to_int32,
@@ -96,6 +96,7 @@ def initial_student(
     choose_layer_bits(run)
     checkpoints, stage = run.checkpoints, variant.calibration_stage
     student = run.new_student()
+    run.results.warn(two_bit_warnings(student))
     run.results.layer_bits = run.results.layer_bits or described_widths(student)
     if checkpoints.is_finished(stage):
         checkpoints.hold(variant.student_name, student)
