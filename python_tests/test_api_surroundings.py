@@ -1,5 +1,7 @@
 """The API where a caller changed settings of torch, or gives unusual tensors and models."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -56,6 +58,24 @@ def test_settings_of_torch_change_nothing(tmp_path, settings):
         found = outcome(tmp_path / "changed", model)
     assert all(map(torch.equal, found, expected))
     assert torch.get_default_dtype() == dtype
+
+
+def test_threads_change_no_results_of_each_other():
+    classifier = load(small_residual())
+    torch.manual_seed(5)
+    own = torch.get_rng_state()
+
+    def learned(seed):
+        small = {"synthesis_steps": 2, "batch_size": 10, "latent_dim": 4}
+        generator = zscgan_ext.train_generator(copy.deepcopy(classifier), seed=seed, **small)
+        return generator.state_dict()
+
+    expected = [learned(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            for found, alone in zip(threads.map(learned, range(4)), expected, strict=True):
+                torch.testing.assert_close(found, alone, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), own)
 
 
 class Subclass(torch.Tensor):

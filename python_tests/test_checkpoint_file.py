@@ -161,7 +161,9 @@ def test_the_newest_one_of_a_run_is_read(tmp_path):
     assert same(newest_checkpoint(tmp_path), OF_A_RUN | {"steps": 2})
 
 
-@pytest.mark.parametrize("layout", [LAYOUT - 1, LAYOUT + 1, str(LAYOUT), [], None, "missing"])
+@pytest.mark.parametrize(
+    "layout", [LAYOUT - 1, LAYOUT + 1, str(LAYOUT), [], None, torch.zeros(2), "missing"]
+)
 @pytest.mark.parametrize("others", [{}, {"steps": -1, "held": [], "random_of_all": []}])
 def test_another_layout_is_refused_whatever_it_holds(tmp_path, capsys, layout, others):
     write_checkpoint(tmp_path / CHECKPOINTS, 1, OF_A_RUN)

@@ -301,6 +301,7 @@ def training_of(state):
             lambda s: s["rngs_of_all"][0]["default_rng"].update(cpu=torch.zeros(9)),
             "does not fit torch's random numbers",
         ),
+        (lambda s: s["facts"].pop("mirror"), "without the setting mirror, wrote the checkpoint"),
     ],
 )
 def test_a_checkpoint_of_something_else_gives_one_line(stopped, capsys, change, message):

@@ -78,6 +78,32 @@ def test_help_and_wrong_arguments_import_neither_torch_nor_numpy(arguments, code
     assert done.returncode == code, done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["train"], ["evaluate", "x"], ["export", "x"], ["generate", "x"], ["report", "x"], ["info"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_libraries_that_come_with_torch_find_nothing_in_the_current_folder(tmp_path, arguments):
+    # One of them takes libcuda.so.1 from there.
+    found = tmp_path / "found"
+    for name in ("torch", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text(
+            f"import os; open({str(found)!r}, 'a').write(os.getcwd() + chr(10)); os._exit(7)"
+        )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.path.append({str(ROOT)!r})\n"
+    code += f"from zscgan_ext import cli; cli.main({arguments})"
+    done = in_new_process(code, cwd=tmp_path)
+    assert done.returncode == 7, done.stderr
+    assert found.read_text() == "/\n"
+
+
+def test_after_the_import_of_torch_a_command_is_in_its_folder_again(tmp_path):
+    code = f"import os, sys; sys.path.append({str(ROOT)!r}); from zscgan_ext import cli\n"
+    code += "cli.main(['info']); assert 'torch' in sys.modules; print(os.getcwd())"
+    done = in_new_process(code, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == str(tmp_path), done.stderr
+
+
 def test_a_command_imports_no_other_command():
     code = (
         "import sys; from zscgan_ext import cli; code = cli.main(['info']);"

@@ -187,6 +187,23 @@ def test_a_job_that_torchrun_restarts_is_resumed(tmp_path, data):
     assert (tmp_path / "run" / "metrics.json").exists()
 
 
+def test_a_job_that_torchrun_restarts_keeps_a_finished_run(tmp_path):
+    run = tmp_path / "run"
+    arguments = [*TINY, f"--output={run}"]
+    assert main(arguments) == 0
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    restarted = {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "1"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "zscgan_ext.train", *arguments]
+    environment = {**os.environ, **restarted, **place, "PYTHONPATH": PYTHONPATH}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"{run} already holds a run; give --overwrite" in done.stderr
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
 # ---- one process ---------------------------------------------------------------------------------
 
 

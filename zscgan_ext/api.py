@@ -5,6 +5,7 @@ Each takes the typed configuration of its stage, or options of the command line 
 """
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -90,6 +91,15 @@ __all__ = [
     "train_generator",
 ]
 
+TRAINING = threading.RLock()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let threads wait for each other: torch's default random numbers are those of all of them."""
+    with TRAINING:
+        yield
+
 
 @usual_torch()
 def load_classifier(
@@ -134,6 +144,7 @@ def load_classifier(
     )
 
 
+@alone()
 @usual_torch()
 def train_generator(
     classifier: Classifier,
@@ -204,6 +215,7 @@ def image_batches(
         yield images, labels
 
 
+@alone()
 @usual_torch()
 def quantize(
     classifier: Classifier,
@@ -246,6 +258,7 @@ def quantize(
         return student_stages.calibrated_student(run, variant_of(images), batches)
 
 
+@alone()
 @usual_torch()
 def fine_tune(
     student: QuantizedClassifier,
@@ -335,6 +348,7 @@ def evaluate(
     return measure(EvaluationTarget(answers, float_model, *facts), opened, batch_size, device)
 
 
+@alone()
 @usual_torch()
 def export(
     classifier: Classifier,

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from zscgan_ext.errors import one_line
-from zscgan_ext.program import OneLineParser, interruptible_import, program
+from zscgan_ext.program import OneLineParser, importing_libraries, program
 
 
 @program
@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print one fact on a line; return the exit code."""
     description = "Tell what is installed, built and in use."
     OneLineParser(prog="python -m zscgan_ext.info", description=description).parse_args(arguments)
-    with interruptible_import():
+    with importing_libraries():
         from zscgan_ext.installation import installation  # imports torch, which takes seconds
 
     facts = installation()

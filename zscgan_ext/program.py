@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -107,6 +108,36 @@ def program(
             return ended(arguments)
 
     return ending
+
+
+@contextlib.contextmanager
+def importing_libraries() -> Iterator[None]:
+    """Enclose the import of torch, and of all that a command needs with it.
+
+    Ctrl-C ends the command meanwhile, and nothing in the current folder is taken for a library.
+    """
+    with away_from_the_current_folder(), interruptible_import():
+        yield
+
+
+@contextlib.contextmanager
+def away_from_the_current_folder() -> Iterator[None]:
+    """Stand in the root folder, unless torch is there already.
+
+    One of the libraries that come with torch (libcusparseLt, whose RUNPATH ends with a colon) looks
+    for `libcuda.so.1` in the current folder, before it does so where the system has it.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    # What may not be listed can be opened so, where the system knows it.
+    here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir("/")
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from zscgan_ext.process_environment import check_environment, is_first
 from zscgan_ext.program import (
     SMALLER_SIZES,
     exit_with_message,
-    interruptible_import,
+    importing_libraries,
     program,
 )
 
@@ -23,8 +23,8 @@ from zscgan_ext.program import (
 def run_program(arguments: Sequence[str]) -> int:
     """Read the arguments and run the command in one process; return its exit code."""
     try:
-        with interruptible_import():  # of torch, which takes seconds
-            config = parse_config(arguments)
+        config = parse_config(arguments)
+        with importing_libraries():  # torch takes seconds
             from zscgan_ext.whole_run import run_configuration
 
         return run_configuration(config, arguments)

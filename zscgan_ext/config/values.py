@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from zscgan_ext.errors import InputError, did_you_mean
 from zscgan_ext.images.limits import LARGEST_IMAGE_SIZE, ImageSize, shortest
 from zscgan_ext.process_environment import local_rank
+from zscgan_ext.program import importing_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -165,7 +166,8 @@ def resolve_device(text: str) -> "torch.device":
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text, re.ASCII):
         raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {text!r}")
-    import torch  # takes seconds, and help and wrong arguments need none of it
+    with importing_libraries():
+        import torch  # takes seconds, and help and wrong arguments need none of it
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "cpu" or (text == "auto" and not count):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zscgan_ext.config.values import EVALUATION_BATCH
 from zscgan_ext.errors import InputError
-from zscgan_ext.program import SMALLER_BATCHES, OneLineParser, interruptible_import, program
+from zscgan_ext.program import SMALLER_BATCHES, OneLineParser, importing_libraries, program
 
 
 @partial(program, if_memory_is_short=SMALLER_BATCHES)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.unlabelled and options.data is None:
         raise InputError("unlabelled: expected --data too, the folder of images")
-    with interruptible_import():
+    with importing_libraries():
         from zscgan_ext.evaluate.command import evaluate  # imports torch, which takes seconds
 
     evaluate(

@@ -7,7 +7,7 @@ from zscgan_ext.config.configs import TARGETS, RunConfig
 from zscgan_ext.config.fields import choices_of, hints_of
 from zscgan_ext.config.values import parse_formats
 from zscgan_ext.errors import one_line
-from zscgan_ext.program import interruptible_import, program, run_parser
+from zscgan_ext.program import importing_libraries, program, run_parser
 
 
 @program
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     formats = None if options.formats is None else parse_formats(options.formats)
-    with interruptible_import():
+    with importing_libraries():
         from zscgan_ext.export.exporter import (
             FileForm,
             export_run,

@@ -11,7 +11,7 @@ from zscgan_ext.config.values import (
     check_between,
 )
 from zscgan_ext.errors import InputError
-from zscgan_ext.program import OneLineParser, interruptible_import, program
+from zscgan_ext.program import OneLineParser, importing_libraries, program
 
 
 def make_parser() -> OneLineParser:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"normalized: {options.format} files hold pixels; leave it out, or take npy or torch"
         )
     folder = options.run / "generated" if options.out is None else options.out
-    with interruptible_import():
+    with importing_libraries():
         from zscgan_ext.generate.command import generate  # imports torch, which takes seconds
 
     are_pixels = are_files or options.pixels

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from zscgan_ext.errors import one_line
-from zscgan_ext.program import interruptible_import, program, run_parser
+from zscgan_ext.program import importing_libraries, program, run_parser
 from zscgan_ext.report import require_matplotlib
 
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "itself, about what was lost, where, and what the generated images look like.",
     )
     options = parser.parse_args(arguments)
-    with interruptible_import():
+    with importing_libraries():
         require_matplotlib()
         from zscgan_ext.report.page import write_report  # imports torch, which takes seconds
 

@@ -183,7 +183,8 @@ def require_layout(run: Path, content: State) -> None:
     Raises:
         InputError: if its contents are laid out otherwise.
     """
-    if "facts" in content and content.get("layout") != LAYOUT:
+    layout = content.get("layout")
+    if "facts" in content and not (isinstance(layout, int) and layout == LAYOUT):
         raise InputError(
             f"resume: another version of zscgan_ext wrote the checkpoints of {run}; resume with "
             "that one, or start a new run with another --output"

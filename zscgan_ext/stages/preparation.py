@@ -35,7 +35,7 @@ from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.quantization.layer_widths import budget_of
 from zscgan_ext.run_folder.checkpoint_file import newest_checkpoint
 from zscgan_ext.run_folder.checkpoints import Checkpoints
-from zscgan_ext.run_folder.files import LOG, RunFolder, only_writer
+from zscgan_ext.run_folder.files import LOG, METRICS, RunFolder, only_writer
 from zscgan_ext.run_folder.own_files import LIST
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog, require_tensorboard
@@ -86,7 +86,7 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
     start = time.perf_counter()
     device = config.execution.resolved_device()
     distributed.join(device)
-    if restarts() and (config.output_folder() / CONFIG).exists():
+    if restarts() and is_unfinished(config.output_folder()):
         config = replace(config, resume=config.output_folder())
     shared = share_of_batches(config)
     with resumed_alone(config.resume):
@@ -126,6 +126,15 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
         folder.close()
         raise
     return run
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Return True if a folder holds a run that did not come to its results.
+
+    Processes that torchrun started again go on with such a run. A finished one is another, which
+    was there before them and is only replaced where that was asked for.
+    """
+    return (folder / CONFIG).exists() and not (folder / METRICS).exists()
 
 
 def resume_results(run: Run, given: "Given") -> None:
@@ -410,6 +419,11 @@ def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str
         InputError: naming the first that differs.
     """
     for name, value in facts.items():
+        if name in OPTIONS and name not in before:
+            raise InputError(
+                f"resume: another version of zscgan_ext, without the setting {name}, wrote "
+                f"{source}; resume with that one, or start a new run with another --output"
+            )
         expected = before.get(name, value)
         if value == expected:
             continue
