@@ -125,13 +125,13 @@ def away_from_the_current_folder() -> Iterator[None]:
     """Stand in the root folder, unless torch is there already.
 
     One of the libraries that come with torch (libcusparseLt, whose RUNPATH ends with a colon) looks
-    for `libcuda.so.1` in the current folder, before it does so where the system has it.
+    for `libcuda.so.1` in the current folder, before it does so where the system has it. Only Linux
+    has that library, and folders that can be opened though they may not be listed.
     """
-    if "torch" in sys.modules:
+    if "torch" in sys.modules or not hasattr(os, "O_PATH"):
         yield
         return
-    # What may not be listed can be opened so, where the system knows it.
-    here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.chdir("/")
         yield
