@@ -26,7 +26,8 @@ for name in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[name] = None
 for name in ("O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "pread", "pwrite", "preadv",
              "geteuid", "getuid", "register_at_fork", "fork", "fchmod", "sched_getaffinity",
-             "uname", "getloadavg", "statvfs", "posix_fallocate", "sysconf"):
+             "O_PATH", "fchdir", "SEEK_DATA", "SEEK_HOLE", "uname", "getloadavg", "statvfs",
+             "posix_fallocate", "sysconf"):
     delattr(os, name)
 del signal.SIGHUP, signal.SIGKILL
 os.supports_dir_fd.clear()

@@ -369,7 +369,7 @@ def may_delete(file: Path) -> bool:
 
 def has_attributes(path: Path, attributes: int) -> bool:
     """Return True if a file or folder has one of some attributes, as far as it can be told."""
-    if sys.platform != "linux":
+    if FCNTL is None or sys.platform != "linux":
         return False
     try:
         # Of what cannot be read, or is on a file system without them, they are not known.
