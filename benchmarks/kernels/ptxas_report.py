@@ -213,7 +213,9 @@ def problems(usage: Usage) -> Iterator[str]:
 
 def writes(kernel: str) -> bool:
     """Tells whether a kernel writes a tensor."""
-    return not kernel.startswith("reduce") or "Backward" in kernel or "BatchNorm" in kernel
+    if not kernel.startswith("reduce"):
+        return True
+    return "Backward" in kernel or ("BatchNorm" in kernel and "Sums" not in kernel)
 
 
 def markdown(usages: list[Usage], compiler: str, architectures: Sequence[int]) -> str:
