@@ -16,6 +16,7 @@ import pytest
 import torch
 from runs import OWN, PYTHONPATH, TINY, results_of, write_fashion_mnist
 
+from zscgan_ext.errors import InputError
 from zscgan_ext.run_folder import whole_file
 from zscgan_ext.run_folder.checkpoint_file import (
     LAYOUT,
@@ -24,6 +25,7 @@ from zscgan_ext.run_folder.checkpoint_file import (
     write_checkpoint,
 )
 from zscgan_ext.run_folder.checkpoints import Checkpoints
+from zscgan_ext.stages import student_stages
 from zscgan_ext.train import main
 
 VARIANTS = {
@@ -136,6 +138,33 @@ def test_a_signal_between_steps_loses_nothing(
 
         patch.setattr(name, stopped)
         assert main([*TINY, *data, f"--output={tmp_path}"]) == 130
+    assert main([OWN, f"--resume={tmp_path}"]) == 0
+    assert results_of(tmp_path) == uninterrupted("deploy")
+
+
+@pytest.mark.parametrize(
+    ("function", "call", "steps"), [("calibrate", 2, [6]), ("predict", 6, [10])]
+)
+def test_an_error_between_steps_loses_nothing(
+    monkeypatch, tmp_path, data, uninterrupted, capsys, function, call, steps
+):
+    """As when images are gone for a while."""
+    name = f"zscgan_ext.stages.student_stages.{function}"
+    calls = []
+    with monkeypatch.context() as patch:
+        original = getattr(student_stages, function)
+
+        def failing(*arguments: object, **keywords: object):
+            calls.append(1)
+            if len(calls) == call:
+                torch.randn(3)
+                raise InputError("cat.png: cannot be read")
+            return original(*arguments, **keywords)
+
+        patch.setattr(name, failing)
+        assert main([*TINY, *data, f"--output={tmp_path}"]) == 2
+    assert capsys.readouterr().err == "error: cat.png: cannot be read\n"
+    assert positions(tmp_path) == steps
     assert main([OWN, f"--resume={tmp_path}"]) == 0
     assert results_of(tmp_path) == uninterrupted("deploy")
 
@@ -384,6 +413,7 @@ PROGRAM = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from zscgan_ext.run_folder.checkpoints import Checkpoints
+from zscgan_ext.stages import student_stages
 from zscgan_ext.train import main
 if sys.argv[1] == "slow":
     write = Checkpoints.write

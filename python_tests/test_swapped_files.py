@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -178,17 +179,41 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, capsys):
     assert "without locks; start no other run there" in capsys.readouterr().err
 
 
-def test_a_forked_process_does_not_share_the_folder(tmp_path):
-    run = RunFolder(tmp_path)
+def code_of_a_forked_process(folder):
+    """What a process exits with that opens a folder: 7 where it is in use."""
     process = os.fork()
     if process == 0:
         try:
-            RunFolder(tmp_path, resume=True)
+            RunFolder(folder, resume=True)
         except InputError:
             os._exit(7)
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def test_a_forked_process_does_not_share_the_folder(tmp_path):
+    run = RunFolder(tmp_path)
+    assert code_of_a_forked_process(tmp_path) == 7
     run.close()
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_forked_process_neither_frees_the_folder_nor_keeps_it(tmp_path, closes):
+    run = RunFolder(tmp_path)
+    here, there = os.pipe()
+    process = os.fork()
+    if process == 0:
+        if closes:
+            run.close()
+        os.write(there, b"closed")
+        signal.pause()
+    os.read(here, 6)
+    held = code_of_a_forked_process(tmp_path)
+    run.close()
+    free = code_of_a_forked_process(tmp_path)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert (held, free) == (7, 0)
 
 
 def test_in_a_sticky_folder_files_of_others_are_found_before_any_is_deleted(

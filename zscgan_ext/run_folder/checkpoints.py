@@ -9,7 +9,7 @@ import copy
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -247,6 +247,9 @@ class Checkpoints:
     def interruptible(self) -> Iterator[None]:
         """Enclose what takes long, has no steps and changes nothing that is held.
 
+        A checkpoint is written also where an error ends it, such as images that are gone: what was
+        learned before is not lost. Of many processes none knows what the others do then.
+
         Raises:
             StoppedError: at any point, after a checkpoint was written.
         """
@@ -256,6 +259,11 @@ class Checkpoints:
             self.takes_no_step_yet = False  # what it drew is not to be undone
         except StoppedError:
             self.write()
+            raise
+        except InputError:
+            if distributed.world_size() == 1 and self.steps > self.steps_at_last:
+                with suppress(InputError):  # the first error is to be told
+                    self.write()
             raise
 
     # ---- writing ---------------------------------------------------------------------------------

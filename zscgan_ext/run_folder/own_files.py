@@ -56,6 +56,7 @@ class OwnFiles:
         self.folder = folder
         self.is_name = is_name
         self.users = 0
+        self.process = os.getpid()
         with contextlib.ExitStack() as opened:
             self.opened_folder = OpenedFolder(folder, follows_links=False)
             opened.callback(self.opened_folder.close)
@@ -94,6 +95,10 @@ class OwnFiles:
         self.users -= 1
         if self.users == 0:
             self.in_use.pop(self.identity, None)
+            if os.getpid() == self.process:  # one that was forked lets go of nothing of its parent
+                # Such a one may live on, and would hold the folder with what it inherited.
+                with contextlib.suppress(OSError):  # where there are no locks
+                    fcntl.flock(self.descriptor, fcntl.LOCK_UN)
             self.descriptors.close()
 
     def read(self) -> dict[str, None]:
