@@ -4,6 +4,7 @@ Elsewhere than on Windows, what is done in an opened folder is done in that one,
 place of its path meanwhile. Windows opens no folders: there its path stands for it.
 """
 
+import contextlib
 import errno
 import importlib
 import os
@@ -126,3 +127,10 @@ def lock_file(descriptor: int) -> None:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
     else:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def unlock_file(descriptor: int) -> None:
+    """Unlock a file for processes that inherited its descriptor too, where these could hold it."""
+    if FCNTL is not None:
+        with contextlib.suppress(OSError):  # of a file system without locks
+            FCNTL.flock(descriptor, FCNTL.LOCK_UN)

@@ -24,6 +24,7 @@ from zscgan_ext.run_folder.opened_folder import (
     lock_file,
     open_flags,
     read_at,
+    unlock_file,
 )
 from zscgan_ext.run_folder.whole_file import PARTIAL, one_line_errors, stream_in
 
@@ -97,8 +98,7 @@ class OwnFiles:
             self.in_use.pop(self.identity, None)
             if os.getpid() == self.process:  # one that was forked lets go of nothing of its parent
                 # Such a one may live on, and would hold the folder with what it inherited.
-                with contextlib.suppress(OSError):  # where there are no locks
-                    fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+                unlock_file(self.descriptor)
             self.descriptors.close()
 
     def read(self) -> dict[str, None]:
