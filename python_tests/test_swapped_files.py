@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from runs import OWN, TINY, let_go_of_folders
 
 from zscgan_ext import distributed
@@ -20,6 +22,7 @@ from zscgan_ext.report import page
 from zscgan_ext.run_folder import files, finished_run, own_files
 from zscgan_ext.run_folder.files import RunFolder
 from zscgan_ext.run_folder.own_files import LIST
+from zscgan_ext.stages import student_stages
 from zscgan_ext.stages.preparation import WEIGHTS, check_alike
 from zscgan_ext.train import main as train
 
@@ -231,3 +234,28 @@ def test_in_a_sticky_folder_files_of_others_are_found_before_any_is_deleted(
 def test_a_folder_deep_in_others_gives_one_line(tmp_path):
     with pytest.raises(InputError, match=r"too deep|too long"):
         files.own_files(tmp_path / ("a/" * 1900))
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_pictures_that_are_changed_while_a_run_goes_on_are_told(
+    tmp_path, monkeypatch, capsys, is_changed
+):
+    files = [tmp_path / "data" / f"{label}" / "x.png" for label in range(10)]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        Image.new("L", (28, 28), 9).save(file)
+    original = student_stages.evaluate
+
+    def changing(*arguments):
+        original(*arguments)
+        if is_changed:
+            Image.new("L", (28, 28), 200).save(files[3])
+
+    monkeypatch.setattr("zscgan_ext.stages.sequence.evaluate", changing)
+    arguments = [*TINY, "--preset=instant", "--synthesis-steps=1000", "--fine-tuning-steps=0"]
+    arguments += [f"--evaluation-data={tmp_path / 'data'}", f"--output={tmp_path / 'run'}"]
+    assert train(arguments) == 0, capsys.readouterr().err
+    warnings = json.loads((tmp_path / "run" / "metrics.json").read_text())["warnings"]
+    told = [text for text in warnings if "was changed while the run went on" in text]
+    assert len(told) == is_changed
+    assert not told or told[0].startswith(f"{files[3]}: ")

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from zscgan_ext.images.datasets import Images, ImageTree, LabelledImages
@@ -30,3 +32,27 @@ def size_or_none(file: Path) -> int:
         return file.stat().st_size
     except OSError:
         return -1
+
+
+def versions_of_files(images: Images | None) -> dict[Path, tuple[int, int]]:
+    """Return what changes when files of images are written anew; nothing of images in memory."""
+    if not isinstance(images, ImageTree):
+        return {}
+    found = {}
+    for file in images.files:
+        with suppress(OSError):  # one that is gone is told when it is read
+            status = file.stat()
+            found[file] = status.st_size, status.st_mtime_ns
+    return found
+
+
+def changed_files_warnings(before: Mapping[Path, tuple[int, int]], images: Images) -> list[str]:
+    """Return a line if files were written anew since: results are of different images then."""
+    now = versions_of_files(images)
+    changed = [file for file, version in before.items() if now.get(file) != version]
+    if not changed:
+        return []
+    return [
+        f"{changed[0]}: was changed while the run went on, one of {len(changed):,} such images; "
+        "what was measured before and after that is of different images"
+    ]

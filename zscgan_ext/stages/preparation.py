@@ -419,7 +419,7 @@ def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str
         InputError: naming the first that differs.
     """
     for name, value in facts.items():
-        if name in OPTIONS and name not in before:
+        if name in OPTIONS and name not in CHANGEABLE and name not in before:
             raise InputError(
                 f"resume: another version of zscgan_ext, without the setting {name}, wrote "
                 f"{source}; resume with that one, or start a new run with another --output"
