@@ -172,7 +172,7 @@ DAMAGED = {
     "top1 a list": (metric(top1=[1]), "top1: expected a mapping.*got a list of 1"),
     "top1 of lists": (nested("top1", float=[1]), "top1.float: expected a finite.*got a list of 1"),
     "top1 empty": (metric(top1={}), "top1: lacks float"),
-    "top1 of one": (nested("top1", float=None), "has only one of float and fine_tuned"),
+    "top1 of one": (nested("top1", float=None), "has only one of float and (instant|fine_tuned)"),
     "top1 above 100": (nested("top1", float=1e9), "expected a finite number from 0 to 100"),
     "top1 NaN": (nested("top1", float=float("nan")), "top1.float: expected a finite.*got nan"),
     "agreement gone": (metric(agreement={}), "agreement: lacks "),
@@ -230,7 +230,7 @@ DAMAGED = {
     "predictions beyond": (predictions(float=INTS + 10, fine_tuned=INTS), "has classes beyond"),
     "predictions negative": (predictions(float=INTS - 1, fine_tuned=INTS), "has classes beyond"),
     "predictions of two": (
-        predictions(float=INTS[:3].clone(), fine_tuned=INTS),
+        predictions(float=INTS[:3].clone(), instant=INTS, fine_tuned=INTS.clone()),
         "classes of 3 and of 20",
     ),
     "metrics a pipe": (pipe("metrics.json"), "metrics.json: cannot be read .Not a regular file"),
