@@ -17,14 +17,15 @@ LENGTH = 8  # bytes that hold the length of the header, which is JSON
 
 
 def tensors_and_metadata(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors, on the CPU, and the metadata of what is in a safetensors file.
+    """Return the tensors, on the CPU and in their order, and the metadata of a safetensors file.
 
     Raises:
         Exception: nearly any, if it is damaged.
     """
     tensors = safetensors.torch.load(data)  # checks the header
     header = json.loads(data[LENGTH : LENGTH + int.from_bytes(data[:LENGTH], "little")])
-    return tensors, header.get("__metadata__") or {}
+    metadata = header.pop("__metadata__", None) or {}
+    return {name: tensors[name] for name in header}, metadata
 
 
 def read_safetensors_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
