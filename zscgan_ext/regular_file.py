@@ -33,6 +33,14 @@ def size_of(status: os.stat_result, file: Path) -> int:
     return status.st_size
 
 
+def open_flags(*names: str) -> int:
+    """Return flags of `os.open` for binary files, but for those that the system lacks."""
+    flags = 0
+    for name in (*names, "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    return flags
+
+
 def open_regular_file(file: Path) -> int:
     """Open a regular file for reading, links followed; return its descriptor.
 
@@ -41,8 +49,7 @@ def open_regular_file(file: Path) -> int:
     """
     regular_file_size(file)  # to open some devices does something already
     # A pipe that takes the place of the file meanwhile must not be waited for.
-    flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
-    return os.open(file, os.O_RDONLY | sum(flags))
+    return os.open(file, open_flags("O_RDONLY", "O_NONBLOCK"))
 
 
 def require_written(descriptor: int, size: int) -> None:

@@ -75,12 +75,10 @@ def load_classifier(
         InputError: if the model cannot be built, the weights do not fit, there is no batch norm,
             or the model does not turn such images into logits.
     """
-    source = find_source(name)
+    source = find_source(name, output_index)
     if isinstance(name, nn.Module):
         require_plain_weights(name)
     name = source.name
-    if isinstance(source, ProgramSource):
-        source.output_index = output_index
     model = unwrapped(source.build(num_classes, trained=weights is None))
     require_plain_weights(model)
     guess = source.preprocessing(model)
@@ -142,8 +140,12 @@ def require_plain_weights(model: nn.Module) -> None:
         raise InputError(f"classifier: its weight {name} {found}")
 
 
-def find_source(name: str | nn.Module) -> ClassifierSource:
+def find_source(name: str | nn.Module, output_index: int | None = None) -> ClassifierSource:
     """Return where the classifier of a name comes from; a model object is its own source.
+
+    Args:
+        name: as `load_classifier` takes it.
+        output_index: for a program, of the logits among its outputs.
 
     Raises:
         InputError: if there is no such classifier, as far as the name shows.
@@ -157,7 +159,7 @@ def find_source(name: str | nn.Module) -> ClassifierSource:
     if name.startswith(TIMM):
         return TimmSource(name)
     if name.endswith(SUFFIX):
-        return ProgramSource(name)
+        return ProgramSource(name, output_index)
     if ":" in name:
         return FunctionSource(name)
     hint = did_you_mean(name, BUNDLED_CLASSIFIERS)

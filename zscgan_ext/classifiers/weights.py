@@ -55,10 +55,19 @@ def load_weights(model: nn.Module, file: Path) -> None:
     Raises:
         InputError: if the file is missing, damaged, holds pickled code or does not fit the model.
     """
+    fill(model, read_state_dict(file), file)
+
+
+def fill(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Fill a model with tensors that were read from a file, as `load_weights` does.
+
+    Raises:
+        InputError: if they do not fit the model.
+    """
     expected = {
         name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)
     }
-    found = unwrap_names(read_state_dict(file), expected)
+    found = unwrap_names(tensors, expected)
     check_names(file, found, expected)
     check_shapes(file, found, expected)
     try:

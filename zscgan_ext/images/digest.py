@@ -22,11 +22,11 @@ def digest_of_images(images: Images | None) -> str:
     elif isinstance(images, ImageTree):
         for file in images.files:
             name = os.fsencode(os.path.relpath(file, images.root))
-            digest.update(b"%s\0%d\0" % (name, size_or_none(file)))
+            digest.update(b"%s\0%d\0" % (name, bytes_of(file)))
     return f"{len(images)}, {digest.hexdigest()[:16]}"
 
 
-def size_or_none(file: Path) -> int:
+def bytes_of(file: Path) -> int:
     """Return the bytes of a file, -1 for one that is gone, which is told when it is read."""
     try:
         return file.stat().st_size

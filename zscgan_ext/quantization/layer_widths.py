@@ -14,7 +14,7 @@ from zscgan_ext.config.values import LayerBits, parse_layer_bits, parse_layer_pa
 from zscgan_ext.errors import InputError, did_you_mean, some_of
 from zscgan_ext.quantization.bit_budget import choose_widths
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
-from zscgan_ext.quantization.quantizers import QUANTIZED_LAYERS
+from zscgan_ext.quantization.quantizers import QUANTIZED_LAYERS, is_depthwise
 
 NARROWEST = 2  # bits
 
@@ -151,12 +151,9 @@ def two_bit_warnings(student: QuantizedClassifier) -> list[str]:
     Depthwise convolutions have few weights for each output, whose errors do not average out. In
     `paper` the integers follow the minimum and maximum of each channel, and do better.
     """
-    layers = [each.layer for each in student.layers]
-    is_depthwise = any(
-        isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels for layer in layers
-    )
+    layers = [each.layer for each in student.layers if isinstance(each.layer, nn.Conv2d)]
     is_narrow = student.scheme.weight_bits == NARROWEST and student.scheme.symmetric_weights
-    if not is_depthwise or not is_narrow:
+    if not is_narrow or not any(map(is_depthwise, layers)):
         return []
     return [
         "bits: a network with depthwise convolutions loses most of its accuracy with weights of 2 "

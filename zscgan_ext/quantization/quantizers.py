@@ -196,12 +196,17 @@ def is_slow_in_bfloat16(layer: nn.Module, x: Tensor) -> bool:
     It is, by two to ten times, where each channel has a kernel of its own and strides exceed 1.
     """
     return (
-        isinstance(layer, nn.Conv2d)
-        and x.is_cpu
+        x.is_cpu
         and x.dtype == torch.bfloat16
-        and 1 < layer.groups == layer.in_channels
+        and isinstance(layer, nn.Conv2d)
+        and is_depthwise(layer)
         and max(layer.stride) > 1
     )
+
+
+def is_depthwise(layer: nn.Conv2d) -> bool:
+    """Return True if each channel of several has a kernel of its own."""
+    return 1 < layer.groups == layer.in_channels
 
 
 def best_symmetric_scale(weight: Tensor, quant_range: QuantRange, candidates: int = 32) -> Tensor:

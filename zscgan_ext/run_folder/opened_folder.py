@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from zscgan_ext.regular_file import open_flags
+
 LOCKED_BYTE = 1 << 30  # behind all that a locked file holds: Windows keeps others from reading it
 
 
@@ -23,14 +25,6 @@ def optional_module(name: str) -> Any:
 
 
 FCNTL, MSVCRT = optional_module("fcntl"), optional_module("msvcrt")
-
-
-def open_flags(*names: str) -> int:
-    """Return flags of `os.open` for binary files, but for those that the system lacks."""
-    flags = 0
-    for name in (*names, "O_CLOEXEC", "O_BINARY"):
-        flags |= getattr(os, name, 0)
-    return flags
 
 
 class OpenedFolder:

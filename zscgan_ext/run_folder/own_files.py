@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from zscgan_ext.errors import InputError, one_line
+from zscgan_ext.regular_file import open_flags
 from zscgan_ext.run_folder.opened_folder import (
     FCNTL,
     OpenedFolder,
     lock_file,
-    open_flags,
     read_at,
     unlock_file,
 )
@@ -378,7 +378,7 @@ def has_attributes(path: Path, attributes: int) -> bool:
         return False
     try:
         # Of what cannot be read, or is on a file system without them, they are not known.
-        descriptor = os.open(path, os.O_RDONLY | open_flags("O_NOFOLLOW", "O_NONBLOCK"))
+        descriptor = os.open(path, open_flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK"))
     except OSError:
         return False
     try:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from zscgan_ext.errors import CURRENT_FOLDER_IS_GONE, InputError, current_folder_is_gone
-from zscgan_ext.run_folder.opened_folder import OpenedFolder, open_flags
+from zscgan_ext.regular_file import open_flags
+from zscgan_ext.run_folder.opened_folder import OpenedFolder
 
 PARTIAL = ".partial"
 NEW_FILE = open_flags("O_WRONLY", "O_CREAT", "O_EXCL", "O_NOFOLLOW")

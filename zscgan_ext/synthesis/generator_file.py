@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from zscgan_ext.classifiers.loading import Classifier
-from zscgan_ext.classifiers.weights import load_weights
+from zscgan_ext.classifiers.weights import fill
 from zscgan_ext.config.fields import SIZES
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.images.limits import size_check
@@ -73,7 +73,7 @@ def load_generator(file: Path) -> LearnedGenerator:
     """
     try:
         held = regular_file_size(file)
-        _, metadata = read_safetensors_file(file)
+        tensors, metadata = read_safetensors_file(file)
     except Exception as error:  # a damaged file raises nearly anything
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as a generator ({reason})") from None
@@ -88,7 +88,7 @@ def load_generator(file: Path) -> LearnedGenerator:
     shape = (len(class_names), description["latent_dim"], preprocessing)
     check_size(file, held, shape)
     generator = ConditionalGenerator(*shape)
-    load_weights(generator, file)
+    fill(generator, tensors, file)
     return LearnedGenerator(generator.eval(), description["classifier"], preprocessing, class_names)
 
 

@@ -59,10 +59,17 @@ class ProgramSource(ClassifierSource):
     """A file of a `torch.export` program, which is trained and has all but its normalization.
 
     The program computes what it wants of images, but runs no code: see `archive.py`.
+
+    Args:
+        name: the file.
+        output_index: of the logits among its outputs; None for the first that can be that.
     """
 
     image_shape: tuple[int, int, int] = (0, 0, 0)  # (C, H, W), known once it is built
-    output_index: int | None = None  # of the logits; None for the first output that can be that
+
+    def __init__(self, name: str, output_index: int | None = None) -> None:
+        super().__init__(name)
+        self.output_index = output_index
 
     def build(self, num_classes: int | None, trained: bool) -> nn.Module:
         """Read the program; weights of another file take the names of the graph's modules."""
