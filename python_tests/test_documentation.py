@@ -144,16 +144,19 @@ def snippet_with(text: str, document: Path) -> str:
 def write_pytorchcv_models(folder: Path) -> None:
     """Write the module that the document about ImageNet shows, and a library for pytorchcv.
 
-    The weights of pytorchcv cannot be had without a network.
+    The weights of pytorchcv cannot be had without a network; small networks stand for its models.
     """
     snippet = snippet_with("pytorchcv", DOCS / "research" / "imagenet.md")
     (folder / "pytorchcv_models.py").write_text(snippet)
     (folder / "pytorchcv").mkdir()
     (folder / "pytorchcv" / "model_provider.py").write_text(
-        "import torchvision\n\n\n"
+        "from torchvision.models.mobilenetv2 import MobileNetV2\n"
+        "from torchvision.models.resnet import BasicBlock, ResNet\n\n\n"
         "def get_model(name, pretrained):\n"
         "    assert pretrained\n"
-        '    return torchvision.models.get_model(name.replace("mobilenetv2_w1", "mobilenet_v2"))\n'
+        '    if name == "mobilenetv2_w1":\n'
+        "        return MobileNetV2(width_mult=0.25)\n"
+        "    return ResNet(BasicBlock, [1, 1, 1, 1])\n"
     )
 
 

@@ -74,7 +74,7 @@ def test_the_plan_has_every_classifier_stage_and_implementation(device):
         expected = {16} if device == "cpu" else {16, 128}
         for stage in ("generator_step", "fine_tuning_step", "teacher", "teacher_matched"):
             if classifier == "resnet20":  # the trainer's own sizes
-                expected = {32} if stage == "fine_tuning_step" else {128}
+                expected = {32} if stage == "fine_tuning_step" else {64}
             assert {s.batch for s in own if s.stage == stage} == expected
         pairs = {(s.stage, s.implementation) for s in own}
         for stage in ("generator_step", "fine_tuning_step", "teacher"):
