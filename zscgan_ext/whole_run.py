@@ -20,6 +20,7 @@ from zscgan_ext.program import exit_with_message
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.report import require_matplotlib
 from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
+from zscgan_ext.run_folder.made_with import metadata_of
 from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.stages.results import metrics, predictions, table
 from zscgan_ext.stages.run import Run
@@ -103,7 +104,7 @@ def run_to_end(run: Run) -> None:
     measured = metrics(run)
     run.folder.write_json(METRICS, measured)
     if run.results.logits:
-        run.folder.save_tensors(PREDICTIONS, predictions(run))
+        run.folder.save_tensors(PREDICTIONS, predictions(run), metadata_of(run.made_with()))
         print(table(measured))
     if distributed.rank() == 0:
         with run.checkpoints.interruptible():

@@ -30,7 +30,8 @@ from zscgan_ext.measures import (
     top1,
     top5,
 )
-from zscgan_ext.run_folder.finished_run import open_run, read_run_config
+from zscgan_ext.run_folder.files import STUDENT
+from zscgan_ext.run_folder.finished_run import checked_made_with, open_run, read_run_config
 from zscgan_ext.run_folder.whole_file import json_bytes
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS, open_bundled
 
@@ -134,11 +135,12 @@ def float_model_of(
     if not os.path.isfile(file.parent / CONFIG):
         return None
     config = read_run_config(file.parent)
-    return (
-        classifier_of(config, file.parent / CONFIG).model
-        if config.classifier == classifier
-        else None
-    )
+    if config.classifier != classifier:
+        return None
+    loaded = classifier_of(config, file.parent / CONFIG)
+    if os.path.isfile(file.parent / STUDENT):
+        checked_made_with(file.parent, config, loaded)
+    return loaded.model
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,16 @@ from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.quantization.layer_widths import budget_of
 from zscgan_ext.run_folder.checkpoint_file import newest_checkpoint
 from zscgan_ext.run_folder.checkpoints import Checkpoints
-from zscgan_ext.run_folder.files import LOG, METRICS, RunFolder, only_writer
+from zscgan_ext.run_folder.files import GENERATOR as GENERATOR_FILE
+from zscgan_ext.run_folder.files import LOG, METRICS, STUDENT, RunFolder, only_writer
+from zscgan_ext.run_folder.made_with import (
+    CHANGEABLE,
+    IMAGES_OF,
+    WEIGHTS,
+    digest_of_weights,
+    read_made_with,
+    settings_of,
+)
 from zscgan_ext.run_folder.own_files import LIST
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog, require_tensorboard
@@ -57,20 +66,9 @@ BATCH_SIZES = ("batch_size", "fine_tuning_batch_size")
 MOST_IN_A_BATCH = 1 << 29  # numbers of a feature map
 MOST_IMAGES = 1 << 13  # in a batch
 MOST_FEATURES = 1 << 15  # of the latent vector; classes
-WEIGHTS = "weights of the classifier"
 # What a resumed run takes again where it is left open.
 PRECISION, FINE_TUNING_PRECISION = "precision of generator learning", "precision of fine-tuning"
 PRECISION_REASON = "why this precision"
-# Settings that change nothing of what is learned and measured.
-WITHOUT_EFFECT = {
-    *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
-    *("log_interval", "profile", "report", "tensorboard", "keep_freed_memory"),
-}
-# Settings that a run may change when it is resumed.
-CHANGEABLE = {
-    *("device", "precision", "memory_format", "cuda_graphs", "compile"),
-    *WITHOUT_EFFECT,
-}
 
 
 def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
@@ -96,7 +94,7 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
         if loaded is not None:
             check_facts(facts, loaded["facts"], "the checkpoint to resume")
         elif config.resume is not None:
-            check_facts(facts, settings_of(stored_config(config.resume)), "the run to resume")
+            check_facts(facts, facts_of_run(config.resume), "the run to resume")
         check_alike(facts, given.evaluation, given.reference, loaded)
         writes, resumes = distributed.rank() == 0, config.resume is not None
         folder = RunFolder(config.output_folder(), config.overwrite, resumes, writes)
@@ -104,9 +102,9 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
         folder.write_config(config_to_yaml(replace(config, resume=None)))
         given.execution.apply()
         print(f"execution: {given.execution}", flush=True)
-        facts |= precisions(given.execution)
         every, keep = parse_interval(config.checkpoint_every), config.keep_checkpoints
-        checkpoints = Checkpoints(folder.of_checkpoints(), every, keep, facts, loaded, folder)
+        stored = facts | precisions(given.execution)
+        checkpoints = Checkpoints(folder.of_checkpoints(), every, keep, stored, loaded, folder)
         logs = config.tensorboard and writes
         run = new_run(
             shared,
@@ -120,6 +118,7 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
             calibration=given.calibration,
             profiler=StepProfiler(device) if config.profile else None,
             tensorboard=TensorboardLog(folder) if logs else None,
+            facts=facts,
         )
         resume_results(run, given)
     except BaseException:
@@ -349,11 +348,7 @@ def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | 
 
 def facts_of(config: RunConfig, device: torch.device, model: nn.Module) -> dict[str, Any]:
     """Return what a run must have in common with the checkpoint that it resumes from."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
-    return {**settings_of(config), "device": device.type, WEIGHTS: digest.hexdigest()[:16]}
+    return {**settings_of(config), "device": device.type, WEIGHTS: digest_of_weights(model)}
 
 
 def images_of(given: Given) -> dict[str, str]:
@@ -366,12 +361,7 @@ def images_of(given: Given) -> dict[str, str]:
         "reference_data": given.reference,
         "calibration_data": given.calibration,
     }
-    return {f"images of {name}": digest_of_images(images) for name, images in named.items()}
-
-
-def settings_of(config: RunConfig) -> dict[str, str]:
-    """Return the settings that a run keeps when it is resumed, as text."""
-    return {name: str(value) for name, value in config.options().items() if name not in CHANGEABLE}
+    return {IMAGES_OF.format(name): digest_of_images(each) for name, each in named.items()}
 
 
 def check_alike(
@@ -397,6 +387,25 @@ def check_alike(
                     f"{name}: process 0 has {value}, process {place} has {other.get(name)}; all "
                     "processes need the same files and versions"
                 )
+
+
+def facts_of_run(folder: Path) -> Mapping[str, str]:
+    """Return what is known of a run without a checkpoint, whose results would be replaced.
+
+    Raises:
+        InputError: if it is finished, and its files do not say what they were made with.
+    """
+    for name in (STUDENT, GENERATOR_FILE):
+        made_with = read_made_with(folder / name) if (folder / name).exists() else None
+        if made_with is not None:
+            return made_with
+    if (folder / METRICS).exists():
+        raise InputError(
+            f"resume: {folder} is finished, has no checkpoint, and does not say what it was made "
+            "with, as runs of earlier versions; give --config with its config.yaml and another "
+            "--output to run it again"
+        )
+    return settings_of(stored_config(folder))
 
 
 def digest_of_labels(images: Images | None) -> str:
@@ -429,8 +438,8 @@ def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str
             continue
         if name == WEIGHTS:
             raise InputError(
-                f"{name}: expected those that the checkpoint to resume was written with; give "
-                f"those again, or start a new run with another --output"
+                f"{name}: expected those that {source} was written with; give those again, or "
+                "start a new run with another --output"
             )
         raise InputError(
             f"{name}: expected {expected}, as {source} has, got {value}; put that back, in "
