@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from networks import RGB8, as_trained, small_residual
 from torch import nn
 
-from zscgan_ext.classifiers.proof import Truth, check_repeats, require_near, require_same
+from zscgan_ext.classifiers.proof import Truth, check_answers, require_near, require_same
 from zscgan_ext.classifiers.symbolic_tracing import symbolic_graph
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
@@ -92,7 +92,7 @@ def test_a_graph_that_changes_with_each_call_is_refused():
             return self.fc(x.flatten(1)) * self.calls
 
     with pytest.raises(InputError, match="answers differently each time it is called"):
-        check_repeats(Truth(Counts(), RGB8.shape))
+        check_answers(Truth(Counts(), RGB8.shape))
 
 
 @pytest.mark.parametrize(

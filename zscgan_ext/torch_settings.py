@@ -1,9 +1,20 @@
-"""The settings of torch that are global, and that callers may have changed."""
+"""What is global in torch: settings that callers may have changed, and random numbers."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+
+
+ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let threads wait for each other: torch's default random numbers are those of all of them."""
+    with ONE_AT_A_TIME:
+        yield
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_onnx
 from zscgan_ext.export.quantized_file import LONGEST_NAME, MOST_CLASSES, load_quantized
 from zscgan_ext.images.datasets import Images, check_labels, open_labelled
 from zscgan_ext.images.limits import size_check
-from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.json_values import Check, list_of, number, parse_json, text
 from zscgan_ext.measures import (
@@ -26,7 +25,7 @@ from zscgan_ext.measures import (
     expected_calibration_error,
     latencies,
     per_class,
-    predict,
+    predict_together,
     top1,
     top5,
 )
@@ -56,6 +55,11 @@ class EvaluationTarget:
     classifier: str
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+
+    @property
+    def models(self) -> list[Callable[[Tensor], Tensor]]:
+        """The models that are at hand, the quantized one first."""
+        return [each for each in (self.model, self.float_model) if each is not None]
 
 
 def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
@@ -251,11 +255,9 @@ def measure(
     """
     check_batch_size(batch_size)
     preprocessing, labels = target.preprocessing, data.labels
-    logits = predict(target.model, data, preprocessing, batch_size, device)
+    found, first = predict_together(target.models, data, preprocessing, batch_size, device)
+    logits, float_logits = found[0], found[1] if len(found) > 1 else None
     check_logits(logits, target)
-    float_logits = None
-    if target.float_model is not None:
-        float_logits = predict(target.float_model, data, preprocessing, batch_size, device)
     return Evaluation(
         images=len(data),
         top1=top1(logits, labels),
@@ -263,7 +265,7 @@ def measure(
         calibration_error=expected_calibration_error(logits, labels),
         float_top1=None if float_logits is None else top1(float_logits, labels),
         agreement=None if float_logits is None else agreement(logits, float_logits),
-        latency_ms=latency_by_batch(target, data, batch_size, device),
+        latency_ms=latency_by_batch(target, first),
         classes=per_class(logits, labels),
         class_names=target.class_names,
     )
@@ -287,16 +289,12 @@ def check_batch_size(batch_size: object) -> None:
 
 
 @torch.no_grad()
-def latency_by_batch(
-    target: EvaluationTarget, data: Images, batch_size: int, device: torch.device
-) -> dict[int, float]:
+def latency_by_batch(target: EvaluationTarget, images: Tensor) -> dict[int, float]:
     """Return the median time of one call, milliseconds, for one image and for a batch."""
 
     def answer(images: Tensor) -> Tensor:
         return target.model(images).cpu()  # synchronizes
 
-    images, _ = next(data.batches(batch_size, target.preprocessing))
-    images = to_channels_last(images.to(device))
     batches = {len(batch): batch for batch in (images[:1], images)}
     return {size: latencies([answer], batch)[0] for size, batch in batches.items()}
 

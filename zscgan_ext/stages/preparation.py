@@ -17,6 +17,7 @@ from zscgan_ext.classifiers.trust import largest_feature_map
 from zscgan_ext.config.command_line import CONFIG, config_to_yaml, flag, stored_config
 from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.config.values import parse_formats, parse_interval
+from zscgan_ext.environment import fewer_bits_warnings
 from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.export.exporter import check_exports
 from zscgan_ext.export.onnx.runtime import require_packages
@@ -28,7 +29,7 @@ from zscgan_ext.images.datasets import (
     open_labelled,
     open_unlabelled,
 )
-from zscgan_ext.images.digest import digest_of_images
+from zscgan_ext.images.digest import FileVersions, digest_of_images, versions_of_files
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.process_environment import restarts
 from zscgan_ext.quantization.conversion import student_of
@@ -90,7 +91,9 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
     with resumed_alone(config.resume):
         loaded = None if config.resume is None else newest_checkpoint(config.resume)
         given = check_given(config, device, of_folder, None if loaded is None else loaded["facts"])
-        facts = facts_of(config, device, given.classifier.model) | images_of(given)
+        images = images_of(given)
+        versions = {name: versions_of_files(each) for name, each in images.items()}
+        facts = facts_of(config, device, given.classifier.model) | digests_of(images, versions)
         if loaded is not None:
             check_facts(facts, loaded["facts"], "the checkpoint to resume")
         elif config.resume is not None:
@@ -119,6 +122,7 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
             profiler=StepProfiler(device) if config.profile else None,
             tensorboard=TensorboardLog(folder) if logs else None,
             facts=facts,
+            versions=[(each, versions[name]) for name, each in images.items() if each is not None],
         )
         resume_results(run, given)
     except BaseException:
@@ -143,6 +147,7 @@ def resume_results(run: Run, given: "Given") -> None:
         print(f"resume: {one_line(run.checkpoints.position())}", flush=True)
     run.checkpoints.hold("results", run.results, gives_copies=True)
     classes = run.classifier.num_classes
+    run.results.warn(fewer_bits_warnings())
     run.results.warn(average_warnings(run.config))
     run.results.warn(few_labels_warnings(given.evaluation_name, given.evaluation, classes))
     run.results.warn(few_labels_warnings(run.config.reference_data, given.reference, classes))
@@ -351,17 +356,26 @@ def facts_of(config: RunConfig, device: torch.device, model: nn.Module) -> dict[
     return {**settings_of(config), "device": device.type, WEIGHTS: digest_of_weights(model)}
 
 
-def images_of(given: Given) -> dict[str, str]:
-    """Return what tells the images that were given from others, by the settings that name them.
-
-    A run that goes on with others would compare what it measured on different images.
-    """
-    named = {
+def images_of(given: Given) -> dict[str, Images | None]:
+    """Return the images that were given, by the settings that name them."""
+    return {
         "evaluation_data": given.evaluation,
         "reference_data": given.reference,
         "calibration_data": given.calibration,
     }
-    return {IMAGES_OF.format(name): digest_of_images(each) for name, each in named.items()}
+
+
+def digests_of(
+    images: Mapping[str, Images | None], versions: Mapping[str, FileVersions]
+) -> dict[str, str]:
+    """Return what tells the images that were given from others, by the settings that name them.
+
+    A run that goes on with others would compare what it measured on different images.
+    """
+    return {
+        IMAGES_OF.format(name): digest_of_images(each, versions[name])
+        for name, each in images.items()
+    }
 
 
 def check_alike(

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -16,6 +16,7 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import one_line
 from zscgan_ext.images.datasets import Images
+from zscgan_ext.images.digest import FileVersions
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.quantization.layer_widths import widths_described
@@ -155,6 +156,8 @@ class Run:
     profiler: StepProfiler | None = None
     tensorboard: TensorboardLog | None = None
     facts: MadeWith = field(default_factory=dict)  # settings, and digests of weights and images
+    # All images that were given, with the versions of their files at the start.
+    versions: Sequence[tuple[Images, FileVersions]] = ()
 
     def made_with(self) -> MadeWith:
         """Return what the run is made with, widths that it has chosen among it."""
