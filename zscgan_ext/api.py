@@ -90,6 +90,7 @@ __all__ = [
     "train_generator",
 ]
 
+
 @alone()
 @usual_torch()
 def load_classifier(

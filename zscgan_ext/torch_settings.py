@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-
 ONE_AT_A_TIME = threading.RLock()
 
 
