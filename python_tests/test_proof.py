@@ -96,6 +96,38 @@ def test_a_graph_that_changes_with_each_call_is_refused():
 
 
 @pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda x: F.batch_norm(x, None, None, training=True),
+        lambda x: x - 0.05 * x.mean(0),
+        lambda x: x / x.abs().max(),
+        lambda x: x + 0.1 * x[:1],
+    ],
+)
+def test_answers_that_depend_on_other_images_are_refused(mixed):
+    class Mixes(nn.Sequential):
+        def forward(self, x):
+            return self[2](mixed(self[1](self[0](x))).flatten(1))
+
+    model = as_trained(Mixes(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Linear(72, 5)))
+    with pytest.raises(InputError, match="depends on the other images of the batch"):
+        trace(model, RGB8.shape)
+
+
+def test_rounding_is_not_taken_for_other_images():
+    """Sums of each number of images in another order, in a network that amplifies rounding."""
+
+    class Rounds(nn.Sequential):
+        def forward(self, x):
+            x = self[0](x)
+            rounding = torch.finfo(x.dtype).eps * len(x)
+            return self[2](self[1](x * (1 + 1e4 * rounding)).flatten(1))
+
+    model = as_trained(Rounds(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Linear(72, 5)))
+    check_answers(Truth(model, RGB8.shape))
+
+
+@pytest.mark.parametrize(
     "draw", [F.dropout, lambda x: x + torch.randn_like(x), lambda x: x * torch.rand(1)]
 )
 def test_a_random_classifier_is_named_as_that(draw):

@@ -188,12 +188,13 @@ def read_run(folder: Path, classifier: str | None) -> FinishedRun:
     chosen = None
     if config.quantization.chooses_layer_bits:
         chosen = widths_described(read_layer_bits(folder))
-        check_widths(folder, chosen, made_with or {})
     student = student_of(config.quantization, loaded, chosen)
     if chosen is not None and chosen != widths_described(described_widths(student)):
         raise InputError(
             f"{folder / LAYER_BITS}: expected the width of each layer, some are missing"
         )
+    if chosen is not None:
+        check_widths(folder, chosen, made_with or {})
     load_weights(student, folder / STUDENT)
     student.quantize_activations()
     lay_out(student.requires_grad_(False), torch.channels_last)
