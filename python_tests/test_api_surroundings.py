@@ -1,8 +1,10 @@
 """The API where a caller changed settings of torch, or gives unusual tensors and models."""
 
 import copy
+import multiprocessing
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from threading import Event
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 import zscgan_ext
 from zscgan_ext.errors import InputError
+from zscgan_ext.torch_settings import alone
 
 IMAGES = torch.linspace(-2, 2, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
 PIXELS = {"image_size": 8, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -115,6 +118,26 @@ def test_a_call_waits_for_that_of_another_thread(call, learned):
     began, was_done = started
     began.result(timeout=60)
     assert not was_done
+
+
+def test_a_forked_process_waits_for_no_thread_of_its_parent():
+    """As a worker of a DataLoader does: the thread that held the lock is not there any longer."""
+    held, ends = Event(), Event()
+
+    def hold():
+        with alone():
+            held.set()
+            ends.wait()
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(hold)
+        held.wait()
+        worker = multiprocessing.get_context("fork").Process(target=alone().__enter__)
+        worker.start()
+        worker.join(20)
+        worker.kill()
+        ends.set()
+    assert worker.exitcode == 0
 
 
 class Subclass(torch.Tensor):

@@ -88,7 +88,7 @@ def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
         require_onnx()
         model = OnnxClassifier(path)
         name, preprocessing, class_names = described(path, model.metadata())
-        float_model = float_model_of(path, name, classifier)
+        float_model = float_model_of(path, name, classifier, preprocessing)
         answers: Callable[[Tensor], Tensor] = model
         if model.takes_pixels:
             answers = of_normalized_images(model, preprocessing)
@@ -96,7 +96,7 @@ def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
     if path.suffix == ".safetensors":
         loaded = load_quantized(path, classifier)
         name = loaded.classifier
-        float_model = float_model_of(path, name, classifier)
+        float_model = float_model_of(path, name, classifier, loaded.preprocessing)
         return EvaluationTarget(loaded, float_model, name, loaded.preprocessing, loaded.class_names)
     raise InputError(f"{path}: accepted are the folder of a run, .onnx and .safetensors files")
 
@@ -125,7 +125,7 @@ def described(file: Path, metadata: dict[str, str]) -> tuple[str, Preprocessing,
 
 
 def float_model_of(
-    file: Path, classifier: str, trusted: str | None
+    file: Path, classifier: str, trusted: str | None, preprocessing: Preprocessing
 ) -> Callable[[Tensor], Tensor] | None:
     """Load the float classifier of the run in whose folder an exported file lies, if it does.
 
@@ -133,6 +133,10 @@ def float_model_of(
         file: that lies there.
         classifier: that the file names.
         trusted: a `module:function` whose code the user has run; a file cannot decide that.
+        preprocessing: that the file names.
+
+    Raises:
+        InputError: if the run was changed, or is another than that of the file.
     """
     if classifier not in (*BUNDLED_CLASSIFIERS, trusted):
         return None
@@ -144,6 +148,11 @@ def float_model_of(
     loaded = classifier_of(config, file.parent / CONFIG)
     if os.path.isfile(file.parent / STUDENT):
         checked_made_with(file.parent, config, loaded)
+    if loaded.preprocessing.metadata() != preprocessing.metadata():
+        raise InputError(
+            f"{file}: takes other images than the classifier of the run in whose folder it lies; "
+            "move a file of another run elsewhere"
+        )
     return loaded.model
 
 

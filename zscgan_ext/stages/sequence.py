@@ -13,7 +13,7 @@ from zscgan_ext.quantization.dead_quantizers import dead_quantizers, dead_weight
 from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import INSTANT_STUDENT, STUDENT
-from zscgan_ext.run_folder.made_with import metadata_of
+from zscgan_ext.run_folder.made_with import check_same_run, metadata_of, read_made_with
 from zscgan_ext.stages.calibration_data import mixed
 from zscgan_ext.stages.generator_stage import (
     generated_batches,
@@ -136,7 +136,9 @@ def best_student(
     held back from fine-tuning.
     """
     instant = run.new_student()
-    load_weights(instant, run.folder.path / INSTANT_STUDENT)
+    file = run.folder.path / INSTANT_STUDENT
+    check_same_run(file, read_made_with(file), run.made_with())
+    load_weights(instant, file)
     instant.quantize_activations()
     students = {INSTANT: instant, FINE_TUNED: student}
     with run.checkpoints.interruptible(), run.results.timed("evaluation"):
