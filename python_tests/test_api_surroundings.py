@@ -1,8 +1,10 @@
 """The API where a caller changed settings of torch, or gives unusual tensors and models."""
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from threading import Event
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 import zscgan_ext
 from zscgan_ext.errors import InputError
+from zscgan_ext.torch_settings import alone
 
 IMAGES = torch.linspace(-2, 2, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
 PIXELS = {"image_size": 8, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -76,6 +79,65 @@ def test_threads_change_no_results_of_each_other():
             for found, alone in zip(threads.map(learned, range(4)), expected, strict=True):
                 torch.testing.assert_close(found, alone, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), own)
+
+
+def generated(generator):
+    return [images for images, _ in zscgan_ext.generate_images(generator, 3, seed=1)]
+
+
+CALLS = {
+    "generate_images": lambda generator, file: generated(generator),
+    "load_classifier": lambda generator, file: load(small_residual()).model(IMAGES),
+    "load_quantized": lambda generator, file: zscgan_ext.load_quantized(file, small_residual()),
+}
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A classifier, its generator, and the file of its student."""
+    folder, classifier = tmp_path_factory.mktemp("learned"), load(small_residual())
+    generator = zscgan_ext.train_generator(classifier, synthesis_steps=1, batch_size=10)
+    zscgan_ext.export(classifier, zscgan_ext.quantize(classifier), None, folder)
+    return classifier, generator, folder / "model.safetensors"
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_call_waits_for_that_of_another_thread(call, learned):
+    classifier, generator, file = learned
+    threads, started = ThreadPoolExecutor(1), []
+
+    def images():
+        while True:
+            if not started:
+                started.append(threads.submit(call, generator, file))
+                done, _ = wait(started, timeout=0.5)
+                started.append(bool(done))
+            yield IMAGES
+
+    zscgan_ext.quantize(classifier, images(), calibration_batches=1)
+    began, was_done = started
+    began.result(timeout=60)
+    assert not was_done
+
+
+def test_a_forked_process_waits_for_no_thread_of_its_parent():
+    """As a worker of a DataLoader does: the thread that held the lock is not there any longer."""
+    held, ends = Event(), Event()
+
+    def hold():
+        with alone():
+            held.set()
+            ends.wait()
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(hold)
+        held.wait()
+        worker = multiprocessing.get_context("fork").Process(target=alone().__enter__)
+        worker.start()
+        worker.join(20)
+        worker.kill()
+        ends.set()
+    assert worker.exitcode == 0
 
 
 class Subclass(torch.Tensor):

@@ -110,6 +110,14 @@ def test_missing_native_core_says_why(monkeypatch, capsys):
     assert facts["CUDA"] == "not usable (No module named '_native')"
 
 
+@pytest.mark.parametrize("value", ["BF16", "any", "strict", ""])
+def test_a_variable_that_takes_fewer_bits_is_named(monkeypatch, capsys, value):
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", value)
+    assert info.main([]) == 0
+    told = facts_of(capsys.readouterr().out).get("ONEDNN_DEFAULT_FPMATH_MODE", "")
+    assert told.startswith(f"{value} in the environment") == (value in ("BF16", "any"))
+
+
 @pytest.mark.parametrize(("choice", "code"), [("reference", 0), ("fast", 2)])
 def test_as_a_program(monkeypatch, choice, code):
     monkeypatch.setenv("ZSCGAN_EXT_IMPL", choice)

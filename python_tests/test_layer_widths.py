@@ -317,6 +317,16 @@ def test_a_record_that_lacks_a_layer_is_refused(auto_run, tmp_path):
         open_run(folder, OWN.partition("=")[2])
 
 
+def test_a_record_with_another_width_is_refused(auto_run, tmp_path):
+    """The student's weights are floats, and would be rounded to any width."""
+    folder = shutil.copytree(auto_run, tmp_path / "run")
+    record = json.loads((folder / "layer_bits.json").read_text())
+    record["layers"]["3"]["bits"] = "w7"
+    (folder / "layer_bits.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"layer_bits.json: holds other widths than the run has"):
+        open_run(folder, OWN.partition("=")[2])
+
+
 def stop_in_the_next_stage(monkeypatch) -> None:
     """Send a signal when the student is about to be quantized, as one that stops a run."""
 

@@ -1,10 +1,15 @@
 """Logits on labelled images and what is counted on them."""
 
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from zscgan_ext.classifiers.loading import load_classifier
+from zscgan_ext.evaluate.comparison import compare
+from zscgan_ext.evaluate.evaluation import EvaluationTarget, measure
 from zscgan_ext.images.datasets import LabelledImages, open_images
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.images.preprocessing import Preprocessing
@@ -43,6 +48,31 @@ def test_predict_returns_float32_from_a_half_model():
     logits = predict(Half(), data, Preprocessing(1, 1, (0.0,), (1.0,)), 2, CPU)
     assert torch.equal(logits, torch.ones(2, 1))
     assert logits.dtype == torch.float32
+
+
+@dataclass(frozen=True)
+class Changing(LabelledImages):
+    """Images that are others whenever they are read."""
+
+    files: tuple[Path, ...] = ()
+
+    def read(self, index, preprocessing):
+        return torch.randn(len(index), *preprocessing.shape)
+
+
+def test_both_classifiers_are_measured_on_the_same_images():
+    """Files may be written anew meanwhile: each is read once, for all models."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8, 10)).eval()
+    facts = "own", Preprocessing(2, 2, (0.0,) * 2, (1.0,) * 2), tuple("abcdefghij")
+    images = torch.zeros(40, 2, 2, 2, dtype=torch.uint8)
+    data = Changing(images, torch.zeros(40, dtype=torch.int64))
+    target = EvaluationTarget(model, lambda images: model(images), *facts)
+    evaluation = measure(target, data, 7)
+    assert evaluation.agreement == 100
+    assert evaluation.top1 == evaluation.float_top1
+    data = replace(data, files=tuple(map(Path, map(str, range(40)))))
+    assert compare(target, data, 7).agreement == 100
 
 
 def test_percentages_of_a_worked_example():

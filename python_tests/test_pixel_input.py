@@ -79,9 +79,8 @@ def test_pictures_of_any_size_are_resized_as_evaluate_does(
     size, classifier, resizing, usual, tmp_path
 ):
     height, width = size
-    rows, columns = np.mgrid[:height, :width]
-    waves = [np.sin(rows / 5 + k) * np.cos(columns / (4 + k)) for k in range(3)]
-    picture = np.uint8(127 + 120 * np.stack(waves, -1))
+    # Noise: of what is smooth, all ways of resizing make nearly the same.
+    picture = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "picture.png")
     read = read_image(tmp_path / "picture.png", classifier.preprocessing)
     probe = onnx.load(resizing / "model.onnx")
@@ -89,8 +88,8 @@ def test_pictures_of_any_size_are_resized_as_evaluate_does(
     session = onnxruntime.InferenceSession(probe.SerializeToString())
     logits, cropped = session.run(None, {"images": picture[None]})
     difference = np.abs(cropped[0] - read.numpy())
-    assert difference.max() <= (0 if size == (20, 20) else 3)
-    assert difference.mean() < 0.5
+    # Either rounds to whole levels, twice; versions of Pillow begin with rows or with columns.
+    assert difference.max() <= (0 if size == (20, 20) else 1)
     pixels = torch.from_numpy(cropped.astype(np.uint8))
     assert np.array_equal(logits, usual.run(None, {"images": normalized(classifier, pixels)})[0])
 
@@ -98,9 +97,8 @@ def test_pictures_of_any_size_are_resized_as_evaluate_does(
 @pytest.mark.parametrize("size", [(12, 20), (40, 40), (30, 70), (90, 31), (7, 9)])
 def test_images_that_are_not_square_are_resized_alike(size, tmp_path):
     height, width = size
-    rows, columns = np.mgrid[:height, :width]
-    waves = [np.sin(rows / 5 + k) * np.cos(columns / (4 + k)) for k in range(3)]
-    picture = np.uint8(127 + 120 * np.stack(waves, -1))
+    # Noise: of what is smooth, all ways of resizing make nearly the same.
+    picture = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "picture.png")
     preprocessing = Preprocessing(3, (12, 20), (0.0,) * 3, (1.0,) * 3)
     read = read_image(tmp_path / "picture.png", preprocessing)
@@ -115,8 +113,7 @@ def test_images_that_are_not_square_are_resized_alike(size, tmp_path):
     file = takes_pixels(model, preprocessing, "uint8", resizes=True).SerializeToString()
     (found,) = onnxruntime.InferenceSession(file).run(None, {"images": picture[None]})
     difference = np.abs(found[0] * 255 - read.numpy())
-    assert difference.max() <= (1e-3 if size == (12, 20) else 3.001)
-    assert difference.mean() < 0.5
+    assert difference.max() <= (1e-3 if size == (12, 20) else 1.001)
 
 
 def test_the_example_names_the_class(classifier, resizing, usual, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from networks import RGB8, as_trained, small_residual
 from torch import nn
 
-from zscgan_ext.classifiers.proof import Truth, check_repeats, require_near, require_same
+from zscgan_ext.classifiers.proof import Truth, check_answers, require_near, require_same
 from zscgan_ext.classifiers.symbolic_tracing import symbolic_graph
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
@@ -92,7 +92,39 @@ def test_a_graph_that_changes_with_each_call_is_refused():
             return self.fc(x.flatten(1)) * self.calls
 
     with pytest.raises(InputError, match="answers differently each time it is called"):
-        check_repeats(Truth(Counts(), RGB8.shape))
+        check_answers(Truth(Counts(), RGB8.shape))
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda x: F.batch_norm(x, None, None, training=True),
+        lambda x: x - 0.05 * x.mean(0),
+        lambda x: x / x.abs().max(),
+        lambda x: x + 0.1 * x[:1],
+    ],
+)
+def test_answers_that_depend_on_other_images_are_refused(mixed):
+    class Mixes(nn.Sequential):
+        def forward(self, x):
+            return self[2](mixed(self[1](self[0](x))).flatten(1))
+
+    model = as_trained(Mixes(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Linear(72, 5)))
+    with pytest.raises(InputError, match="depends on the other images of the batch"):
+        trace(model, RGB8.shape)
+
+
+def test_rounding_is_not_taken_for_other_images():
+    """Sums of each number of images in another order, in a network that amplifies rounding."""
+
+    class Rounds(nn.Sequential):
+        def forward(self, x):
+            x = self[0](x)
+            rounding = torch.finfo(x.dtype).eps * len(x)
+            return self[2](self[1](x * (1 + 1e4 * rounding)).flatten(1))
+
+    model = as_trained(Rounds(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Linear(72, 5)))
+    check_answers(Truth(model, RGB8.shape))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.torch import save, save_file
 
 from zscgan_ext.classifiers.pt2.archive import checked_archive
 from zscgan_ext.classifiers.weights import read_state_dict
+from zscgan_ext.config.command_line import parse_config
 from zscgan_ext.errors import InputError
 from zscgan_ext.generate import image_set
 from zscgan_ext.images import image_files
@@ -39,6 +41,7 @@ from zscgan_ext.run_folder.records import (
 )
 from zscgan_ext.safetensors_content import read_safetensors_file
 from zscgan_ext.stages import run as stages_run
+from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.train import main as train
 
 GREY = Preprocessing(1, 64, (0.5,), (0.25,))
@@ -266,6 +269,26 @@ def make_tree(folder: Path) -> None:
         for number in range(2):
             picture = Image.new("RGB", (28, 28), (40 * number, 9, 90))
             picture.save(folder / label / f"{number}.png")
+
+
+def test_a_run_asks_for_the_status_of_each_picture_once(tmp_path, monkeypatch):
+    """Over a network, some 50,000 of them take minutes."""
+    make_tree(tmp_path / "images")
+    asked: Counter[str] = Counter()
+    for name in ("stat", "lstat"):
+        own = getattr(os, name)
+
+        def counting(path, *more, own=own, **options):
+            asked[os.path.basename(os.fspath(path)) if not isinstance(path, int) else ""] += 1
+            return own(path, *more, **options)
+
+        monkeypatch.setattr(os, name, counting)
+    options = ["--evaluation-data", str(tmp_path / "images"), "--output", str(tmp_path / "run")]
+    run = prepare(parse_config([*TINY, *options]))
+    run.folder.close()
+    ((_, versions),) = run.versions
+    assert len(versions) == 4
+    assert (asked["0.png"], asked["1.png"]) == (2, 2)  # each in two folders
 
 
 def test_images_are_told_from_others(tmp_path):

@@ -5,7 +5,6 @@ Each takes the typed configuration of its stage, or options of the command line 
 """
 
 import copy
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -78,7 +77,7 @@ from zscgan_ext.stages.run import RandomStream, Run, new_run
 from zscgan_ext.stages.variants import FINE_TUNED, GIVEN_FINE_TUNED, Variant
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.labelled_images import generated_images, to_pixels
-from zscgan_ext.torch_settings import usual_torch
+from zscgan_ext.torch_settings import alone, usual_torch
 from zscgan_ext.training.execution import choose_execution
 
 __all__ = [
@@ -91,16 +90,8 @@ __all__ = [
     "train_generator",
 ]
 
-TRAINING = threading.RLock()
 
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Let threads wait for each other: torch's default random numbers are those of all of them."""
-    with TRAINING:
-        yield
-
-
+@alone()
 @usual_torch()
 def load_classifier(
     name: str | nn.Module,
@@ -204,9 +195,9 @@ def generate_images(
 def image_batches(
     generator: ConditionalGenerator, batches: Iterator[tuple[Tensor, Tensor]], pixels: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of a generator; between two of them torch has the settings of the user."""
+    """Yield batches of a generator; between two of them torch is the user's, and other threads'."""
     while True:
-        with usual_torch():
+        with alone(), usual_torch():
             batch = next(batches, None)
             if batch is None:
                 return

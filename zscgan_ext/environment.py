@@ -10,6 +10,8 @@ import torch
 import torchvision
 
 ROOT = Path(__file__).parent.parent
+# By these, oneDNN multiplies float32 in fewer bits, whatever torch is told.
+FEWER_BITS = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 
 def environment() -> dict[str, str | None]:
@@ -25,6 +27,17 @@ def environment() -> dict[str, str | None]:
         "cpu": cpu_name(),
         "commit": commit(),
     }
+
+
+def fewer_bits_warnings() -> list[str]:
+    """Return a line where a variable has float32 computed in fewer bits on the CPU."""
+    named = ((name, os.environ.get(name, "")) for name in FEWER_BITS)
+    return [
+        f"{name}: {value} in the environment has oneDNN multiply float32 in fewer bits where the "
+        "CPU can; unset it for the results of float32"
+        for name, value in named
+        if value.lower() not in ("", "strict")
+    ]
 
 
 def installed_version() -> str | None:

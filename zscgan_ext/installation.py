@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from zscgan_ext.environment import environment
+from zscgan_ext.environment import environment, fewer_bits_warnings
 from zscgan_ext.ops import implementation
 
 
@@ -60,4 +60,8 @@ def installation() -> dict[str, str]:
     """
     implementation.require_implementation()
     facts = versions() | native_core() | cuda()
-    return {**facts, "threads": str(torch.get_num_threads())}
+    computing = {"threads": str(torch.get_num_threads())}
+    for line in fewer_bits_warnings():
+        name, _, text = line.partition(": ")
+        computing[name] = text
+    return facts | computing

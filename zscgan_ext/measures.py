@@ -36,11 +36,40 @@ def predict(
     Returns:
         logits, float32 [N, num_classes] on the CPU; [0] without images.
     """
-    logits = [
-        model(to_memory_format(images.to(device), memory_format)).float().cpu()
-        for images, _ in data.batches(batch_size, preprocessing)
-    ]
-    return torch.cat(logits) if logits else torch.empty(0)
+    logits, _ = predict_together([model], data, preprocessing, batch_size, device, memory_format)
+    return logits[0]
+
+
+@torch.no_grad()
+def predict_together(
+    models: Sequence[Callable[[Tensor], Tensor]],
+    data: Images,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    device: torch.device,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> tuple[list[Tensor], Tensor]:
+    """Run all images through several models; each image is read once, and is the same for all.
+
+    Args:
+        models: each as `predict` takes it.
+        data: the images, in order.
+        preprocessing: of the classifier.
+        batch_size: images in a batch.
+        device: where the models are.
+        memory_format: of the images.
+
+    Returns:
+        what `predict` returns, of each model; and the first batch, as they are given it.
+    """
+    logits: list[list[Tensor]] = [[] for _ in models]
+    first = torch.empty(0)
+    for images, _ in data.batches(batch_size, preprocessing):
+        batch = to_memory_format(images.to(device), memory_format)
+        first = first if first.numel() else batch.clone()
+        for model, found in zip(models, logits, strict=True):
+            found.append(model(batch).float().cpu())
+    return [torch.cat(found) if found else torch.empty(0) for found in logits], first
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:

@@ -5,14 +5,16 @@ the process is ended where it looks at what was cut off.
 """
 
 import json
+import os
 from pathlib import Path
 
 import safetensors.torch
 from torch import Tensor
 
-from zscgan_ext.regular_file import read_regular_file
+from zscgan_ext.regular_file import open_regular_file, read_regular_file
 
 LARGEST = 1 << 40  # bytes of a file
+LARGEST_HEADER = 1 << 26  # bytes, of which the metadata are read
 LENGTH = 8  # bytes that hold the length of the header, which is JSON
 
 
@@ -35,3 +37,19 @@ def read_safetensors_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]
         Exception: nearly any, if it cannot be read or is damaged.
     """
     return tensors_and_metadata(read_regular_file(file, LARGEST))
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file, whose tensors are not read.
+
+    Raises:
+        Exception: nearly any, if it cannot be read or is damaged.
+    """
+    descriptor = open_regular_file(file)
+    with os.fdopen(descriptor, "rb") as stream:
+        length = int.from_bytes(stream.read(LENGTH), "little")
+        if length > min(LARGEST_HEADER, os.fstat(descriptor).st_size):
+            raise ValueError(f"a header of {length:,} bytes")
+        header = json.loads(stream.read(length))
+    metadata: dict[str, str] = header.get("__metadata__") or {}
+    return metadata

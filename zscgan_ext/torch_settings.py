@@ -1,9 +1,34 @@
-"""The settings of torch that are global, and that callers may have changed."""
+"""What is global in torch: settings that callers may have changed, and random numbers."""
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+
+
+class OneAtATime:
+    """A lock for threads. A forked process has its own: the thread that held it is not there."""
+
+    def __init__(self) -> None:
+        self.renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        """Take a lock that nobody holds."""
+        self.lock = threading.RLock()
+
+
+ONE_AT_A_TIME = OneAtATime()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let threads wait for each other: torch's default random numbers are those of all of them."""
+    with ONE_AT_A_TIME.lock:
+        yield
 
 
 @contextmanager

@@ -14,12 +14,13 @@ from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.config.values import parse_formats
 from zscgan_ext.errors import first_line, is_out_of_memory, one_line
 from zscgan_ext.export.exporter import export_copy, export_run, form_of, summary
-from zscgan_ext.images.digest import changed_files_warnings, versions_of_files
+from zscgan_ext.images.digest import changed_files_warnings
 from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.program import exit_with_message
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.report import require_matplotlib
 from zscgan_ext.run_folder.files import METRICS, PREDICTIONS
+from zscgan_ext.run_folder.made_with import metadata_of
 from zscgan_ext.stages.preparation import prepare
 from zscgan_ext.stages.results import metrics, predictions, table
 from zscgan_ext.stages.run import Run
@@ -89,8 +90,6 @@ def resume_options(run: Run) -> str:
 
 def run_to_end(run: Run) -> None:
     """Run all stages; let the first process write what they gave."""
-    images = [each for each in (run.evaluation, run.reference, run.calibration) if each is not None]
-    versions = [versions_of_files(each) for each in images]
     if run.config.stop_after is None:
         run_instant_stages(run, partial(export_first, run))
     if run.config.learns_generator:
@@ -98,12 +97,12 @@ def run_to_end(run: Run) -> None:
     run_reference_stages(run)
     if run.profiler is not None:
         run.profiler.write(run.folder)
-    for before, each in zip(versions, images, strict=True):
-        run.results.warn(changed_files_warnings(before, each))
+    for images, before in run.versions:
+        run.results.warn(changed_files_warnings(before, images))
     measured = metrics(run)
     run.folder.write_json(METRICS, measured)
     if run.results.logits:
-        run.folder.save_tensors(PREDICTIONS, predictions(run))
+        run.folder.save_tensors(PREDICTIONS, predictions(run), metadata_of(run.made_with()))
         print(table(measured))
     if distributed.rank() == 0:
         with run.checkpoints.interruptible():

@@ -37,9 +37,9 @@ from zscgan_ext.config.configs import WITH_GENERATOR, RunConfig
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.measures import top1
+from zscgan_ext.run_folder.made_with import WITHOUT_EFFECT
 from zscgan_ext.run_folder.whole_file import write_whole
 from zscgan_ext.stages.generator_stage import generated_batches
-from zscgan_ext.stages.preparation import WITHOUT_EFFECT
 from zscgan_ext.stages.run import RandomStream, Run
 from zscgan_ext.stages.student_stages import fine_tuned_student
 from zscgan_ext.stages.variants import FINE_TUNED

@@ -44,7 +44,7 @@ from zscgan_ext.config.configs import WITH_GENERATOR, RunConfig
 from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.measures import agreement, top1
-from zscgan_ext.stages.preparation import WITHOUT_EFFECT
+from zscgan_ext.run_folder.made_with import WITHOUT_EFFECT
 from zscgan_ext.stages.run import Run
 from zscgan_ext.stages.student_stages import evaluate
 from zscgan_ext.stages.variants import FLOAT

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from zscgan_ext.environment import fewer_bits_warnings
 from zscgan_ext.errors import one_line
 from zscgan_ext.evaluate.comparison import compare
 from zscgan_ext.evaluate.evaluation import (
@@ -46,6 +47,8 @@ def evaluate(
     """
     if json is not None:  # what is written replaces what stands there, /dev/null as well
         check_place(json.parent, json.name)
+    for line in fewer_bits_warnings():
+        print(f"warning: {one_line(line)}", flush=True)
     target = open_target(path, classifier)
     if batch_size is None:
         batch_size = usual_batch_size(target.preprocessing)

@@ -15,7 +15,7 @@ from zscgan_ext.evaluate.evaluation import (
     latency_lines,
 )
 from zscgan_ext.images.datasets import ImageTree
-from zscgan_ext.measures import agreement, predict
+from zscgan_ext.measures import agreement, predict_together
 from zscgan_ext.run_folder.whole_file import json_bytes
 
 MOST_LISTED = 20  # differences that are printed; all are in the JSON
@@ -84,12 +84,10 @@ def compare(target: EvaluationTarget, data: ImageTree, batch_size: int) -> Compa
         InputError: if there are logits of other classes.
     """
     preprocessing = target.preprocessing
-    logits = predict(target.model, data, preprocessing, batch_size, CPU)
+    found, first = predict_together(target.models, data, preprocessing, batch_size, CPU)
+    logits, float_logits = found[0], found[1] if len(found) > 1 else None
     check_logits(logits, target)
     confidence, _ = confidences(logits)
-    float_logits = None
-    if target.float_model is not None:
-        float_logits = predict(target.float_model, data, preprocessing, batch_size, CPU)
     counts = logits.argmax(1).bincount(minlength=len(target.class_names)).tolist()
     chosen: dict[str, int] = {}
     for name, count in zip(target.class_names, counts, strict=True):
@@ -102,7 +100,7 @@ def compare(target: EvaluationTarget, data: ImageTree, batch_size: int) -> Compa
         float_confidence=None
         if float_logits is None
         else float(confidences(float_logits)[0].mean()),
-        latency_ms=latency_by_batch(target, data, batch_size, CPU),
+        latency_ms=latency_by_batch(target, first),
         chosen=chosen,
         differences=[]
         if float_logits is None

@@ -17,7 +17,6 @@ from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_onnx
 from zscgan_ext.export.quantized_file import LONGEST_NAME, MOST_CLASSES, load_quantized
 from zscgan_ext.images.datasets import Images, check_labels, open_labelled
 from zscgan_ext.images.limits import size_check
-from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.json_values import Check, list_of, number, parse_json, text
 from zscgan_ext.measures import (
@@ -26,11 +25,12 @@ from zscgan_ext.measures import (
     expected_calibration_error,
     latencies,
     per_class,
-    predict,
+    predict_together,
     top1,
     top5,
 )
-from zscgan_ext.run_folder.finished_run import open_run, read_run_config
+from zscgan_ext.run_folder.files import STUDENT
+from zscgan_ext.run_folder.finished_run import checked_made_with, open_run, read_run_config
 from zscgan_ext.run_folder.whole_file import json_bytes
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS, open_bundled
 
@@ -55,6 +55,11 @@ class EvaluationTarget:
     classifier: str
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+
+    @property
+    def models(self) -> list[Callable[[Tensor], Tensor]]:
+        """The models that are at hand, the quantized one first."""
+        return [each for each in (self.model, self.float_model) if each is not None]
 
 
 def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
@@ -83,7 +88,7 @@ def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
         require_onnx()
         model = OnnxClassifier(path)
         name, preprocessing, class_names = described(path, model.metadata())
-        float_model = float_model_of(path, name, classifier)
+        float_model = float_model_of(path, name, classifier, preprocessing)
         answers: Callable[[Tensor], Tensor] = model
         if model.takes_pixels:
             answers = of_normalized_images(model, preprocessing)
@@ -91,7 +96,7 @@ def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
     if path.suffix == ".safetensors":
         loaded = load_quantized(path, classifier)
         name = loaded.classifier
-        float_model = float_model_of(path, name, classifier)
+        float_model = float_model_of(path, name, classifier, loaded.preprocessing)
         return EvaluationTarget(loaded, float_model, name, loaded.preprocessing, loaded.class_names)
     raise InputError(f"{path}: accepted are the folder of a run, .onnx and .safetensors files")
 
@@ -120,7 +125,7 @@ def described(file: Path, metadata: dict[str, str]) -> tuple[str, Preprocessing,
 
 
 def float_model_of(
-    file: Path, classifier: str, trusted: str | None
+    file: Path, classifier: str, trusted: str | None, preprocessing: Preprocessing
 ) -> Callable[[Tensor], Tensor] | None:
     """Load the float classifier of the run in whose folder an exported file lies, if it does.
 
@@ -128,17 +133,27 @@ def float_model_of(
         file: that lies there.
         classifier: that the file names.
         trusted: a `module:function` whose code the user has run; a file cannot decide that.
+        preprocessing: that the file names.
+
+    Raises:
+        InputError: if the run was changed, or is another than that of the file.
     """
     if classifier not in (*BUNDLED_CLASSIFIERS, trusted):
         return None
     if not os.path.isfile(file.parent / CONFIG):
         return None
     config = read_run_config(file.parent)
-    return (
-        classifier_of(config, file.parent / CONFIG).model
-        if config.classifier == classifier
-        else None
-    )
+    if config.classifier != classifier:
+        return None
+    loaded = classifier_of(config, file.parent / CONFIG)
+    if os.path.isfile(file.parent / STUDENT):
+        checked_made_with(file.parent, config, loaded)
+    if loaded.preprocessing.metadata() != preprocessing.metadata():
+        raise InputError(
+            f"{file}: takes other images than the classifier of the run in whose folder it lies; "
+            "move a file of another run elsewhere"
+        )
+    return loaded.model
 
 
 @dataclass(frozen=True)
@@ -249,11 +264,9 @@ def measure(
     """
     check_batch_size(batch_size)
     preprocessing, labels = target.preprocessing, data.labels
-    logits = predict(target.model, data, preprocessing, batch_size, device)
+    found, first = predict_together(target.models, data, preprocessing, batch_size, device)
+    logits, float_logits = found[0], found[1] if len(found) > 1 else None
     check_logits(logits, target)
-    float_logits = None
-    if target.float_model is not None:
-        float_logits = predict(target.float_model, data, preprocessing, batch_size, device)
     return Evaluation(
         images=len(data),
         top1=top1(logits, labels),
@@ -261,7 +274,7 @@ def measure(
         calibration_error=expected_calibration_error(logits, labels),
         float_top1=None if float_logits is None else top1(float_logits, labels),
         agreement=None if float_logits is None else agreement(logits, float_logits),
-        latency_ms=latency_by_batch(target, data, batch_size, device),
+        latency_ms=latency_by_batch(target, first),
         classes=per_class(logits, labels),
         class_names=target.class_names,
     )
@@ -285,16 +298,12 @@ def check_batch_size(batch_size: object) -> None:
 
 
 @torch.no_grad()
-def latency_by_batch(
-    target: EvaluationTarget, data: Images, batch_size: int, device: torch.device
-) -> dict[int, float]:
+def latency_by_batch(target: EvaluationTarget, images: Tensor) -> dict[int, float]:
     """Return the median time of one call, milliseconds, for one image and for a batch."""
 
     def answer(images: Tensor) -> Tensor:
         return target.model(images).cpu()  # synchronizes
 
-    images, _ = next(data.batches(batch_size, target.preprocessing))
-    images = to_channels_last(images.to(device))
     batches = {len(batch): batch for batch in (images[:1], images)}
     return {size: latencies([answer], batch)[0] for size, batch in batches.items()}
 

@@ -52,7 +52,7 @@ from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 from zscgan_ext.quantization.scheme import QuantRange, Scheme
 from zscgan_ext.safetensors_content import read_safetensors_file
-from zscgan_ext.torch_settings import usual_torch
+from zscgan_ext.torch_settings import alone, usual_torch
 
 METADATA = "zscgan_ext"  # the key of the JSON
 BITS_OF_BYTE = 8
@@ -201,6 +201,7 @@ def scheme_from(metadata: Mapping[str, Any]) -> Scheme:
 # ---- reading ------------------------------------------------------------------------------------
 
 
+@alone()
 @usual_torch()
 def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) -> LoadedClassifier:
     """Load a quantized classifier that `python -m zscgan_ext.export` wrote as safetensors.

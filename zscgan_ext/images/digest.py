@@ -8,11 +8,20 @@ from pathlib import Path
 
 from zscgan_ext.images.datasets import Images, ImageTree, LabelledImages
 
+GONE = -1, -1  # the version of a file that is not there
 
-def digest_of_images(images: Images | None) -> str:
+
+FileVersions = Mapping[Path, tuple[int, int]]  # bytes and time of the last change of each file
+
+
+def digest_of_images(images: Images | None, versions: FileVersions | None = None) -> str:
     """Return how many images there are, and a digest: of pixels in memory, or of files.
 
     Of files it is of their names and sizes, as reading all of them would take minutes.
+
+    Args:
+        images: None for none.
+        versions: of their files, as `versions_of_files` gives them; looked up for None.
     """
     if images is None:
         return "none"
@@ -20,21 +29,15 @@ def digest_of_images(images: Images | None) -> str:
     if isinstance(images, LabelledImages):
         digest.update(images.images.contiguous().numpy().data)
     elif isinstance(images, ImageTree):
+        known = versions_of_files(images) if versions is None else versions
         for file in images.files:
             name = os.fsencode(os.path.relpath(file, images.root))
-            digest.update(b"%s\0%d\0" % (name, bytes_of(file)))
+            size, _ = known.get(file, GONE)
+            digest.update(b"%s\0%d\0" % (name, size))
     return f"{len(images)}, {digest.hexdigest()[:16]}"
 
 
-def bytes_of(file: Path) -> int:
-    """Return the bytes of a file, -1 for one that is gone, which is told when it is read."""
-    try:
-        return file.stat().st_size
-    except OSError:
-        return -1
-
-
-def versions_of_files(images: Images | None) -> dict[Path, tuple[int, int]]:
+def versions_of_files(images: Images | None) -> FileVersions:
     """Return what changes when files of images are written anew; nothing of images in memory."""
     if not isinstance(images, ImageTree):
         return {}
@@ -46,7 +49,7 @@ def versions_of_files(images: Images | None) -> dict[Path, tuple[int, int]]:
     return found
 
 
-def changed_files_warnings(before: Mapping[Path, tuple[int, int]], images: Images) -> list[str]:
+def changed_files_warnings(before: FileVersions, images: Images | None) -> list[str]:
     """Return a line if files were written anew since: results are of different images then."""
     now = versions_of_files(images)
     changed = [file for file, version in before.items() if now.get(file) != version]

@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ def image_files(folder: Path) -> list[Path]:
         seen.add(os.path.realpath(root))
         shown = [name for name in sorted(folders) if not is_hidden(name)]
         folders[:] = [name for name in shown if is_new(os.path.join(root, name), seen)]
-        require_targets(root, names)
+        require_targets(root)
         found.append((root, sorted(n for n in names if is_image_file(n) and not is_hidden(n))))
     return [Path(root, name) for root, names in sorted(found) for name in names]
 
@@ -78,15 +78,16 @@ def refuse(error: OSError) -> NoReturn:
     raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
-def require_targets(folder: str | Path, names: Iterable[str]) -> None:
-    """Require that links lead somewhere: one to a folder of images would else not be missed.
+def require_targets(folder: str | Path) -> None:
+    """Require that links in a folder lead somewhere: one to images would else not be missed.
 
     Raises:
         InputError: naming the first that does not, or whose target cannot be reached.
     """
-    for name in names:
-        path = os.path.join(folder, name)
-        if os.path.islink(path) and not name.startswith(".") and not os.path.exists(path):
+    with listed(folder) as entries:
+        links = sorted(each.path for each in entries if each.is_symlink() and each.name[0] != ".")
+    for path in links:
+        if not os.path.exists(path):
             raise InputError(f"{path}: is a link that leads nowhere, or where nothing can be read")
 
 
@@ -193,7 +194,7 @@ def list_tree(folder: Path, split: Split) -> TreeFiles:
     """
     inner = (folder / name for name in SPLIT_FOLDERS[split])
     root = next((path for path in inner if os.path.isdir(path)), folder)
-    require_targets(root, names_in(root))
+    require_targets(root)
     classes = class_folders(root)
     splits = sorted(NAMES_OF_SPLITS.intersection(map(str.lower, classes)))
     if splits:
@@ -256,12 +257,20 @@ def labels_of(root: Path, classes: Sequence[str]) -> list[int]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """List a folder.
+    """Return the names in a folder; raises as `listed`."""
+    with listed(folder) as entries:
+        return [each.name for each in entries]
+
+
+@contextmanager
+def listed(folder: str | Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """List a folder: for each entry, the folder itself says whether it is a link.
 
     Raises:
         InputError: if that is not allowed.
     """
     try:
-        return os.listdir(folder)
+        with os.scandir(folder) as entries:
+            yield entries
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from None

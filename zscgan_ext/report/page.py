@@ -14,6 +14,7 @@ from torch import Tensor
 from zscgan_ext.config.command_line import CONFIG, read_config
 from zscgan_ext.errors import InputError, printable
 from zscgan_ext.images.datasets import Images, open_labelled
+from zscgan_ext.images.digest import digest_of_images
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.quantization.layer_widths import widths_described
@@ -29,8 +30,15 @@ from zscgan_ext.report.measurements import (
     worst,
 )
 from zscgan_ext.report.pictures import ClassPictures, pictures_by_class
-from zscgan_ext.run_folder.files import REPORT, only_writer, write_own
+from zscgan_ext.run_folder.files import METRICS, PREDICTIONS, REPORT, only_writer, write_own
 from zscgan_ext.run_folder.finished_run import FinishedRun, open_run, require_finished
+from zscgan_ext.run_folder.made_with import (
+    IMAGES_OF,
+    MADE_WITH,
+    check_same_run,
+    digest,
+    read_made_with,
+)
 from zscgan_ext.run_folder.records import (
     read_export,
     read_log,
@@ -135,6 +143,8 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
     run = open_run(folder, classifier)
     result, has_generator = result_of(run.config), run.config.learns_generator
     metrics = read_metrics(folder, run.classifier.num_classes, result.key)
+    if run.made_with is not None:
+        check_same_run(folder / METRICS, metrics.get(MADE_WITH), digest(run.made_with))
     result = VARIANTS.get(result_in(metrics, result.key), result)
     export = read_export(folder)
     data, notes = evaluation_images(run)
@@ -282,6 +292,9 @@ def evaluation_images(run: FinishedRun) -> tuple[Images | None, list[str]]:
         data = open_labelled(name, "test", classifier.preprocessing, classifier.num_classes)
     except InputError as error:
         return None, [f"The evaluation images are gone: {error}."]
+    found = digest_of_images(data)
+    if (run.made_with or {}).get(IMAGES_OF.format("evaluation_data"), found) != found:
+        return None, [f"The evaluation images in {name} are others than those of the run."]
     return data, []
 
 
@@ -354,6 +367,8 @@ def compared_classes(run: FinishedRun, result: Variant) -> tuple[Tensor, Tensor,
     """
     predictions = read_predictions(run.folder, run.classifier.num_classes, result.key)
     if predictions is not None:
+        file = run.folder / PREDICTIONS
+        check_same_run(file, read_made_with(file), run.made_with)
         return *predictions, f"the {len(predictions[0]):,} evaluation images"
     if not run.config.learns_generator:
         none = torch.zeros(0, dtype=torch.int64)

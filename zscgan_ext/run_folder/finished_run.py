@@ -20,7 +20,7 @@ from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.config.command_line import CONFIG, parse_config
 from zscgan_ext.config.configs import GeneratorConfig, RunConfig
 from zscgan_ext.config.values import parse_image_size
-from zscgan_ext.errors import InputError
+from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.images.memory_format import lay_out, to_channels_last
 from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.quantization.conversion import student_of
@@ -28,6 +28,14 @@ from zscgan_ext.quantization.layer_widths import described_widths, widths_descri
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.regular_file import regular_file_size
 from zscgan_ext.run_folder.files import GENERATOR, LAYER_BITS, STUDENT
+from zscgan_ext.run_folder.made_with import (
+    MadeWith,
+    check_same_run,
+    check_settings,
+    check_weights,
+    check_widths,
+    read_made_with,
+)
 from zscgan_ext.run_folder.records import read_layer_bits
 from zscgan_ext.synthesis.generator import (
     ConditionalGenerator,
@@ -49,6 +57,7 @@ class FinishedRun:
     config: RunConfig
     classifier: Classifier
     student: QuantizedClassifier
+    made_with: MadeWith | None = None  # as its student says; None for runs of earlier versions
 
     def new_generator(self) -> ConditionalGenerator:
         """Return a generator of the run's shape that has learned nothing, always the same."""
@@ -161,7 +170,7 @@ def open_run(folder: Path, classifier: str | None = None) -> FinishedRun:
 
 def read_run(folder: Path, classifier: str | None) -> FinishedRun:
     """Read the folder of a run that has its files; raises as `open_run`."""
-    config = read_run_config(folder)
+    stored = config = read_run_config(folder)
     if config.learns_generator:
         require_files(folder, GENERATOR)
     allowed = allowed_classifier(config.classifier, classifier, folder / CONFIG)
@@ -173,6 +182,9 @@ def read_run(folder: Path, classifier: str | None) -> FinishedRun:
     loaded = classifier_of(config, size_from=folder / CONFIG)
     if config.learns_generator:
         check_generator_size(folder / GENERATOR, config.generator, loaded)
+    made_with = checked_made_with(folder, stored, loaded)
+    if config.learns_generator:
+        check_same_run(folder / GENERATOR, read_made_with(folder / GENERATOR), made_with)
     chosen = None
     if config.quantization.chooses_layer_bits:
         chosen = widths_described(read_layer_bits(folder))
@@ -181,7 +193,35 @@ def read_run(folder: Path, classifier: str | None) -> FinishedRun:
         raise InputError(
             f"{folder / LAYER_BITS}: expected the width of each layer, some are missing"
         )
+    if chosen is not None:
+        check_widths(folder, chosen, made_with or {})
     load_weights(student, folder / STUDENT)
     student.quantize_activations()
     lay_out(student.requires_grad_(False), torch.channels_last)
-    return FinishedRun(folder, config, loaded, student)
+    return FinishedRun(folder, config, loaded, student, made_with)
+
+
+def checked_made_with(folder: Path, stored: RunConfig, loaded: Classifier) -> MadeWith | None:
+    """Return what a run was made with, which its settings and classifier are.
+
+    Args:
+        folder: of the run.
+        stored: the settings that it holds.
+        loaded: its classifier.
+
+    Raises:
+        InputError: if one of them was changed after the run.
+    """
+    made_with = read_made_with(folder / STUDENT)
+    if made_with is None:
+        print(
+            one_line(
+                f"warning: {folder / STUDENT} does not say what it was made with, as of earlier "
+                f"versions; {CONFIG} and the classifier are taken as they are"
+            ),
+            flush=True,
+        )
+        return None
+    check_settings(folder, stored, made_with)
+    check_weights(loaded.name, loaded.model, made_with)
+    return made_with

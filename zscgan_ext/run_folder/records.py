@@ -27,6 +27,7 @@ from zscgan_ext.json_values import (
 )
 from zscgan_ext.regular_file import read_regular_file
 from zscgan_ext.run_folder.files import EXPORT, LAYER_BITS, LOG, METRICS, PREDICTIONS
+from zscgan_ext.run_folder.made_with import MADE_WITH
 
 LARGEST = 1e300  # of what is drawn
 MOST_STAGES, MOST_VALUES = 32, 16  # in the log
@@ -103,6 +104,7 @@ METRICS_CHECK: Check = record(
         "choice": lambda value: {} if value == {} else CHOICE_CHECK(value),
         "average_weight_bits": nullable(number(2, 8)),
         "warnings": list_of(text(), most=MOST_WARNINGS),
+        MADE_WITH: nullable(short),
         **dict.fromkeys(("zscgan_ext", "torch", "torchvision", "python", "cpu", "commit"), version),
     },
     strict=False,

@@ -10,6 +10,7 @@ from torch import Tensor
 from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.run_folder.files import GENERATOR
+from zscgan_ext.run_folder.made_with import MADE_WITH
 from zscgan_ext.stages.monitor import StageMonitor
 from zscgan_ext.stages.run import RandomStream, Run
 from zscgan_ext.synthesis.diversity import (
@@ -64,7 +65,7 @@ def learn_generator(run: Run) -> ConditionalGenerator:
 
 def save_generator(run: Run, generator: ConditionalGenerator) -> None:
     """Write the generator, with what it generates."""
-    metadata = generator_metadata(generator, run.classifier)
+    metadata = generator_metadata(generator, run.classifier, {MADE_WITH: run.made_with()})
     run.folder.save_tensors(GENERATOR, generator.state_dict(), metadata)
 
 

@@ -17,6 +17,7 @@ from zscgan_ext.classifiers.trust import largest_feature_map
 from zscgan_ext.config.command_line import CONFIG, config_to_yaml, flag, stored_config
 from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.config.values import parse_formats, parse_interval
+from zscgan_ext.environment import fewer_bits_warnings
 from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.export.exporter import check_exports
 from zscgan_ext.export.onnx.runtime import require_packages
@@ -28,14 +29,23 @@ from zscgan_ext.images.datasets import (
     open_labelled,
     open_unlabelled,
 )
-from zscgan_ext.images.digest import digest_of_images
+from zscgan_ext.images.digest import FileVersions, digest_of_images, versions_of_files
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.process_environment import restarts
 from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.quantization.layer_widths import budget_of
 from zscgan_ext.run_folder.checkpoint_file import newest_checkpoint
 from zscgan_ext.run_folder.checkpoints import Checkpoints
-from zscgan_ext.run_folder.files import LOG, METRICS, RunFolder, only_writer
+from zscgan_ext.run_folder.files import GENERATOR as GENERATOR_FILE
+from zscgan_ext.run_folder.files import LOG, METRICS, STUDENT, RunFolder, only_writer
+from zscgan_ext.run_folder.made_with import (
+    CHANGEABLE,
+    IMAGES_OF,
+    WEIGHTS,
+    digest_of_weights,
+    read_made_with,
+    settings_of,
+)
 from zscgan_ext.run_folder.own_files import LIST
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog, require_tensorboard
@@ -57,20 +67,9 @@ BATCH_SIZES = ("batch_size", "fine_tuning_batch_size")
 MOST_IN_A_BATCH = 1 << 29  # numbers of a feature map
 MOST_IMAGES = 1 << 13  # in a batch
 MOST_FEATURES = 1 << 15  # of the latent vector; classes
-WEIGHTS = "weights of the classifier"
 # What a resumed run takes again where it is left open.
 PRECISION, FINE_TUNING_PRECISION = "precision of generator learning", "precision of fine-tuning"
 PRECISION_REASON = "why this precision"
-# Settings that change nothing of what is learned and measured.
-WITHOUT_EFFECT = {
-    *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
-    *("log_interval", "profile", "report", "tensorboard", "keep_freed_memory"),
-}
-# Settings that a run may change when it is resumed.
-CHANGEABLE = {
-    *("device", "precision", "memory_format", "cuda_graphs", "compile"),
-    *WITHOUT_EFFECT,
-}
 
 
 def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
@@ -92,11 +91,13 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
     with resumed_alone(config.resume):
         loaded = None if config.resume is None else newest_checkpoint(config.resume)
         given = check_given(config, device, of_folder, None if loaded is None else loaded["facts"])
-        facts = facts_of(config, device, given.classifier.model) | images_of(given)
+        images = images_of(given)
+        versions = {name: versions_of_files(each) for name, each in images.items()}
+        facts = facts_of(config, device, given.classifier.model) | digests_of(images, versions)
         if loaded is not None:
             check_facts(facts, loaded["facts"], "the checkpoint to resume")
         elif config.resume is not None:
-            check_facts(facts, settings_of(stored_config(config.resume)), "the run to resume")
+            check_facts(facts, facts_of_run(config.resume), "the run to resume")
         check_alike(facts, given.evaluation, given.reference, loaded)
         writes, resumes = distributed.rank() == 0, config.resume is not None
         folder = RunFolder(config.output_folder(), config.overwrite, resumes, writes)
@@ -104,9 +105,9 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
         folder.write_config(config_to_yaml(replace(config, resume=None)))
         given.execution.apply()
         print(f"execution: {given.execution}", flush=True)
-        facts |= precisions(given.execution)
         every, keep = parse_interval(config.checkpoint_every), config.keep_checkpoints
-        checkpoints = Checkpoints(folder.of_checkpoints(), every, keep, facts, loaded, folder)
+        stored = facts | precisions(given.execution)
+        checkpoints = Checkpoints(folder.of_checkpoints(), every, keep, stored, loaded, folder)
         logs = config.tensorboard and writes
         run = new_run(
             shared,
@@ -120,6 +121,8 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
             calibration=given.calibration,
             profiler=StepProfiler(device) if config.profile else None,
             tensorboard=TensorboardLog(folder) if logs else None,
+            facts=facts,
+            versions=[(each, versions[name]) for name, each in images.items() if each is not None],
         )
         resume_results(run, given)
     except BaseException:
@@ -144,6 +147,7 @@ def resume_results(run: Run, given: "Given") -> None:
         print(f"resume: {one_line(run.checkpoints.position())}", flush=True)
     run.checkpoints.hold("results", run.results, gives_copies=True)
     classes = run.classifier.num_classes
+    run.results.warn(fewer_bits_warnings())
     run.results.warn(average_warnings(run.config))
     run.results.warn(few_labels_warnings(given.evaluation_name, given.evaluation, classes))
     run.results.warn(few_labels_warnings(run.config.reference_data, given.reference, classes))
@@ -349,29 +353,29 @@ def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | 
 
 def facts_of(config: RunConfig, device: torch.device, model: nn.Module) -> dict[str, Any]:
     """Return what a run must have in common with the checkpoint that it resumes from."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
-    return {**settings_of(config), "device": device.type, WEIGHTS: digest.hexdigest()[:16]}
+    return {**settings_of(config), "device": device.type, WEIGHTS: digest_of_weights(model)}
 
 
-def images_of(given: Given) -> dict[str, str]:
-    """Return what tells the images that were given from others, by the settings that name them.
-
-    A run that goes on with others would compare what it measured on different images.
-    """
-    named = {
+def images_of(given: Given) -> dict[str, Images | None]:
+    """Return the images that were given, by the settings that name them."""
+    return {
         "evaluation_data": given.evaluation,
         "reference_data": given.reference,
         "calibration_data": given.calibration,
     }
-    return {f"images of {name}": digest_of_images(images) for name, images in named.items()}
 
 
-def settings_of(config: RunConfig) -> dict[str, str]:
-    """Return the settings that a run keeps when it is resumed, as text."""
-    return {name: str(value) for name, value in config.options().items() if name not in CHANGEABLE}
+def digests_of(
+    images: Mapping[str, Images | None], versions: Mapping[str, FileVersions]
+) -> dict[str, str]:
+    """Return what tells the images that were given from others, by the settings that name them.
+
+    A run that goes on with others would compare what it measured on different images.
+    """
+    return {
+        IMAGES_OF.format(name): digest_of_images(each, versions[name])
+        for name, each in images.items()
+    }
 
 
 def check_alike(
@@ -397,6 +401,25 @@ def check_alike(
                     f"{name}: process 0 has {value}, process {place} has {other.get(name)}; all "
                     "processes need the same files and versions"
                 )
+
+
+def facts_of_run(folder: Path) -> Mapping[str, str]:
+    """Return what is known of a run without a checkpoint, whose results would be replaced.
+
+    Raises:
+        InputError: if it is finished, and its files do not say what they were made with.
+    """
+    for name in (STUDENT, GENERATOR_FILE):
+        made_with = read_made_with(folder / name) if (folder / name).exists() else None
+        if made_with is not None:
+            return made_with
+    if (folder / METRICS).exists():
+        raise InputError(
+            f"resume: {folder} is finished, has no checkpoint, and does not say what it was made "
+            "with, as runs of earlier versions; give --config with its config.yaml and another "
+            "--output to run it again"
+        )
+    return settings_of(stored_config(folder))
 
 
 def digest_of_labels(images: Images | None) -> str:
@@ -429,8 +452,8 @@ def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str
             continue
         if name == WEIGHTS:
             raise InputError(
-                f"{name}: expected those that the checkpoint to resume was written with; give "
-                f"those again, or start a new run with another --output"
+                f"{name}: expected those that {source} was written with; give those again, or "
+                "start a new run with another --output"
             )
         raise InputError(
             f"{name}: expected {expected}, as {source} has, got {value}; put that back, in "

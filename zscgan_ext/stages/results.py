@@ -10,6 +10,7 @@ from zscgan_ext.config.values import parse_bits
 from zscgan_ext.environment import environment
 from zscgan_ext.measures import agreement, top1
 from zscgan_ext.quantization.layer_widths import average_width
+from zscgan_ext.run_folder.made_with import MADE_WITH, digest
 from zscgan_ext.stages.run import Run
 from zscgan_ext.stages.variants import FLOAT, VARIANTS
 
@@ -41,6 +42,7 @@ def metrics(run: Run) -> dict[str, Any]:
         "warnings": results.warnings,
         "seconds": {**results.seconds, "total": results.total_seconds()},
         "peak_memory_bytes": peak_memory(run.device),
+        MADE_WITH: digest(run.made_with()),
         **environment(),
     }
 

@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -16,12 +16,14 @@ from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import one_line
 from zscgan_ext.images.datasets import Images
+from zscgan_ext.images.digest import FileVersions
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.quantization.layer_widths import widths_described
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import LOG, RunFolder
+from zscgan_ext.run_folder.made_with import WIDTHS, MadeWith, digest_of_widths
 from zscgan_ext.run_folder.profiling import StepProfiler
 from zscgan_ext.run_folder.tensorboard_log import TensorboardLog
 from zscgan_ext.stages.variants import FLOAT, VARIANTS
@@ -153,6 +155,16 @@ class Run:
     calibration: Images | None = None
     profiler: StepProfiler | None = None
     tensorboard: TensorboardLog | None = None
+    facts: MadeWith = field(default_factory=dict)  # settings, and digests of weights and images
+    # All images that were given, with the versions of their files at the start.
+    versions: Sequence[tuple[Images, FileVersions]] = ()
+
+    def made_with(self) -> MadeWith:
+        """Return what the run is made with, widths that it has chosen among it."""
+        known = self.results.layer_bits
+        if not (known and self.config.quantization.chooses_layer_bits):
+            return self.facts
+        return {**self.facts, WIDTHS: digest_of_widths(widths_described(known))}
 
     def shared_rng(self, stream: int) -> torch.Generator:
         """Return a random number generator for a `RandomStream` or a number of one's own."""
@@ -199,6 +211,7 @@ class Run:
             config=self.config.changed(**changes),
             results=Results(self.folder, self.results.shape),
             checkpoints=unwritten_checkpoints(self.folder, self.config),
+            facts={},
         )
 
 

@@ -13,6 +13,7 @@ from zscgan_ext.quantization.dead_quantizers import dead_quantizers, dead_weight
 from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import INSTANT_STUDENT, STUDENT
+from zscgan_ext.run_folder.made_with import check_same_run, metadata_of, read_made_with
 from zscgan_ext.stages.calibration_data import mixed
 from zscgan_ext.stages.generator_stage import (
     generated_batches,
@@ -65,7 +66,7 @@ def run_instant_stages(run: Run, export: Callable[[QuantizedClassifier], None]) 
             else:
                 run.results.warn(dead_weights(student))
             for name in names:
-                run.folder.save_tensors(name, student.state_dict())
+                run.folder.save_tensors(name, student.state_dict(), metadata_of(run.made_with()))
             export(student)
     evaluate(run, FLOAT, run.classifier.model)
     warn_of_chance(run)
@@ -120,7 +121,7 @@ def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalG
             student = best_student(run, student, generator)
             images, _ = next(probe_batches(run, generator))
             run.results.warn(dead_quantizers(student, images))
-            run.folder.save_tensors(STUDENT, student.state_dict())
+            run.folder.save_tensors(STUDENT, student.state_dict(), metadata_of(run.made_with()))
             save_generator(run, generator)
             run.checkpoints.release(FINE_TUNED.student_name)
     run.folder.delete([INSTANT_STUDENT])
@@ -135,7 +136,9 @@ def best_student(
     held back from fine-tuning.
     """
     instant = run.new_student()
-    load_weights(instant, run.folder.path / INSTANT_STUDENT)
+    file = run.folder.path / INSTANT_STUDENT
+    check_same_run(file, read_made_with(file), run.made_with())
+    load_weights(instant, file)
     instant.quantize_activations()
     students = {INSTANT: instant, FINE_TUNED: student}
     with run.checkpoints.interruptible(), run.results.timed("evaluation"):

@@ -6,8 +6,10 @@ code may be anybody's, only to generate images.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,7 +41,8 @@ DESCRIPTION = record(
                 "std": list_of(number(0)),
             }
         ),
-    }
+    },
+    strict=False,
 )
 
 
@@ -53,13 +56,22 @@ class LearnedGenerator:
     class_names: tuple[str, ...]
 
 
-def generator_metadata(generator: ConditionalGenerator, classifier: Classifier) -> dict[str, str]:
-    """Return the metadata of a generator's file, which `load_generator` reads."""
+def generator_metadata(
+    generator: ConditionalGenerator, classifier: Classifier, more: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the metadata of a generator's file, which `load_generator` reads.
+
+    Args:
+        generator: of the file.
+        classifier: that it was learned from.
+        more: entries beside these, as JSON's types.
+    """
     description = {
         "classifier": classifier.name,
         "latent_dim": generator.latent_dim,
         "class_names": [name[:LONGEST_NAME] for name in classifier.class_names],
         "preprocessing": classifier.preprocessing.metadata(),
+        **more,
     }
     return {METADATA: json.dumps(description)}
 

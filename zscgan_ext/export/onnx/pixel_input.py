@@ -1,6 +1,7 @@
 """ONNX files that take pictures: uint8 pixels in, resized and normalized inside."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -64,9 +65,11 @@ def takes_pixels(
 
 
 def resized(graph: OnnxGraph, x: str, preprocessing: Preprocessing) -> str:
-    """Add nodes that resize pictures and crop their centre.
+    """Add nodes that resize pictures and crop their centre, as Pillow does it for `evaluate`.
 
-    Pictures of the classifier's size keep it, and their values with it.
+    Pictures of the classifier's size keep it, and their values with it. Pillow resizes rows, then
+    columns, each time a product with weights that depend on the sizes only, and rounds to whole
+    pixels both times. The operator Resize does neither in this order nor rounds in between.
     """
 
     def constant(name: str, *values: int) -> str:
@@ -75,12 +78,16 @@ def resized(graph: OnnxGraph, x: str, preprocessing: Preprocessing) -> str:
     def node(op: str, name: str, *inputs: str, **attributes: object) -> str:
         return graph.node(op, inputs, f"preprocessing/{name}", **attributes)
 
+    def whole(name: str, value: str) -> str:
+        half = node("Add", f"{name}_and_half", value, half_pixel)
+        return node("Floor", name, half)
+
     _, *size = preprocessing.shape
     height, width = map(size_before_cropping, size)
     own, least = constant("size", *size), constant("least", height, width)
     zero, two, four = (constant(f"at_{index}", index) for index in (0, 2, 4))
-    shape = node("Shape", "shape", x)
-    sides = node("Slice", "sides", shape, two, four)
+    half_pixel = graph.initializer("preprocessing/half", np.float32(0.5))
+    sides = node("Slice", "sides", node("Shape", "shape", x), two, four)
     differ = node("Cast", "differ", node("Sub", "by", sides, own), to=TensorProto.BOOL)
     either = node("ReduceMax", "either", node("Cast", "0_or_1", differ, to=TensorProto.INT64), zero)
     # One side has its least size, the other is rounded down, as torchvision does.
@@ -89,17 +96,65 @@ def resized(graph: OnnxGraph, x: str, preprocessing: Preprocessing) -> str:
     larger = node("Max", "larger", node("Div", "scaled", scaled, other), least)
     is_resized = node("Cast", "is_resized", either, to=TensorProto.BOOL)
     wanted = node("Where", "wanted", is_resized, larger, own)
-    sizes = node("Concat", "sizes", node("Slice", "others", shape, zero, two), wanted, axis=0)
-    x = node("Resize", "resized", x, "", "", sizes, mode="linear", antialias=1)
-    low, high = (graph.initializer(f"preprocessing/{n}", np.float32(n)) for n in (0, WHITE))
-    x = node("Clip", "pixels", node("Round", "rounded", x), low, high)
     # As torchvision crops: half of what is too much goes first, rounded to even numbers.
-    half = graph.initializer("preprocessing/half", np.float32(0.5))
     excess = node("Cast", "excess", node("Sub", "too_much", wanted, own), to=TensorProto.FLOAT)
-    before = node("Round", "before", node("Mul", "halved", excess, half))
+    before = node("Round", "before", node("Mul", "halved", excess, half_pixel))
     begin = node("Cast", "begin", before, to=TensorProto.INT64)
-    stop = node("Add", "stop", begin, own)
-    return node("Slice", "cropped", x, begin, stop, constant("sides_axes", 2, 3))
+    rows, columns = (weights_of_side(graph, i, size[i], (sides, wanted, begin)) for i in (0, 1))
+    x = whole("rows", node("MatMul", "by_columns", x, node("Transpose", "columns", columns)))
+    return whole("cropped", node("MatMul", "by_rows", rows, x))
+
+
+def weights_of_side(graph: OnnxGraph, side: int, size: int, numbers: tuple[str, str, str]) -> str:
+    """Add nodes that give the weights [size, pixels of the side] of each pixel that is kept.
+
+    A pixel's weight falls linearly with its distance from the centre of the resized one, and is 0
+    from as many pixels on as one of them is made of, or from one on.
+
+    Args:
+        graph: to add them to.
+        side: 0 for heights, 1 for widths.
+        size: pixels that are kept.
+        numbers: names of pixels before, pixels after, and the first of these that is kept, each of
+            both sides, int64 [2].
+    """
+    place_of = f"preprocessing/{('height', 'width')[side]}"
+
+    def node(op: str, name: str, *inputs: str, **attributes: object) -> str:
+        return graph.node(op, inputs, f"{place_of}/{name}", **attributes)
+
+    def constant(name: str, values: Any) -> str:
+        return graph.initializer(f"{place_of}/{name}", np.array(values, np.int64))
+
+    place, none, one, two = (constant(f"number_{i}", i) for i in (side, 0, 1, 2))
+    given, resized_to, begin = (
+        node("Gather", name, number, place)
+        for name, number in zip(("given", "resized", "begin"), numbers, strict=True)
+    )
+    # Centres are at odd multiples of a half, so that twice the distances are whole numbers.
+    kept = node("Add", "kept", constant("counted", np.arange(size)[:, None]), begin)
+    centre = node("Add", "centre", node("Mul", "twice", kept, two), one)
+    pixels = node("Range", "pixels", none, given, one)
+    own_centre = node("Add", "own_centre", node("Mul", "twice_own", pixels, two), one)
+    distance = node(
+        "Sub",
+        "distance",
+        node("Mul", "own_places", own_centre, resized_to),
+        node("Mul", "places", centre, given),
+    )
+    reach = node("Mul", "reach", node("Max", "larger", given, resized_to), two)
+    floats = (
+        node("Cast", f"{name}_as_float", value, to=TensorProto.FLOAT)
+        for name, value in (
+            ("distance", node("Abs", "absolute", distance)),
+            ("reach", reach),
+            ("one", one),
+        )
+    )
+    far, most, whole = floats
+    near = node("Relu", "near", node("Sub", "falling", whole, node("Div", "share", far, most)))
+    total = node("ReduceSum", "total", near, constant("axis", [1]))
+    return node("Div", "weights", near, total)
 
 
 def pixels_of(images: Tensor, preprocessing: Preprocessing, form: str) -> Tensor:
