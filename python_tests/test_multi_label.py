@@ -1,7 +1,9 @@
 """Classifiers of several labels: what is detected, learned, measured and written."""
 
+import copy
 import csv
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -83,6 +85,12 @@ def test_the_sigmoid_of_one_logit_is_the_probability_of_the_second_class(model):
     assert classifier.head is SINGLE_LABEL
     probability = classifier.model(IMAGES).softmax(1)[:, 1]
     torch.testing.assert_close(probability, model(IMAGES).reshape(-1))
+
+
+@pytest.mark.parametrize("head", [SINGLE_LABEL, MULTI_LABEL])
+def test_copies_have_the_very_same_head(head):
+    assert copy.deepcopy(head) is head
+    assert pickle.loads(pickle.dumps(head)) is head
 
 
 def test_one_logit_is_not_several_labels():

@@ -214,7 +214,10 @@ def checked_data(data: object, classifier: Classifier) -> Images:
         # One that is too large is named by who knows where the images come from.
         checked_labels("data: labels", labels.clamp(max=0), len(images), classifier.num_classes)
     else:
-        raise InputError(f"data: expected images with a label for each, got {len(images)} images")
+        found = f", labels {list(labels.shape)}" if isinstance(labels, Tensor) else ""
+        raise InputError(
+            f"data: expected images with a label for each, got {len(images)} images{found}"
+        )
     if isinstance(images, LabelledImages):
         needed = classifier.preprocessing.shape
         pixels = images.images

@@ -19,6 +19,10 @@ class Head(ABC):
 
     name: HeadName
 
+    def __reduce__(self) -> str:
+        """Let copies of what has a head have the very same one: its name in this module."""
+        return self.name.upper().replace("-", "_")
+
     @abstractmethod
     def label_loss(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
         """Return the negative log-likelihood of the labels of images, their mean or `sum`."""

@@ -259,7 +259,8 @@ class RunConfig(Configuration):
     """checkpoints that are kept, the newest ones"""
     evaluation_data: str | None = setting(None, "DATA")
     """labelled images that measure accuracy: fashion-mnist, a folder of idx files or an ImageFolder
-    tree (None: the bundled test images for a bundled classifier, otherwise no accuracy)"""
+    tree; where several labels apply, a folder with labels.csv (None: the bundled test images for a
+    bundled classifier, otherwise no accuracy)"""
     calibration_data: str | None = setting(None, "DATA")
     """images like those of the classifier's training, without labels, many or five: a folder with
     image files anywhere below, fashion-mnist or a folder of idx files (None: generated ones only);
