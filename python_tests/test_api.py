@@ -566,7 +566,7 @@ DATA = {
     ),
     "two columns": (
         LabelledImages(PIXELS, LABELS.view(2, 2)),
-        "data: expected images with a label for each, got 4 images",
+        "data: expected images with a label for each, got 2 images, labels .2, 2",
     ),
     "empty": (
         LabelledImages(PIXELS[:0], LABELS[:0]),

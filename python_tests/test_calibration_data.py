@@ -10,6 +10,7 @@ from networks import small_gray
 from PIL import Image
 from runs import TINY, results_of, write_fashion_mnist
 
+from zscgan_ext.classifiers.heads import SINGLE_LABEL
 from zscgan_ext.config.configs import RunConfig
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.datasets import LabelledImages
@@ -24,7 +25,7 @@ def run_of(label_weight=0.0):
     """What `mixed_batches` needs of a run."""
     return SimpleNamespace(
         device=torch.device("cpu"),
-        classifier=SimpleNamespace(model=small_gray(), preprocessing=GRAY),
+        classifier=SimpleNamespace(model=small_gray(), preprocessing=GRAY, head=SINGLE_LABEL),
         execution=SimpleNamespace(memory_format=torch.contiguous_format),
         config=SimpleNamespace(fine_tuning=SimpleNamespace(label_weight=label_weight)),
     )

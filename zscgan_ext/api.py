@@ -54,6 +54,7 @@ from zscgan_ext.errors import InputError
 from zscgan_ext.evaluate.evaluation import (
     Evaluation,
     EvaluationTarget,
+    MultiLabelEvaluation,
     check_batch_size,
     measure,
     open_data,
@@ -101,6 +102,7 @@ def load_classifier(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     output_index: int | None = None,
+    head: str = "auto",
 ) -> Classifier:
     """Load a trained classifier and try it on two blank images.
 
@@ -116,6 +118,8 @@ def load_classifier(
         std: like `mean`.
         output_index: which of the model's several outputs are the logits; None for the first that
             can be.
+        head: what the logits mean, `single-label` or `multi-label`; `auto` for multi-label where a
+            model of several outputs ends in a sigmoid.
 
     Raises:
         InputError: if an argument is out of range, the model cannot be built, the weights do not
@@ -126,12 +130,19 @@ def load_classifier(
     if isinstance(image_size, tuple | list) and len(image_size) == 2:
         image_size = "x".join(map(str, image_size))
     given = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std}
-    given["output_index"] = output_index
+    given |= {"output_index": output_index, "head": head}
     config = RunConfig().changed(**given)
     file = None if weights is None else checked_path("weights", weights)
     size = parse_image_size(config.image_size)
     return loading.load_classifier(
-        name, file, config.num_classes, size, config.mean, config.std, config.output_index
+        name,
+        file,
+        config.num_classes,
+        size,
+        config.mean,
+        config.std,
+        config.output_index,
+        head=config.head,
     )
 
 
@@ -181,7 +192,7 @@ def generate_images(
 
     Returns:
         An iterator over batches on the CPU: images [B, C, H, W], normalized float32 unless
-        `pixels`, and labels, int64 [B].
+        `pixels`, and labels, int64 [B]; where several may apply [B, num_classes] of 0 and 1.
 
     Raises:
         InputError: if an argument is out of range or of another type.
@@ -305,19 +316,21 @@ def evaluate(
     classifier: Classifier,
     data: str | Path | Images | None = None,
     batch_size: int = EVALUATION_BATCH,
-) -> Evaluation:
+) -> Evaluation | MultiLabelEvaluation:
     """Measure a quantized classifier on labelled images, beside the float one.
 
     Args:
         model: maps normalized images to logits: a student, what `load_quantized` gave, or the
             model of the classifier itself.
         classifier: the float classifier, on any device.
-        data: `fashion-mnist`, a folder of idx files or an ImageFolder tree, or opened images; None
-            for the test images that come with a bundled classifier.
+        data: `fashion-mnist`, a folder of idx files or an ImageFolder tree, for a classifier of
+            several labels a folder with `labels.csv`, or opened images; None for the test images
+            that come with a bundled classifier.
         batch_size: images in a batch.
 
     Returns:
-        Top-1, top-5, agreement, calibration error, latency, and results of each class.
+        Top-1, top-5, agreement, calibration error, latency, and results of each class; where
+        several labels apply mean average precision, agreement and results of each label.
 
     Raises:
         InputError: if there are no such images, they or the model do not fit, or the batch size
@@ -331,7 +344,7 @@ def evaluate(
     if data is not None and not isinstance(data, str):
         data = checked_data(data, classifier)
     float_model, preprocessing = classifier.model, classifier.preprocessing
-    facts = (classifier.name, preprocessing, classifier.class_names)
+    facts = (classifier.name, preprocessing, classifier.class_names, classifier.head)
     opened = open_data(data, *facts)
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     if device_of(float_model) != device:
@@ -447,7 +460,7 @@ def variant_of(images: ImageSource) -> Variant:
 
 
 def batches_of(run: Run, images: ImageSource, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images [N, C, H, W] and labels [N] on the run's device, forever.
+    """Yield images [N, C, H, W] and their labels on the run's device, forever.
 
     Args:
         run: that is given them.
@@ -476,7 +489,8 @@ def given_batches(run: Run, images: Iterable[Any]) -> Iterator[tuple[Tensor, Ten
             if labels is None and run.config.fine_tuning.label_weight > 0:
                 raise InputError("images: expected labels too, which label_weight needs")
             if labels is None:
-                labels = torch.zeros(len(pixels), dtype=torch.int64)
+                none = torch.zeros(len(pixels), dtype=torch.int64)
+                labels = run.classifier.head.only(none, run.classifier.num_classes)
             pixels = to_memory_format(pixels.to(run.device), run.execution.memory_format)
             yield pixels, labels.to(run.device)
         if count == 0 or isinstance(images, Iterator):

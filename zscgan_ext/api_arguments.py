@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zscgan_ext.classifiers.heads import MULTI_LABEL
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.config.configs import TARGETS, RunConfig
 from zscgan_ext.config.fields import check_type, hints_of
@@ -22,7 +23,9 @@ from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import EXPORTED
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 
-# A generator, or batches: images [N, C, H, W], or a tuple of them and their labels [N].
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# A generator, or batches: images [N, C, H, W], or a tuple of them and their labels [N], where
+# several may apply [N, num_classes].
 ImageSource = ConditionalGenerator | Iterable[Any]
 
 
@@ -86,6 +89,11 @@ def check_generator(generator: ConditionalGenerator, classifier: Classifier) -> 
     """Require that a generator makes images for a classifier."""
     made = generator.image_shape
     needed = classifier.preprocessing.shape
+    if generator.head is not classifier.head:
+        raise InputError(
+            f"images: the generator is {generator.head.name}, {classifier.name} is "
+            f"{classifier.head.name}; give the one that was learned from it"
+        )
     if made != needed or generator.num_classes != classifier.num_classes:
         raise InputError(
             f"images: the generator makes {list(made)} of {generator.num_classes} classes, "
@@ -107,7 +115,7 @@ def check_weights(generator: object) -> None:
 
 
 def checked_batch(batch: Any, classifier: Classifier) -> tuple[Tensor, Tensor | None]:
-    """Return the images of a batch, and its labels as int64 [N] if it has any.
+    """Return the images of a batch, and its labels as int64 if it has any.
 
     Raises:
         InputError: naming what the classifier cannot take.
@@ -121,7 +129,7 @@ def checked_batch(batch: Any, classifier: Classifier) -> tuple[Tensor, Tensor | 
     check_pixels(pixels, classifier)
     pixels = pixels.detach()  # no gradient of ours belongs into a graph of the user's
     if labels is not None:
-        labels = checked_labels("images: labels", labels, len(pixels), classifier.num_classes)
+        labels = labels_of_head("images: labels", labels, len(pixels), classifier)
     return pixels, labels
 
 
@@ -147,6 +155,23 @@ def is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
 
 
+def labels_of_head(name: str, labels: Any, count: int, classifier: Classifier) -> Tensor:
+    """Return labels as the head of a classifier takes them, as `checked_labels`."""
+    if classifier.head is not MULTI_LABEL:
+        return checked_labels(name, labels, count, classifier.num_classes)
+    shape = (count, classifier.num_classes)
+    expected = f"expected a tensor of 0 and 1, integers {list(shape)}"
+    if not isinstance(labels, Tensor):
+        raise InputError(f"{name}: {expected}, got {kind(labels)}")
+    if labels.dtype not in (*INTEGERS, torch.bool) or labels.shape != shape or labels.is_meta:
+        raise InputError(f"{name}: {expected}, got {labels.dtype} {list(labels.shape)}")
+    several: Tensor = labels.to(torch.int64)
+    if not bool(((several == 0) | (several == 1)).all()):
+        found = f"from {int(several.min())} to {int(several.max())}"
+        raise InputError(f"{name}: {expected}, got them {found}")
+    return several
+
+
 def checked_labels(name: str, labels: Any, count: int, num_classes: int) -> Tensor:
     """Return labels as int64 [N].
 
@@ -162,8 +187,7 @@ def checked_labels(name: str, labels: Any, count: int, num_classes: int) -> Tens
     expected = f"expected a tensor of integers [{count}] from 0 to {num_classes - 1}"
     if not isinstance(labels, Tensor):
         raise InputError(f"{name}: {expected}, got {kind(labels)}")
-    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    if labels.dtype not in integers or labels.shape != (count,) or labels.is_meta:
+    if labels.dtype not in INTEGERS or labels.shape != (count,) or labels.is_meta:
         raise InputError(f"{name}: {expected}, got {labels.dtype} {list(labels.shape)}")
     if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         found = f"from {int(labels.min())} to {int(labels.max())}"
@@ -184,11 +208,16 @@ def checked_data(data: object, classifier: Classifier) -> Images:
         )
     images: Images = data  # type: ignore[assignment]
     labels = images.labels
-    if isinstance(labels, Tensor) and labels.dim() == 1 and labels.numel() == len(images) > 0:
+    if classifier.head is MULTI_LABEL and len(images) > 0:
+        labels_of_head("data: labels", labels, len(images), classifier)
+    elif isinstance(labels, Tensor) and labels.dim() == 1 and labels.numel() == len(images) > 0:
         # One that is too large is named by who knows where the images come from.
         checked_labels("data: labels", labels.clamp(max=0), len(images), classifier.num_classes)
     else:
-        raise InputError(f"data: expected images with a label for each, got {len(images)} images")
+        found = f", labels {list(labels.shape)}" if isinstance(labels, Tensor) else ""
+        raise InputError(
+            f"data: expected images with a label for each, got {len(images)} images{found}"
+        )
     if isinstance(images, LabelledImages):
         needed = classifier.preprocessing.shape
         pixels = images.images

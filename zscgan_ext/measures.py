@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.images.preprocessing import Preprocessing
@@ -83,14 +84,44 @@ def top5(logits: Tensor, labels: Tensor) -> float:
     return percentage((largest == labels[:, None]).any(1))
 
 
-def agreement(logits: Tensor, float_logits: Tensor) -> float:
-    """Return the percentage of images that both models put in the same class."""
-    return percentage(logits.argmax(1) == float_logits.argmax(1))
+def agreement(logits: Tensor, float_logits: Tensor, head: Head = SINGLE_LABEL) -> float:
+    """Return the percentage of images that both models put in the same class.
+
+    Of several labels, it is the percentage of those of all images that both decide alike.
+    """
+    return percentage(head.chosen(logits) == head.chosen(float_logits))
 
 
 def percentage(matches: Tensor) -> float:
-    """Return how many of [N] booleans hold, in percent."""
+    """Return how many of some booleans hold, in percent."""
     return 100 * int(matches.sum()) / matches.numel()
+
+
+def average_precisions(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the average precision of each label, percent, float64 [num_classes].
+
+    It is the mean of the precision over the images with the label, each taken among those whose
+    logit is as large or larger (Zhu, 2004). NaN for a label that no image has.
+
+    Args:
+        logits: [N, num_classes].
+        labels: int64 [N, num_classes], 1 for each that applies.
+    """
+    found = []
+    for scores, truth in zip(logits.double().T, labels.double().T, strict=True):
+        order = scores.argsort(descending=True)
+        scores, truth = scores[order], truth[order]
+        # Images of equal logits have no order among them: each counts as the last of them.
+        last = torch.searchsorted(-scores, -scores, right=True) - 1
+        precision = truth.cumsum(0)[last] / (last + 1)
+        found.append((precision * truth).sum() / truth.sum())
+    return 100 * torch.stack(found)
+
+
+def mean_average_precision(logits: Tensor, labels: Tensor) -> float | None:
+    """Return the mean of `average_precisions` over the labels that an image has; None without."""
+    each = average_precisions(logits, labels)
+    return None if bool(each.isnan().all()) else float(each.nanmean())
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
@@ -119,6 +150,35 @@ class ClassResult:
     images: int
     recall: float  # percent of its images that are put into it
     precision: float | None  # percent of the images put into it that belong there; None for none
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What was measured of one of several labels."""
+
+    label: int
+    images: int  # to which it applies
+    average_precision: float  # percent
+    recall: float  # percent of its images that are given it
+    precision: float | None  # percent of the images given it to which it applies; None for none
+
+
+def per_label(logits: Tensor, labels: Tensor) -> list[LabelResult]:
+    """Return the results of each label that occurs in [N, num_classes], given as many logits."""
+    given = (logits > 0).long()
+    images, chosen, right = (each.sum(0).tolist() for each in (labels, given, labels * given))
+    precisions = average_precisions(logits, labels).tolist()
+    return [
+        LabelResult(
+            label,
+            images[label],
+            precisions[label],
+            100 * right[label] / images[label],
+            100 * right[label] / chosen[label] if chosen[label] else None,
+        )
+        for label in range(len(images))
+        if images[label]
+    ]
 
 
 def per_class(logits: Tensor, labels: Tensor) -> list[ClassResult]:

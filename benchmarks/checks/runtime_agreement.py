@@ -4,10 +4,11 @@
 
 CLASSIFIER: `resnet20`, `mobilenet_v2_small`; `trained:NAME` for a classifier of torchvision that is
 trained here for some steps on the idx folder, as 32x32 RGB images; `torchvision:NAME=WEIGHTS`.
-Each is quantized without images, and measured on images of a generator learned from it, and on test
-images of the folder. Where a runtime decides otherwise, the student's own margin between both
-classes is compared with the step of a logit, which is what one step of a feature makes, and the
-student with itself on images that are changed by a millionth: both tell ties from faults.
+Each is quantized without images, and measured on images of a generator learned from it, or of that
+of a run, and on test images of the folder, or on pictures. Where a runtime decides otherwise, the
+student's own margin between both classes is compared with the step of a logit, which is what one
+step of a feature makes, and the student with itself on images that are changed by a millionth: both
+tell ties from faults.
 """
 
 import argparse
@@ -35,10 +36,13 @@ from zscgan_ext.export.node_by_node import BATCHES_BY_NODE
 from zscgan_ext.export.onnx.runtime import OnnxClassifier
 from zscgan_ext.export.onnx.verification import compare_nodes, nudged
 from zscgan_ext.export.pt2e import decomposed
-from zscgan_ext.images.datasets import LabelledImages, read_idx_folder
+from zscgan_ext.images.datasets import LabelledImages, open_unlabelled, read_idx_folder
 from zscgan_ext.measures import percentage
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
+from zscgan_ext.run_folder.files import GENERATOR
+from zscgan_ext.synthesis.generator import ConditionalGenerator
+from zscgan_ext.synthesis.generator_file import load_generator
 
 GENERATED, BATCH, SIZE = 512, 32, 32
 Runtime = Callable[[Tensor], Tensor]
@@ -50,7 +54,9 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("classifiers", nargs="+", metavar="CLASSIFIER")
-    parser.add_argument("--data", type=Path, required=True, help="idx folder with both parts")
+    parser.add_argument("--data", type=Path, help="idx folder with both parts")
+    parser.add_argument("--generator", type=Path, metavar="RUN", help="folder of a run with one")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="test images instead")
     parser.add_argument("--synthesis-steps", type=int, default=60, metavar="N")
     parser.add_argument("--training-steps", type=int, default=150, metavar="N")
     parser.add_argument("--test-images", type=int, default=10_000, metavar="N")
@@ -64,12 +70,14 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in options.classifiers:
         classifier = classifier_named(name, options)
-        generator = zscgan_ext.train_generator(
-            classifier, synthesis_steps=options.synthesis_steps, batch_size=BATCH
-        )
+        generator = generator_of(classifier, options)
         generated = [images for images, _ in zscgan_ext.generate_images(generator, GENERATED)]
         images = {"generated": list(torch.cat(generated).split(BATCH))}
-        if "torchvision:" not in name:
+        if options.pictures is not None:
+            pictures = open_unlabelled(options.pictures, classifier.preprocessing)
+            some = pictures.subset(spread(len(pictures), options.test_images))
+            images["test"] = [b for b, _ in some.batches(BATCH, classifier.preprocessing)]
+        elif options.data is not None:
             test = read_idx_folder(options.data, "test")
             test = test.subset(torch.arange(min(options.test_images, len(test))))
             images["test"] = list(batches_of(test, classifier))
@@ -82,6 +90,20 @@ def main() -> None:
                 "results": rows,
             }
             options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def generator_of(classifier: Classifier, options: argparse.Namespace) -> ConditionalGenerator:
+    """Return the generator of a run, or one that is learned here."""
+    if options.generator is not None:
+        return load_generator(options.generator / GENERATOR).generator
+    return zscgan_ext.train_generator(
+        classifier, synthesis_steps=options.synthesis_steps, batch_size=BATCH
+    )
+
+
+def spread(count: int, most: int) -> Tensor:
+    """Return at most so many positions, from all over them."""
+    return torch.linspace(0, count - 1, min(count, most)).long()
 
 
 # ---- classifiers ---------------------------------------------------------------------------------

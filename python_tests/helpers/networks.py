@@ -176,6 +176,11 @@ def several_outputs() -> nn.Module:
         return as_trained(SeveralOutputs())
 
 
+def labels_gray() -> nn.Module:
+    """A frozen classifier of grayscale images with four labels, each of which applies or not."""
+    return nn.Sequential(*small_gray(4), nn.Sigmoid())
+
+
 def one_logit_gray() -> nn.Module:
     """A frozen classifier of grayscale images with one logit, [N]."""
     return nn.Sequential(*small_gray(1), nn.Flatten(0))

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from zscgan_ext.classifiers.batch_norm import check_batch_norm
+from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
 from zscgan_ext.classifiers.outputs import with_logits
 from zscgan_ext.classifiers.pt2.source import SUFFIX, ProgramSource
 from zscgan_ext.classifiers.sources.libraries import (
@@ -20,7 +21,7 @@ from zscgan_ext.classifiers.sources.libraries import (
 )
 from zscgan_ext.classifiers.sources.local import BundledSource, FunctionSource, ModelSource
 from zscgan_ext.classifiers.sources.source import ClassifierSource, usual_preprocessing
-from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.classifiers.traced_logits import AUTO, traced_logits
 from zscgan_ext.classifiers.trust import check_image_size, is_of_a_library
 from zscgan_ext.classifiers.weights import check_finite, load_weights
 from zscgan_ext.config.configs import RunConfig
@@ -41,6 +42,7 @@ class Classifier:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     output_index: int | None = None  # of the logits, where the user said so
+    head: Head = SINGLE_LABEL  # what the logits mean
 
 
 def load_classifier(
@@ -52,6 +54,7 @@ def load_classifier(
     std: tuple[float, ...] | None = None,
     output_index: int | None = None,
     size_from: Path | None = None,
+    head: str = AUTO,
 ) -> Classifier:
     """Load a trained classifier and try it on two blank images.
 
@@ -70,6 +73,7 @@ def load_classifier(
         output_index: of the logits among the model's outputs; None for the first that fits.
         size_from: the file that gives the image size, if that is not to be trusted: images that
             fill the memory are refused.
+        head: what the logits mean, as `traced_logits` takes it.
 
     Raises:
         InputError: if the model cannot be built, the weights do not fit, there is no batch norm,
@@ -92,10 +96,10 @@ def load_classifier(
     preprocessing, count, model = fitting(name, model, guess, image_size, mean, std, output_index)
     if num_classes not in (None, count):
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
-    graph = trace(model, preprocessing.shape)
-    check_batch_norm(origin, graph)
+    traced = traced_logits(name, model, preprocessing.shape, head)
+    check_batch_norm(origin, traced.graph)
     names = class_names(source, weights, count)
-    return Classifier(name, graph, count, preprocessing, names, output_index)
+    return Classifier(name, traced.graph, count, preprocessing, names, output_index, traced.head)
 
 
 def classifier_of(config: RunConfig, size_from: Path | None = None) -> Classifier:
@@ -117,6 +121,7 @@ def classifier_of(config: RunConfig, size_from: Path | None = None) -> Classifie
         config.std,
         config.output_index,
         size_from,
+        config.head,
     )
 
 

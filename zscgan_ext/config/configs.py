@@ -225,6 +225,10 @@ class RunConfig(Configuration):
     output_index: int | None = setting(None, "N", at_least=0, at_most=SIZES)
     """which of a classifier's several outputs are the logits, counted from 0 (None: the first that
     can be)"""
+    head: Literal["auto", "single-label", "multi-label"] = setting("auto")
+    """what the logits mean; single-label: one class applies to each image; multi-label: each label
+    applies or not, by a sigmoid of its own; auto: multi-label for a classifier of several outputs
+    that ends in a sigmoid, otherwise single-label"""
 
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     preset: Literal["instant", "quick", "default", "thorough"] = setting("default")
@@ -255,7 +259,8 @@ class RunConfig(Configuration):
     """checkpoints that are kept, the newest ones"""
     evaluation_data: str | None = setting(None, "DATA")
     """labelled images that measure accuracy: fashion-mnist, a folder of idx files or an ImageFolder
-    tree (None: the bundled test images for a bundled classifier, otherwise no accuracy)"""
+    tree; where several labels apply, a folder with labels.csv (None: the bundled test images for a
+    bundled classifier, otherwise no accuracy)"""
     calibration_data: str | None = setting(None, "DATA")
     """images like those of the classifier's training, without labels, many or five: a folder with
     image files anywhere below, fashion-mnist or a folder of idx files (None: generated ones only);

@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="DATA",
         help="fashion-mnist, a folder of idx files or an ImageFolder tree (default: the bundled "
         "test images for a bundled classifier); of a folder with image files and no folders "
-        "agreement, confidence and different answers are measured, which need no labels",
+        "agreement, confidence and different answers are measured, which need no labels; for a "
+        "classifier of several labels a folder with labels.csv",
     )
     parser.add_argument(
         "--unlabelled",

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from zscgan_ext.classifiers.heads import MULTI_LABEL, Head
 from zscgan_ext.environment import fewer_bits_warnings
 from zscgan_ext.errors import one_line
 from zscgan_ext.evaluate.comparison import compare
 from zscgan_ext.evaluate.evaluation import (
+    Evaluation,
     as_json,
     check_batch_size,
     measure,
@@ -19,6 +21,7 @@ from zscgan_ext.images.datasets import (
     open_unlabelled,
 )
 from zscgan_ext.images.image_files import holds_only_images
+from zscgan_ext.images.label_table import TABLE
 from zscgan_ext.run_folder.own_files import check_place
 from zscgan_ext.run_folder.whole_file import write_whole
 
@@ -52,7 +55,7 @@ def evaluate(
     target = open_target(path, classifier)
     if batch_size is None:
         batch_size = usual_batch_size(target.preprocessing)
-    if data_name is not None and (is_unlabelled or holds_only_images(Path(data_name))):
+    if data_name is not None and (is_unlabelled or has_no_labels(Path(data_name), target.head)):
         check_batch_size(batch_size)
         images = open_unlabelled(Path(data_name), target.preprocessing)
         comparison = compare(target, images, batch_size)
@@ -60,14 +63,22 @@ def evaluate(
             write_whole(json, comparison.as_json())
         print(comparison)
         return
-    data = open_data(data_name, target.classifier, target.preprocessing, target.class_names)
+    of_target = target.classifier, target.preprocessing, target.class_names, target.head
+    data = open_data(data_name, *of_target)
     evaluation = measure(target, data, batch_size)
-    classes, percent = len(target.class_names), evaluation.float_top1
+    classes = len(target.class_names)
     lines = few_labels_warnings(data_name, data, classes)
-    if percent is not None:
+    if isinstance(evaluation, Evaluation) and evaluation.float_top1 is not None:
+        percent = evaluation.float_top1
         lines += near_chance_warnings(data_name, evaluation.images, percent, classes)
     if json is not None:  # first, since printing can fail
         write_whole(json, as_json(evaluation))
     for line in lines:
         print(f"warning: {one_line(line)}")
     print(evaluation)
+
+
+def has_no_labels(folder: Path, head: Head) -> bool:
+    """Return True for a folder of image files that tells no labels of such a classifier."""
+    has_table = head is MULTI_LABEL and (folder / TABLE).exists()
+    return not has_table and holds_only_images(folder)

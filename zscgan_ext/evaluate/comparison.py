@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zscgan_ext.classifiers.heads import Head
 from zscgan_ext.errors import one_line
 from zscgan_ext.evaluate.evaluation import (
     CPU,
@@ -23,10 +24,10 @@ MOST_LISTED = 20  # differences that are printed; all are in the JSON
 
 @dataclass(frozen=True)
 class Difference:
-    """An image that the two classifiers put in different classes."""
+    """An image that the two classifiers put in different classes, or give different labels."""
 
     file: str
-    float_class: str
+    float_class: str  # of several labels, all that are given
     float_confidence: float  # percent
     quantized_class: str
     quantized_confidence: float  # percent
@@ -37,11 +38,11 @@ class Comparison:
     """What was measured without labels; percentages are of all images."""
 
     images: int
-    agreement: float | None  # in the same class; None where the float classifier is not at hand
-    confidence: float  # mean largest softmax probability, percent
+    agreement: float | None  # as `measures.agreement`; None where float is not at hand
+    confidence: float  # mean probability of what is chosen, percent
     float_confidence: float | None
     latency_ms: dict[int, float]  # as of `Evaluation`
-    chosen: dict[str, int]  # images that the quantized classifier puts in a class, by its name
+    chosen: dict[str, int]  # images that the quantized classifier gives a class, by its name
     differences: list[Difference]  # those that the float classifier is surest of first
 
     def __str__(self) -> str:
@@ -55,7 +56,7 @@ class Comparison:
             lines.append(f"{name:34} {self.float_confidence:10.2f}")
         lines += latency_lines(self.latency_ms)
         if self.differences:
-            lines += ["", "different classes, the surest of float first:"]
+            lines += ["", "different answers, the surest of float first:"]
             lines += [
                 one_line(
                     f"{each.file}: float {each.float_class} ({each.float_confidence:.1f} %), "
@@ -87,48 +88,49 @@ def compare(target: EvaluationTarget, data: ImageTree, batch_size: int) -> Compa
     found, first = predict_together(target.models, data, preprocessing, batch_size, CPU)
     logits, float_logits = found[0], found[1] if len(found) > 1 else None
     check_logits(logits, target)
-    confidence, _ = confidences(logits)
-    counts = logits.argmax(1).bincount(minlength=len(target.class_names)).tolist()
+    head = target.head
+    counts = head.rows(head.chosen(logits), len(target.class_names)).sum(0).tolist()
     chosen: dict[str, int] = {}
     for name, count in zip(target.class_names, counts, strict=True):
         if count:
             chosen[name] = chosen.get(name, 0) + count
     return Comparison(
         images=len(data),
-        agreement=None if float_logits is None else agreement(logits, float_logits),
-        confidence=float(confidence.mean()),
+        agreement=None if float_logits is None else agreement(logits, float_logits, head),
+        confidence=float(confidences(logits, head).mean()),
         float_confidence=None
         if float_logits is None
-        else float(confidences(float_logits)[0].mean()),
+        else float(confidences(float_logits, head).mean()),
         latency_ms=latency_by_batch(target, first),
         chosen=chosen,
         differences=[]
         if float_logits is None
-        else differences(logits, float_logits, data.files, target.class_names),
+        else differences(logits, float_logits, data.files, target),
     )
 
 
-def confidences(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest softmax probability, percent [N], and its class [N]."""
-    confidence, chosen = logits.double().softmax(1).max(1)
-    return 100 * confidence, chosen
+def confidences(logits: Tensor, head: Head) -> Tensor:
+    """Return how likely what is chosen is, percent [N]."""
+    return 100 * head.confidence(logits.double())
 
 
 def differences(
-    logits: Tensor, float_logits: Tensor, files: tuple[Path, ...], class_names: tuple[str, ...]
+    logits: Tensor, float_logits: Tensor, files: tuple[Path, ...], target: EvaluationTarget
 ) -> list[Difference]:
-    """List the images of different classes, those that the float classifier is surest of first."""
-    confidence, chosen = confidences(logits)
-    float_confidence, float_chosen = confidences(float_logits)
-    index = torch.nonzero(logits.argmax(1) != float_logits.argmax(1)).flatten()
+    """List the images of different answers, those that the float classifier is surest of first."""
+    head, names = target.head, target.class_names
+    confidence, float_confidence = (confidences(each, head) for each in (logits, float_logits))
+    differ = head.chosen(logits) != head.chosen(float_logits)
+    index = torch.nonzero(differ.view(len(differ), -1).any(1)).flatten()
     index = index[float_confidence[index].argsort(descending=True, stable=True)]
+    chosen, float_chosen = (head.described(each[index], names) for each in (logits, float_logits))
     return [
         Difference(
             str(files[i]),
-            class_names[int(float_chosen[i])],
+            float_chosen[place],
             float(float_confidence[i]),
-            class_names[int(chosen[i])],
+            chosen[place],
             float(confidence[i]),
         )
-        for i in index.tolist()
+        for place, i in enumerate(index.tolist())
     ]

@@ -3,28 +3,34 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from zscgan_ext.classifiers.heads import HEADS, MULTI_LABEL, SINGLE_LABEL, Head
+from zscgan_ext.classifiers.labelled_images import open_labelled_for
 from zscgan_ext.classifiers.loading import classifier_of
 from zscgan_ext.config.command_line import CONFIG
 from zscgan_ext.config.values import EVALUATION_BATCH
 from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.export.onnx.runtime import OnnxClassifier, require_onnx
 from zscgan_ext.export.quantized_file import LONGEST_NAME, MOST_CLASSES, load_quantized
-from zscgan_ext.images.datasets import Images, check_labels, open_labelled
+from zscgan_ext.images.datasets import Images, check_labels
 from zscgan_ext.images.limits import size_check
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
 from zscgan_ext.json_values import Check, list_of, number, parse_json, text
 from zscgan_ext.measures import (
     ClassResult,
+    LabelResult,
     agreement,
     expected_calibration_error,
     latencies,
+    mean_average_precision,
     per_class,
+    per_label,
+    percentage,
     predict_together,
     top1,
     top5,
@@ -55,6 +61,7 @@ class EvaluationTarget:
     classifier: str
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    head: Head = SINGLE_LABEL
 
     @property
     def models(self) -> list[Callable[[Tensor], Tensor]]:
@@ -81,23 +88,24 @@ def open_target(path: Path, classifier: str | None) -> EvaluationTarget:
             float_one.name,
             float_one.preprocessing,
             float_one.class_names,
+            float_one.head,
         )
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file or folder, expected a run or an exported file")
     if path.suffix == ".onnx":
         require_onnx()
         model = OnnxClassifier(path)
-        name, preprocessing, class_names = described(path, model.metadata())
-        float_model = float_model_of(path, name, classifier, preprocessing)
-        answers: Callable[[Tensor], Tensor] = model
+        target = described(path, model)
+        float_model = float_model_of(path, target.classifier, classifier, target.preprocessing)
         if model.takes_pixels:
-            answers = of_normalized_images(model, preprocessing)
-        return EvaluationTarget(answers, float_model, name, preprocessing, class_names)
+            target = replace(target, model=of_normalized_images(model, target.preprocessing))
+        return replace(target, float_model=float_model)
     if path.suffix == ".safetensors":
         loaded = load_quantized(path, classifier)
         name = loaded.classifier
         float_model = float_model_of(path, name, classifier, loaded.preprocessing)
-        return EvaluationTarget(loaded, float_model, name, loaded.preprocessing, loaded.class_names)
+        facts = loaded.preprocessing, loaded.class_names, loaded.head
+        return EvaluationTarget(loaded, float_model, name, *facts)
     raise InputError(f"{path}: accepted are the folder of a run, .onnx and .safetensors files")
 
 
@@ -111,12 +119,15 @@ def of_normalized_images(
     return lambda images: model(pixels_of(images, preprocessing, form))
 
 
-def described(file: Path, metadata: dict[str, str]) -> tuple[str, Preprocessing, tuple[str, ...]]:
-    """Return what an ONNX file's metadata say: classifier, preprocessing, class names."""
+def described(file: Path, model: OnnxClassifier) -> EvaluationTarget:
+    """Return an ONNX file as its metadata describe it, without the float classifier."""
+    metadata = model.metadata()
     try:
         values = {key: parse_json(metadata[key], check) for key, check in METADATA.items()}
         preprocessing = preprocessing_from(values | {"channels": len(values["mean"])})
-        return metadata["classifier"], preprocessing, tuple(values["class_names"])
+        head = HEADS[metadata.get("head", SINGLE_LABEL.name)]
+        names = tuple(values["class_names"])
+        return EvaluationTarget(model, None, metadata["classifier"], preprocessing, names, head)
     except Exception:  # what is missing, too large, or something else
         raise InputError(
             f"{file}: its metadata lack what export writes (classifier, image_size, mean, std, "
@@ -188,6 +199,33 @@ class Evaluation:
         return "\n".join([*lines, "", table])
 
 
+@dataclass(frozen=True)
+class MultiLabelEvaluation:
+    """What was measured where several labels may apply to an image, in percent."""
+
+    images: int
+    mean_average_precision: float | None  # over labels that occur; None if none does
+    label_accuracy: float  # labels of all images that are decided right
+    float_mean_average_precision: float | None  # None also where the classifier is not at hand
+    agreement: float | None  # labels of all images that both classifiers decide alike
+    latency_ms: dict[int, float]  # as of `Evaluation`
+    classes: list[LabelResult]  # of the labels that occur
+    class_names: tuple[str, ...]  # of all labels
+
+    def __str__(self) -> str:
+        """Lay out everything as lines."""
+        values = {
+            "mean average precision %": self.mean_average_precision,
+            "labels decided right %": self.label_accuracy,
+            "mean average precision % of float": self.float_mean_average_precision,
+            "agreement with float %": self.agreement,
+        }
+        lines = [f"{'images':34} {self.images:10,}"]
+        lines += [f"{name:34} {value:10.2f}" for name, value in values.items() if value is not None]
+        lines += latency_lines(self.latency_ms)
+        return "\n".join([*lines, "", label_table(self.classes, self.class_names)])
+
+
 def latency_lines(latency_ms: dict[int, float]) -> list[str]:
     """Lay out latencies, milliseconds by the images in a call."""
     names = {size: "one image" if size == 1 else f"{size} images" for size in latency_ms}
@@ -208,7 +246,20 @@ def class_table(rows: Sequence[ClassResult], class_names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def as_json(evaluation: Evaluation) -> bytes:
+def label_table(rows: Sequence[LabelResult], class_names: Sequence[str]) -> str:
+    """Lay out, for each label that occurs: images, average precision, recall and precision."""
+    names = [one_line(class_names[row.label]) for row in rows]
+    width = max(map(len, [*names, "label"]))
+    heading = f"{'average precision %':>20} {'recall %':>9} {'precision %':>12}"
+    lines = [f"{'label':{width}} {'images':>8} {heading}"]
+    for name, row in zip(names, rows, strict=True):
+        precision = "-" if row.precision is None else f"{row.precision:.2f}"
+        values = f"{row.average_precision:20.2f} {row.recall:9.2f} {precision:>12}"
+        lines.append(f"{name:{width}} {row.images:8,} {values}")
+    return "\n".join(lines)
+
+
+def as_json(evaluation: Evaluation | MultiLabelEvaluation) -> bytes:
     """Write what was measured as JSON."""
     entries = asdict(evaluation)
     names = entries.pop("class_names")
@@ -222,6 +273,7 @@ def open_data(
     classifier: str,
     preprocessing: Preprocessing,
     class_names: Sequence[str],
+    head: Head = SINGLE_LABEL,
 ) -> Images:
     """Open labelled images that fit a classifier.
 
@@ -230,6 +282,7 @@ def open_data(
         classifier: its name.
         preprocessing: of the classifier.
         class_names: of the classifier.
+        head: of the classifier.
 
     Raises:
         InputError: if there are no such images, or they do not fit.
@@ -238,8 +291,10 @@ def open_data(
         check_labels(data, len(class_names))
         return data
     if data is not None:
-        return open_labelled(data, "test", preprocessing, len(class_names))
-    bundled = open_bundled(classifier, preprocessing, len(class_names))
+        return open_labelled_for(head, data, "test", preprocessing, class_names)
+    bundled = None
+    if head is not MULTI_LABEL:
+        bundled = open_bundled(classifier, preprocessing, len(class_names))
     if bundled is None:
         raise InputError("data: give labelled images, only bundled classifiers have their own")
     return bundled
@@ -250,7 +305,7 @@ def measure(
     data: Images,
     batch_size: int = EVALUATION_BATCH,
     device: torch.device = CPU,
-) -> Evaluation:
+) -> Evaluation | MultiLabelEvaluation:
     """Measure a classifier on labelled images.
 
     Args:
@@ -267,6 +322,9 @@ def measure(
     found, first = predict_together(target.models, data, preprocessing, batch_size, device)
     logits, float_logits = found[0], found[1] if len(found) > 1 else None
     check_logits(logits, target)
+    latency_ms = latency_by_batch(target, first)
+    if target.head is MULTI_LABEL:
+        return multi_label_evaluation(target, logits, float_logits, labels, latency_ms)
     return Evaluation(
         images=len(data),
         top1=top1(logits, labels),
@@ -274,8 +332,29 @@ def measure(
         calibration_error=expected_calibration_error(logits, labels),
         float_top1=None if float_logits is None else top1(float_logits, labels),
         agreement=None if float_logits is None else agreement(logits, float_logits),
-        latency_ms=latency_by_batch(target, first),
+        latency_ms=latency_ms,
         classes=per_class(logits, labels),
+        class_names=target.class_names,
+    )
+
+
+def multi_label_evaluation(
+    target: EvaluationTarget,
+    logits: Tensor,
+    float_logits: Tensor | None,
+    labels: Tensor,
+    latency_ms: dict[int, float],
+) -> MultiLabelEvaluation:
+    """Return what logits [N, num_classes] tell of images whose labels have the same shape."""
+    of_float = None if float_logits is None else mean_average_precision(float_logits, labels)
+    return MultiLabelEvaluation(
+        images=len(labels),
+        mean_average_precision=mean_average_precision(logits, labels),
+        label_accuracy=percentage(target.head.chosen(logits) == labels),
+        float_mean_average_precision=of_float,
+        agreement=None if float_logits is None else agreement(logits, float_logits, target.head),
+        latency_ms=latency_ms,
+        classes=per_label(logits, labels),
         class_names=target.class_names,
     )
 

@@ -274,7 +274,7 @@ def onnx_file(
     from zscgan_ext.export.onnx.verification import verify
 
     model, quantized = model_for(form.target or target_of(student), student, classifier)
-    verification = verify(student, model, quantized, images)
+    verification = verify(student, model, quantized, images, classifier.head)
     float_graph = folded(classifier.model, classifier.preprocessing.shape).cpu()
     float_data = float_model(float_graph, classifier).SerializeToString()
     data: bytes = model.SerializeToString()

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from zscgan_ext.classifiers.exported_program import export_program, quiet_export
 from zscgan_ext.classifiers.graph import calls, module_of, only_user
+from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.export.integers import integer_weight
@@ -137,6 +138,7 @@ def description(classifier: Classifier) -> dict[str, Any]:
     return {
         "classifier": classifier.name,
         "class_names": list(classifier.class_names),
+        "head": classifier.head.name,
         **classifier.preprocessing.metadata(),
     }
 
@@ -184,11 +186,14 @@ def pt2e_file(
     except Exception as error:  # torch.export raises nearly anything
         reason = first_line(error)
         raise InputError(f"export: torch.export cannot write the student ({reason})") from error
-    return buffer.getvalue(), verify_program(student, loaded, batches)
+    return buffer.getvalue(), verify_program(student, loaded, batches, classifier.head)
 
 
 def verify_program(
-    student: QuantizedClassifier, program: nn.Module, batches: Sequence[Tensor]
+    student: QuantizedClassifier,
+    program: nn.Module,
+    batches: Sequence[Tensor],
+    head: Head = SINGLE_LABEL,
 ) -> dict[str, Any]:
     """Require that each node of a program computes what the student does.
 
@@ -215,7 +220,7 @@ def verify_program(
         )
     return {
         "images": len(found),
-        "agreement": agreement(found, expected),
+        "agreement": agreement(found, expected, head),
         "end_to_end_difference": float((found - expected).abs().max()),
         "ties": ties,
         "logit_difference": difference,

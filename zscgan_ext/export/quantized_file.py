@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext.classifiers.heads import HEADS, SINGLE_LABEL, Head
 from zscgan_ext.classifiers.loading import (
     Classifier,
     find_source,
@@ -24,7 +25,7 @@ from zscgan_ext.classifiers.loading import (
     require_plain_weights,
     unwrapped,
 )
-from zscgan_ext.classifiers.tracing import trace
+from zscgan_ext.classifiers.traced_logits import traced_logits
 from zscgan_ext.classifiers.trust import (
     check_image_size,
     check_model_size,
@@ -82,7 +83,7 @@ DESCRIPTION = record(
         ),
         "packed_shapes": mapping_of(list_of(integer(0))),
     },
-    {"output_index": nullable(integer(0, MOST_CLASSES))},
+    {"output_index": nullable(integer(0, MOST_CLASSES)), "head": one_of(*HEADS)},
     strict=False,
 )
 
@@ -98,6 +99,7 @@ class FileContent:
     scheme: Scheme
     tensors: Mapping[str, Tensor]
     output_index: int | None = None  # of the logits in what the classifier gives
+    head: Head = SINGLE_LABEL
 
 
 class LoadedClassifier(QuantizedClassifier):
@@ -113,6 +115,7 @@ class LoadedClassifier(QuantizedClassifier):
         self.num_classes = content.num_classes
         self.class_names = content.class_names
         self.preprocessing = content.preprocessing
+        self.head = content.head
 
     def quantized_weights(self) -> AbstractContextManager[None]:
         """Leave the weights as they are, since the file has quantized ones."""
@@ -173,6 +176,7 @@ def description(
         "scheme": scheme_metadata(student.scheme),
         "packed_shapes": shapes,
         "output_index": classifier.output_index,
+        "head": classifier.head.name,
     }
 
 
@@ -246,8 +250,8 @@ def load_quantized(file: str | Path, classifier: str | nn.Module | None = None) 
     if count != content.num_classes:
         classes = content.num_classes
         raise InputError(f"{file}: is of {classes} classes, but {source.name} gives {count} logits")
-    model = trace(model, content.preprocessing.shape)
-    student = convert(model, content.scheme, content.preprocessing.shape)
+    traced = traced_logits(source.name, model, content.preprocessing.shape, content.head.name)
+    student = convert(traced.graph, content.scheme, content.preprocessing.shape)
     fill(student, content, Path(file))
     student.quantize_activations()
     lay_out_weights(lay_out(student, torch.channels_last))
@@ -281,6 +285,7 @@ def read_file(file: Path) -> FileContent:
             scheme_from(metadata["scheme"]),
             tensors,
             metadata.get("output_index"),
+            HEADS[metadata.get("head", SINGLE_LABEL.name)],
         )
     except Exception as error:  # JSON may hold anything, nested without end
         raise InputError(f"{file}: its description is damaged ({first_line(error)})") from None

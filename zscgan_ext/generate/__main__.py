@@ -31,7 +31,8 @@ def make_parser() -> OneLineParser:
         choices=IMAGE_SET_FORMATS,
         default="npy",
         help="npy: images.npy and labels.npy; torch: images.pt; png: files with a table of labels; "
-        "imagefolder: files in a folder for each class (default: npy)",
+        "imagefolder: files in a folder for each class (default: npy); where several labels apply, "
+        "labels are 0 or 1 for each, and there is no imagefolder",
     )
     units = parser.add_mutually_exclusive_group()
     units.add_argument(

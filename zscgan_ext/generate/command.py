@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from zscgan_ext.classifiers.heads import MULTI_LABEL
 from zscgan_ext.errors import InputError, one_line
 from zscgan_ext.generate.image_set import ImageSet, check_format, is_generated_name, write_image_set
 from zscgan_ext.ops.implementation import require_implementation
@@ -52,7 +53,9 @@ def generate(
     classes, known = len(learned.generator.learned_classes()), len(learned.class_names)
     if classes < known:
         print(f"warning: the generator has learned {classes:,} of {known:,} classes")
-    print(one_line(f"{count:,} images of {min(count, classes):,} classes in {folder}"))
+    has_several = learned.generator.head is MULTI_LABEL
+    shown = f"{classes:,} labels" if has_several else f"{min(count, classes):,} classes"
+    print(one_line(f"{count:,} images of {shown} in {folder}"))
 
 
 @contextlib.contextmanager

@@ -6,18 +6,20 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from zscgan_ext.classifiers.heads import MULTI_LABEL
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.image_files import IMAGE_MODES
 from zscgan_ext.run_folder.own_files import OwnFiles
 from zscgan_ext.run_folder.whole_file import json_bytes
 from zscgan_ext.synthesis.generator_file import LearnedGenerator
-from zscgan_ext.synthesis.labelled_images import balanced_labels, generated_images, to_pixels
+from zscgan_ext.synthesis.labelled_images import generated_images, to_pixels, wanted_labels
 
 IMAGES, LABELS, TORCH_FILE, TABLE = "images.npy", "labels.npy", "images.pt", "labels.csv"
 FACTS = "metadata.json"
@@ -47,17 +49,18 @@ class ImageSet:
 
     @property
     def labels(self) -> Tensor:
-        """All labels, int64 [N]."""
-        return balanced_labels(self.learned.generator.learned_classes(), self.count)
+        """All labels, int64 [N], or [N, num_classes] where several may apply."""
+        rng = torch.Generator().manual_seed(self.seed)
+        return wanted_labels(self.learned.generator, self.count, rng)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images [B, C, H, W] in their units, and labels [B]."""
+        """Yield images [B, C, H, W] in their units, and their labels."""
         generator = self.learned.generator
         for images, labels in generated_images(generator, self.count, self.seed):
             yield (to_pixels(generator, images) if self.are_pixels else images), labels
 
-    def files(self) -> Iterator[tuple[int, Tensor, int]]:
-        """Yield the number, the pixels [C, H, W] and the label of each image."""
+    def files(self) -> Iterator[tuple[int, Tensor, Any]]:
+        """Yield the number, the pixels [C, H, W] and the label, or all labels, of each image."""
         number = 0
         for images, labels in self.batches():
             for image, label in zip(images, labels.tolist(), strict=True):
@@ -69,6 +72,7 @@ class ImageSet:
         return {
             "classifier": self.learned.classifier,
             "class_names": list(self.learned.class_names),
+            "head": self.learned.generator.head.name,
             "count": self.count,
             "seed": self.seed,
             "are_pixels": self.are_pixels,
@@ -104,14 +108,19 @@ def write_torch(images: ImageSet, own: OwnFiles) -> None:
 
 
 def write_png(images: ImageSet, own: OwnFiles) -> None:
-    """Write `images/generated-000000.png` and so on, and `labels.csv`."""
+    """Write `images/generated-000000.png` and so on, and `labels.csv`.
+
+    Where several labels may apply, the table is one that `--evaluation-data` reads.
+    """
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["file", "label", "class"])
+    names = images.learned.class_names
+    has_several = images.learned.generator.head is MULTI_LABEL
+    rows.writerow(["file", *names] if has_several else ["file", "label", "class"])
     for number, image, label in images.files():
         name = f"images/generated-{number:06d}.png"
         own.write(name, png(image))
-        rows.writerow([name, label, images.learned.class_names[label]])
+        rows.writerow([name, *label] if has_several else [name, label, names[label]])
     own.write(TABLE, table.getvalue().encode(errors="backslashreplace"))  # lone surrogates
 
 
@@ -161,6 +170,11 @@ def check_format(learned: LearnedGenerator, format_name: str) -> None:
     Raises:
         InputError: if it cannot.
     """
+    if format_name == "imagefolder" and learned.generator.head is MULTI_LABEL:
+        raise InputError(
+            "format: expected npy, torch or png for images of several labels, got imagefolder, "
+            "whose folders hold one each"
+        )
     channels = learned.preprocessing.channels
     if format_name in ("png", "imagefolder") and channels not in IMAGE_MODES:
         raise InputError(

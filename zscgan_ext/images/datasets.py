@@ -54,7 +54,7 @@ class Images(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """All labels, int64 [N]."""
+        """All labels, int64 [N]; [N, num_classes] of 0 and 1 where several may apply."""
 
     def __len__(self) -> int: ...
 
@@ -75,14 +75,14 @@ class Images(Protocol):
 class IndexedImages(ABC):
     """Labelled images that are read by their positions."""
 
-    labels: Tensor  # int64 [N]
+    labels: Tensor  # int64 [N], or [N, num_classes]
 
     @abstractmethod
     def read(self, index: Tensor, preprocessing: Preprocessing) -> Tensor:
         """Read the images at these positions [B], normalized [B, C, H, W] float32."""
 
     def __len__(self) -> int:
-        return self.labels.numel()
+        return len(self.labels)
 
     def batches(
         self, batch_size: int, preprocessing: Preprocessing
@@ -248,7 +248,7 @@ def open_labelled(
 
 def few_labels_warnings(name: str | None, data: Images | None, num_classes: int) -> list[str]:
     """Return a line where labels end before the classes do: then they may count other classes."""
-    if data is None:
+    if data is None or data.labels.dim() > 1:
         return []
     largest = int(data.labels.max())
     if largest == num_classes - 1:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from zscgan_ext import distributed
 from zscgan_ext.classifiers.graph import device_of, module_of
+from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
 from zscgan_ext.quantization.activation_ranges import (
     SQUARED,
     choose_range,
@@ -81,6 +82,7 @@ def choose_initial_ranges(
     count: int,
     temperature: float,
     input_range: tuple[float, float] | None = None,
+    head: Head = SINGLE_LABEL,
 ) -> dict[str, float]:
     """Calibrate a student in each of the ways of `calibrate`, and keep the ranges `least` names.
 
@@ -94,6 +96,7 @@ def choose_initial_ranges(
         count: batches to observe.
         temperature: of the divergence, as in the loss of fine-tuning.
         input_range: as for `calibrate`.
+        head: what the logits mean.
 
     Returns:
         The divergence of each way.
@@ -105,7 +108,7 @@ def choose_initial_ranges(
     for ranges in RANGES:
         student.load_state_dict(observed)
         finalize_ranges(student, images, ranges, classifier, input_range)
-        divergence = logit_divergence(student(images), logits, temperature)
+        divergence = logit_divergence(student(images), logits, temperature, head)
         divergences[ranges] = float(distributed.all_reduce_mean(divergence))
         states[ranges] = copy.deepcopy(student.state_dict())
     student.load_state_dict(states[least(divergences)])

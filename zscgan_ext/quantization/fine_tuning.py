@@ -9,9 +9,9 @@ quantizer, in the way of FitNets (Romero et al., 2015).
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
 from zscgan_ext.config.configs import FineTuningConfig
 from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.quantization.conversion import folded
@@ -21,25 +21,26 @@ from zscgan_ext.training.execution import Execution
 from zscgan_ext.training.trainer import Trainer
 
 
-def logit_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def logit_divergence(
+    logits: Tensor, teacher_logits: Tensor, temperature: float, head: Head = SINGLE_LABEL
+) -> Tensor:
     """Return `T^2 * KL(teacher / T || student / T)` of logits [N, num_classes], a scalar."""
-    divergence = F.kl_div(
-        F.log_softmax(logits.float() / temperature, dim=1),
-        F.log_softmax(teacher_logits.float() / temperature, dim=1),
-        log_target=True,
-        reduction="batchmean",
-    )
+    divergence = head.divergence(logits.float() / temperature, teacher_logits.float() / temperature)
     return temperature**2 * divergence
 
 
 def student_loss(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, config: FineTuningConfig
+    logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    config: FineTuningConfig,
+    head: Head = SINGLE_LABEL,
 ) -> Tensor:
     """Distillation and cross entropy of logits [N, num_classes] as one scalar."""
-    divergence = logit_divergence(logits, teacher_logits, config.temperature)
+    divergence = logit_divergence(logits, teacher_logits, config.temperature, head)
     loss = config.distillation_weight * divergence
     if config.label_weight:
-        loss = loss + config.label_weight * F.cross_entropy(logits.float(), labels)
+        loss = loss + config.label_weight * head.label_loss(logits, labels)
     return loss
 
 
@@ -61,9 +62,11 @@ class StudentTrainer(Trainer):
         batches: images [B, C, H, W] and labels [B], one for each step.
         config: steps, learning rate, weights of the loss.
         execution: how steps are executed, on the same device.
+        head: what the logits mean.
     """
 
-    metrics = ("loss", "agreement")  # agreement of student and teacher in percent of the images
+    # Agreement of student and teacher in percent of the images, or of the labels of all images.
+    metrics = ("loss", "agreement")
     shown = metrics
     rate_option = "fine_tuning_learning_rate"
 
@@ -74,7 +77,9 @@ class StudentTrainer(Trainer):
         batches: Iterator[tuple[Tensor, Tensor]],
         config: FineTuningConfig,
         execution: Execution,
+        head: Head = SINGLE_LABEL,
     ) -> None:
+        self.head = head
         self.student = student.eval()
         self.teacher = lay_out(folded(teacher, student.image_shape), execution.memory_format)
         self.student_graph, self.teacher_graph = pair_features(
@@ -108,9 +113,10 @@ class StudentTrainer(Trainer):
                 teacher_logits, teacher_features = self.teacher_graph(images)
             with self.student.quantized_weights():
                 logits, features = self.student_graph(images)
-        loss = student_loss(logits, teacher_logits, labels, self.config)
+        loss = student_loss(logits, teacher_logits, labels, self.config, self.head)
         if features:
             distance = feature_distance(features, teacher_features)
             loss = loss + self.config.feature_weight * distance
-        agreement = (logits.argmax(1) == teacher_logits.argmax(1)).float().mean() * 100
+        is_same = self.head.chosen(logits) == self.head.chosen(teacher_logits)
+        agreement = is_same.float().mean() * 100
         return loss, torch.stack([loss.detach(), agreement])

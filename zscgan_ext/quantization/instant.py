@@ -90,7 +90,8 @@ def quantize_from_batch_norm(
     """
     statistics = known_statistics(classifier.model, student)
     images = drawn_input(classifier.preprocessing, rng)
-    set_ranges_by_output_error(student, ActivationRecorder(student, statistics, rng), images)
+    recorder = ActivationRecorder(student, statistics, rng)
+    set_ranges_by_output_error(student, recorder, images, classifier.head)
     InstantQuantizer(student, statistics, rng).run(images)
     cover_input(student, classifier.preprocessing.input_range())
     student.quantize_activations()

@@ -104,7 +104,8 @@ def layer_sensitivity(
             found[names[layer]] = {}
             for width in widths:
                 with quantized_alone(layer, width, student.scheme, results[node.args[0]]):
-                    divergence = logit_divergence(sampler.run_from(node, results), logits, 1)
+                    found_logits = sampler.run_from(node, results)
+                    divergence = logit_divergence(found_logits, logits, 1, classifier.head)
                 # A divergence below zero is what rounding of floats leaves of none.
                 found[names[layer]][width] = max(0.0, float(divergence))
         sampler.compute(node, results)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
 from zscgan_ext.quantization.activation_ranges import search_scale, update_range
 from zscgan_ext.quantization.batch_norm_samples import BatchNormSampler
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
@@ -73,7 +74,10 @@ class ActivationRecorder(BatchNormSampler):
 
 
 def set_ranges_by_output_error(
-    student: QuantizedClassifier, recorder: ActivationRecorder, images: Tensor
+    student: QuantizedClassifier,
+    recorder: ActivationRecorder,
+    images: Tensor,
+    head: Head = SINGLE_LABEL,
 ) -> None:
     """Give every quantizer of a student the range with the least expected change of the answer.
 
@@ -81,12 +85,12 @@ def set_ranges_by_output_error(
         student: whose quantizers are off and whose weights are not yet rounded.
         recorder: of the same student.
         images: [N, C, H, W], drawn.
+        head: what the logits mean.
     """
     with fixed_parameters(student), torch.enable_grad():
         logits = recorder.run(images.clone().requires_grad_())
-        probabilities = logits.detach().float().softmax(1)
-        labels = torch.multinomial(probabilities, 1, generator=recorder.rng).squeeze(1)
-        F.cross_entropy(logits.float(), labels, reduction="sum").backward()
+        labels = head.sampled_labels(logits.detach(), recorder.rng)
+        head.label_loss(logits, labels, reduction="sum").backward()
     for quantizer, result, values in recorder.recorded:
         assert result.grad is not None
         weights = importance(result.grad)

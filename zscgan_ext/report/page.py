@@ -11,9 +11,11 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from zscgan_ext.classifiers.heads import MULTI_LABEL, Head
+from zscgan_ext.classifiers.labelled_images import open_labelled_for
 from zscgan_ext.config.command_line import CONFIG, read_config
 from zscgan_ext.errors import InputError, printable
-from zscgan_ext.images.datasets import Images, open_labelled
+from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.digest import digest_of_images
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.ops.implementation import require_implementation
@@ -40,6 +42,7 @@ from zscgan_ext.run_folder.made_with import (
     read_made_with,
 )
 from zscgan_ext.run_folder.records import (
+    accuracy_in,
     read_export,
     read_log,
     read_metrics,
@@ -47,7 +50,7 @@ from zscgan_ext.run_folder.records import (
     result_in,
 )
 from zscgan_ext.stages.run import TIMED
-from zscgan_ext.stages.variants import FINE_TUNED, VARIANTS, Variant, result_of
+from zscgan_ext.stages.variants import FINE_TUNED, FLOAT, VARIANTS, Variant, result_of
 from zscgan_ext.synthesis.generator import default_random_seeded
 from zscgan_ext.zoo import bundled_images
 
@@ -67,8 +70,9 @@ class SummaryRow:
     """One row of the run's table."""
 
     name: str
-    top1: float
+    accuracy: float  # top-1 or, of several labels, mean average precision, percent
     agreement: float
+    is_float: bool
     is_result: bool  # whether it is of the student that the run wrote
 
 
@@ -78,6 +82,8 @@ class Content:
 
     metrics: Mapping[str, Any]
     export: Mapping[str, Any] | None
+    accuracy_name: str
+    answers_name: str  # what is decided of an image, and may be the same as by float
     summary: list[SummaryRow]
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
@@ -152,7 +158,7 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
     weights = weight_errors(run.student)
     activations = [] if images is None else activation_errors(run.student, images)
     before, after, compared_on = compared_classes(run, result)
-    names = run.classifier.class_names
+    names, head = run.classifier.class_names, run.classifier.head
     drawn = {
         "errors": charts.errors_by_layer({"weights": weights, "activations": activations}),
         "seconds": charts.stage_times(in_order(metrics["seconds"])),
@@ -161,7 +167,7 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
         drawn |= learning_charts(read_log(folder))
         drawn |= batch_norm_charts(run, images, data)
         drawn |= diversity_charts(metrics.get("diversity") or {}, names)
-    if compared_on and len(names) <= LARGEST_MATRIX:
+    if compared_on and len(names) <= LARGEST_MATRIX and head is not MULTI_LABEL:
         drawn["confusion"] = charts.confusion_matrix(confusion(before, after, len(names)), names)
     layer_bits = metrics.get("layer_bits", {}) if run.student.scheme.layers else {}
     if layer_bits:
@@ -170,6 +176,8 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
     return Content(
         metrics=metrics,
         export=export,
+        accuracy_name="mAP" if head is MULTI_LABEL else "top-1",
+        answers_name="labels" if head is MULTI_LABEL else "class",
         summary=summary_rows(metrics, result),
         settings={name: as_text(value) for name, value in read_config(folder / CONFIG).items()},
         environment=environment_of(metrics),
@@ -184,11 +192,8 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
         has_generator=has_generator,
         measured_on=measured_on,
         compared_on=compared_on,
-        changes=[
-            (names[change.float_class], names[change.quantized_class], change.images)
-            for change in most_frequent_changes(before, after, MOST_CHANGES)
-        ],
-        changed_percent=100 * float((before != after).sum()) / max(1, len(before)),
+        changes=named_changes(before, after, names, head),
+        changed_percent=100 * float((before != after).sum()) / max(1, before.numel()),
         notes=notes,
     )
 
@@ -219,14 +224,19 @@ def images_at_once(run: FinishedRun) -> int:
     return max(FEWEST_IMAGES, min(MOST_IMAGES, MEASURED_PIXELS // pixels))
 
 
-def summary_rows(metrics: Mapping[str, Any], result: Variant) -> list[SummaryRow]:
+def summary_rows(metrics: dict[str, Any], result: Variant) -> list[SummaryRow]:
     """Return the variants that the run measured."""
+    accuracy = metrics[accuracy_in(metrics)]
     return [
         SummaryRow(
-            variant.label, metrics["top1"][key], metrics["agreement"][key], variant == result
+            variant.label,
+            accuracy[key],
+            metrics["agreement"][key],
+            variant == FLOAT,
+            variant == result,
         )
         for key, variant in VARIANTS.items()
-        if metrics["top1"].get(key) is not None
+        if accuracy.get(key) is not None
     ]
 
 
@@ -284,12 +294,15 @@ def as_text(value: Any) -> str:
 
 def evaluation_images(run: FinishedRun) -> tuple[Images | None, list[str]]:
     """Open the images that the run was evaluated on; else say why there are none."""
-    name = run.config.evaluation_data or bundled_images(run.config.classifier)
+    name = run.config.evaluation_data
+    if name is None and run.classifier.head is not MULTI_LABEL:
+        name = bundled_images(run.config.classifier)
     if name is None:
         return None, ["No real images were given: nothing here is compared with them."]
     try:
         classifier = run.classifier
-        data = open_labelled(name, "test", classifier.preprocessing, classifier.num_classes)
+        facts = classifier.preprocessing, classifier.class_names
+        data = open_labelled_for(classifier.head, name, "test", *facts)
     except InputError as error:
         return None, [f"The evaluation images are gone: {error}."]
     found = digest_of_images(data)
@@ -363,9 +376,11 @@ def compared_classes(run: FinishedRun, result: Variant) -> tuple[Tensor, Tensor,
     """Return the classes that the float classifier and the student choose for some images.
 
     Returns:
-        int64 [N] of either, and the name of the images, which is empty if there are none.
+        int64 [N] of either, of several labels [N, num_classes], and the name of the images, which
+        is empty if there are none.
     """
-    predictions = read_predictions(run.folder, run.classifier.num_classes, result.key)
+    head, classes = run.classifier.head, run.classifier.num_classes
+    predictions = read_predictions(run.folder, classes, result.key, head)
     if predictions is not None:
         file = run.folder / PREDICTIONS
         check_same_run(file, read_made_with(file), run.made_with)
@@ -374,11 +389,32 @@ def compared_classes(run: FinishedRun, result: Variant) -> tuple[Tensor, Tensor,
         none = torch.zeros(0, dtype=torch.int64)
         return none, none, ""
     pairs = [
-        (run.classifier.model(images).argmax(1), run.student(images).argmax(1))
+        (head.chosen(run.classifier.model(images)), head.chosen(run.student(images)))
         for images in run.generated_images(images_at_once(run), COMPARED_BATCHES)
     ]
     before, after = (torch.cat(classes) for classes in zip(*pairs, strict=True))
     return before, after, f"{len(before):,} generated images"
+
+
+def named_changes(
+    before: Tensor, after: Tensor, names: tuple[str, ...], head: Head
+) -> list[tuple[str, str, int]]:
+    """Return what the student answers differently: before, after, and on how many images.
+
+    Of several labels each one changes by itself, to applying or to not applying.
+    """
+    if head is not MULTI_LABEL:
+        return [
+            (names[change.float_class], names[change.quantized_class], change.images)
+            for change in most_frequent_changes(before, after, MOST_CHANGES)
+        ]
+    added, removed = ((after > before).sum(0).tolist(), (after < before).sum(0).tolist())
+    changes = [
+        *((f"not {name}", name, count) for name, count in zip(names, added, strict=True)),
+        *((name, f"not {name}", count) for name, count in zip(names, removed, strict=True)),
+    ]
+    frequent = sorted(changes, key=lambda change: -change[2])[:MOST_CHANGES]
+    return [change for change in frequent if change[2]]
 
 
 def decibels(value: float) -> str:

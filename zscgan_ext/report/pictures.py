@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.run_folder.files import to_image
@@ -25,7 +25,7 @@ class Picture:
 
     source: str  # a data: address
     confidence: float  # of the classifier in the wanted class, percent
-    chosen: str  # the class that the classifier chooses
+    chosen: str  # what the classifier chooses
     is_right: bool
 
 
@@ -42,27 +42,25 @@ def pictures_by_class(
     classifier: Classifier, generator: ConditionalGenerator, rng: torch.Generator
 ) -> list[ClassPictures]:
     """Generate images of some classes and ask the classifier about them."""
-    rows = []
+    rows, head = [], classifier.head
     for label in chosen_classes(generator.learned_classes()):
         images = images_of_class(generator, label, IMAGES_PER_CLASS, rng)
-        probabilities = model_probabilities(classifier.model, images)  # [N, num_classes]
+        logits = classifier.model(images).float()  # [N, num_classes]
+        probabilities = head.probabilities(logits)
+        is_right = head.has(head.chosen(logits), label).tolist()
+        described = head.described(logits, classifier.class_names)
         pixels = classifier.preprocessing.denormalize(images)
         pictures = [
             Picture(
                 data_address(pixels[index]),
                 100 * float(each[label]),
-                classifier.class_names[int(each.argmax())],
-                int(each.argmax()) == label,
+                described[index],
+                is_right[index],
             )
             for index, each in enumerate(probabilities)
         ]
         rows.append(ClassPictures(classifier.class_names[label], pictures))
     return rows
-
-
-def model_probabilities(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the softmax of a classifier's logits, [N, num_classes]."""
-    return torch.softmax(model(images).float(), dim=1)
 
 
 def data_address(pixels: Tensor) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from zscgan_ext.classifiers.heads import HEADS, MULTI_LABEL, SINGLE_LABEL, Head
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.json_values import (
     Check,
@@ -102,6 +103,8 @@ METRICS_CHECK: Check = record(
         "first_ranges": RANGES_CHECK,
         "layer_bits": LAYER_BITS_CHECK,
         "choice": lambda value: {} if value == {} else CHOICE_CHECK(value),
+        "head": one_of(*HEADS),
+        "mean_average_precision": mapping_of(nullable(percent), name, MOST_ROWS),
         "average_weight_bits": nullable(number(2, 8)),
         "warnings": list_of(text(), most=MOST_WARNINGS),
         MADE_WITH: nullable(short),
@@ -131,7 +134,9 @@ def read_metrics(folder: Path, num_classes: int, result: str = FINE_TUNED) -> di
 
     def check(value: Any) -> Any:
         metrics = METRICS_CHECK(value)
-        check_rows(metrics["top1"], metrics["agreement"], result_in(metrics, result))
+        name = accuracy_in(metrics)
+        metrics.setdefault(name, {})
+        check_rows(name, metrics, result_in(metrics, result))
         if "total" not in metrics["seconds"]:
             raise MismatchError("lacks total", ("seconds",))
         for source, facts in metrics["diversity"].items():
@@ -150,15 +155,28 @@ def result_in(metrics: dict[str, Any], otherwise: str) -> str:
     return str(metrics.get("choice", {}).get("chosen", otherwise))
 
 
-def check_rows(top1: dict[str, Any], agreement: dict[str, Any], result: str) -> None:
-    """Require that the float classifier and the student were both measured, or neither."""
+def accuracy_in(metrics: dict[str, Any]) -> str:
+    """Return the entry that holds how good a classifier is: where several labels apply another."""
+    is_multi_label = metrics.get("head") == MULTI_LABEL.name
+    return "mean_average_precision" if is_multi_label else "top1"
+
+
+def check_rows(name: str, metrics: dict[str, Any], result: str) -> None:
+    """Require that the float classifier and the student were both measured, or neither.
+
+    Args:
+        name: of the entry of `metrics` with their accuracy.
+        metrics: what was measured.
+        result: the row of the student.
+    """
+    accuracy = metrics[name]
     for row in (FLOAT, result):
-        if row not in top1:
-            raise MismatchError(f"lacks {row}", ("top1",))
-    if (top1[FLOAT] is None) != (top1[result] is None):
-        raise MismatchError(f"has only one of {FLOAT} and {result}", ("top1",))
-    for row, value in top1.items():
-        if value is not None and agreement.get(row) is None:
+        if row not in accuracy:
+            raise MismatchError(f"lacks {row}", (name,))
+    if (accuracy[FLOAT] is None) != (accuracy[result] is None):
+        raise MismatchError(f"has only one of {FLOAT} and {result}", (name,))
+    for row, value in accuracy.items():
+        if value is not None and metrics["agreement"].get(row) is None:
             raise MismatchError(f"lacks {row}", ("agreement",))
 
 
@@ -218,7 +236,7 @@ def read_layer_bits(folder: Path) -> dict[str, Any]:
 
 
 def read_predictions(
-    folder: Path, num_classes: int, result: str = FINE_TUNED
+    folder: Path, num_classes: int, result: str = FINE_TUNED, head: Head = SINGLE_LABEL
 ) -> tuple[Tensor, Tensor] | None:
     """Read the classes that the float classifier and the student chose for each image.
 
@@ -226,9 +244,11 @@ def read_predictions(
         folder: of the run.
         num_classes: of its classifier.
         result: the row of the student that the run wrote.
+        head: of its classifier.
 
     Returns:
-        int64 [N] of either, None for a run without evaluation images.
+        int64 [N] of either, of several labels [N, num_classes]; None for a run without evaluation
+        images.
 
     Raises:
         InputError: if they are not what a run of so many classes writes.
@@ -238,7 +258,8 @@ def read_predictions(
         return None
     try:
         tensors = safetensors.torch.load(read_regular_file(file))
-        before, after = (chosen(tensors, row, num_classes) for row in (FLOAT, result))
+        read = chosen_labels if head is MULTI_LABEL else chosen
+        before, after = (read(tensors, row, num_classes) for row in (FLOAT, result))
         if len(before) != len(after):
             raise ValueError(f"classes of {len(before)} and of {len(after)} images")
     except Exception as error:  # a damaged file raises nearly anything
@@ -256,12 +277,36 @@ def chosen(tensors: dict[str, Tensor], row: str, num_classes: int) -> Tensor:
     classes = tensors.get(row)
     if classes is None or classes.dim() != 1 or not len(classes):
         raise ValueError(f"lacks a class for each image in {row}")
-    if classes.is_floating_point() or classes.is_complex() or classes.dtype.is_signed is False:
-        raise ValueError(f"{row} is of {classes.dtype}")
-    classes = classes.long()
+    classes = as_integers(classes, row)
     if not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
         raise ValueError(f"{row} has classes beyond the {num_classes} that there are")
     return classes
+
+
+def chosen_labels(tensors: dict[str, Tensor], row: str, num_classes: int) -> Tensor:
+    """Return the labels of one row, int64 [N, num_classes] of 0 and 1.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    labels = tensors.get(row)
+    if labels is None or labels.dim() != 2 or not len(labels) or labels.shape[1] != num_classes:
+        raise ValueError(f"lacks {num_classes} labels for each image in {row}")
+    labels = as_integers(labels, row)
+    if not bool(((labels == 0) | (labels == 1)).all()):
+        raise ValueError(f"{row} has labels other than 0 and 1")
+    return labels
+
+
+def as_integers(values: Tensor, row: str) -> Tensor:
+    """Return signed integers as int64.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    if values.is_floating_point() or values.is_complex() or values.dtype.is_signed is False:
+        raise ValueError(f"{row} is of {values.dtype}")
+    return values.long()
 
 
 def exists(file: Path) -> bool:

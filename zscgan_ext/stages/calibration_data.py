@@ -50,6 +50,6 @@ def mixed_batches(
         joined = to_memory_format(torch.cat([own, pixels[count:]]), memory_format)
         if run.config.fine_tuning.label_weight > 0 and count:
             with torch.no_grad():
-                answers = run.classifier.model(joined[:count]).argmax(1)
+                answers = run.classifier.head.chosen(run.classifier.model(joined[:count]))
             labels = torch.cat([answers, labels[count:]])
         yield joined, labels

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
+from zscgan_ext.classifiers.heads import MULTI_LABEL
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.run_folder.files import GENERATOR
 from zscgan_ext.run_folder.made_with import MADE_WITH
@@ -93,7 +94,7 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
     latent, _ = generator.random_inputs(len(labels), run.shared_rng(RandomStream.SAMPLES))
     was_training = generator.training
     generator.eval()
-    images = generator(latent, labels)
+    images = generator(latent, generator.head.only(labels, generator.num_classes))
     generator.train(was_training)
     pixels = run.classifier.preprocessing.denormalize(images)
     grid = pixels.reshape(len(classes), SAMPLES_PER_CLASS, *pixels.shape[1:])
@@ -106,9 +107,9 @@ def save_samples(run: Run, generator: ConditionalGenerator, step: int) -> None:
 def probe_batches(
     run: Run, generator: ConditionalGenerator, stream: RandomStream = RandomStream.PROBES
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield generated images [B, C, H, W] and labels [B], learned classes in turn, to look at.
+    """Yield generated images [B, C, H, W] and labels, learned classes in turn, to look at.
 
-    They take no random numbers from any stage.
+    Several labels of an image are drawn instead. They take no random numbers from any stage.
 
     Args:
         run: that the generator belongs to.
@@ -121,7 +122,8 @@ def probe_batches(
         index = torch.arange(next_index, next_index + size, device=run.device)
         labels = classes[index % len(classes)]
         next_index += size
-        latent, _ = generator.random_inputs(size, rng)
+        latent, drawn = generator.random_inputs(size, rng)
+        labels = drawn if generator.head is MULTI_LABEL else labels
         with default_random_seeded(run.device, next_index), torch.no_grad():
             images = generator(latent, labels)
         yield to_memory_format(images, run.execution.memory_format), labels
@@ -142,10 +144,12 @@ def not_learned(run: Run, generator: ConditionalGenerator) -> list[str]:
 def never_generated(run: Run, generator: ConditionalGenerator) -> list[str]:
     """Return a line that names learned classes that came out as others, if there are any."""
     learned, size = generator.learned_classes(), run.config.generator.batch_size
-    hits = torch.zeros(run.classifier.num_classes, dtype=torch.int64, device=run.device)
+    head, classes = run.classifier.head, run.classifier.num_classes
+    hits = torch.zeros(classes, dtype=torch.int64, device=run.device)
     batches = math.ceil(PROBES_PER_CLASS * len(learned) / size)
     for images, labels in islice(probe_batches(run, generator), batches):
-        hits.index_add_(0, labels, (run.classifier.model(images).argmax(1) == labels).long())
+        chosen = head.chosen(run.classifier.model(images))
+        hits += (head.rows(labels, classes) * head.rows(chosen, classes)).sum(0)
     counts = hits.tolist()
     missing = [label for label in learned if counts[label] == 0]
     if not missing:
@@ -173,8 +177,11 @@ def measure_diversity(run: Run, generator: ConditionalGenerator) -> None:
         real = None
         if data is not None:
             labels = chosen_classes(generator.learned_classes())
-            real = real_classes(data, classifier.preprocessing, labels, run.device)
-        run.results.diversity = compare_diversity(classifier.model, generated, real, at_once)
+            of_data = data, classifier.preprocessing, labels, run.device
+            real = real_classes(*of_data, classifier.head)
+        run.results.diversity = compare_diversity(
+            classifier.model, generated, real, at_once, classifier.head
+        )
 
 
 def generated_batches(

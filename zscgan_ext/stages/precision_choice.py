@@ -174,7 +174,8 @@ def fine_tuning(
     """
     shape = classifier.preprocessing.shape
     images = random_images(config.fine_tuning.batch_size, shape, torch.zeros(()))
-    batch = images, torch.zeros(len(images), dtype=torch.int64)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    batch = images, classifier.head.only(labels, classifier.num_classes)
 
     def new_trainer(execution: Execution) -> Trainer:
         nonlocal student
@@ -184,6 +185,7 @@ def fine_tuning(
             calibrate(student, iter([batch]), 1)
         copied = lay_out(copy.deepcopy(student), execution.memory_format)
         laid_out = to_memory_format(images, execution.memory_format), batch[1]
-        return StudentTrainer(copied, model, repeat(laid_out), config.fine_tuning, execution)
+        batches, head = repeat(laid_out), classifier.head
+        return StudentTrainer(copied, model, batches, config.fine_tuning, execution, head)
 
     return Training(config.fine_tuning.steps, new_trainer)

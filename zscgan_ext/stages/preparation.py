@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from zscgan_ext import distributed
+from zscgan_ext.classifiers.heads import MULTI_LABEL
+from zscgan_ext.classifiers.labelled_images import open_labelled_for
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
 from zscgan_ext.classifiers.trust import largest_feature_map
 from zscgan_ext.config.command_line import CONFIG, config_to_yaml, flag, stored_config
@@ -26,7 +28,6 @@ from zscgan_ext.images.datasets import (
     few_labels_warnings,
     holds_idx_files,
     open_images,
-    open_labelled,
     open_unlabelled,
 )
 from zscgan_ext.images.digest import FileVersions, digest_of_images, versions_of_files
@@ -326,6 +327,8 @@ def evaluation_images(
     name = config.evaluation_data
     if name is not None:
         return name, open_data(name, "test", classifier)
+    if classifier.head is MULTI_LABEL:  # those that are bundled have one label each
+        return None, None
     facts = config.classifier, classifier.preprocessing, classifier.num_classes
     return bundled_images(config.classifier), open_bundled(*facts)
 
@@ -348,7 +351,8 @@ def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | 
     """Open labelled images that fit the classifier, if any were named."""
     if name is None:
         return None
-    return open_labelled(name, split, classifier.preprocessing, classifier.num_classes)
+    facts = classifier.preprocessing, classifier.class_names
+    return open_labelled_for(classifier.head, name, split, *facts)
 
 
 def facts_of(config: RunConfig, device: torch.device, model: nn.Module) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zscgan_ext.classifiers.heads import MULTI_LABEL
 from zscgan_ext.config.values import parse_bits
 from zscgan_ext.environment import environment
-from zscgan_ext.measures import agreement, top1
+from zscgan_ext.measures import agreement, mean_average_precision, top1
 from zscgan_ext.quantization.layer_widths import average_width
 from zscgan_ext.run_folder.made_with import MADE_WITH, digest
 from zscgan_ext.stages.run import Run
@@ -19,12 +20,17 @@ def metrics(run: Run) -> dict[str, Any]:
     """Collect what `metrics.json` holds; None where nothing was measured."""
     config, results = run.config, run.results
     weight_bits, activation_bits = parse_bits(config.quantization.bits)
-    measured_top1: dict[str, float | None] = dict.fromkeys(VARIANTS)
-    measured_agreement: dict[str, float | None] = dict.fromkeys(VARIANTS)
+    head = run.classifier.head
+    accuracy = "mean_average_precision" if head is MULTI_LABEL else "top1"
+    measured: dict[str, dict[str, float | None]] = {
+        name: dict.fromkeys(VARIANTS) for name in ("top1", "mean_average_precision", "agreement")
+    }
     if run.evaluation is not None:
+        labels = run.evaluation.labels
+        measure = mean_average_precision if head is MULTI_LABEL else top1
         for key, logits in results.logits.items():
-            measured_top1[key] = top1(logits, run.evaluation.labels)
-            measured_agreement[key] = agreement(logits, results.logits[FLOAT.key])
+            measured[accuracy][key] = measure(logits, labels)
+            measured["agreement"][key] = agreement(logits, results.logits[FLOAT.key], head)
     return {
         "classifier": config.classifier,
         "bits": {"weights": weight_bits, "activations": activation_bits},
@@ -34,8 +40,8 @@ def metrics(run: Run) -> dict[str, Any]:
         "seed": config.seed,
         "device": str(run.device),
         "execution": run.execution.facts(),
-        "top1": measured_top1,
-        "agreement": measured_agreement,
+        "head": head.name,
+        **measured,
         "diversity": results.diversity,
         "initial_ranges": results.initial_ranges,
         "choice": results.choice,
@@ -48,8 +54,12 @@ def metrics(run: Run) -> dict[str, Any]:
 
 
 def predictions(run: Run) -> dict[str, Tensor]:
-    """Return the class that each variant chooses for each evaluation image, int32 [N]."""
-    return {key: logits.argmax(1).int() for key, logits in run.results.logits.items()}
+    """Return what each variant chooses for each evaluation image.
+
+    It is the class, int32 [N], or of several labels 1 for each that applies, [N, num_classes].
+    """
+    head = run.classifier.head
+    return {key: head.chosen(logits).int() for key, logits in run.results.logits.items()}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -69,9 +79,12 @@ def peak_memory(device: torch.device) -> int:
 
 def table(metrics: dict[str, Any]) -> str:
     """Lay out the measured variants as a table."""
-    lines = [f"{'':42} {'top-1 %':>8} {'agreement with float %':>23}"]
+    is_multi_label = metrics["head"] == MULTI_LABEL.name
+    name = "mean_average_precision" if is_multi_label else "top1"
+    heading = "mAP %" if is_multi_label else "top-1 %"
+    lines = [f"{'':42} {heading:>8} {'agreement with float %':>23}"]
     for key, variant in VARIANTS.items():
-        if metrics["top1"][key] is not None:
-            accuracy, equal = metrics["top1"][key], metrics["agreement"][key]
+        if metrics[name][key] is not None:
+            accuracy, equal = metrics[name][key], metrics["agreement"][key]
             lines.append(f"{variant.label:42} {accuracy:8.2f} {equal:23.2f}")
     return "\n".join(lines)

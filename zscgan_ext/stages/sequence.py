@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from zscgan_ext.classifiers.batch_norm import zero_variance_warnings
+from zscgan_ext.classifiers.heads import SINGLE_LABEL
 from zscgan_ext.classifiers.weights import load_weights
 from zscgan_ext.images.datasets import near_chance_warnings
 from zscgan_ext.measures import top1
@@ -107,7 +108,7 @@ def run_reference_stages(run: Run) -> None:
 
 def warn_of_chance(run: Run) -> None:
     """Warn of evaluation images on which the float classifier seems to guess."""
-    if run.evaluation is not None:
+    if run.evaluation is not None and run.classifier.head is SINGLE_LABEL:
         name, labels = run.config.evaluation_data, run.evaluation.labels
         percent = top1(run.results.logits[FLOAT.key], labels)
         classes = run.classifier.num_classes
@@ -167,6 +168,7 @@ def held_back_divergences(
         images, _ = next(batches)
         logits = run.classifier.model(images)
         for index, student in enumerate(students):
-            sums[index] += len(images) * float(logit_divergence(student(images), logits, 1))
+            divergence = logit_divergence(student(images), logits, 1, run.classifier.head)
+            sums[index] += len(images) * float(divergence)
         count += len(images)
     return [value / count for value in sums]

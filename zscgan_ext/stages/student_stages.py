@@ -119,7 +119,7 @@ def give_ranges(run: Run, variant: Variant, student: QuantizedClassifier, batche
         return
     temperature = run.config.fine_tuning.temperature
     divergences = choose_initial_ranges(
-        student, classifier, batches, count, temperature, input_range
+        student, classifier, batches, count, temperature, input_range, run.classifier.head
     )
     chosen = least(divergences)
     run.results.initial_ranges[variant.key] = {"chosen": chosen, "divergence": divergences}
@@ -158,7 +158,8 @@ def train_student(
     """Take the steps of `fine_tune`; at the end biases are as integer kernels add them."""
     config, classifier = run.config.fine_tuning, run.classifier.model
     execution = run.execution.of_fine_tuning()
-    trainer = StudentTrainer(student, classifier, batches, config, execution)
+    head = run.classifier.head
+    trainer = StudentTrainer(student, classifier, batches, config, execution, head)
     with StageMonitor(
         run,
         variant.training_stage,

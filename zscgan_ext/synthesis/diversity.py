@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_channels_last
 from zscgan_ext.images.preprocessing import Preprocessing
@@ -44,7 +45,7 @@ class Diversity:
     near_duplicates: list[float]  # of each class, percent
     confidence_histogram: list[float]  # percent of images in bins of equal width from 0 to 1
     mean_confidence: float  # percent
-    mean_entropy: float  # of the softmax, nats
+    mean_entropy: float  # of the answers, nats
 
 
 def chosen_classes(labels: Sequence[int]) -> list[int]:
@@ -55,7 +56,10 @@ def chosen_classes(labels: Sequence[int]) -> list[int]:
 
 @torch.no_grad()
 def measure_diversity(
-    model: nn.Module, classes: Iterator[ClassImages], batch_size: int = IMAGES
+    model: nn.Module,
+    classes: Iterator[ClassImages],
+    batch_size: int = IMAGES,
+    head: Head = SINGLE_LABEL,
 ) -> Diversity | None:
     """Measure images class by class.
 
@@ -63,6 +67,7 @@ def measure_diversity(
         model: the float classifier in evaluation mode, on the device of the images.
         classes: two images or more of each class; those with fewer are left out.
         batch_size: images that the model is asked about at once.
+        head: what the logits mean.
 
     Returns:
         What was measured, None with fewer than two classes.
@@ -78,8 +83,8 @@ def measure_diversity(
         duplicates.append(100 * near_duplicates(each.images))
     if len(labels) < 2:
         return None
-    probabilities = torch.cat(logits).softmax(1)  # [N, num_classes]
-    confidence = probabilities.amax(1)
+    answers_of_all = torch.cat(logits)  # [N, num_classes]
+    confidence = head.confidence(answers_of_all)
     histogram = torch.histc(confidence.cpu(), CONFIDENCE_BINS, 0, 1) * (100 / len(confidence))
     return Diversity(
         len(confidence),
@@ -88,7 +93,7 @@ def measure_diversity(
         duplicates,
         histogram.tolist(),
         100 * float(confidence.mean()),
-        float(torch.special.entr(probabilities).sum(1).mean()),
+        float(head.entropy(answers_of_all).mean()),
     )
 
 
@@ -161,20 +166,28 @@ def images_of_class(
     random: torch.Generator,
     batch_size: int = IMAGES,
 ) -> Tensor:
-    """Generate images [count, C, H, W] of one class, the same ones for the same random numbers."""
-    latent, labels = generator.random_inputs(count, random)
+    """Generate images [count, C, H, W] of one class, the same ones for the same random numbers.
+
+    Of several labels it is the only one that is asked for.
+    """
+    latent, drawn = generator.random_inputs(count, random)
     with default_random_seeded(latent.device, random.initial_seed() + label):
-        of_class = torch.full_like(labels, label)
+        labels = drawn.new_full((count,), label)
+        of_class = generator.head.only(labels, generator.num_classes)
         pairs = zip(latent.split(batch_size), of_class.split(batch_size), strict=True)
         return to_channels_last(torch.cat([generator(*pair) for pair in pairs]))
 
 
 def real_classes(
-    data: Images, preprocessing: Preprocessing, labels: Sequence[int], device: torch.device
+    data: Images,
+    preprocessing: Preprocessing,
+    labels: Sequence[int],
+    device: torch.device,
+    head: Head = SINGLE_LABEL,
 ) -> Iterator[ClassImages]:
-    """Yield the first images of these classes."""
+    """Yield the first images of these classes, or with these labels among others."""
     for label in labels:
-        index = (data.labels == label).nonzero().flatten()[: IMAGES // len(labels)]
+        index = head.has(data.labels, label).nonzero().flatten()[: IMAGES // len(labels)]
         if len(index) > 1:
             images, _ = next(data.subset(index).batches(len(index), preprocessing))
             yield ClassImages(label, to_channels_last(images.to(device)))
@@ -185,11 +198,12 @@ def compare_diversity(
     generated: Iterator[ClassImages],
     real: Iterator[ClassImages] | None,
     batch_size: int = IMAGES,
+    head: Head = SINGLE_LABEL,
 ) -> dict[str, Any]:
     """Return the entry of `metrics.json`: generated images, and real ones or None."""
 
     def measured(classes: Iterator[ClassImages] | None) -> dict[str, Any] | None:
-        diversity = None if classes is None else measure_diversity(model, classes, batch_size)
+        diversity = None if classes is None else measure_diversity(model, classes, batch_size, head)
         return None if diversity is None else asdict(diversity)
 
     return {"generated": measured(generated), "real": measured(real)}

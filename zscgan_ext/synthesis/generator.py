@@ -1,4 +1,4 @@
-"""The conditional generator: from a latent vector and a class to an image."""
+"""The conditional generator: from a latent vector and a class, or a set of labels, to an image."""
 
 import math
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from zscgan_ext.classifiers.heads import MULTI_LABEL, SINGLE_LABEL, Head
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.config.configs import GeneratorConfig
 from zscgan_ext.images.preprocessing import Preprocessing
@@ -22,6 +23,7 @@ NEGATIVE_SLOPE = 0.2  # of every LeakyReLU
 LARGEST_OF_BLOCKS = 64  # pixels up to which the last doubling has a block too
 FEWEST_CLASSES = 32  # that learning begins with, where the classifier has more
 IMAGES_PER_CLASS = 100  # to learn a class, before others join
+LABELS_PER_IMAGE = 2  # that an image of several labels is asked for, on average
 
 
 class UpsampleBlock(nn.Module):
@@ -65,13 +67,14 @@ def stride_of_classes(num_classes: int, images: int, images_in_all: int) -> int:
 
 
 class ConditionalGenerator(nn.Module):
-    """Images of a wanted class, in the classifier's own input units.
+    """Images of a wanted class or of wanted labels, in the classifier's own input units.
 
-    A class embedding is joined to the latent vector; a linear layer makes a small feature map of
-    it, which blocks of nearest upsampling and 3x3 convolution bring to the image size (the shape
-    of GDFQ's generator, Xu et al., 2020). A sigmoid gives pixels, which are normalized as the
-    classifier's preprocessing would. The last doubling of large images has no block: at full
-    resolution, one would take more time than all other layers together.
+    A class embedding, or the sum of those of all labels, is joined to the latent vector; a linear
+    layer makes a small feature map of it, which blocks of nearest upsampling and 3x3 convolution
+    bring to the image size (the shape of GDFQ's generator, Xu et al., 2020). A sigmoid gives
+    pixels, which are normalized as the classifier's preprocessing would. The last doubling of large
+    images has no block: at full resolution, one would take more time than all other layers
+    together.
 
     Of many classes, those that are multiples of `class_stride` are learned; the others are not
     drawn.
@@ -80,10 +83,18 @@ class ConditionalGenerator(nn.Module):
         num_classes: classes of the classifier.
         latent_dim: length of the latent vector, and of the class embedding.
         preprocessing: image shape and normalization of the classifier.
+        head: of the classifier, which says what labels are.
     """
 
-    def __init__(self, num_classes: int, latent_dim: int, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        latent_dim: int,
+        preprocessing: Preprocessing,
+        head: Head = SINGLE_LABEL,
+    ) -> None:
         super().__init__()
+        self.head = head
         self.num_classes = num_classes
         self.latent_dim = latent_dim
         self.image_shape = preprocessing.shape
@@ -119,12 +130,12 @@ class ConditionalGenerator(nn.Module):
 
         Args:
             latent: [N, latent_dim], standard normal.
-            labels: int64 [N].
+            labels: int64 [N]; of several labels [N, num_classes], 1 for each that applies.
 
         Returns:
             Normalized images [N, C, H, W].
         """
-        joined = torch.cat([latent, self.embedding(labels)], dim=1)  # [N, 2 * latent_dim]
+        joined = torch.cat([latent, self.embedded(labels)], dim=1)  # [N, 2 * latent_dim]
         x = self.linear(joined).view(len(latent), -1, *self.map_size)
         x = self.blocks(self.bn.noisy_leaky_relu(x, 0.0, NEGATIVE_SLOPE))  # [N, finest, h, w]
         _, height, width = self.image_shape
@@ -133,16 +144,38 @@ class ConditionalGenerator(nn.Module):
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return torch.addcmul(-mean / std, pixels, 1 / std)
 
-    def random_inputs(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw latent vectors [count, latent_dim] and labels [count] on its device.
+    def embedded(self, labels: Tensor) -> Tensor:
+        """Return the embedding of a class, or the sum of those of labels, [N, latent_dim]."""
+        if self.head is MULTI_LABEL:
+            weight = self.embedding.weight
+            return labels.to(weight.dtype) @ weight
+        embedding: Tensor = self.embedding(labels)
+        return embedding
 
-        Labels are uniform over the classes that are learned, but for the last one, which is drawn
-        more seldom where the number of classes is no multiple of their distance.
-        """
+    def random_inputs(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw latent vectors [count, latent_dim] and `random_labels` on its device."""
         device = self.embedding.weight.device
         latent = torch.randn((count, self.latent_dim), generator=random, device=device)
-        labels = torch.randint(self.num_classes, (count,), generator=random, device=device)
-        return latent, labels - labels % self.get_buffer("class_stride")
+        return latent, self.random_labels(count, random)
+
+    def random_labels(self, count: int, random: torch.Generator) -> Tensor:
+        """Draw labels of images on the device of the random numbers.
+
+        Classes [count] are uniform over those that are learned, but for the last one, which is
+        drawn more seldom where the number of classes is no multiple of their distance.
+
+        Of several labels [count, num_classes] each that is learned applies by itself, to as many
+        images as the others, and about `LABELS_PER_IMAGE` apply to an image, or none.
+        """
+        device = random.device
+        stride = self.get_buffer("class_stride").to(device)
+        if self.head is not MULTI_LABEL:
+            labels = torch.randint(self.num_classes, (count,), generator=random, device=device)
+            return labels - labels % stride
+        is_learned = torch.arange(self.num_classes, device=device) % stride == 0
+        probability = (LABELS_PER_IMAGE / is_learned.sum()).clamp(max=0.5)
+        drawn = torch.rand((count, self.num_classes), generator=random, device=device)
+        return ((drawn < probability) & is_learned).long()
 
     def learned_classes(self) -> list[int]:
         """Return the labels that are drawn; waits for the device."""
@@ -151,7 +184,9 @@ class ConditionalGenerator(nn.Module):
 
 def generator_of(config: GeneratorConfig, classifier: Classifier) -> ConditionalGenerator:
     """Return a generator for a classifier that has learned nothing."""
-    return ConditionalGenerator(classifier.num_classes, config.latent_dim, classifier.preprocessing)
+    return ConditionalGenerator(
+        classifier.num_classes, config.latent_dim, classifier.preprocessing, classifier.head
+    )
 
 
 @contextmanager

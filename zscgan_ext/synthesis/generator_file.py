@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from zscgan_ext.classifiers.heads import HEADS, SINGLE_LABEL, Head
 from zscgan_ext.classifiers.loading import Classifier
 from zscgan_ext.classifiers.weights import fill
 from zscgan_ext.config.fields import SIZES
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.images.limits import size_check
 from zscgan_ext.images.preprocessing import Preprocessing, preprocessing_from
-from zscgan_ext.json_values import integer, list_of, number, parse_json, record, text
+from zscgan_ext.json_values import integer, list_of, number, one_of, parse_json, record, text
 from zscgan_ext.regular_file import regular_file_size
 from zscgan_ext.safetensors_content import read_safetensors_file
 from zscgan_ext.synthesis.generator import ConditionalGenerator
@@ -42,6 +43,7 @@ DESCRIPTION = record(
             }
         ),
     },
+    {"head": one_of(*HEADS)},
     strict=False,
 )
 
@@ -69,6 +71,7 @@ def generator_metadata(
     description = {
         "classifier": classifier.name,
         "latent_dim": generator.latent_dim,
+        "head": generator.head.name,
         "class_names": [name[:LONGEST_NAME] for name in classifier.class_names],
         "preprocessing": classifier.preprocessing.metadata(),
         **more,
@@ -99,7 +102,8 @@ def load_generator(file: Path) -> LearnedGenerator:
     class_names = tuple(description["class_names"])
     shape = (len(class_names), description["latent_dim"], preprocessing)
     check_size(file, held, shape)
-    generator = ConditionalGenerator(*shape)
+    head: Head = HEADS[description.get("head", SINGLE_LABEL.name)]
+    generator = ConditionalGenerator(*shape, head)
     fill(generator, tensors, file)
     return LearnedGenerator(generator.eval(), description["classifier"], preprocessing, class_names)
 

@@ -4,13 +4,13 @@
 - diversity_weight * log_pair_distance(features)`
 
 The last term is not in the paper. Without it the images of a class come out nearly alike, since one
-image of each class satisfies the others.
+image of each class satisfies the others. Of a classifier of several labels the cross entropy is the
+binary one, summed over the labels.
 """
 
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zscgan_ext import distributed
@@ -29,9 +29,9 @@ def paired(labels: Tensor) -> Tensor:
     """Give every second image of a batch the label of the one before it.
 
     Args:
-        labels: [B].
+        labels: [B], or [B, num_classes].
     """
-    return labels[::2].repeat_interleave(2)[: len(labels)]
+    return labels[::2].repeat_interleave(2, dim=0)[: len(labels)]
 
 
 def log_pair_distance(features: Tensor) -> Tensor:
@@ -82,7 +82,8 @@ class GeneratorTrainer(Trainer):
 
     # The distance is the geometric mean over the pairs, relative to the variance; of images of one
     # class where diversity has a weight, otherwise of images with labels of their own. Accuracy is
-    # the percentage of images that the teacher takes for their label.
+    # the percentage of images that the teacher takes for their label, or of the labels of all
+    # images that it gives as wanted.
     metrics = (
         *("loss", "cross_entropy", "batch_norm_distance", "pair_distance", "teacher_accuracy"),
     )
@@ -117,7 +118,7 @@ class GeneratorTrainer(Trainer):
         return {"generator": self.generator, "classifier": self.teacher}
 
     def sample(self) -> tuple[Tensor, ...]:
-        """Draw latent vectors [B, latent_dim] and labels [B], of more classes as learning goes."""
+        """Draw latent vectors [B, latent_dim] and labels of more classes as learning goes."""
         batch = self.config.batch_size * distributed.world_size()
         images, in_all = batch * self.steps_taken, batch * self.steps
         stride = stride_of_classes(self.generator.num_classes, images, in_all)
@@ -136,7 +137,8 @@ class GeneratorTrainer(Trainer):
         with self.precision.autocast():
             images = to_memory_format(self.generator(latent, labels), self.execution.memory_format)
             logits, distance, features = self.teacher.forward_with_batch_norm_loss(images)
-        cross_entropy = F.cross_entropy(logits.float(), labels)
+        head = self.generator.head
+        cross_entropy = head.label_loss(logits, labels)
         difference = log_pair_distance(features)
         config = self.config
         loss = (
@@ -144,7 +146,7 @@ class GeneratorTrainer(Trainer):
             + config.batch_norm_weight * distance
             - config.diversity_weight * difference
         )
-        accuracy = (logits.argmax(1) == labels).float().mean() * 100
+        accuracy = (head.chosen(logits) == labels).float().mean() * 100
         values = (loss, cross_entropy, distance, difference.exp(), accuracy)
         return loss, torch.stack([value.detach() for value in values])
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from zscgan_ext.classifiers.heads import MULTI_LABEL
 from zscgan_ext.synthesis.generator import ConditionalGenerator, default_random_seeded
 
 AT_ONCE = 64  # images
@@ -23,10 +24,25 @@ def balanced_labels(classes: list[int], count: int) -> Tensor:
     return torch.tensor(classes)[index]
 
 
+def wanted_labels(generator: ConditionalGenerator, count: int, rng: torch.Generator) -> Tensor:
+    """Return the labels of images that a generator is asked for, on the CPU.
+
+    They are balanced, or drawn where several may apply to an image.
+
+    Args:
+        generator: of the images.
+        count: of the images.
+        rng: on the CPU, which nothing else has drawn from.
+    """
+    if generator.head is MULTI_LABEL:
+        return generator.random_labels(count, rng)
+    return balanced_labels(generator.learned_classes(), count)
+
+
 def generated_images(
     generator: ConditionalGenerator, count: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of normalized images [B, C, H, W] and labels [B] on the CPU.
+    """Yield batches of normalized images [B, C, H, W] and `wanted_labels` on the CPU.
 
     Of one seed they are always the same, whatever else draws random numbers meanwhile.
 
@@ -37,7 +53,7 @@ def generated_images(
     """
     device = generator.embedding.weight.device
     rng = torch.Generator().manual_seed(seed)
-    labels = balanced_labels(generator.learned_classes(), count)
+    labels = wanted_labels(generator, count, rng)
     numbers = math.prod(generator.image_shape)
     at_once = max(1, min(AT_ONCE, NUMBERS_AT_ONCE // numbers))
     for part in labels.split(at_once):

@@ -199,4 +199,5 @@ def metadata(classifier: Classifier) -> dict[str, str]:
         "mean": json.dumps(preprocessing.mean),
         "std": json.dumps(preprocessing.std),
         "class_names": json.dumps(classifier.class_names),
+        "head": classifier.head.name,
     }

@@ -17,6 +17,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor
 
+from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.node_by_node import (
     BATCHES_BY_NODE,
@@ -37,7 +38,7 @@ class Verification:
     """How near an exported model is to the student, on the images it was tried on."""
 
     images: int
-    agreement: float  # percent of images on which both choose the same class
+    agreement: float  # percent of images on which both choose the same class, or of their labels
     own_agreement: float  # the same of the student with itself, on images changed by `NUDGE`
     end_to_end_difference: float  # the largest of a logit
     ties: int  # integers that were rounded to the other side
@@ -51,6 +52,7 @@ def verify(
     model: ModelProto,
     quantized: dict[str, QuantizedValue],
     batches: Sequence[Tensor],
+    head: Head = SINGLE_LABEL,
 ) -> Verification:
     """Compare a student with its ONNX model in ONNX Runtime.
 
@@ -59,6 +61,7 @@ def verify(
         model: the student's ONNX model.
         quantized: for each activation quantizer, in order, where its integers are in the model.
         batches: normalized images [N, C, H, W].
+        head: what the logits mean.
 
     Raises:
         InputError: naming the first node that differs, or if the classes agree on fewer than
@@ -71,8 +74,8 @@ def verify(
     ties, difference, gain = compare_nodes(student, model, quantized, batches[:BATCHES_BY_NODE])
     result = Verification(
         len(expected),
-        agreement(found, expected),
-        agreement(torch.cat([student(nudged(batch)) for batch in batches]), expected),
+        agreement(found, expected, head),
+        agreement(torch.cat([student(nudged(batch)) for batch in batches]), expected, head),
         float((found - expected).abs().max()),
         ties,
         difference,
