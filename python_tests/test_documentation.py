@@ -150,10 +150,12 @@ def write_pytorchcv_models(folder: Path) -> None:
     (folder / "pytorchcv_models.py").write_text(snippet)
     (folder / "pytorchcv").mkdir()
     (folder / "pytorchcv" / "model_provider.py").write_text(
+        "import torch\n"
         "from torchvision.models.mobilenetv2 import MobileNetV2\n"
         "from torchvision.models.resnet import BasicBlock, ResNet\n\n\n"
         "def get_model(name, pretrained):\n"
         "    assert pretrained\n"
+        "    torch.manual_seed(0)  # the same weights each time\n"
         '    if name == "mobilenetv2_w1":\n'
         "        return MobileNetV2(width_mult=0.25)\n"
         "    return ResNet(BasicBlock, [1, 1, 1, 1])\n"

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from networks import RGB8, as_trained, small_residual
 from torch import nn
 
-from zscgan_ext.classifiers.proof import Truth, check_answers, require_near, require_same
+from zscgan_ext.classifiers.proof import (
+    Truth,
+    check_independence,
+    check_repeats,
+    require_near,
+    require_same,
+)
 from zscgan_ext.classifiers.symbolic_tracing import symbolic_graph
 from zscgan_ext.classifiers.tracing import trace
 from zscgan_ext.errors import InputError
@@ -92,7 +98,7 @@ def test_a_graph_that_changes_with_each_call_is_refused():
             return self.fc(x.flatten(1)) * self.calls
 
     with pytest.raises(InputError, match="answers differently each time it is called"):
-        check_answers(Truth(Counts(), RGB8.shape))
+        check_repeats(Truth(Counts(), RGB8.shape))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +117,7 @@ def test_answers_that_depend_on_other_images_are_refused(mixed):
 
     model = as_trained(Mixes(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Linear(72, 5)))
     with pytest.raises(InputError, match="depends on the other images of the batch"):
-        trace(model, RGB8.shape)
+        check_independence(trace(model, RGB8.shape), RGB8.shape)
 
 
 def test_rounding_is_not_taken_for_other_images():
@@ -124,7 +130,7 @@ def test_rounding_is_not_taken_for_other_images():
             return self[2](self[1](x * (1 + 1e4 * rounding)).flatten(1))
 
     model = as_trained(Rounds(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Linear(72, 5)))
-    check_answers(Truth(model, RGB8.shape))
+    check_independence(model, RGB8.shape)
 
 
 @pytest.mark.parametrize(

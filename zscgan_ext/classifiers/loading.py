@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from zscgan_ext.classifiers.batch_norm import check_batch_norm
 from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
 from zscgan_ext.classifiers.outputs import with_logits
+from zscgan_ext.classifiers.proof import check_independence
 from zscgan_ext.classifiers.pt2.source import SUFFIX, ProgramSource
 from zscgan_ext.classifiers.sources.libraries import (
     TIMM,
@@ -98,6 +99,7 @@ def load_classifier(
         raise InputError(f"num_classes: {num_classes}, but {name} gives {count} logits")
     traced = traced_logits(name, model, preprocessing.shape, head)
     check_batch_norm(origin, traced.graph)
+    check_independence(traced.graph, preprocessing.shape)
     names = class_names(source, weights, count)
     return Classifier(name, traced.graph, count, preprocessing, names, output_index, traced.head)
 

@@ -65,22 +65,34 @@ def answer(model: nn.Module, images: Tensor) -> Any:
         ) from None
 
 
-def check_answers(truth: Truth) -> None:
-    """Require that a model answers the same to an image again, and beside other images.
+def check_repeats(truth: Truth) -> None:
+    """Require that a model answers the same to the same images.
 
     Raises:
         InputError: if it does not.
     """
-    if answers_alike_together(truth):
-        return
     again = truth.model(truth.images[0].clone())
     if not same(again, truth.logits[0], torch.float32):
         raise InputError(
             "classifier: answers differently each time it is called with the same images, as with "
             "dropout that is always on; make it random in training only (training=self.training)"
         )
+
+
+def check_independence(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Require that a model answers to an image beside other images what it answers without them.
+
+    Args:
+        model: in evaluation mode.
+        image_shape: (C, H, W).
+
+    Raises:
+        InputError: if it does not.
+    """
+    if answers_alike_together(Truth(model, image_shape)):
+        return
     try:
-        exact = Truth(copy.deepcopy(truth.model).double(), truth.image_shape)
+        exact = Truth(copy.deepcopy(model).double(), image_shape)
     except Exception:  # of a model that converts tensors to float32 itself
         return
     # Other numbers of images take other kernels, whose rounding a very deep network amplifies.

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from zscgan_ext.classifiers.exported_program import export_program, functional, graph_of
 from zscgan_ext.classifiers.normal_form.functional_layers import name_layers
 from zscgan_ext.classifiers.normal_form.normalize import normalize
-from zscgan_ext.classifiers.proof import Truth, check_answers, require_same
+from zscgan_ext.classifiers.proof import Truth, check_repeats, require_same
 from zscgan_ext.classifiers.symbolic_tracing import symbolic_graph, with_shared_tensors
 from zscgan_ext.errors import InputError, first_line
 
@@ -41,7 +41,7 @@ def trace(model: nn.Module, image_shape: ImageShape) -> fx.GraphModule:
     if image_shape_of(model) == tuple(image_shape):
         return copied(model)
     truth = Truth(model, image_shape)
-    check_answers(truth)
+    check_repeats(truth)
     program = cache(lambda: export_program(model, image_shape))  # takes seconds
     ways: list[Way] = [
         ("torch.fx", lambda: symbolic_graph(model)),
@@ -64,7 +64,7 @@ def trace_program(program: ExportedProgram, image_shape: ImageShape) -> fx.Graph
     """
     plain = graph_of(program)  # raises what is wrong with its inputs and outputs
     truth = Truth(program.module(), image_shape)
-    check_answers(truth)
+    check_repeats(truth)
     ways: list[Way] = [
         ("torch.export", lambda: plain),
         ("torch.export", lambda: graph_of(functional(program))),
