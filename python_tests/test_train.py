@@ -80,6 +80,7 @@ def test_metrics_have_the_promised_keys(run):
         *("classifier", "bits", "scheme", "seed", "device", "top1", "agreement", "seconds"),
         *("peak_memory_bytes", "execution", "diversity", "warnings"),
         *("initial_ranges", "layer_bits", "average_weight_bits", "choice"),
+        *("head", "mean_average_precision", "made_with"),
     }
     assert set(metrics) == own | set(environment())
     assert metrics["classifier"] == "resnet20"

@@ -77,8 +77,11 @@ class SwitchedOff(nn.Module):
 
     def __init__(self, gain: float = 0.0) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
-        self.second = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # the same weights each time, as a trained classifier has
+            first, second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.first = nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU())
+        self.second = nn.Sequential(second, nn.BatchNorm2d(4))
         self.gain = gain
 
     def forward(self, x: Tensor) -> Tensor:
