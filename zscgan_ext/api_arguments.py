@@ -161,11 +161,7 @@ def labels_of_head(name: str, labels: Any, count: int, classifier: Classifier) -
         return checked_labels(name, labels, count, classifier.num_classes)
     shape = (count, classifier.num_classes)
     expected = f"expected a tensor of 0 and 1, integers {list(shape)}"
-    if not isinstance(labels, Tensor):
-        raise InputError(f"{name}: {expected}, got {kind(labels)}")
-    if labels.dtype not in (*INTEGERS, torch.bool) or labels.shape != shape or labels.is_meta:
-        raise InputError(f"{name}: {expected}, got {labels.dtype} {list(labels.shape)}")
-    several: Tensor = labels.to(torch.int64)
+    several = integers(name, labels, shape, (*INTEGERS, torch.bool), expected)
     if not bool(((several == 0) | (several == 1)).all()):
         found = f"from {int(several.min())} to {int(several.max())}"
         raise InputError(f"{name}: {expected}, got them {found}")
@@ -185,14 +181,30 @@ def checked_labels(name: str, labels: Any, count: int, num_classes: int) -> Tens
         InputError: if they are something else, or of no class.
     """
     expected = f"expected a tensor of integers [{count}] from 0 to {num_classes - 1}"
-    if not isinstance(labels, Tensor):
-        raise InputError(f"{name}: {expected}, got {kind(labels)}")
-    if labels.dtype not in INTEGERS or labels.shape != (count,) or labels.is_meta:
-        raise InputError(f"{name}: {expected}, got {labels.dtype} {list(labels.shape)}")
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        found = f"from {int(labels.min())} to {int(labels.max())}"
+    classes = integers(name, labels, (count,), INTEGERS, expected)
+    if count and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+        found = f"from {int(classes.min())} to {int(classes.max())}"
         raise InputError(f"{name}: {expected}, got them {found}")
-    return labels.to(torch.int64)
+    return classes
+
+
+def integers(
+    name: str,
+    values: Any,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    expected: str,
+) -> Tensor:
+    """Return a tensor of a shape and of some types of numbers as int64.
+
+    Raises:
+        InputError: saying what was expected, if it is something else.
+    """
+    if not isinstance(values, Tensor):
+        raise InputError(f"{name}: {expected}, got {kind(values)}")
+    if values.dtype not in dtypes or values.shape != shape or values.is_meta:
+        raise InputError(f"{name}: {expected}, got {values.dtype} {list(values.shape)}")
+    return values.to(torch.int64)
 
 
 def checked_data(data: object, classifier: Classifier) -> Images:

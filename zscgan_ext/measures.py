@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
+from zscgan_ext.classifiers.heads import MULTI_LABEL, SINGLE_LABEL, Head
 from zscgan_ext.images.datasets import Images
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.images.preprocessing import Preprocessing
@@ -165,7 +165,7 @@ class LabelResult:
 
 def per_label(logits: Tensor, labels: Tensor) -> list[LabelResult]:
     """Return the results of each label that occurs in [N, num_classes], given as many logits."""
-    given = (logits > 0).long()
+    given = MULTI_LABEL.chosen(logits)
     images, chosen, right = (each.sum(0).tolist() for each in (labels, given, labels * given))
     precisions = average_precisions(logits, labels).tolist()
     return [

@@ -11,7 +11,7 @@ from zscgan_ext.generate.image_set import ImageSet, check_format, is_generated_n
 from zscgan_ext.ops.implementation import require_implementation
 from zscgan_ext.run_folder.files import GENERATOR, STUDENT
 from zscgan_ext.run_folder.finished_run import require_files
-from zscgan_ext.run_folder.made_with import check_same_run, read_made_with
+from zscgan_ext.run_folder.made_with import check_file, read_made_with
 from zscgan_ext.run_folder.own_files import LIST, OwnFiles, require_folder
 from zscgan_ext.run_folder.whole_file import PARTIAL, one_line_errors
 from zscgan_ext.synthesis.generator_file import load_generator
@@ -43,8 +43,7 @@ def generate(
     require_implementation()
     require_files(run, GENERATOR)
     if (run / STUDENT).is_file():
-        made_with = [read_made_with(run / name) for name in (GENERATOR, STUDENT)]
-        check_same_run(run / GENERATOR, *made_with)
+        check_file(run / GENERATOR, read_made_with(run / STUDENT))
     learned = load_generator(run / GENERATOR)
     check_format(learned, format_name)
     images = ImageSet(learned, count, seed, are_pixels)

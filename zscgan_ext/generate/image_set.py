@@ -16,12 +16,13 @@ from torch import Tensor
 from zscgan_ext.classifiers.heads import MULTI_LABEL
 from zscgan_ext.errors import InputError
 from zscgan_ext.images.image_files import IMAGE_MODES
+from zscgan_ext.images.label_table import FILE_COLUMN, TABLE
 from zscgan_ext.run_folder.own_files import OwnFiles
 from zscgan_ext.run_folder.whole_file import json_bytes
 from zscgan_ext.synthesis.generator_file import LearnedGenerator
 from zscgan_ext.synthesis.labelled_images import generated_images, to_pixels, wanted_labels
 
-IMAGES, LABELS, TORCH_FILE, TABLE = "images.npy", "labels.npy", "images.pt", "labels.csv"
+IMAGES, LABELS, TORCH_FILE = "images.npy", "labels.npy", "images.pt"
 FACTS = "metadata.json"
 LONGEST_FOLDER = 100  # bytes of a class name in that of a folder: file systems take some 255
 IMAGE_NAME = r"generated-\d{6,}\.png"
@@ -116,7 +117,7 @@ def write_png(images: ImageSet, own: OwnFiles) -> None:
     rows = csv.writer(table, lineterminator="\n")
     names = images.learned.class_names
     has_several = images.learned.generator.head is MULTI_LABEL
-    rows.writerow(["file", *names] if has_several else ["file", "label", "class"])
+    rows.writerow([FILE_COLUMN, *(names if has_several else ("label", "class"))])
     for number, image, label in images.files():
         name = f"images/generated-{number:06d}.png"
         own.write(name, png(image))

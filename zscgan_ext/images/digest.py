@@ -10,7 +10,6 @@ from zscgan_ext.images.datasets import Images, ImageTree, LabelledImages
 
 GONE = -1, -1  # the version of a file that is not there
 
-
 FileVersions = Mapping[Path, tuple[int, int]]  # bytes and time of the last change of each file
 
 

@@ -37,11 +37,13 @@ from zscgan_ext.run_folder.finished_run import FinishedRun, open_run, require_fi
 from zscgan_ext.run_folder.made_with import (
     IMAGES_OF,
     MADE_WITH,
+    check_file,
     check_same_run,
     digest,
-    read_made_with,
+    is_other,
 )
 from zscgan_ext.run_folder.records import (
+    ACCURACY_NAMES,
     accuracy_in,
     read_export,
     read_log,
@@ -176,7 +178,7 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
     return Content(
         metrics=metrics,
         export=export,
-        accuracy_name="mAP" if head is MULTI_LABEL else "top-1",
+        accuracy_name=ACCURACY_NAMES[accuracy_in(metrics)],
         answers_name="labels" if head is MULTI_LABEL else "class",
         summary=summary_rows(metrics, result),
         settings={name: as_text(value) for name, value in read_config(folder / CONFIG).items()},
@@ -305,8 +307,8 @@ def evaluation_images(run: FinishedRun) -> tuple[Images | None, list[str]]:
         data = open_labelled_for(classifier.head, name, "test", *facts)
     except InputError as error:
         return None, [f"The evaluation images are gone: {error}."]
-    found = digest_of_images(data)
-    if (run.made_with or {}).get(IMAGES_OF.format("evaluation_data"), found) != found:
+    images_of = IMAGES_OF.format("evaluation_data")
+    if is_other(run.made_with or {}, images_of, digest_of_images(data)):
         return None, [f"The evaluation images in {name} are others than those of the run."]
     return data, []
 
@@ -382,8 +384,7 @@ def compared_classes(run: FinishedRun, result: Variant) -> tuple[Tensor, Tensor,
     head, classes = run.classifier.head, run.classifier.num_classes
     predictions = read_predictions(run.folder, classes, result.key, head)
     if predictions is not None:
-        file = run.folder / PREDICTIONS
-        check_same_run(file, read_made_with(file), run.made_with)
+        check_file(run.folder / PREDICTIONS, run.made_with)
         return *predictions, f"the {len(predictions[0]):,} evaluation images"
     if not run.config.learns_generator:
         none = torch.zeros(0, dtype=torch.int64)

@@ -30,7 +30,7 @@ from zscgan_ext.regular_file import regular_file_size
 from zscgan_ext.run_folder.files import GENERATOR, LAYER_BITS, STUDENT
 from zscgan_ext.run_folder.made_with import (
     MadeWith,
-    check_same_run,
+    check_file,
     check_settings,
     check_weights,
     check_widths,
@@ -184,7 +184,7 @@ def read_run(folder: Path, classifier: str | None) -> FinishedRun:
         check_generator_size(folder / GENERATOR, config.generator, loaded)
     made_with = checked_made_with(folder, stored, loaded)
     if config.learns_generator:
-        check_same_run(folder / GENERATOR, read_made_with(folder / GENERATOR), made_with)
+        check_file(folder / GENERATOR, made_with)
     chosen = None
     if config.quantization.chooses_layer_bits:
         chosen = widths_described(read_layer_bits(folder))

@@ -115,6 +115,11 @@ def check_settings(folder: Path, config: RunConfig, made_with: MadeWith) -> None
         )
 
 
+def is_other(made_with: MadeWith, name: str, found: str) -> bool:
+    """Return True if a run was made with something else of this name, as far as it says."""
+    return made_with.get(name, found) != found
+
+
 def check_weights(name: str, model: nn.Module, made_with: MadeWith) -> None:
     """Require that the weights of a classifier are those that a run was made with.
 
@@ -126,8 +131,7 @@ def check_weights(name: str, model: nn.Module, made_with: MadeWith) -> None:
     Raises:
         InputError: if they are others.
     """
-    found = digest_of_weights(model)
-    if made_with.get(WEIGHTS, found) != found:
+    if is_other(made_with, WEIGHTS, digest_of_weights(model)):
         raise InputError(
             f"{WEIGHTS}: those of {name} are others than the run was made with; give those again, "
             "or run it again with these"
@@ -140,8 +144,7 @@ def check_widths(folder: Path, widths: Mapping[str, LayerBits], made_with: MadeW
     Raises:
         InputError: if they are others.
     """
-    found = digest_of_widths(widths)
-    if made_with.get(WIDTHS, found) != found:
+    if is_other(made_with, WIDTHS, digest_of_widths(widths)):
         raise InputError(
             f"{folder / LAYER_BITS}: holds other widths than the run has chosen; put those back, "
             "or run it again"
@@ -164,3 +167,16 @@ def check_same_run(file: Path, held: Any, expected: Any) -> None:
             f"{file}: is of another run than the quantized classifier beside it; put that of this "
             "run back, or run it again"
         )
+
+
+def check_file(file: Path, expected: MadeWith | None) -> None:
+    """Require that a file of tensors is of the run that the folder's student is of.
+
+    Args:
+        file: that says in its metadata what its run was made with.
+        expected: as `check_same_run`.
+
+    Raises:
+        InputError: if it is of another, or its metadata cannot be read.
+    """
+    check_same_run(file, read_made_with(file), expected)

@@ -31,6 +31,8 @@ from zscgan_ext.run_folder.files import EXPORT, LAYER_BITS, LOG, METRICS, PREDIC
 from zscgan_ext.run_folder.made_with import MADE_WITH
 
 LARGEST = 1e300  # of what is drawn
+# What is said for the entries of `metrics.json` that hold how good a classifier is.
+ACCURACY_NAMES = {"top1": "top-1", "mean_average_precision": "mAP"}
 MOST_STAGES, MOST_VALUES = 32, 16  # in the log
 MOST_LINES = 1 << 13  # of the log that are read: more than a chart shows
 # Of what a page shows or draws, row by row: rows of one kind, layers, warnings.

@@ -12,6 +12,7 @@ from zscgan_ext.environment import environment
 from zscgan_ext.measures import agreement, mean_average_precision, top1
 from zscgan_ext.quantization.layer_widths import average_width
 from zscgan_ext.run_folder.made_with import MADE_WITH, digest
+from zscgan_ext.run_folder.records import ACCURACY_NAMES, accuracy_in
 from zscgan_ext.stages.run import Run
 from zscgan_ext.stages.variants import FLOAT, VARIANTS
 
@@ -21,7 +22,7 @@ def metrics(run: Run) -> dict[str, Any]:
     config, results = run.config, run.results
     weight_bits, activation_bits = parse_bits(config.quantization.bits)
     head = run.classifier.head
-    accuracy = "mean_average_precision" if head is MULTI_LABEL else "top1"
+    accuracy = accuracy_in({"head": head.name})
     measured: dict[str, dict[str, float | None]] = {
         name: dict.fromkeys(VARIANTS) for name in ("top1", "mean_average_precision", "agreement")
     }
@@ -79,9 +80,8 @@ def peak_memory(device: torch.device) -> int:
 
 def table(metrics: dict[str, Any]) -> str:
     """Lay out the measured variants as a table."""
-    is_multi_label = metrics["head"] == MULTI_LABEL.name
-    name = "mean_average_precision" if is_multi_label else "top1"
-    heading = "mAP %" if is_multi_label else "top-1 %"
+    name = accuracy_in(metrics)
+    heading = f"{ACCURACY_NAMES[name]} %"
     lines = [f"{'':42} {heading:>8} {'agreement with float %':>23}"]
     for key, variant in VARIANTS.items():
         if metrics[name][key] is not None:

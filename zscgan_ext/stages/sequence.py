@@ -14,7 +14,7 @@ from zscgan_ext.quantization.dead_quantizers import dead_quantizers, dead_weight
 from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import INSTANT_STUDENT, STUDENT
-from zscgan_ext.run_folder.made_with import check_same_run, metadata_of, read_made_with
+from zscgan_ext.run_folder.made_with import check_file, metadata_of
 from zscgan_ext.stages.calibration_data import mixed
 from zscgan_ext.stages.generator_stage import (
     generated_batches,
@@ -138,7 +138,7 @@ def best_student(
     """
     instant = run.new_student()
     file = run.folder.path / INSTANT_STUDENT
-    check_same_run(file, read_made_with(file), run.made_with())
+    check_file(file, run.made_with())
     load_weights(instant, file)
     instant.quantize_activations()
     students = {INSTANT: instant, FINE_TUNED: student}
