@@ -45,7 +45,7 @@ def rate_as_read(learning_rate: float, execution: Execution) -> float | Tensor:
 class ParameterGroup(NamedTuple):
     """Parameters that learn at one rate."""
 
-    parameters: list[nn.Parameter]
+    parameters: Sequence[Tensor]
     learning_rate: float  # Adam's, at the start
 
 
