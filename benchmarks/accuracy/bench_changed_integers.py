@@ -9,6 +9,7 @@ last 5,000 training images, and with `--test` on the test images too.
 import argparse
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,7 @@ def one_group(student: QuantizedClassifier, config: FineTuningConfig) -> list[Pa
 
 
 def measured(
-    run: Run, classifier: Classifier, folder: Path, images: dict[str, Images]
+    run: Run, classifier: Classifier, folder: Path, images: Mapping[str, Images]
 ) -> dict[str, Any]:
     """Calibrate and fine-tune a student; return its figures before and after."""
     torch.manual_seed(run.config.seed)
@@ -115,7 +116,7 @@ def measured(
 
 
 def accuracies(
-    student: QuantizedClassifier, classifier: Classifier, images: dict[str, Images]
+    student: QuantizedClassifier, classifier: Classifier, images: Mapping[str, Images]
 ) -> dict[str, float]:
     """Return top-1 in percent on each set of images."""
     found = {}
