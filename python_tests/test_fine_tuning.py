@@ -11,6 +11,7 @@ from tensors import sample
 from torch import nn
 
 from zscgan_ext.config.configs import ExecutionConfig, FineTuningConfig
+from zscgan_ext.config.values import LayerBits
 from zscgan_ext.quantization.calibration import calibrate
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.fine_tuning import StudentTrainer, mirrored, student_loss
@@ -178,12 +179,56 @@ def test_bfloat16_trains_float32_parameters():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in student.modules())
 
 
+@pytest.mark.parametrize("name", ["deploy", "paper"])
 @pytest.mark.parametrize(("bits", "steps"), [((2, 8), 3), ((8, 3), 7), ((4, 4), 15)])
-def test_the_learning_rate_is_relative_to_the_narrower_width(bits, steps):
-    student = convert(small_residual(), Scheme("paper", *bits), RGB8.shape)
+def test_learning_rates_are_relative_to_the_narrower_width(name, bits, steps):
+    student = convert(small_residual(), Scheme(name, *bits), RGB8.shape)
     trainer = StudentTrainer(student, small_residual(), iter(()), TOY, on_a_cpu())
-    rate = trainer.optimizer.param_groups[0]["lr"]
-    assert rate == pytest.approx(TOY.learning_rate / steps)
+    groups = trainer.optimizer.param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rates.keys() == {id(p) for p in student.parameters()}
+    for layer in student.layers:
+        weight = layer.layer.weight
+        step = layer.qparams().scale.mean().item()
+        assert rates.pop(id(weight)) == pytest.approx(100 * step * TOY.learning_rate / steps)
+    assert set(rates.values()) == {TOY.learning_rate / steps}
+
+
+class TwoLayers(nn.Sequential):
+    """Two convolutions without biases, the first times a factor, the second over it."""
+
+    def __init__(self, factor):
+        first, second = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 4, 6, bias=False)
+        with torch.no_grad():
+            first.weight.copy_(0.2 * factor * sample(8, 3, 3, 3, seed=3))
+            second.weight.copy_(0.1 / factor * sample(4, 8, 6, 6, seed=4))
+        super().__init__(first, nn.ReLU(), second, nn.Flatten())
+
+
+def integers_after_fine_tuning(factor):
+    teacher = TwoLayers(factor).eval()
+    layers = {"0": LayerBits(2, 8), "2": LayerBits(2, 8)}
+    student = convert(teacher, Scheme("deploy", 2, 8, layers), RGB8.shape)
+    calibrate(student, normal_batches(2, 16, *RGB8.shape, seed=1), 2)
+    before = [layer_integers(layer) for layer in student.layers]
+    fine_tune(student, teacher, FineTuningConfig(steps=30, mirror=False))
+    return before, [layer_integers(layer) for layer in student.layers]
+
+
+def layer_integers(layer):
+    weight, scale = layer.layer.weight.detach(), layer.qparams().scale.detach()
+    return (weight / scale.view(-1, 1, 1, 1)).round().clamp(-2, 1)
+
+
+@pytest.mark.parametrize("factor", [1 / 64, 64])
+def test_as_many_integers_change_however_large_the_weights_of_a_layer_are(factor):
+    before, after = integers_after_fine_tuning(1)
+    scaled_before, scaled_after = integers_after_fine_tuning(factor)
+    assert all(map(torch.equal, before, scaled_before))
+    for start, end, scaled_end in zip(before, after, scaled_after, strict=True):
+        changed = (end != start).float().mean().item()
+        assert 0.02 < changed < 0.5
+        assert (scaled_end != start).float().mean().item() == pytest.approx(changed, rel=0.3)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

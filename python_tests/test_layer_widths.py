@@ -201,7 +201,7 @@ def test_two_bits_of_depthwise_networks_are_warned_of(build, bits, scheme, warns
     size, form = (28, (0.5,)) if build is small_gray else (8, RGB8.mean)
     classifier = load_classifier(model, image_size=size, mean=form, std=[0.25] * len(form))
     zscgan_ext.quantize(classifier, bits=bits, scheme=scheme)
-    expected = "warning: bits: a network with depthwise convolutions loses most of its accuracy"
+    expected = "warning: bits: weights of 2 bits cost a network with depthwise convolutions several"
     assert (expected in capsys.readouterr().out) == warns
 
 

@@ -25,7 +25,7 @@ from torch import nn
 from zscgan_ext.training import trainer as trainer_module
 from zscgan_ext.training.cuda_graphs import WARM_UP_STEPS, GraphedStep
 from zscgan_ext.training.execution import choose_execution
-from zscgan_ext.training.trainer import Trainer
+from zscgan_ext.training.trainer import ParameterGroup, Trainer
 
 
 def adam(start, gradient, steps, rate=0.1):
@@ -312,7 +312,7 @@ def test_a_captured_optimizer_reads_its_rate_from_a_tensor():
         adam = torch.optim.Adam
         patch.setattr(torch.optim, "Adam", lambda *a, capturable, **k: adam(*a, **k))
         patch.setattr(trainer_module, "StreamCapture", lambda device: FakeCapturing())
-        trainer = Line([Line.weight], 0.1, (0.9, 0.999), 8, execution)
+        trainer = Line([ParameterGroup([Line.weight], 0.1)], (0.9, 0.999), 8, execution)
     rate = trainer.optimizer.param_groups[0]["lr"]
     assert isinstance(rate, torch.Tensor)
     for _ in range(WARM_UP_STEPS + 2):

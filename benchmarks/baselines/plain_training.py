@@ -7,7 +7,7 @@ precision and memory format of the trainers, and under torch.compile, they are w
 compared with.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from zscgan_ext.config.configs import FineTuningConfig, GeneratorConfig
 from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.feature_distillation import pair_features
-from zscgan_ext.quantization.fine_tuning import student_loss
+from zscgan_ext.quantization.fine_tuning import parameter_groups, student_loss
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizer_placement import ACTIVATION_QUANTIZERS
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
@@ -34,6 +34,7 @@ from zscgan_ext.synthesis.generator import (
 from zscgan_ext.synthesis.generator_training import log_pair_distance, paired
 from zscgan_ext.synthesis.penultimate_features import PenultimateFeatures
 from zscgan_ext.training.execution import Execution
+from zscgan_ext.training.trainer import ParameterGroup
 
 Loss = Callable[..., Tensor]
 
@@ -110,14 +111,13 @@ class HookedTeacher:
 
 
 def plain_step(
-    parameters: Iterator[nn.Parameter],
-    rate: float,
+    groups: Sequence[ParameterGroup],
     loss: Loss,
     sample: Callable[[], tuple[Tensor, ...]],
     execution: Execution,
 ) -> Callable[[], Tensor]:
     """Return a step of torch's own optimizer, as it comes."""
-    optimizer = torch.optim.Adam(parameters, lr=rate)
+    optimizer = torch.optim.Adam([{"params": p, "lr": rate} for p, rate in groups])
     precision = execution.new_precision()
     computed = torch.compile(loss) if execution.compile else loss
 
@@ -158,7 +158,8 @@ def generator_step(
             - config.diversity_weight * difference
         )
 
-    return plain_step(generator.parameters(), config.learning_rate, loss, sample, execution)
+    group = ParameterGroup(list(generator.parameters()), config.learning_rate)
+    return plain_step([group], loss, sample, execution)
 
 
 # ---- fine-tuning --------------------------------------------------------------------------------
@@ -235,5 +236,4 @@ def fine_tuning_step(
         divergence = student_loss(logits, teacher_logits, labels, config)
         return divergence + config.feature_weight * distance
 
-    rate = config.learning_rate / plain.scheme.steps
-    return plain_step(plain.parameters(), rate, loss, lambda: next(batches), execution)
+    return plain_step(parameter_groups(plain, config), loss, lambda: next(batches), execution)

@@ -15,7 +15,7 @@ from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_training import GeneratorTrainer, synthetic_batches
 from zscgan_ext.training.execution import choose_execution
-from zscgan_ext.training.trainer import Trainer
+from zscgan_ext.training.trainer import ParameterGroup, Trainer
 
 CPU = torch.device("cpu")
 SMALL = RunConfig().changed(latent_dim=8, batch_size=8, synthesis_steps=8, fine_tuning_steps=8)
@@ -53,7 +53,8 @@ class Follower(Trainer):
     def __init__(self, targets, steps=8, execution=SMALL.execution):
         self.weight = nn.Parameter(torch.tensor([0.5, -1.0]))
         self.targets = targets
-        super().__init__([self.weight], 0.1, (0.9, 0.999), steps, choose_execution(execution, CPU))
+        groups = [ParameterGroup([self.weight], 0.1)]
+        super().__init__(groups, (0.9, 0.999), steps, choose_execution(execution, CPU))
 
     def sample(self):
         return (self.targets[self.steps_taken],)

@@ -148,7 +148,8 @@ class FineTuningConfig(Configuration):
     """steps of fine-tuning the quantized classifier (0: only calibrate)"""
     learning_rate: float = setting(5e-4, "X", option="fine_tuning_learning_rate", above=0)
     """Adam's learning rate for the quantized classifier, divided by its number of quantization
-    steps: by 3 for 2 bits, by 15 for 4 bits"""
+    steps: by 3 for 2 bits, by 15 for 4 bits; for weights it is 100 times as high, and counts
+    quantization steps of their layer"""
     distillation_weight: float = setting(1.0, "X", at_least=0)
     """weight of the distillation from the float classifier in fine-tuning"""
     feature_weight: float = setting(100.0, "X", at_least=0)

@@ -18,7 +18,10 @@ from zscgan_ext.quantization.conversion import folded
 from zscgan_ext.quantization.feature_distillation import feature_distance, pair_features
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.training.execution import Execution
-from zscgan_ext.training.trainer import Trainer
+from zscgan_ext.training.trainer import ParameterGroup, Trainer
+
+# Quantization steps of its layer that a weight moves where another parameter moves by 1.
+STEPS_OF_WEIGHTS = 100
 
 
 def logit_divergence(
@@ -48,6 +51,28 @@ def mirrored(images: Tensor) -> Tensor:
     """Mirror each image [B, C, H, W] left to right or leave it, with torch's random numbers."""
     is_mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(is_mirrored, images.flip(3), images)
+
+
+@torch.no_grad()
+def parameter_groups(
+    student: QuantizedClassifier, config: FineTuningConfig
+) -> list[ParameterGroup]:
+    """Return what learns of a calibrated student: the weights of each layer, then all else.
+
+    Adam's steps are as long as its rate, however small gradients are. Integers only change where
+    that is a fair part of a layer's quantization step, which differs a hundredfold between layers
+    once batch norm is folded.
+    """
+    rate = config.learning_rate / student.scheme.steps
+    groups = [
+        ParameterGroup(
+            [layer.layer.weight], rate * STEPS_OF_WEIGHTS * float(layer.qparams().scale.mean())
+        )
+        for layer in student.layers
+    ]
+    weights = {id(layer.layer.weight) for layer in student.layers}
+    others = [p for p in student.parameters() if id(p) not in weights]
+    return [*groups, ParameterGroup(others, rate)]
 
 
 class StudentTrainer(Trainer):
@@ -88,9 +113,7 @@ class StudentTrainer(Trainer):
         self.batches = batches
         self.config = config
         super().__init__(
-            student.parameters(),
-            # A weight that moves a step changes the layer; how far that is depends on the width.
-            config.learning_rate / student.scheme.steps,
+            parameter_groups(student, config),
             (0.9, 0.999),
             config.steps,
             execution,

@@ -19,7 +19,7 @@ from zscgan_ext.images.memory_format import to_memory_format
 from zscgan_ext.synthesis.frozen_teacher import FrozenTeacher
 from zscgan_ext.synthesis.generator import ConditionalGenerator, stride_of_classes
 from zscgan_ext.training.execution import Execution
-from zscgan_ext.training.trainer import Trainer
+from zscgan_ext.training.trainer import ParameterGroup, Trainer
 
 SMALLEST_DISTANCE = 1e-4  # that still counts, relative to the variance
 SMALLEST_VARIANCE = 1e-12
@@ -105,9 +105,9 @@ class GeneratorTrainer(Trainer):
         self.teacher = teacher
         self.config = config
         self.rng = rng
+        rate = config.learning_rate if learning_rate is None else learning_rate
         super().__init__(
-            generator.parameters(),
-            config.learning_rate if learning_rate is None else learning_rate,
+            [ParameterGroup(list(generator.parameters()), rate)],
             (0.5, 0.999),
             config.steps if steps is None else steps,
             execution,

@@ -5,8 +5,8 @@ A stage draws a batch, takes a step and looks at what it measured, as in
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,23 @@ def adam_state(state: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str
     return {"step": step.to(torch.float32, copy=True), **alike}
 
 
+def rate_as_read(learning_rate: float, execution: Execution) -> float | Tensor:
+    """Return a rate as a step reads it: one that is captured does so from memory.
+
+    There the schedule changes it.
+    """
+    if not execution.cuda_graphs:
+        return learning_rate
+    return torch.tensor(learning_rate, device=execution.device)
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that learn at one rate."""
+
+    parameters: Sequence[Tensor]
+    learning_rate: float  # Adam's, at the start
+
+
 class Trainer(ABC):
     """Parameters that learn, one step after the other.
 
@@ -40,8 +57,7 @@ class Trainer(ABC):
     every loss was finite.
 
     Args:
-        parameters: what learns.
-        learning_rate: Adam's, at the start; it falls to zero along a cosine.
+        groups: what learns, and at which rates; they fall to zero along a cosine.
         betas: Adam's.
         steps: how many there are in all, the length of the cosine.
         execution: how steps are executed.
@@ -53,8 +69,7 @@ class Trainer(ABC):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
-        learning_rate: float,
+        groups: Sequence[ParameterGroup],
         betas: tuple[float, float],
         steps: int,
         execution: Execution,
@@ -62,11 +77,11 @@ class Trainer(ABC):
         self.execution = execution
         self.steps = steps
         self.precision = execution.new_precision()
-        # A captured step reads the rate from memory, where the schedule changes it.
-        rate = torch.tensor(learning_rate, device=execution.device)
         self.optimizer = torch.optim.Adam(
-            parameters,
-            lr=rate if execution.cuda_graphs else learning_rate,
+            [
+                {"params": group.parameters, "lr": rate_as_read(group.learning_rate, execution)}
+                for group in groups
+            ],
             betas=betas,
             fused=True,
             capturable=execution.cuda_graphs,
