@@ -5,39 +5,41 @@
 CLASSIFIER: `resnet20`, `mobilenet_v2_small`; `trained:NAME` for a classifier of torchvision that is
 trained here for some steps on the idx folder, as 32x32 RGB images; `torchvision:NAME=WEIGHTS`.
 Each is quantized without images, and measured on images of a generator learned from it, or of that
-of a run, and on test images of the folder, or on pictures. Where a runtime decides otherwise, the
-student's own margin between both classes is compared with the step of a logit, which is what one
-step of a feature makes, and the student with itself on images that are changed by a millionth: both
-tell ties from faults.
+of a run, and on test images of the folder, or on pictures. What tells ties from faults: each node
+given the integers that the runtime has at its inputs; the student with itself, in float64 and on
+images that are changed by a millionth; and where a runtime decides otherwise, the student's own
+margin between both classes beside the step of a logit, which is what one step of a feature makes.
 """
 
 import argparse
+import copy
 import io
 import json
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision
+from onnx import ModelProto
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import zscgan_ext
+from benchmarks.results_file import made_with
 from zscgan_ext.classifiers.exported_program import export_program
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.classifiers.loading import Classifier
-from zscgan_ext.environment import environment
 from zscgan_ext.errors import InputError
 from zscgan_ext.export.exporter import model_for
-from zscgan_ext.export.node_by_node import BATCHES_BY_NODE
-from zscgan_ext.export.onnx.runtime import OnnxClassifier
-from zscgan_ext.export.onnx.verification import compare_nodes, nudged
+from zscgan_ext.export.node_by_node import BATCHES_BY_NODE, compare_with_runtime
+from zscgan_ext.export.onnx.graph import QuantizedValue
+from zscgan_ext.export.onnx.runtime import OUTPUT, OnnxClassifier
+from zscgan_ext.export.onnx.verification import compare_nodes, nudged, with_integers
 from zscgan_ext.export.pt2e import decomposed
 from zscgan_ext.images.datasets import LabelledImages, open_unlabelled, read_idx_folder
-from zscgan_ext.measures import percentage
+from zscgan_ext.measures import agreement, percentage
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 from zscgan_ext.run_folder.files import GENERATOR
@@ -46,6 +48,8 @@ from zscgan_ext.synthesis.generator_file import load_generator
 
 GENERATED, BATCH, SIZE = 512, 32, 32
 Runtime = Callable[[Tensor], Tensor]
+# Compares a student with its model on batches of images, and counts integers on a tie.
+Ties = Callable[[QuantizedClassifier, ModelProto, dict[str, QuantizedValue], list[Tensor]], int]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -85,8 +89,7 @@ def main() -> None:
             rows.append({"classifier": name, **row})
             print(json.dumps(rows[-1]), flush=True)
             content = {
-                "made_with": {**environment(), "date": time.strftime("%Y-%m-%d")},
-                "arguments": {key: str(value) for key, value in vars(options).items()},
+                "made_with": made_with(torch.device("cpu")),
                 "results": rows,
             }
             options.json.write_text(json.dumps(content, indent=1) + "\n")
@@ -160,16 +163,48 @@ def batches_of(data: LabelledImages, classifier: Classifier) -> Iterable[Tensor]
 # ---- runtimes ------------------------------------------------------------------------------------
 
 
-def openvino_runtime(model: bytes) -> Runtime:
-    """Return what executes an ONNX model by OpenVINO on one thread."""
-    import openvino
+class OpenvinoModel:
+    """An ONNX model in OpenVINO, on one thread."""
 
-    core = openvino.Core()
-    core.set_property("CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"})
-    compiled = core.compile_model(core.read_model(model), "CPU")
-    return lambda images: torch.from_numpy(
-        np.array(compiled(images.contiguous().numpy())["logits"])
-    )
+    def __init__(self, model: ModelProto) -> None:
+        import openvino
+
+        core = openvino.Core()
+        core.set_property("CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"})
+        self.compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        return self.run([OUTPUT], images)[0]
+
+    def run(self, names: Sequence[str], images: Tensor) -> list[Tensor]:
+        """Return some of the outputs."""
+        results = self.compiled(images.contiguous().numpy())
+        return [torch.from_numpy(np.array(results[name])) for name in names]
+
+
+def ties_in_openvino(
+    student: QuantizedClassifier,
+    model: ModelProto,
+    quantized: dict[str, QuantizedValue],
+    batches: Iterable[Tensor],
+) -> int:
+    """Compare a student node by node with OpenVINO; return the number of ties.
+
+    The integers are outputs of the model here. OpenVINO may fuse what stands around them otherwise
+    than where they are not.
+
+    Raises:
+        InputError: naming the first node whose integers differ by more than ties.
+    """
+    probe = OpenvinoModel(with_integers(model, quantized))
+    names = [value.integers for value in quantized.values()]
+
+    def compute(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        *found, logits = probe.run([*names, OUTPUT], images)
+        return dict(zip(quantized, found, strict=True)), logits
+
+    return compare_with_runtime(student, "OpenVINO", compute, batches)[0]
 
 
 def program_runtime(student: QuantizedClassifier, classifier: Classifier) -> Runtime:
@@ -181,32 +216,56 @@ def program_runtime(student: QuantizedClassifier, classifier: Classifier) -> Run
     return program
 
 
+def in_float64(student: QuantizedClassifier) -> QuantizedClassifier:
+    """Return a copy that computes in float64, with the scales, weights and biases of float32."""
+    wide = copy.deepcopy(student).double()
+    for narrow, module in zip(student.modules(), wide.modules(), strict=True):
+        if isinstance(getattr(narrow, "log_scale", None), Tensor):
+            module.log_scale.data = narrow.log_scale.exp().double().log()
+    return wide
+
+
 @torch.no_grad()
 def rows_of(classifier: Classifier, images: dict[str, list[Tensor]]) -> Iterable[dict[str, Any]]:
     """Yield the results of each runtime on each kind of image."""
     for target in ("onnxruntime", "tensorrt"):
         student = zscgan_ext.quantize(classifier, bits="w8a8", target=target)
         model, quantized = model_for(target, student, classifier)
-        data = model.SerializeToString()
-        batches = images["generated"][:BATCHES_BY_NODE]
-        try:
-            nodes: int | str = compare_nodes(student, model, quantized, batches)[0]
-        except InputError as error:
-            nodes = str(error)
-        runtimes: dict[str, Runtime] = {"ONNX Runtime": OnnxClassifier(data)}
+        runtimes: dict[str, Runtime] = {"ONNX Runtime": OnnxClassifier(model.SerializeToString())}
+        ties: dict[str, Ties] = {"ONNX Runtime": lambda *given: compare_nodes(*given)[0]}
         if target == "onnxruntime":
-            runtimes["OpenVINO"] = openvino_runtime(data)
+            runtimes["OpenVINO"], ties["OpenVINO"] = OpenvinoModel(model), ties_in_openvino
             runtimes["torch"] = program_runtime(student, classifier)
-        step = step_of_logits(student)
+        step, wide = step_of_logits(student), in_float64(student)
         for kind, given in images.items():
             expected = torch.cat([student(batch) for batch in given])
-            own = torch.cat([student(nudged(batch)) for batch in given])
+            others = {
+                "own_agreement": torch.cat([student(nudged(batch)) for batch in given]),
+                "float64_agreement": torch.cat([wide(batch.double()) for batch in given]),
+            }
+            own = {name: agreement(logits, expected) for name, logits in others.items()}
             for name, runtime in runtimes.items():
                 found = torch.cat([runtime(batch) for batch in given])
-                yield {
-                    **{"target": target, "runtime": name, "images": kind, "ties_by_node": nodes},
-                    **compared(found, expected, own, step),
-                }
+                row = {"target": target, "runtime": name, "images": kind}
+                if name in ties:
+                    some = spread(len(given), BATCHES_BY_NODE).tolist()
+                    batches = [given[i] for i in some]
+                    row |= by_node(ties[name], student, model, quantized, batches)
+                yield {**row, **compared(found, expected, step), **own}
+
+
+def by_node(
+    ties: Ties,
+    student: QuantizedClassifier,
+    model: ModelProto,
+    quantized: dict[str, QuantizedValue],
+    batches: list[Tensor],
+) -> dict[str, Any]:
+    """Return how many integers are rounded to the other side of a tie, or the node that differs."""
+    try:
+        return {"ties_by_node": ties(student, model, quantized, batches)}
+    except InputError as error:
+        return {"ties_by_node": str(error)}
 
 
 def step_of_logits(student: QuantizedClassifier) -> float:
@@ -221,13 +280,12 @@ def step_of_logits(student: QuantizedClassifier) -> float:
     return step
 
 
-def compared(found: Tensor, expected: Tensor, own: Tensor, step: float) -> dict[str, Any]:
+def compared(found: Tensor, expected: Tensor, step: float) -> dict[str, Any]:
     """Return how often both choose the same class, and how near those are that differ.
 
     Args:
         found: logits of a runtime, [N, classes].
         expected: of the student.
-        own: of the student, for images that are changed by a millionth.
         step: of a logit.
     """
     chosen, answers = found.argmax(1), expected.argmax(1)
@@ -238,7 +296,6 @@ def compared(found: Tensor, expected: Tensor, own: Tensor, step: float) -> dict[
     return {
         "count": len(found),
         "agreement": percentage(~differ),
-        "own_agreement": percentage(own.argmax(1) == answers),
         "agreement_where_margin_exceeds_a_step": percentage(~differ[is_clear]),
         "step": step,
         "differing": int(differ.sum()),
