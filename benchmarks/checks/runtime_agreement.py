@@ -239,11 +239,12 @@ def rows_of(classifier: Classifier, images: dict[str, list[Tensor]]) -> Iterable
         step, wide = step_of_logits(student), in_float64(student)
         for kind, given in images.items():
             expected = torch.cat([student(batch) for batch in given])
-            others = {
-                "own_agreement": torch.cat([student(nudged(batch)) for batch in given]),
-                "float64_agreement": torch.cat([wide(batch.double()) for batch in given]),
+            changed = torch.cat([student(nudged(batch)) for batch in given])
+            exact = torch.cat([wide(batch.double()) for batch in given])
+            own = {
+                "own_agreement": agreement(changed, expected),
+                "own_agreement_in_float64": agreement(exact, expected),
             }
-            own = {name: agreement(logits, expected) for name, logits in others.items()}
             for name, runtime in runtimes.items():
                 found = torch.cat([runtime(batch) for batch in given])
                 row = {"target": target, "runtime": name, "images": kind}
@@ -251,6 +252,7 @@ def rows_of(classifier: Classifier, images: dict[str, list[Tensor]]) -> Iterable
                     some = spread(len(given), BATCHES_BY_NODE).tolist()
                     batches = [given[i] for i in some]
                     row |= by_node(ties[name], student, model, quantized, batches)
+                row["agreement_with_float64"] = agreement(found, exact)
                 yield {**row, **compared(found, expected, step), **own}
 
 

@@ -18,6 +18,7 @@ from zscgan_ext.classifiers.graph import device_of, module_of
 from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
 from zscgan_ext.quantization.activation_ranges import (
     SQUARED,
+    TIE,
     choose_range,
     search_scale,
     update_range,
@@ -29,6 +30,7 @@ from zscgan_ext.quantization.quantized_classifier import (
     round_biases_to_int32,
 )
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
+from zscgan_ext.quantization.scheme import QuantRange
 
 RANGES = ("narrower", "batch_norm", "images")
 # Most values of a tensor are small, but the large ones decide: their errors have to weigh more.
@@ -219,7 +221,26 @@ def cover_input(student: QuantizedClassifier, input_range: tuple[float, float]) 
             quantizer = named[node.name]
             observed = quantizer.running_min.squeeze(), quantizer.running_max.squeeze()
             ends = torch.stack([low.minimum(observed[0]), high.maximum(observed[1])])
-            update_range(quantizer, ends, 1)
+            update_range(quantizer, without_ties(ends, quantizer.quant_range), 1)
+
+
+def without_ties(ends: Tensor, quant_range: QuantRange) -> Tensor:
+    """Widen a range by one step where its ends lie in the middle between two integers.
+
+    As far apart as the integers, all pixels would then lie there, as with the usual mean of 0.5,
+    which is 127.5 levels: rounding would cost half a step each time, and the last bits of a float
+    would decide in which direction, in each runtime otherwise.
+
+    Args:
+        ends: the least and the largest value, [2].
+        quant_range: the integers.
+    """
+    steps = quant_range.quant_max - quant_range.quant_min
+    low, high = ends.double()
+    zero = -low * steps / (high - low)  # in steps from the least integer
+    if quant_range.signed or abs(float(zero.frac()) - 0.5) > TIE:
+        return ends
+    return torch.stack([low, high + (high - low) / (steps - 1)]).to(ends.dtype)
 
 
 def quantizers_before_layers(graph: fx.GraphModule) -> set[ActivationQuantizer]:
