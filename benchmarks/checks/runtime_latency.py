@@ -28,6 +28,7 @@ from zscgan_ext.export.exporter import model_for
 from zscgan_ext.export.onnx.model import float_model
 from zscgan_ext.export.onnx.runtime import OnnxClassifier
 from zscgan_ext.export.pt2e import decomposed
+from zscgan_ext.images.memory_format import lay_out
 from zscgan_ext.measures import latencies
 from zscgan_ext.quantization.conversion import folded
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
