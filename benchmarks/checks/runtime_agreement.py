@@ -6,8 +6,8 @@ CLASSIFIER: `resnet20`, `mobilenet_v2_small`; `trained:NAME` for a classifier of
 trained here for some steps on the idx folder, as 32x32 RGB images; `torchvision:NAME=WEIGHTS`.
 Each is quantized without images, and measured on images of a generator learned from it, or of that
 of a run, and on test images of the folder, or on pictures. What tells ties from faults: each node
-given the integers that the runtime has at its inputs; the student with itself, in float64 and on
-images that are changed by a millionth; and where a runtime decides otherwise, the student's own
+given the integers that the runtime has at its inputs; the student with itself, in float64, on images
+that are changed by a millionth, and with one integer of each image one step apart; and where a runtime decides otherwise, the student's own
 margin between both classes beside the step of a logit, which is what one step of a feature makes.
 """
 
@@ -46,7 +46,7 @@ from zscgan_ext.run_folder.files import GENERATOR
 from zscgan_ext.synthesis.generator import ConditionalGenerator
 from zscgan_ext.synthesis.generator_file import load_generator
 
-GENERATED, BATCH, SIZE = 512, 32, 32
+BATCH, SIZE = 32, 32
 Runtime = Callable[[Tensor], Tensor]
 # Compares a student with its model on batches of images, and counts integers on a tie.
 Ties = Callable[[QuantizedClassifier, ModelProto, dict[str, QuantizedValue], list[Tensor]], int]
@@ -63,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="test images instead")
     parser.add_argument("--synthesis-steps", type=int, default=60, metavar="N")
     parser.add_argument("--training-steps", type=int, default=150, metavar="N")
+    parser.add_argument("--generated-images", type=int, default=512, metavar="N")
     parser.add_argument("--test-images", type=int, default=10_000, metavar="N")
     parser.add_argument("--json", type=Path, required=True)
     return parser.parse_args()
@@ -75,7 +76,8 @@ def main() -> None:
     for name in options.classifiers:
         classifier = classifier_named(name, options)
         generator = generator_of(classifier, options)
-        generated = [images for images, _ in zscgan_ext.generate_images(generator, GENERATED)]
+        drawn = zscgan_ext.generate_images(generator, options.generated_images)
+        generated = [images for images, _ in drawn]
         images = {"generated": list(torch.cat(generated).split(BATCH))}
         if options.pictures is not None:
             pictures = open_unlabelled(options.pictures, classifier.preprocessing)
@@ -225,6 +227,25 @@ def in_float64(student: QuantizedClassifier) -> QuantizedClassifier:
     return wide
 
 
+def one_integer_apart(student: QuantizedClassifier, images: Tensor) -> Tensor:
+    """Return the logits where one integer of each image is another, behind the first layer."""
+    rng = torch.Generator().manual_seed(0)
+    moved = student.activation_quantizers[1]
+
+    def quantize(quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
+        quantized: Tensor = quantizer(x)
+        if quantizer is not moved:
+            return quantized
+        values = quantized.flatten(1).clone()  # [N, elements]
+        place = torch.randint(values.shape[1], (len(values), 1), generator=rng)
+        chosen, scale = values.gather(1, place), quantizer.qparams().scale
+        values.scatter_(1, place, torch.where(chosen > 0, chosen - scale, chosen + scale))
+        return values.view_as(quantized)
+
+    logits: Tensor = student.forward_with(quantize, images)
+    return logits
+
+
 @torch.no_grad()
 def rows_of(classifier: Classifier, images: dict[str, list[Tensor]]) -> Iterable[dict[str, Any]]:
     """Yield the results of each runtime on each kind of image."""
@@ -241,9 +262,11 @@ def rows_of(classifier: Classifier, images: dict[str, list[Tensor]]) -> Iterable
             expected = torch.cat([student(batch) for batch in given])
             changed = torch.cat([student(nudged(batch)) for batch in given])
             exact = torch.cat([wide(batch.double()) for batch in given])
+            apart = torch.cat([one_integer_apart(student, batch) for batch in given])
             own = {
                 "own_agreement": agreement(changed, expected),
                 "own_agreement_in_float64": agreement(exact, expected),
+                "own_agreement_one_integer_apart": agreement(apart, expected),
             }
             for name, runtime in runtimes.items():
                 found = torch.cat([runtime(batch) for batch in given])
