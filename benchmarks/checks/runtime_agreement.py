@@ -6,9 +6,10 @@ CLASSIFIER: `resnet20`, `mobilenet_v2_small`; `trained:NAME` for a classifier of
 trained here for some steps on the idx folder, as 32x32 RGB images; `torchvision:NAME=WEIGHTS`.
 Each is quantized without images, and measured on images of a generator learned from it, or of that
 of a run, and on test images of the folder, or on pictures. What tells ties from faults: each node
-given the integers that the runtime has at its inputs; the student with itself, in float64, on images
-that are changed by a millionth, and with one integer of each image one step apart; and where a runtime decides otherwise, the student's own
-margin between both classes beside the step of a logit, which is what one step of a feature makes.
+given the integers that the runtime has at its inputs; the student with itself, in float64, on
+images that are changed by a millionth, and with one integer of each image one step apart; and where
+a runtime decides otherwise, the student's own margin between both classes beside the step of a
+logit, which is what one step of a feature makes.
 """
 
 import argparse
