@@ -7,10 +7,11 @@ from torch import Tensor, fx
 
 from zscgan_ext.classifiers.graph import module_of
 from zscgan_ext.errors import InputError
-from zscgan_ext.quantization.activation_ranges import TIE
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.quantization.quantizers import ActivationQuantizer, QuantizedLayer
 
+# How far from the middle between two integers a value may lie, in steps, to count as a tie.
+TIE = 0.01
 # Where no quantized value stands before the last layer, logits differ by less than this part.
 FLOAT_ERROR = 1e-4
 BATCHES_BY_NODE = 4  # that are enough to compare node by node

@@ -10,8 +10,6 @@ from zscgan_ext.quantization.quantizers import ActivationQuantizer
 SCALE_FRACTIONS = tuple(torch.linspace(1, 0.1, 31).tolist())
 SEARCHED_VALUES = 1 << 20  # of a batch, about, that a search looks at
 SQUARED = 2
-# How far from the middle between two integers a value may lie, in steps, to count as a tie.
-TIE = 0.01
 
 
 @torch.no_grad()

@@ -18,7 +18,6 @@ from zscgan_ext.classifiers.graph import device_of, module_of
 from zscgan_ext.classifiers.heads import SINGLE_LABEL, Head
 from zscgan_ext.quantization.activation_ranges import (
     SQUARED,
-    TIE,
     choose_range,
     search_scale,
     update_range,
@@ -37,6 +36,9 @@ RANGES = ("narrower", "batch_norm", "images")
 POWER_BESIDE_BATCH_NORM = 5
 # Of the divergence of the first way: nearer ones say nothing about the fine-tuned students.
 CLEARLY_LESS = 0.75
+BITS_OF_PIXEL = 8
+# So near to the middle between two integers rounding can hang on the last bits of a float, in steps.
+LAST_BITS = 1e-3
 
 
 @torch.no_grad()
@@ -238,7 +240,8 @@ def without_ties(ends: Tensor, quant_range: QuantRange) -> Tensor:
     steps = quant_range.quant_max - quant_range.quant_min
     low, high = ends.double()
     zero = -low * steps / (high - low)  # in steps from the least integer
-    if quant_range.signed or abs(float(zero.frac()) - 0.5) > TIE:
+    is_between = abs(float(zero.frac()) - 0.5) <= LAST_BITS
+    if quant_range.signed or quant_range.bits != BITS_OF_PIXEL or not is_between:
         return ends
     return torch.stack([low, high + (high - low) / (steps - 1)]).to(ends.dtype)
 
