@@ -37,7 +37,7 @@ POWER_BESIDE_BATCH_NORM = 5
 # Of the divergence of the first way: nearer ones say nothing about the fine-tuned students.
 CLEARLY_LESS = 0.75
 BITS_OF_PIXEL = 8
-# So near to the middle between two integers rounding can hang on the last bits of a float, in steps.
+# So near to the middle between two integers, the last bits of a float can decide; in steps.
 LAST_BITS = 1e-3
 
 
