@@ -3,14 +3,16 @@
     python -m benchmarks.checks.runtime_latency CLASSIFIER... --json FILE
 
 CLASSIFIER: `resnet20`, `mobilenet_v2_small`, or `torchvision:NAME=WEIGHTS`. Each is quantized
-without images. All runtimes run on one thread and take turns, float and quantized, so that whatever
-else the machine does slows them alike; times are medians. `inductor` needs torchao and a C++
-compiler, `xnnpack` ExecuTorch.
+without images. All runtimes compute on one thread and take turns, float and quantized; times are
+medians of what the processor spent on one call, so that waiting for other programs does not count.
+`inductor` needs torchao and a C++ compiler, `xnnpack` ExecuTorch.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ from zscgan_ext.export.onnx.model import float_model
 from zscgan_ext.export.onnx.runtime import OnnxClassifier
 from zscgan_ext.export.pt2e import decomposed
 from zscgan_ext.images.memory_format import lay_out
-from zscgan_ext.measures import latencies
 from zscgan_ext.quantization.conversion import folded
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 
@@ -43,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("classifiers", nargs="+", metavar="CLASSIFIER")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES))
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each of two models")
+    parser.add_argument("--calls", type=int, default=100, metavar="N", help="of each model")
     parser.add_argument("--json", type=Path, required=True)
     return parser.parse_args()
 
@@ -62,13 +63,26 @@ def main() -> None:
         pairs = {each: RUNTIMES[each](classifier, graph, student) for each in options.runtimes}
         image = random_images(1, classifier.preprocessing.shape, torch.zeros(()))
         models = [model for pair in pairs.values() for model in pair]
-        times = latencies(models, image, options.seconds)
+        times = processor_milliseconds(models, image, options.calls)
         for number, runtime in enumerate(pairs):
             of_float, quantized = times[2 * number : 2 * number + 2]
             row = {"classifier": source, "runtime": runtime, "float_ms": of_float}
             rows.append({**row, "quantized_ms": quantized, "ratio": quantized / of_float})
             print(json.dumps(rows[-1]), flush=True)
         write_rows(options.json, made_with(torch.device("cpu")), rows)
+
+
+def processor_milliseconds(models: Sequence[Model], image: Tensor, calls: int) -> list[float]:
+    """Return the median time of all threads for one call of each model on [1, C, H, W]."""
+    times: list[list[float]] = [[] for _ in models]
+    for model in models:
+        model(image)
+    for _ in range(calls):
+        for model, measured in zip(models, times, strict=True):
+            start = time.process_time()
+            model(image)
+            measured.append(time.process_time() - start)
+    return [1000 * statistics.median(measured) for measured in times]
 
 
 # ---- runtimes: the float classifier and the student in each --------------------------------------
