@@ -223,8 +223,9 @@ def in_float64(student: QuantizedClassifier) -> QuantizedClassifier:
     """Return a copy that computes in float64, with the scales, weights and biases of float32."""
     wide = copy.deepcopy(student).double()
     for narrow, module in zip(student.modules(), wide.modules(), strict=True):
-        if isinstance(getattr(narrow, "log_scale", None), Tensor):
-            module.log_scale.data = narrow.log_scale.exp().double().log()
+        log_scale = getattr(narrow, "log_scale", None)
+        if isinstance(log_scale, Tensor):
+            module.log_scale.data = log_scale.exp().double().log()
     return wide
 
 
@@ -271,7 +272,7 @@ def rows_of(classifier: Classifier, images: dict[str, list[Tensor]]) -> Iterable
             }
             for name, runtime in runtimes.items():
                 found = torch.cat([runtime(batch) for batch in given])
-                row = {"target": target, "runtime": name, "images": kind}
+                row: dict[str, Any] = {"target": target, "runtime": name, "images": kind}
                 if name in ties:
                     some = spread(len(given), BATCHES_BY_NODE).tolist()
                     batches = [given[i] for i in some]
