@@ -53,10 +53,11 @@ def test_the_input_covers_all_pixels_whatever_generated_images_show(ranges):
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (0.5, 0.25), (0.1, 1.0), (0.286, 0.353)])
+@pytest.mark.parametrize("scheme", ["deploy", "symmetric"])
 @pytest.mark.parametrize("again", [1, 2])
-def test_rounding_of_pixels_hangs_on_no_last_bit(mean, std, again):
+def test_rounding_of_pixels_hangs_on_no_last_bit(mean, std, scheme, again):
     preprocessing = Preprocessing(3, 8, (mean,) * 3, (std,) * 3)
-    student = convert(small_residual().eval(), Scheme("deploy", 4, 4), preprocessing.shape)
+    student = convert(small_residual().eval(), Scheme(scheme, 8, 8), preprocessing.shape)
     for _ in range(again):
         cover_input(student, preprocessing.input_range())
     student.quantize_activations()
@@ -64,7 +65,9 @@ def test_rounding_of_pixels_hangs_on_no_last_bit(mean, std, again):
     images = preprocessing.normalize(pixels)
     quantizer = student.activation_quantizers[0]
     step = quantizer.log_scale.exp().item()
-    assert step == pytest.approx(1 / std / 255, rel=1 / 250)
+    farthest = max(mean, 1 - mean)  # from zero
+    least = 1 / 255 if scheme == "deploy" else farthest / 127.5
+    assert step == pytest.approx(least / std, rel=1 / 250)
     assert (quantizer(images) - images).abs().max() <= 0.501 * step
     nudge = 1e-3 * step
     assert torch.equal(quantizer(images - nudge), quantizer(images + nudge))

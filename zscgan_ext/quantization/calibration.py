@@ -227,7 +227,7 @@ def cover_input(student: QuantizedClassifier, input_range: tuple[float, float]) 
 
 
 def without_ties(ends: Tensor, quant_range: QuantRange) -> Tensor:
-    """Widen a range by one step where its ends lie in the middle between two integers.
+    """Widen a range a little where its ends lie in the middle between two integers.
 
     As far apart as the integers, all pixels would then lie there, as with the usual mean of 0.5,
     which is 127.5 levels: rounding would cost half a step each time, and the last bits of a float
@@ -239,11 +239,13 @@ def without_ties(ends: Tensor, quant_range: QuantRange) -> Tensor:
     """
     steps = quant_range.quant_max - quant_range.quant_min
     low, high = ends.double()
+    step = (high - low) / (steps - 1)  # of one integer fewer
     zero = -low * steps / (high - low)  # in steps from the least integer
     is_between = abs(float(zero.frac()) - 0.5) <= LAST_BITS
-    if quant_range.signed or quant_range.bits != BITS_OF_PIXEL or not is_between:
+    if quant_range.bits != BITS_OF_PIXEL or not is_between:
         return ends
-    return torch.stack([low, high + (high - low) / (steps - 1)]).to(ends.dtype)
+    # Around the zero point 0, the end is as far away on the other side.
+    return torch.stack([low, high + (step / 2 if quant_range.signed else step)]).to(ends.dtype)
 
 
 def quantizers_before_layers(graph: fx.GraphModule) -> set[ActivationQuantizer]:
