@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import hostile_files as make
@@ -83,6 +84,27 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: read_image(tmp_path / "x.png", RGB8), range(8)))
         assert (max(most) > 1) == (together > 1)
+
+
+def tiff_with_a_tile(side):
+    """A TIFF of one pixel whose only tile has as many more as one likes."""
+    short, long = 3, 4  # types of values
+    tags = [(256, long, 1), (257, long, 1), (258, short, 8), (259, short, 1), (262, short, 1)]
+    tags += [(277, short, 1), (322, long, side), (323, long, side), (324, long, 8), (325, long, 1)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+def test_the_tiles_of_a_picture_count_as_pixels(tmp_path, monkeypatch):
+    file = tmp_path / "x.tif"
+    file.write_bytes(tiff_with_a_tile(side=20000))
+    with pytest.raises(InputError, match="a tile of 400,000,000 pixels is too large"):
+        read_image(file, RGB8)
+    file.write_bytes(tiff_with_a_tile(side=2048))
+    asked = []
+    monkeypatch.setattr(image_files, "room_for", lambda n: nullcontext(asked.append(n)))
+    read_image(file, RGB8)
+    assert asked == [file.stat().st_size, 2048**2]
 
 
 def test_a_small_gzipped_file_asks_for_little(tmp_path):

@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from zscgan_ext.classifiers.loading import find_source, load_classifier
+from zscgan_ext.classifiers.sources.local import import_function
 from zscgan_ext.errors import InputError
 
 TORCHVISION, TIMM = "mobilenet_v3_small", "test_resnet"
@@ -134,3 +135,14 @@ def test_unknown_models_give_one_line(name, part):
         load_classifier(name)
     assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_installed_module_brings_nothing_of_the_current_folder(tmp_path, monkeypatch):
+    """Libraries import what they can do without by names that a file there may have."""
+    (tmp_path / "only_here.py").write_text("def build(): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    import_function("torchvision.models:resnet18")
+    assert str(tmp_path) not in sys.path
+    import_function("only_here:build")
+    assert str(tmp_path) in sys.path

@@ -188,12 +188,14 @@ def main() -> None:
     arguments = parse_arguments()
     made_with = {**environment(), "date": time.strftime("%Y-%m-%d"), "arguments": str(arguments)}
     with tempfile.TemporaryDirectory() as folder:
-        config = RunConfig().changed(
-            classifier=arguments.classifier,
-            weights=arguments.weights,
-            seed=arguments.seed,
-            output=Path(folder, "run"),
-            **schedule(arguments),
+        config = RunConfig.of_options(
+            {
+                "classifier": arguments.classifier,
+                "weights": arguments.weights,
+                "seed": arguments.seed,
+                "output": Path(folder, "run"),
+                **schedule(arguments),
+            }
         )
         run = prepare(config)
         pictures = Pictures(run, arguments.pictures)

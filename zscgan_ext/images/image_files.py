@@ -1,5 +1,6 @@
 """Image files: those of an ImageFolder tree, and one of them as pixels in a classifier's size."""
 
+import io
 import math
 import os
 import re
@@ -20,7 +21,7 @@ from torchvision.transforms import functional as transforms
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.images.idx_files import Split
 from zscgan_ext.images.preprocessing import Preprocessing, size_before_cropping
-from zscgan_ext.regular_file import regular_file_size
+from zscgan_ext.regular_file import read_regular_file, regular_file_size
 
 IMAGE_MODES = {1: "L", 3: "RGB"}
 # Those of the endings that a tree is searched for. Others may start programs, as EPS does.
@@ -34,10 +35,13 @@ FOLDERS_OF_SYSTEMS = {
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
 NAMES_OF_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 LARGEST_LABEL = 2**31 - 1
+LARGEST_FILE = 1 << 30  # bytes
 LARGEST_IMAGE = 1 << 27  # pixels, as stored and as resized
 BAND = 256  # rows of 16 bits that are converted at once
-LARGE_IMAGE = 1 << 24  # pixels; more are decoded one image at a time, whatever the threads
-ONE_LARGE_IMAGE = threading.Lock()
+# Pixels, or bytes of a file; more are read one image at a time, whatever the threads.
+LARGE_IMAGE = 1 << 24
+ONE_LARGE_IMAGE = threading.RLock()
+TILE_WIDTH, TILE_HEIGHT = 322, 323  # tags of TIFF
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,12 @@ def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
     """
     _, *size = preprocessing.shape
     try:
-        regular_file_size(file)
-        # Of a path, Pillow would map the file: if it is shortened meanwhile, the process ends.
-        with file.open("rb") as stream, Image.open(stream, formats=IMAGE_FORMATS) as image:
-            resized = resized_size(image, size)
-            with room_for(check_pixels(image, resized)):
-                converted = eight_bits(image).convert(IMAGE_MODES[preprocessing.channels])
-                if converted.size != (size[1], size[0]):
-                    converted = transforms.center_crop(transforms.resize(converted, resized), size)
+        with room_for(regular_file_size(file)):
+            # Of a path, Pillow would map the file, and of an open file libtiff does: if it is
+            # shortened meanwhile, the process ends.
+            stream = io.BytesIO(read_regular_file(file, LARGEST_FILE))
+            with Image.open(stream, formats=IMAGE_FORMATS) as image:
+                converted = converted_image(image, size, IMAGE_MODES[preprocessing.channels])
     except Exception as error:  # decoders raise nearly anything
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as an image ({reason})") from None
@@ -132,10 +134,25 @@ def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
     return pixels
 
 
+def converted_image(image: Image.Image, size: Sequence[int], mode: str) -> Image.Image:
+    """Decode an image in a mode, resized and cropped to a height and width unless it has them."""
+    resized = resized_size(image, size)
+    with room_for(check_pixels(image, resized)):
+        converted = eight_bits(image).convert(mode)
+        if converted.size == (size[1], size[0]):
+            return converted
+        cropped: Image.Image = transforms.center_crop(transforms.resize(converted, resized), size)
+        return cropped
+
+
 @contextmanager
-def room_for(pixels: int) -> Iterator[None]:
-    """Let no two threads have a large image in memory at the same time."""
-    with ONE_LARGE_IMAGE if pixels > LARGE_IMAGE else nullcontext():
+def room_for(amount: int) -> Iterator[None]:
+    """Let no two threads have a large image in memory at the same time.
+
+    Args:
+        amount: its pixels, or the bytes of its file.
+    """
+    with ONE_LARGE_IMAGE if amount > LARGE_IMAGE else nullcontext():
         yield
 
 
@@ -152,7 +169,7 @@ def resized_size(image: Image.Image, size: Sequence[int]) -> list[int]:
 
 
 def check_pixels(image: Image.Image, resized: Sequence[int]) -> int:
-    """Return how many pixels an image has, now or resized to a height and width.
+    """Return how many pixels an image has, now, in a tile, or resized to a height and width.
 
     Raises:
         ValueError: naming the size.
@@ -161,7 +178,16 @@ def check_pixels(image: Image.Image, resized: Sequence[int]) -> int:
     most = max(width * height, math.prod(resized))
     if most > LARGEST_IMAGE:
         raise ValueError(f"{width}x{height} pixels are too many, or too narrow")
-    return most
+    tile = tile_pixels(image)
+    if tile > LARGEST_IMAGE:
+        raise ValueError(f"a tile of {tile:,} pixels is too large")
+    return max(most, tile)
+
+
+def tile_pixels(image: Image.Image) -> int:
+    """Return how many pixels a tile of a TIFF has, of which even a small image has whole ones."""
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_HEIGHT, 0))
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

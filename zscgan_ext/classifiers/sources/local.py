@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -72,9 +73,9 @@ class FunctionSource(ClassifierSource):
 
 
 def import_function(name: str) -> Callable[..., Any]:
-    """Import what `module:function` names, from the current folder too."""
+    """Import what `module:function` names; from the current folder, unless it is installed."""
     module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
+    if os.getcwd() not in sys.path and not is_installed(module_name):
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
@@ -89,6 +90,18 @@ def import_function(name: str) -> Callable[..., Any]:
         raise InputError(f"classifier: {module_name} has no function {function_name!r}{hint}")
     result: Callable[..., Any] = function
     return result
+
+
+def is_installed(module_name: str) -> bool:
+    """Return True if Python finds a module without the current folder.
+
+    That one stays out then: libraries import what they can do without by names that a file in it
+    may have.
+    """
+    try:
+        return importlib.util.find_spec(module_name.partition(".")[0]) is not None
+    except (ImportError, ValueError):  # no name of a module
+        return False
 
 
 def accepts(function: Callable[..., Any], argument: str) -> bool:

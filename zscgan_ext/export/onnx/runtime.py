@@ -63,6 +63,8 @@ class OnnxClassifier:
         options.log_severity_level = NOTHING_BUT_CRASHES
         # Threads that wait in a loop would take time from whatever runs next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Its own format is told by some bytes that a protobuf can have too: what was checked runs.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         self.name = "export" if isinstance(model, bytes) else str(model)
         source = model if isinstance(model, bytes) else read_model(model)
         try:
