@@ -7,7 +7,7 @@ from torch import nn
 
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.quantization.activation_ranges import choose_range
-from zscgan_ext.quantization.calibration import calibrate
+from zscgan_ext.quantization.calibration import calibrate, cover_input
 from zscgan_ext.quantization.conversion import convert
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
 from zscgan_ext.quantization.scheme import Scheme, unsigned_range
@@ -50,6 +50,27 @@ def test_the_input_covers_all_pixels_whatever_generated_images_show(ranges):
     step = quantizer.log_scale.exp().item()
     assert (quantizer(images) - images).abs().max() <= 0.501 * step
     assert step == pytest.approx((images.max() - images.min()).item() / 255)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (0.5, 0.25), (0.1, 1.0), (0.286, 0.353)])
+@pytest.mark.parametrize("scheme", ["deploy", "symmetric"])
+@pytest.mark.parametrize("again", [1, 2])
+def test_rounding_of_pixels_hangs_on_no_last_bit(mean, std, scheme, again):
+    preprocessing = Preprocessing(3, 8, (mean,) * 3, (std,) * 3)
+    student = convert(small_residual().eval(), Scheme(scheme, 8, 8), preprocessing.shape)
+    for _ in range(again):
+        cover_input(student, preprocessing.input_range())
+    student.quantize_activations()
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    images = preprocessing.normalize(pixels)
+    quantizer = student.activation_quantizers[0]
+    step = quantizer.log_scale.exp().item()
+    farthest = max(mean, 1 - mean)  # from zero
+    least = 1 / 255 if scheme == "deploy" else farthest / 127.5
+    assert step == pytest.approx(least / std, rel=1 / 250)
+    assert (quantizer(images) - images).abs().max() <= 0.501 * step
+    nudge = 1e-3 * step
+    assert torch.equal(quantizer(images - nudge), quantizer(images + nudge))
 
 
 def test_an_assumed_normalization_leaves_room_on_both_sides():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from networks import RGB8, small_gray, small_residual
+from networks import RGB8, as_trained, small_gray, small_residual
 from runs import OWN, write_fashion_mnist
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -292,6 +292,22 @@ def test_only_eight_bits_have_a_margin(monkeypatch, bits, has_margin):
     narrow, wide = torch.tensor(ends).exp()
     assert bool((wide > narrow).any()) is has_margin
     assert bool((wide <= 1.1001 * narrow).all())
+
+
+def test_hardly_an_average_of_integers_lies_in_the_middle_between_two():
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+    rectified = nn.Sequential(convolution, nn.BatchNorm2d(6), nn.ReLU())
+    model = nn.Sequential(rectified, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    classifier = load_classifier(as_trained(model), image_size=2, mean=[0.4] * 3, std=[0.2] * 3)
+    student = convert(classifier.model, Scheme("deploy", 8, 8), classifier.preprocessing.shape)
+    quantize_from_batch_norm(student, classifier, torch.Generator().manual_seed(0))
+    _, averaged, average, *_ = student.activation_quantizers
+    integers = torch.arange(1, 4 * 255) / 4  # averages of four places
+    values = integers * averaged.log_scale.exp()
+    nudge = 1e-4 * averaged.log_scale.exp()
+    is_in_the_middle = average(values - nudge) != average(values + nudge)
+    assert is_in_the_middle.float().mean() < 0.01  # with the same scale for both a quarter is
 
 
 def test_importance_is_what_an_error_costs_in_divergence():

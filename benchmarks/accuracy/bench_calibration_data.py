@@ -9,7 +9,6 @@ images but for the last 5,000, on which the students are measured.
 import argparse
 import itertools
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,8 +17,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.results_file import made_with
 from zscgan_ext.classifiers.loading import classifier_of
-from zscgan_ext.environment import environment
 from zscgan_ext.images.datasets import Images, read_idx_folder
 from zscgan_ext.measures import agreement, predict, top1
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
@@ -63,8 +62,7 @@ def main() -> None:
     held_out = training.subset(torch.arange(len(training) - HELD_OUT, len(training)))
     float_logits = predict(classifier.model, held_out, classifier.preprocessing, BATCH, CPU)
     content: dict[str, Any] = {
-        "made_with": {**environment(), "date": time.strftime("%Y-%m-%d")},
-        "arguments": {name: str(value) for name, value in vars(options).items()},
+        "made_with": made_with(CPU),
         "classifier": given.classifier,
         "synthesis_steps": given.generator.steps,
         "float_top1": top1(float_logits, held_out.labels),

@@ -29,12 +29,16 @@ from zscgan_ext.quantization.quantized_classifier import (
     round_biases_to_int32,
 )
 from zscgan_ext.quantization.quantizers import ActivationQuantizer
+from zscgan_ext.quantization.scheme import QuantRange
 
 RANGES = ("narrower", "batch_norm", "images")
 # Most values of a tensor are small, but the large ones decide: their errors have to weigh more.
 POWER_BESIDE_BATCH_NORM = 5
 # Of the divergence of the first way: nearer ones say nothing about the fine-tuned students.
 CLEARLY_LESS = 0.75
+BITS_OF_PIXEL = 8
+# So near to the middle between two integers, the last bits of a float can decide; in steps.
+LAST_BITS = 1e-3
 
 
 @torch.no_grad()
@@ -219,7 +223,29 @@ def cover_input(student: QuantizedClassifier, input_range: tuple[float, float]) 
             quantizer = named[node.name]
             observed = quantizer.running_min.squeeze(), quantizer.running_max.squeeze()
             ends = torch.stack([low.minimum(observed[0]), high.maximum(observed[1])])
-            update_range(quantizer, ends, 1)
+            update_range(quantizer, without_ties(ends, quantizer.quant_range), 1)
+
+
+def without_ties(ends: Tensor, quant_range: QuantRange) -> Tensor:
+    """Widen a range a little where its ends lie in the middle between two integers.
+
+    As far apart as the integers, all pixels would then lie there, as with the usual mean of 0.5,
+    which is 127.5 levels: rounding would cost half a step each time, and the last bits of a float
+    would decide in which direction, in each runtime otherwise.
+
+    Args:
+        ends: the least and the largest value, [2].
+        quant_range: the integers.
+    """
+    steps = quant_range.quant_max - quant_range.quant_min
+    low, high = ends.double()
+    step = (high - low) / (steps - 1)  # of one integer fewer
+    zero = -low * steps / (high - low)  # in steps from the least integer
+    is_between = abs(float(zero.frac()) - 0.5) <= LAST_BITS
+    if quant_range.bits != BITS_OF_PIXEL or not is_between:
+        return ends
+    # Around the zero point 0, the end is as far away on the other side.
+    return torch.stack([low, high + (step / 2 if quant_range.signed else step)]).to(ends.dtype)
 
 
 def quantizers_before_layers(graph: fx.GraphModule) -> set[ActivationQuantizer]:

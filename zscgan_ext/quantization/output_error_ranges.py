@@ -91,14 +91,29 @@ def set_ranges_by_output_error(
         logits = recorder.run(images.clone().requires_grad_())
         labels = head.sampled_labels(logits.detach(), recorder.rng)
         head.label_loss(logits, labels, reduction="sum").backward()
+    scales: list[Tensor] = []
     for quantizer, result, values in recorder.recorded:
         assert result.grad is not None
-        weights = importance(result.grad)
+        weights, is_average = importance(result.grad), values.shape != result.shape
         # That of what is averaged is wide enough for an average.
-        has_margin = values.shape == result.shape and quantizer.quant_range.bits >= BITS_WITH_MARGIN
+        has_margin = not is_average and quantizer.quant_range.bits >= BITS_WITH_MARGIN
         margin = MARGIN if has_margin else 1.0
         choose_range_by_importance(quantizer, values, weights, recorder.rng, margin)
+        if is_average and any(torch.equal(quantizer.log_scale, scale) for scale in scales):
+            widen_by_a_step(quantizer)
+        scales.append(quantizer.log_scale.detach().clone())
     recorder.recorded.clear()
+
+
+@torch.no_grad()
+def widen_by_a_step(quantizer: ActivationQuantizer) -> None:
+    """Give the range of an average another scale than that of what is averaged.
+
+    With the same, an average of four integers lies in the middle between two of them once in four
+    times, where the last bits of a float decide, in each runtime otherwise.
+    """
+    steps = quantizer.quant_range.quant_max - quantizer.quant_range.quant_min
+    quantizer.log_scale.add_(math.log1p(1 / steps))
 
 
 @contextmanager

@@ -110,16 +110,21 @@ def compare_nodes(
     batches: Sequence[Tensor],
 ) -> tuple[int, float, float]:
     """Compare node by node, as `compare_with_runtime` does, with ONNX Runtime."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
     names = [value.integers for value in quantized.values()]
-    for value in quantized.values():
-        kind = TensorProto.INT8 if value.signed else TensorProto.UINT8
-        probe.graph.output.append(helper.make_tensor_value_info(value.integers, kind, None))
-    session = OnnxClassifier(probe.SerializeToString())
+    session = OnnxClassifier(with_integers(model, quantized).SerializeToString())
 
     def compute(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         *found, logits = map(torch.from_numpy, session.run([*names, OUTPUT], images))
         return dict(zip(quantized, found, strict=True)), logits
 
     return compare_with_runtime(student, "ONNX Runtime", compute, batches)
+
+
+def with_integers(model: ModelProto, quantized: dict[str, QuantizedValue]) -> ModelProto:
+    """Return a copy of a model whose outputs are logits, and the integers of each quantizer."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    for value in quantized.values():
+        kind = TensorProto.INT8 if value.signed else TensorProto.UINT8
+        probe.graph.output.append(helper.make_tensor_value_info(value.integers, kind, None))
+    return probe
