@@ -1,5 +1,6 @@
 """Image files: those of an ImageFolder tree, and one of them as pixels in a classifier's size."""
 
+import io
 import math
 import os
 import re
@@ -20,7 +21,7 @@ from torchvision.transforms import functional as transforms
 from zscgan_ext.errors import InputError, first_line
 from zscgan_ext.images.idx_files import Split
 from zscgan_ext.images.preprocessing import Preprocessing, size_before_cropping
-from zscgan_ext.regular_file import regular_file_size
+from zscgan_ext.regular_file import read_regular_file
 
 IMAGE_MODES = {1: "L", 3: "RGB"}
 # Those of the endings that a tree is searched for. Others may start programs, as EPS does.
@@ -35,6 +36,8 @@ SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
 NAMES_OF_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 LARGEST_LABEL = 2**31 - 1
 LARGEST_IMAGE = 1 << 27  # pixels, as stored and as resized
+LARGEST_FILE = 1 << 31  # bytes; uncompressed pixels of 16 bytes each
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 BAND = 256  # rows of 16 bits that are converted at once
 LARGE_IMAGE = 1 << 24  # pixels; more are decoded one image at a time, whatever the threads
 ONE_LARGE_IMAGE = threading.Lock()
@@ -117,9 +120,10 @@ def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
     """
     _, *size = preprocessing.shape
     try:
-        regular_file_size(file)
-        # Of a path, Pillow would map the file: if it is shortened meanwhile, the process ends.
-        with file.open("rb") as stream, Image.open(stream, formats=IMAGE_FORMATS) as image:
+        # Of a path Pillow would map the file, and of an opened one libtiff: if it is shortened
+        # meanwhile, the process ends.
+        stream = io.BytesIO(read_regular_file(file, LARGEST_FILE))
+        with Image.open(stream, formats=IMAGE_FORMATS) as image:
             resized = resized_size(image, size)
             with room_for(check_pixels(image, resized)):
                 converted = eight_bits(image).convert(IMAGE_MODES[preprocessing.channels])
@@ -152,7 +156,7 @@ def resized_size(image: Image.Image, size: Sequence[int]) -> list[int]:
 
 
 def check_pixels(image: Image.Image, resized: Sequence[int]) -> int:
-    """Return how many pixels an image has, now or resized to a height and width.
+    """Return how many pixels an image, now or resized to a height and width, or a tile of it has.
 
     Raises:
         ValueError: naming the size.
@@ -161,7 +165,20 @@ def check_pixels(image: Image.Image, resized: Sequence[int]) -> int:
     most = max(width * height, math.prod(resized))
     if most > LARGEST_IMAGE:
         raise ValueError(f"{width}x{height} pixels are too many, or too narrow")
-    return most
+    tile = tile_pixels(image)
+    if tile > LARGEST_IMAGE:
+        raise ValueError(f"tiles of {tile:,} pixels are too large")
+    return max(most, tile)
+
+
+def tile_pixels(image: Image.Image) -> int:
+    """Return the pixels of a tile of a TIFF file, which is decoded as a whole; 0 without tiles.
+
+    Raises:
+        Exception: nearly any, if the file says something else there.
+    """
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
