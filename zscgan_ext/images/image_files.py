@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import functional as transforms
@@ -129,6 +129,10 @@ def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
                 converted = eight_bits(image).convert(IMAGE_MODES[preprocessing.channels])
                 if converted.size != (size[1], size[0]):
                     converted = transforms.center_crop(transforms.resize(converted, resized), size)
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{file}: cannot be read as an image (none of {', '.join(IMAGE_FORMATS)})"
+        ) from None
     except Exception as error:  # decoders raise nearly anything
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as an image ({reason})") from None
