@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -34,6 +35,7 @@ from zscgan_ext.export.quantized_file import load_quantized
 from zscgan_ext.images import image_files
 from zscgan_ext.images.idx_files import read_idx
 from zscgan_ext.images.image_files import read_image
+from zscgan_ext.images.label_table import open_label_table
 from zscgan_ext.run_folder.finished_run import check_generator_size
 from zscgan_ext.stages.preparation import check_generator
 from zscgan_ext.synthesis.diversity import (
@@ -83,6 +85,37 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: read_image(tmp_path / "x.png", RGB8), range(8)))
         assert (max(most) > 1) == (together > 1)
+
+
+def tiled_picture(file, side):
+    """Write a grey TIFF file of one pixel, in a tile of many that are black."""
+    tile = zlib.compress(bytes(side * side))
+    entries = [(256, 1), (257, 1), (258, 8), (259, 8), (262, 1), (277, 1)]
+    entries += [(322, side), (323, side), (324, 8 + 2 + 10 * 12 + 4), (325, len(tile))]
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    start = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    file.write_bytes(start + fields + bytes(4) + tile)
+
+
+def test_the_tiles_of_a_picture_count_as_its_pixels(tmp_path, monkeypatch):
+    """A tile is decoded as a whole, however little of it the picture shows."""
+    tiled_picture(tmp_path / "x.tif", 64)
+    assert read_image(tmp_path / "x.tif", RGB8).shape == (3, 8, 8)
+    with Image.open(tmp_path / "x.tif") as image:
+        assert image_files.check_pixels(image, (9, 9)) == 64 * 64
+    tiled_picture(tmp_path / "x.tif", 20_000)
+    memory = peak_memory()
+    with pytest.raises(InputError, match="tiles of 400,000,000 pixels are too large"):
+        read_image(tmp_path / "x.tif", RGB8)
+    assert peak_memory() - memory < MOST_MEMORY
+
+
+def test_a_table_of_labels_takes_no_memory_for_each_row(tmp_path):
+    (tmp_path / "labels.csv").write_bytes(b"file,a,b\n" + b",,\n" * (16 << 20))
+    memory = peak_memory()
+    with pytest.raises(InputError, match="expected paths below its folder, got ''"):
+        open_label_table(str(tmp_path), RGB8, ("a", "b"))
+    assert peak_memory() - memory < 2 * MOST_MEMORY
 
 
 def test_a_small_gzipped_file_asks_for_little(tmp_path):

@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from zscgan_ext.classifiers.loading import find_source, load_classifier
+from zscgan_ext.classifiers.sources.local import FunctionSource
 from zscgan_ext.errors import InputError
 
 TORCHVISION, TIMM = "mobilenet_v3_small", "test_resnet"
@@ -134,3 +135,14 @@ def test_unknown_models_give_one_line(name, part):
         load_classifier(name)
     assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_current_folder_is_searched_only_for_what_it_alone_has(tmp_path, monkeypatch):
+    """Libraries that look for optional packages later must not find them there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    FunctionSource("torchvision.models:resnet18").build(10, trained=False)
+    assert str(tmp_path) not in sys.path
+    (tmp_path / "only_here.py").write_text("from torch import nn\nbuild = nn.Identity\n")
+    assert isinstance(FunctionSource("only_here:build").build(None, trained=False), nn.Identity)
+    assert str(tmp_path) in sys.path
