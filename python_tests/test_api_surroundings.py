@@ -4,12 +4,13 @@ import copy
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from threading import Event
+from threading import Event, Lock
 
 import pytest
 import torch
 from networks import small_residual
 from torch import nn
+from torch.nn.utils import prune
 
 import zscgan_ext
 from zscgan_ext.errors import InputError
@@ -180,6 +181,45 @@ MODELS = {
         "expected logits of real numbers, got torch.complex64",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda layer: nn.utils.weight_norm(layer),
+        lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    ],
+    ids=["weight norm", "pruning"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_weights_that_hooks_compute_are_copied(compute):
+    model = small_residual()
+    compute(model.stem)
+    expected, kept = model(IMAGES).detach(), model.stem.weight
+    classifier = load(model)
+    assert torch.allclose(classifier.model(IMAGES), expected, atol=1e-5)
+    assert model.stem.weight is kept
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model = small_residual()
+    model.lock = Lock()
+    with pytest.raises(InputError, match="classifier: .* cannot be copied .*lock"):
+        load(model)
+
+
+def test_a_model_that_goes_another_way_with_more_images_is_refused():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = small_residual()
+
+        def forward(self, x):
+            logits = self.model(x)
+            return logits if x.shape[0] < 100 else -logits
+
+    with pytest.raises(InputError, match="goes another way with more than 99 images"):
+        load(Branching().eval())
 
 
 @pytest.mark.parametrize(("make", "message"), MODELS.values(), ids=MODELS)

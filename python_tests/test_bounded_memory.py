@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 
 import hostile_files as make
@@ -35,6 +35,7 @@ from zscgan_ext.export.quantized_file import load_quantized
 from zscgan_ext.images import image_files
 from zscgan_ext.images.idx_files import read_idx
 from zscgan_ext.images.image_files import read_image
+from zscgan_ext.images.label_table import open_label_table
 from zscgan_ext.run_folder.finished_run import check_generator_size
 from zscgan_ext.stages.preparation import check_generator
 from zscgan_ext.synthesis.diversity import (
@@ -86,25 +87,35 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
         assert (max(most) > 1) == (together > 1)
 
 
-def tiff_with_a_tile(side):
-    """A TIFF of one pixel whose only tile has as many more as one likes."""
-    short, long = 3, 4  # types of values
-    tags = [(256, long, 1), (257, long, 1), (258, short, 8), (259, short, 1), (262, short, 1)]
-    tags += [(277, short, 1), (322, long, side), (323, long, side), (324, long, 8), (325, long, 1)]
-    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+def tiled_picture(file, side):
+    """Write a grey TIFF file of one pixel, in a tile of many that are black."""
+    tile = zlib.compress(bytes(side * side))
+    entries = [(256, 1), (257, 1), (258, 8), (259, 8), (262, 1), (277, 1)]
+    entries += [(322, side), (323, side), (324, 8 + 2 + 10 * 12 + 4), (325, len(tile))]
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    start = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    file.write_bytes(start + fields + bytes(4) + tile)
 
 
-def test_the_tiles_of_a_picture_count_as_pixels(tmp_path, monkeypatch):
-    file = tmp_path / "x.tif"
-    file.write_bytes(tiff_with_a_tile(side=20000))
-    with pytest.raises(InputError, match="a tile of 400,000,000 pixels is too large"):
-        read_image(file, RGB8)
-    file.write_bytes(tiff_with_a_tile(side=2048))
-    asked = []
-    monkeypatch.setattr(image_files, "room_for", lambda n: nullcontext(asked.append(n)))
-    read_image(file, RGB8)
-    assert asked == [file.stat().st_size, 2048**2]
+def test_the_tiles_of_a_picture_count_as_its_pixels(tmp_path, monkeypatch):
+    """A tile is decoded as a whole, however little of it the picture shows."""
+    tiled_picture(tmp_path / "x.tif", 64)
+    assert read_image(tmp_path / "x.tif", RGB8).shape == (3, 8, 8)
+    with Image.open(tmp_path / "x.tif") as image:
+        assert image_files.check_pixels(image, (9, 9)) == 64 * 64
+    tiled_picture(tmp_path / "x.tif", 20_000)
+    memory = peak_memory()
+    with pytest.raises(InputError, match="tiles of 400,000,000 pixels are too large"):
+        read_image(tmp_path / "x.tif", RGB8)
+    assert peak_memory() - memory < MOST_MEMORY
+
+
+def test_a_table_of_labels_takes_no_memory_for_each_row(tmp_path):
+    (tmp_path / "labels.csv").write_bytes(b"file,a,b\n" + b",,\n" * (16 << 20))
+    memory = peak_memory()
+    with pytest.raises(InputError, match="expected paths below its folder, got ''"):
+        open_label_table(str(tmp_path), RGB8, ("a", "b"))
+    assert peak_memory() - memory < 2 * MOST_MEMORY
 
 
 def test_a_small_gzipped_file_asks_for_little(tmp_path):

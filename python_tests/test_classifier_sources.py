@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from zscgan_ext.classifiers.loading import find_source, load_classifier
-from zscgan_ext.classifiers.sources.local import import_function
+from zscgan_ext.classifiers.sources.local import FunctionSource
 from zscgan_ext.errors import InputError
 
 TORCHVISION, TIMM = "mobilenet_v3_small", "test_resnet"
@@ -137,12 +137,12 @@ def test_unknown_models_give_one_line(name, part):
     assert "\n" not in str(error.value)
 
 
-def test_an_installed_module_brings_nothing_of_the_current_folder(tmp_path, monkeypatch):
-    """Libraries import what they can do without by names that a file there may have."""
-    (tmp_path / "only_here.py").write_text("def build(): ...\n")
+def test_the_current_folder_is_searched_only_for_what_it_alone_has(tmp_path, monkeypatch):
+    """Libraries that look for optional packages later must not find them there."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
-    import_function("torchvision.models:resnet18")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    FunctionSource("torchvision.models:resnet18").build(10, trained=False)
     assert str(tmp_path) not in sys.path
-    import_function("only_here:build")
+    (tmp_path / "only_here.py").write_text("from torch import nn\nbuild = nn.Identity\n")
+    assert isinstance(FunctionSource("only_here:build").build(None, trained=False), nn.Identity)
     assert str(tmp_path) in sys.path

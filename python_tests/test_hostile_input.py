@@ -11,6 +11,8 @@ from pathlib import Path
 import hostile_cases
 import hostile_files as make
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +22,7 @@ from zscgan_ext import train
 from zscgan_ext.classifiers.weights import read_state_dict
 from zscgan_ext.evaluate.__main__ import main as evaluate
 from zscgan_ext.export import __main__ as export
+from zscgan_ext.export.onnx.runtime import OnnxClassifier
 from zscgan_ext.images.datasets import open_images
 from zscgan_ext.images.preprocessing import Preprocessing
 from zscgan_ext.report import __main__ as report
@@ -219,3 +222,39 @@ def test_as_a_program(workplace, program, arguments):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert snapshot(workplace) == before
+
+
+def test_what_onnx_runtime_reads_is_what_was_checked(workplace):
+    """A file of its own format begins with the place of its model and the letters ORTM.
+
+    The fields of an ONNX file can do so too, and hold such a file beside another model.
+    """
+    make.onnx_model({"classifier": "another"})(workplace / "another.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = "another.ort"
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.log_severity_level = 4
+    providers = ["CPUExecutionProvider"]
+    onnxruntime.InferenceSession("another.onnx", options, providers=providers)
+    inner, checked = (Path(name).read_bytes() for name in ("another.ort", "good.onnx"))
+    # The version of ONNX and the length of a text, which are together the inner model's place.
+    start = b"\x08\x01\x12\x04" + b"ORTM" + checked
+    place = int.from_bytes(start[:4], "little") - int.from_bytes(inner[:4], "little")
+    # A field of a number that ONNX does not have, and its length in five bytes.
+    length = place + len(inner) - len(start) - 7
+    sizes = bytes((length >> 7 * i & 127) | (i < 4) << 7 for i in range(5))
+    Path("both.onnx").write_bytes((start + b"\xc2\x3e" + sizes).ljust(place, b"\0") + inner)
+    misled = onnxruntime.InferenceSession("both.onnx", providers=providers)
+    assert misled.get_modelmeta().custom_metadata_map["classifier"] == "another"
+    assert OnnxClassifier(Path("both.onnx")).metadata()["classifier"] == "averages"
+
+
+def test_logits_that_are_a_sequence_are_refused(workplace, capsys):
+    model = onnx.load("good.onnx")
+    model.graph.node[-1].output[0] = "tensor"
+    model.graph.node.append(onnx.helper.make_node("SequenceConstruct", ["tensor"], ["logits"]))
+    kind = onnx.helper.make_tensor_sequence_value_info("logits", onnx.TensorProto.FLOAT, None)
+    model.graph.output[0].CopyFrom(kind)
+    onnx.save_model(model, "sequence.onnx")
+    assert evaluate(["sequence.onnx", "--data", "good"]) == 2
+    assert "expected logits as a tensor, got a list" in capsys.readouterr().err

@@ -9,8 +9,10 @@ from runs import OWN, TINY
 from safetensors.torch import load_file
 
 import zscgan_ext
+from zscgan_ext import whole_run
 from zscgan_ext.classifiers.loading import load_classifier
 from zscgan_ext.run_folder.files import GENERATOR, INSTANT_STUDENT, STUDENT
+from zscgan_ext.run_folder.finished_run import open_run
 from zscgan_ext.stages import sequence, student_stages
 from zscgan_ext.train import main
 
@@ -59,6 +61,27 @@ def test_the_files_hold_the_instant_student_where_fine_tuning_made_it_worse(
     images = torch.randn(4, 1, 28, 28)
     assert torch.equal(loaded(images), expected(images))
     assert not (tmp_path / INSTANT_STUDENT).exists()
+
+
+def test_no_exported_file_of_the_instant_student_stays_beside_another(tmp_path, monkeypatch):
+    """As of a run that was stopped and then resumed with other formats."""
+    monkeypatch.setattr(whole_run, "export_student", lambda run: None)
+    assert main([*RUN, "--export=safetensors", f"--output={tmp_path}"]) == 0
+    held = {file.name for file in tmp_path.iterdir()}
+    assert STUDENT in held
+    assert not held & {"model.safetensors", "export.json"}
+
+
+def test_an_unfinished_run_says_that_it_is(tmp_path, capsys):
+    assert main([*RUN, f"--output={tmp_path}"]) == 0
+    name = OWN.partition("=")[2]
+    open_run(tmp_path, name)
+    assert "has not come to its end" not in capsys.readouterr().out
+    (tmp_path / INSTANT_STUDENT).write_bytes((tmp_path / STUDENT).read_bytes())
+    open_run(tmp_path, name)
+    assert (
+        f"warning: {tmp_path} is of a run that has not come to its end" in capsys.readouterr().out
+    )
 
 
 def test_the_files_hold_the_fine_tuned_student_where_that_is_better(

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import networks
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from zscgan_ext.export.__main__ import main as export
 from zscgan_ext.generate.__main__ import main as generate
 from zscgan_ext.report.__main__ import main as report
 from zscgan_ext.run_folder.finished_run import open_run
+from zscgan_ext.run_folder.made_with import are_same_answers
 from zscgan_ext.train import main as train
 
 NAME = OWN.partition("=")[2]
@@ -141,6 +143,63 @@ def test_a_file_of_another_run_is_not_measured_beside_this_classifier(here, caps
     Path("run", "model.safetensors").write_bytes(changed)
     assert PROGRAMS["evaluate a file"]() == 2
     assert "takes other images than the classifier of the run" in capsys.readouterr().err
+
+
+def test_exported_files_of_another_run_are_refused(here, capsys):
+    assert export(["other", OWN, "--formats", "safetensors"]) == 0
+    shutil.copyfile("other/model.safetensors", "run/model.safetensors")
+    refused = "run/model.safetensors: is of another student than quantized.safetensors beside it"
+    assert PROGRAMS["evaluate a file"]() == 2
+    assert refused in capsys.readouterr().err
+    shutil.copyfile("other/export.json", "run/export.json")
+    assert PROGRAMS["evaluate a file"]() == 2
+    assert refused in capsys.readouterr().err
+    assert PROGRAMS["report"]() == 2
+    assert "run/export.json: is of another run" in capsys.readouterr().err
+    assert PROGRAMS["export"]() == 0
+    assert PROGRAMS["evaluate a file"]() == PROGRAMS["report"]() == 0
+
+
+def test_a_later_export_keeps_what_is_known_of_earlier_files(here, capsys):
+    assert export(["run", OWN, "--formats", "pt2"]) == 0
+    assert PROGRAMS["evaluate a file"]() == 0
+    Path("run", "model.safetensors").write_bytes(Path("run", "generator.safetensors").read_bytes())
+    assert export(["run", OWN, "--formats", "pt2"]) == 0
+    assert PROGRAMS["evaluate a file"]() == 2
+
+
+def with_other_answers(model):
+    """Let a model compute something else with the weights that it has."""
+    model.register_forward_hook(lambda module, images, logits: -logits)
+    return model
+
+
+def test_code_that_was_edited_is_refused(here, monkeypatch, capsys):
+    monkeypatch.setattr(networks, "small_gray", lambda: with_other_answers(small_gray()))
+    before = contents()
+    for program in PROGRAMS.values():
+        assert program() == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"answers of the classifier: {NAME} has the weights that the run was made" in line
+    assert train([OWN, "--resume=run"]) == 2
+    assert "answers of the classifier: expected those that" in capsys.readouterr().err
+    assert contents() == before
+
+
+@pytest.mark.parametrize(
+    ("found", "are_same"),
+    [
+        ("1 -2 0.5", True),
+        ("1.1 -2 0.5", True),  # computed in bfloat16
+        ("1.2 -2 0.5", False),
+        ("1 -2", False),
+        ("1 nan 0.5", False),
+        ("one", False),
+    ],
+)
+def test_answers_are_the_same_but_for_rounding(found, are_same):
+    assert are_same_answers(found, "1 -2 0.5") is are_same
+    assert are_same_answers(found.replace("one", "nan"), found.replace("one", "nan"))
 
 
 def test_a_student_of_another_run_is_refused(here, capsys):

@@ -218,6 +218,28 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, rows, message):
         open_label_table(write_table(tmp_path, rows), PREPROCESSING, ("cat", "dog"))
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (["file", "1", "cat"], "no label 'cat'"),  # is the first column the second label?
+        (["file", "1", "2"], "no label '2'"),
+        (["file", "cat", "cat"], "two columns of one label"),
+    ],
+)
+def test_columns_that_may_be_meant_otherwise_are_refused(tmp_path, header, message):
+    """Of a classifier that knows no names."""
+    table = write_table(tmp_path, [header, ["a.png", "1", "0"]])
+    with pytest.raises(InputError, match=message):
+        open_label_table(table, PREPROCESSING, ("0", "1"))
+
+
+@pytest.mark.parametrize("again", ["a.png", "./a.png"])
+def test_an_image_is_listed_once(tmp_path, again):
+    rows = [["file", "cat", "dog"], ["a.png", "1", "0"], ["b.png", "1", "0"], [again, "0", "1"]]
+    with pytest.raises(InputError, match=r"a\.png twice, again in row 4"):
+        open_label_table(write_table(tmp_path, rows), PREPROCESSING, ("cat", "dog"))
+
+
 def test_images_of_one_label_each_are_refused():
     with pytest.raises(InputError, match=r"fashion-mnist: expected a folder with labels\.csv"):
         open_label_table("fashion-mnist", PREPROCESSING, NAMES)

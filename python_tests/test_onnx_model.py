@@ -270,18 +270,6 @@ def test_a_wrong_bias_of_the_last_layer_is_found(monkeypatch):
         exported_with_fault(monkeypatch, onnx_layers, "integer_bias", one_more)
 
 
-def test_a_file_is_read_as_what_was_checked(tmp_path):
-    """Its first fields have the bytes by which ONNX Runtime tells a format of its own."""
-    classifier = small_classifier(small_residual())
-    model, _ = quantized_model(calibrated(classifier, "deploy", 4, 4), classifier)
-    message = model.SerializeToString()
-    producer = b"\x08\x01\x12\x04ORTM"  # version and name; those that follow replace them
-    file = tmp_path / "model.onnx"
-    file.write_bytes(producer + message)
-    (images,) = noise(classifier, batches=1)
-    assert torch.equal(OnnxClassifier(file)(images), OnnxClassifier(message)(images))
-
-
 def test_too_little_agreement_is_an_error(monkeypatch):
     found = iter((99.4, 100.0))  # of ONNX Runtime, of the student with itself
     monkeypatch.setattr(verification, "agreement", lambda *_: next(found))

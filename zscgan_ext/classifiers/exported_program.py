@@ -25,6 +25,7 @@ from zscgan_ext.classifiers.graph import like_images
 from zscgan_ext.classifiers.symbolic_tracing import PREFIX, TakesImages
 from zscgan_ext.errors import InputError
 
+LARGEST_BATCH = 2**31 - 1  # images; who has none of them has no bound
 TENSORS = "tensors"  # submodule of the program's weights and constants
 
 
@@ -39,7 +40,24 @@ def export_program(model: nn.Module, image_shape: tuple[int, int, int]) -> Expor
         program: ExportedProgram = torch.export.export(
             TakesImages(model), (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
         )
+    check_any_number(program)
     return program
+
+
+def check_any_number(program: ExportedProgram) -> None:
+    """Require a program that computes the same whatever the number of images.
+
+    torch.export follows the branch that two images take, and notes how many take the same.
+
+    Raises:
+        InputError: if more images take another one.
+    """
+    for bounds in program.range_constraints.values():
+        if bounds.upper < LARGEST_BATCH:
+            raise InputError(
+                f"classifier: goes another way with more than {bounds.upper} images; write its "
+                "forward alike for any number of them"
+            )
 
 
 @contextlib.contextmanager

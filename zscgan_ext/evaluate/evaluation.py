@@ -37,6 +37,8 @@ from zscgan_ext.measures import (
 )
 from zscgan_ext.run_folder.files import STUDENT
 from zscgan_ext.run_folder.finished_run import checked_made_with, open_run, read_run_config
+from zscgan_ext.run_folder.made_with import check_exported, digest_of_student
+from zscgan_ext.run_folder.records import read_export
 from zscgan_ext.run_folder.whole_file import json_bytes
 from zscgan_ext.zoo import BUNDLED_CLASSIFIERS, open_bundled
 
@@ -164,6 +166,8 @@ def float_model_of(
             f"{file}: takes other images than the classifier of the run in whose folder it lies; "
             "move a file of another run elsewhere"
         )
+    if os.path.isfile(file.parent / STUDENT):
+        check_exported(file, digest_of_student(file.parent), read_export(file.parent))
     return loaded.model
 
 

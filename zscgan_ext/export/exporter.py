@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,13 @@ from zscgan_ext.quantization.conversion import folded
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.run_folder.files import EXPORT, EXPORTED, only_writer, write_own
 from zscgan_ext.run_folder.finished_run import RANDOM_IMAGES, open_run, require_finished
+from zscgan_ext.run_folder.made_with import (
+    DIGESTS,
+    STUDENT_DIGEST,
+    digest_of_bytes,
+    digest_of_tensors,
+)
+from zscgan_ext.run_folder.records import read_export
 from zscgan_ext.run_folder.whole_file import json_bytes, one_line_errors, write_whole
 
 if TYPE_CHECKING:
@@ -147,10 +155,13 @@ def export(
     require_packages(formats)
     check_form(student, form)
     images = list(images)
+    of_student = digest_of_tensors(student.state_dict())
     report: dict[str, Any] = {
         "target": form.target or target_of(student),
         "input": form.input or "float32",
         "bytes": {},
+        STUDENT_DIGEST: of_student,
+        DIGESTS: earlier_digests(folder, of_student),
         "threads": torch.get_num_threads(),
         **environment(),
     }
@@ -166,8 +177,18 @@ def export(
             data = safetensors_file(classifier, student, images[0])
         write_own(folder, EXPORTED[name], data)
         report["bytes"][name] = len(data)
+        report[DIGESTS][name] = digest_of_bytes(data)
     write_own(folder, EXPORT, json_bytes(report))
     return report
+
+
+def earlier_digests(folder: Path, of_student: str) -> dict[str, str]:
+    """Return the digests of files of the same student that were exported before."""
+    with suppress(InputError):  # of something else, which is kept or replaced where it is written
+        earlier = read_export(folder)
+        if earlier is not None and earlier.get(STUDENT_DIGEST) == of_student:
+            return dict(earlier.get(DIGESTS, {}))
+    return {}
 
 
 def target_of(student: QuantizedClassifier) -> str:

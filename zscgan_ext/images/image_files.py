@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import functional as transforms
@@ -35,13 +35,13 @@ FOLDERS_OF_SYSTEMS = {
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
 NAMES_OF_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 LARGEST_LABEL = 2**31 - 1
-LARGEST_FILE = 1 << 30  # bytes
 LARGEST_IMAGE = 1 << 27  # pixels, as stored and as resized
+LARGEST_FILE = 1 << 31  # bytes; uncompressed pixels of 16 bytes each
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 BAND = 256  # rows of 16 bits that are converted at once
-# Pixels, or bytes of a file; more are read one image at a time, whatever the threads.
+# Pixels, or bytes of a file; with more, one image is read at a time, whatever the threads.
 LARGE_IMAGE = 1 << 24
 ONE_LARGE_IMAGE = threading.RLock()
-TILE_WIDTH, TILE_HEIGHT = 322, 323  # tags of TIFF
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,15 @@ def read_image(file: Path, preprocessing: Preprocessing) -> Tensor:
     _, *size = preprocessing.shape
     try:
         with room_for(regular_file_size(file)):
-            # Of a path, Pillow would map the file, and of an open file libtiff does: if it is
-            # shortened meanwhile, the process ends.
+            # Of a path Pillow would map the file, and of an opened one libtiff: if it is shortened
+            # meanwhile, the process ends.
             stream = io.BytesIO(read_regular_file(file, LARGEST_FILE))
             with Image.open(stream, formats=IMAGE_FORMATS) as image:
                 converted = converted_image(image, size, IMAGE_MODES[preprocessing.channels])
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{file}: cannot be read as an image (none of {', '.join(IMAGE_FORMATS)})"
+        ) from None
     except Exception as error:  # decoders raise nearly anything
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file}: cannot be read as an image ({reason})") from None
@@ -169,7 +173,7 @@ def resized_size(image: Image.Image, size: Sequence[int]) -> list[int]:
 
 
 def check_pixels(image: Image.Image, resized: Sequence[int]) -> int:
-    """Return how many pixels an image has, now, in a tile, or resized to a height and width.
+    """Return how many pixels an image, now or resized to a height and width, or a tile of it has.
 
     Raises:
         ValueError: naming the size.
@@ -180,14 +184,18 @@ def check_pixels(image: Image.Image, resized: Sequence[int]) -> int:
         raise ValueError(f"{width}x{height} pixels are too many, or too narrow")
     tile = tile_pixels(image)
     if tile > LARGEST_IMAGE:
-        raise ValueError(f"a tile of {tile:,} pixels is too large")
+        raise ValueError(f"tiles of {tile:,} pixels are too large")
     return max(most, tile)
 
 
 def tile_pixels(image: Image.Image) -> int:
-    """Return how many pixels a tile of a TIFF has, of which even a small image has whole ones."""
+    """Return the pixels of a tile of a TIFF file, which is decoded as a whole; 0 without tiles.
+
+    Raises:
+        Exception: nearly any, if the file says something else there.
+    """
     tags = getattr(image, "tag_v2", {})
-    return int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_HEIGHT, 0))
+    return int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -43,32 +43,46 @@ def open_label_table(
             "column file, and one of 0 and 1 for each label"
         )
     check_channels(name, preprocessing)
-    try:
-        content = read_regular_file(table).decode("utf-8-sig")
-        header, *rows = [row for row in csv.reader(io.StringIO(content), strict=True) if row]
-    except (OSError, ValueError, csv.Error) as error:  # ValueError also of a table of no row
-        raise InputError(f"{table}: cannot be read ({first_line(error)})") from None
+    rows = rows_of(table)
+    header = next(rows, [])
     order = columns_of(table, header, class_names)
-    if not rows:
-        raise InputError(f"{table}: lists no image")
-    files, labels = [], []
+    labels: dict[Path, list[int]] = {}
     for line, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise InputError(f"{table}: row {line} has {len(row)} columns, the first {len(header)}")
-        files.append(file_of(table, row[0]))
-        labels.append([applies(table, line, row[column]) for column in order])
-    return ImageTree(tuple(files), torch.tensor(labels, dtype=torch.int64), Path(name))
+        file = file_of(table, row[0])
+        if file in labels:
+            raise InputError(f"{table}: lists {row[0]} twice, again in row {line}")
+        labels[file] = [applies(table, line, row[column]) for column in order]
+    if not labels:
+        raise InputError(f"{table}: lists no image")
+    values = torch.tensor(list(labels.values()), dtype=torch.int64)
+    return ImageTree(tuple(labels), values, Path(name))
+
+
+def rows_of(table: Path) -> Iterator[list[str]]:
+    """Yield the rows of a table, empty ones left out: all of them would take much memory at once.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        content = read_regular_file(table).decode("utf-8-sig")
+        yield from filter(None, csv.reader(io.StringIO(content), strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{table}: cannot be read ({first_line(error)})") from None
 
 
 def columns_of(table: Path, header: Sequence[str], class_names: Sequence[str]) -> list[int]:
     """Return which column each label has.
 
-    Names say that, in any order; where a classifier knows none, columns are taken in theirs.
+    Names say that, in any order; where a classifier knows none, columns are taken in theirs, unless
+    some are numbers of labels.
 
     Raises:
         InputError: if there are other labels.
     """
-    first, *names = (name.strip() for name in header)
+    first, *names = (name.strip() for name in header or [""])
     if first != FILE_COLUMN:
         raise InputError(f"{table}: expected {FILE_COLUMN} as its first column, got {first!r}")
     are_numbers = list(class_names) == [str(index) for index in range(len(class_names))]
@@ -76,14 +90,16 @@ def columns_of(table: Path, header: Sequence[str], class_names: Sequence[str]) -
         raise InputError(
             f"{table}: has columns for {len(names)} labels, the classifier has {len(class_names)}"
         )
-    if names == list(class_names) or (are_numbers and set(names) != set(class_names)):
+    if names == list(class_names):
+        return list(range(1, len(header)))
+    if len(set(names)) < len(names):
+        raise InputError(f"{table}: has two columns of one label")
+    if are_numbers and not set(names) & set(class_names):
         return list(range(1, len(header)))
     unknown = [name for name in names if name not in class_names]
     if unknown:
         hint = did_you_mean(unknown[0], list(class_names))
         raise InputError(f"{table}: the classifier has no label {unknown[0]!r}{hint}")
-    if len(set(names)) < len(names):
-        raise InputError(f"{table}: has two columns of one label")
     return [1 + names.index(name) for name in class_names]
 
 

@@ -32,14 +32,16 @@ from zscgan_ext.report.measurements import (
     worst,
 )
 from zscgan_ext.report.pictures import ClassPictures, pictures_by_class
-from zscgan_ext.run_folder.files import METRICS, PREDICTIONS, REPORT, only_writer, write_own
+from zscgan_ext.run_folder.files import EXPORT, METRICS, PREDICTIONS, REPORT, only_writer, write_own
 from zscgan_ext.run_folder.finished_run import FinishedRun, open_run, require_finished
 from zscgan_ext.run_folder.made_with import (
     IMAGES_OF,
     MADE_WITH,
+    STUDENT_DIGEST,
     check_file,
     check_same_run,
     digest,
+    digest_of_tensors,
     is_other,
 )
 from zscgan_ext.run_folder.records import (
@@ -155,6 +157,9 @@ def collect(folder: Path, classifier: str | None = None) -> Content:
         check_same_run(folder / METRICS, metrics.get(MADE_WITH), digest(run.made_with))
     result = VARIANTS.get(result_in(metrics, result.key), result)
     export = read_export(folder)
+    if export is not None:
+        student = digest_of_tensors(run.student.state_dict())
+        check_same_run(folder / EXPORT, student, export.get(STUDENT_DIGEST))
     data, notes = evaluation_images(run)
     images, measured_on = measured_images(run, data)
     weights = weight_errors(run.student)

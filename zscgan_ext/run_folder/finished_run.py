@@ -27,12 +27,12 @@ from zscgan_ext.quantization.conversion import student_of
 from zscgan_ext.quantization.layer_widths import described_widths, widths_described
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
 from zscgan_ext.regular_file import regular_file_size
-from zscgan_ext.run_folder.files import GENERATOR, LAYER_BITS, STUDENT
+from zscgan_ext.run_folder.files import GENERATOR, INSTANT_STUDENT, LAYER_BITS, STUDENT
 from zscgan_ext.run_folder.made_with import (
     MadeWith,
+    check_classifier,
     check_file,
     check_settings,
-    check_weights,
     check_widths,
     read_made_with,
 )
@@ -198,6 +198,14 @@ def read_run(folder: Path, classifier: str | None) -> FinishedRun:
     load_weights(student, folder / STUDENT)
     student.quantize_activations()
     lay_out(student.requires_grad_(False), torch.channels_last)
+    if (folder / INSTANT_STUDENT).exists():  # until the run has chosen
+        print(
+            one_line(
+                f"warning: {folder} is of a run that has not come to its end; what it holds is the "
+                "student from batch-norm statistics, which nothing was learned for"
+            ),
+            flush=True,
+        )
     return FinishedRun(folder, config, loaded, student, made_with)
 
 
@@ -223,5 +231,5 @@ def checked_made_with(folder: Path, stored: RunConfig, loaded: Classifier) -> Ma
         )
         return None
     check_settings(folder, stored, made_with)
-    check_weights(loaded.name, loaded.model, made_with)
+    check_classifier(loaded.name, loaded.model, loaded.preprocessing.shape, made_with)
     return made_with

@@ -7,30 +7,37 @@ classifier that is loaded.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from zscgan_ext.classifiers.trials import random_images
 from zscgan_ext.config.command_line import CONFIG
 from zscgan_ext.config.configs import OPTIONS, RunConfig
 from zscgan_ext.config.values import LayerBits
 from zscgan_ext.errors import InputError, first_line, some_of
 from zscgan_ext.json_values import anything, mapping_of, parse_json, text
-from zscgan_ext.run_folder.files import LAYER_BITS
-from zscgan_ext.safetensors_content import read_metadata
+from zscgan_ext.run_folder.files import EXPORTED, LAYER_BITS, STUDENT
+from zscgan_ext.safetensors_content import read_metadata, read_safetensors_file
 
 MadeWith = Mapping[str, str]  # settings by name, as text, and digests
 
 METADATA = "zscgan_ext"  # the key of the JSON in a file's metadata
 MADE_WITH = "made_with"  # the key in it, and in `metrics.json`
 WEIGHTS = "weights of the classifier"
+# Weights do not tell everything: the code around them may have changed, or what it keeps elsewhere.
+ANSWERS = "answers of the classifier"
 IMAGES_OF = "images of {}"  # by the setting that names them
 WIDTHS = f"widths of {LAYER_BITS}"
+TRIED_IMAGES, KEPT_ANSWERS = 2, 64  # random images; logits of all of them
+SAME_ANSWERS = 0.05  # of their range: machines round differently, and may compute in bfloat16
 LONGEST, MOST = 1 << 14, 1 << 10  # characters of a value; values
 CHECK = mapping_of(text(longest=LONGEST), text(longest=LONGEST), MOST)
+STUDENT_DIGEST, DIGESTS = "student", "digests"  # in `export.json`: of the student, of its files
 # Settings that change nothing of what is learned and measured.
 WITHOUT_EFFECT = {
     *("resume", "checkpoint_every", "keep_checkpoints", "output", "overwrite", "export"),
@@ -59,6 +66,41 @@ def digest_of_weights(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return what tells named tensors from others, in whatever order they stand in a file."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def digest_of_bytes(data: bytes) -> str:
+    """Return what tells a file from others."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+@torch.no_grad()
+def answers_of(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
+    """Return some logits of a classifier on the CPU for random images, always the same, as text."""
+    images = random_images(TRIED_IMAGES, image_shape, torch.zeros(()))
+    logits = model(images)[:, : KEPT_ANSWERS // TRIED_IMAGES]
+    return " ".join(f"{value:.6g}" for value in logits.flatten().tolist())
+
+
+def are_same_answers(found: str, expected: str) -> bool:
+    """Return True if answers are of one function, as far as rounding lets them."""
+    try:
+        ours, theirs = ([float(value) for value in text.split()] for text in (found, expected))
+    except ValueError:
+        return False
+    if len(ours) != len(theirs) or not all(map(math.isfinite, ours + theirs)):
+        return found == expected
+    allowed = SAME_ANSWERS * (max(theirs) - min(theirs))
+    return all(abs(a - b) <= allowed for a, b in zip(ours, theirs, strict=True))
 
 
 def digest_of_widths(widths: Mapping[str, LayerBits]) -> str:
@@ -120,21 +162,30 @@ def is_other(made_with: MadeWith, name: str, found: str) -> bool:
     return made_with.get(name, found) != found
 
 
-def check_weights(name: str, model: nn.Module, made_with: MadeWith) -> None:
-    """Require that the weights of a classifier are those that a run was made with.
+def check_classifier(
+    name: str, model: nn.Module, image_shape: tuple[int, int, int], made_with: MadeWith
+) -> None:
+    """Require that a classifier is the one that a run was made with.
 
     Args:
         name: of the classifier.
         model: that was loaded.
+        image_shape: (C, H, W) of its input.
         made_with: what the run's student says.
 
     Raises:
-        InputError: if they are others.
+        InputError: if it has other weights, or computes something else.
     """
     if is_other(made_with, WEIGHTS, digest_of_weights(model)):
         raise InputError(
             f"{WEIGHTS}: those of {name} are others than the run was made with; give those again, "
             "or run it again with these"
+        )
+    answers = answers_of(model, image_shape)
+    if not are_same_answers(answers, made_with.get(ANSWERS, answers)):
+        raise InputError(
+            f"{ANSWERS}: {name} has the weights that the run was made with, but computes something "
+            "else; put its code back, and what it keeps beside its weights, or run it again"
         )
 
 
@@ -180,3 +231,39 @@ def check_file(file: Path, expected: MadeWith | None) -> None:
         InputError: if it is of another, or its metadata cannot be read.
     """
     check_same_run(file, read_made_with(file), expected)
+
+
+def digest_of_student(folder: Path) -> str:
+    """Return what tells the student of a run from others.
+
+    Raises:
+        InputError: if its file cannot be read.
+    """
+    file = folder / STUDENT
+    try:
+        tensors, _ = read_safetensors_file(file)
+    except Exception as error:  # a damaged file raises nearly anything
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{file}: cannot be read ({reason})") from None
+    return digest_of_tensors(tensors)
+
+
+def check_exported(file: Path, student: str, export: Mapping[str, Any] | None) -> None:
+    """Require that an exported file in the folder of a run is of the student beside it.
+
+    Args:
+        file: under the name that export gives it; of others nothing is known.
+        student: the digest of the student.
+        export: what `export.json` holds, None without one. Earlier versions kept no digests.
+
+    Raises:
+        InputError: if it is of another one.
+    """
+    formats = {name: format_name for format_name, name in EXPORTED.items()}
+    if file.name not in formats or export is None or DIGESTS not in export:
+        return
+    expected = export[DIGESTS].get(formats[file.name])
+    if export.get(STUDENT_DIGEST) != student or digest_of_bytes(file.read_bytes()) != expected:
+        raise InputError(
+            f"{file}: is of another student than {STUDENT} beside it; export the run again"
+        )

@@ -28,7 +28,7 @@ from zscgan_ext.json_values import (
 )
 from zscgan_ext.regular_file import read_regular_file
 from zscgan_ext.run_folder.files import EXPORT, LAYER_BITS, LOG, METRICS, PREDICTIONS
-from zscgan_ext.run_folder.made_with import MADE_WITH
+from zscgan_ext.run_folder.made_with import DIGESTS, MADE_WITH, STUDENT_DIGEST
 
 LARGEST = 1e300  # of what is drawn
 # What is said for the entries of `metrics.json` that hold how good a classifier is.
@@ -117,7 +117,11 @@ METRICS_CHECK: Check = record(
 milliseconds = record({"float": at_least_zero, "quantized": at_least_zero}, strict=False)
 EXPORT_CHECK: Check = record(
     {"bytes": mapping_of(integer(0), name, MOST_ROWS)},
-    {"onnx": nullable(record({"latency_ms": milliseconds}, strict=False))},
+    {
+        STUDENT_DIGEST: short,
+        DIGESTS: mapping_of(short, name, MOST_ROWS),
+        "onnx": nullable(record({"latency_ms": milliseconds}, strict=False)),
+    },
     strict=False,
 )
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from zscgan_ext import distributed
 from zscgan_ext.classifiers.heads import MULTI_LABEL
@@ -40,9 +39,12 @@ from zscgan_ext.run_folder.checkpoints import Checkpoints
 from zscgan_ext.run_folder.files import GENERATOR as GENERATOR_FILE
 from zscgan_ext.run_folder.files import LOG, METRICS, STUDENT, RunFolder, only_writer
 from zscgan_ext.run_folder.made_with import (
+    ANSWERS,
     CHANGEABLE,
     IMAGES_OF,
     WEIGHTS,
+    answers_of,
+    are_same_answers,
     digest_of_weights,
     read_made_with,
     settings_of,
@@ -94,11 +96,11 @@ def prepare(config: RunConfig, of_folder: Collection[str] = ()) -> Run:
         given = check_given(config, device, of_folder, None if loaded is None else loaded["facts"])
         images = images_of(given)
         versions = {name: versions_of_files(each) for name, each in images.items()}
-        facts = facts_of(config, device, given.classifier.model) | digests_of(images, versions)
+        facts = facts_of(config, device, given.classifier) | digests_of(images, versions)
         if loaded is not None:
-            check_facts(facts, loaded["facts"], "the checkpoint to resume")
+            facts = resumed_facts(facts, loaded["facts"], "the checkpoint to resume")
         elif config.resume is not None:
-            check_facts(facts, facts_of_run(config.resume), "the run to resume")
+            facts = resumed_facts(facts, facts_of_run(config.resume), "the run to resume")
         check_alike(facts, given.evaluation, given.reference, loaded)
         writes, resumes = distributed.rank() == 0, config.resume is not None
         folder = RunFolder(config.output_folder(), config.overwrite, resumes, writes)
@@ -355,9 +357,14 @@ def open_data(name: str | None, split: Any, classifier: Classifier) -> Images | 
     return open_labelled_for(classifier.head, name, split, *facts)
 
 
-def facts_of(config: RunConfig, device: torch.device, model: nn.Module) -> dict[str, Any]:
+def facts_of(config: RunConfig, device: torch.device, classifier: Classifier) -> dict[str, Any]:
     """Return what a run must have in common with the checkpoint that it resumes from."""
-    return {**settings_of(config), "device": device.type, WEIGHTS: digest_of_weights(model)}
+    return {
+        **settings_of(config),
+        "device": device.type,
+        WEIGHTS: digest_of_weights(classifier.model),
+        ANSWERS: answers_of(classifier.model, classifier.preprocessing.shape),
+    }
 
 
 def images_of(given: Given) -> dict[str, Images | None]:
@@ -400,11 +407,18 @@ def check_alike(
     of_all = distributed.all_gather(own)
     for place, other in enumerate(of_all):
         for name, value in of_all[0].items():
-            if other.get(name) != value:
+            if not is_same_fact(name, other.get(name), value):
                 raise InputError(
                     f"{name}: process 0 has {value}, process {place} has {other.get(name)}; all "
                     "processes need the same files and versions"
                 )
+
+
+def is_same_fact(name: str, found: Any, expected: Any) -> bool:
+    """Return True if a fact is the same, but for rounding where it has numbers."""
+    if name == ANSWERS:
+        return are_same_answers(str(found), str(expected))
+    return bool(found == expected)
 
 
 def facts_of_run(folder: Path) -> Mapping[str, str]:
@@ -434,8 +448,10 @@ def digest_of_labels(images: Images | None) -> str:
     return f"{len(images)} images, labels {digest}"
 
 
-def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str) -> None:
-    """Require that a run is the one that it resumes.
+def resumed_facts(
+    facts: Mapping[str, Any], before: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """Return the facts of a run that is resumed, whose files say the same before and after.
 
     Args:
         facts: of the run.
@@ -445,6 +461,15 @@ def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str
     Raises:
         InputError: naming the first that differs.
     """
+    check_facts(facts, before, source)
+    if WEIGHTS not in before:  # of no file yet
+        return dict(facts)
+    answers = {ANSWERS: before[ANSWERS]} if ANSWERS in before else {}
+    return {name: value for name, value in facts.items() if name != ANSWERS} | answers
+
+
+def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str) -> None:
+    """Require that a run is the one that it resumes; as `resumed_facts`."""
     for name, value in facts.items():
         if name in OPTIONS and name not in CHANGEABLE and name not in before:
             raise InputError(
@@ -452,9 +477,9 @@ def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str
                 f"{source}; resume with that one, or start a new run with another --output"
             )
         expected = before.get(name, value)
-        if value == expected:
+        if is_same_fact(name, value, expected):
             continue
-        if name == WEIGHTS:
+        if name in (WEIGHTS, ANSWERS):
             raise InputError(
                 f"{name}: expected those that {source} was written with; give those again, or "
                 "start a new run with another --output"

@@ -13,7 +13,7 @@ from zscgan_ext.measures import top1
 from zscgan_ext.quantization.dead_quantizers import dead_quantizers, dead_weights
 from zscgan_ext.quantization.fine_tuning import logit_divergence
 from zscgan_ext.quantization.quantized_classifier import QuantizedClassifier
-from zscgan_ext.run_folder.files import INSTANT_STUDENT, STUDENT
+from zscgan_ext.run_folder.files import EXPORT, EXPORTED, INSTANT_STUDENT, STUDENT
 from zscgan_ext.run_folder.made_with import check_file, metadata_of
 from zscgan_ext.stages.calibration_data import mixed
 from zscgan_ext.stages.generator_stage import (
@@ -122,6 +122,8 @@ def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalG
             student = best_student(run, student, generator)
             images, _ = next(probe_batches(run, generator))
             run.results.warn(dead_quantizers(student, images))
+            # Those of the instant student, unless they are written again.
+            run.folder.delete([EXPORT, *EXPORTED.values()])
             run.folder.save_tensors(STUDENT, student.state_dict(), metadata_of(run.made_with()))
             save_generator(run, generator)
             run.checkpoints.release(FINE_TUNED.student_name)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from zscgan_ext.classifiers.sources.source import ClassifierSource
 from zscgan_ext.classifiers.weights import load_weights
@@ -49,8 +49,28 @@ class ModelSource(ClassifierSource):
         self.model = model
 
     def build(self, num_classes: int | None, trained: bool) -> nn.Module:
-        """Return a copy, whose weights are replaced where others follow."""
-        return copy.deepcopy(self.model)
+        """Return a copy, whose weights are replaced where others follow.
+
+        Raises:
+            InputError: if the model holds something that cannot be copied.
+        """
+        try:
+            return copy.deepcopy(self.model, computed_tensors(self.model))
+        except Exception as error:  # of whatever the model holds
+            raise InputError(
+                f"classifier: {self.name} cannot be copied ({first_line(error)}); keep what cannot "
+                "be copied out of the model"
+            ) from error
+
+
+def computed_tensors(model: nn.Module) -> dict[int, Tensor]:
+    """Return copies of tensors that modules keep and that hooks compute anew, by their identity.
+
+    Weight norm and pruning keep such ones, which torch does not copy itself.
+    """
+    kept = [value for module in model.modules() for value in vars(module).values()]
+    computed = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]
+    return {id(value): value.detach().clone() for value in computed}
 
 
 class FunctionSource(ClassifierSource):
@@ -73,11 +93,15 @@ class FunctionSource(ClassifierSource):
 
 
 def import_function(name: str) -> Callable[..., Any]:
-    """Import what `module:function` names; from the current folder, unless it is installed."""
+    """Import what `module:function` names, from the current folder where it is nowhere else.
+
+    Of a folder whose module was not named nothing is imported, also later: libraries look for
+    optional packages.
+    """
     module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path and not is_installed(module_name):
-        sys.path.append(os.getcwd())
     try:
+        if not is_installed(module_name) and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise InputError(
@@ -93,15 +117,9 @@ def import_function(name: str) -> Callable[..., Any]:
 
 
 def is_installed(module_name: str) -> bool:
-    """Return True if Python finds a module without the current folder.
-
-    That one stays out then: libraries import what they can do without by names that a file in it
-    may have.
-    """
-    try:
-        return importlib.util.find_spec(module_name.partition(".")[0]) is not None
-    except (ImportError, ValueError):  # no name of a module
-        return False
+    """Return True if a module's outermost package is found without the current folder."""
+    package = module_name.partition(".")[0]
+    return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
 def accepts(function: Callable[..., Any], argument: str) -> bool:

@@ -63,7 +63,7 @@ class OnnxClassifier:
         options.log_severity_level = NOTHING_BUT_CRASHES
         # Threads that wait in a loop would take time from whatever runs next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Its own format is told by some bytes that a protobuf can have too: what was checked runs.
+        # A file may also be one of ONNX Runtime's own format, with another model in it.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         self.name = "export" if isinstance(model, bytes) else str(model)
         source = model if isinstance(model, bytes) else read_model(model)
@@ -92,6 +92,9 @@ class OnnxClassifier:
     def __call__(self, images: Tensor) -> Tensor:
         """Map images, normalized or as pixels, to logits [N, num_classes]."""
         (logits,) = self.run([OUTPUT], images)
+        if not isinstance(logits, np.ndarray):
+            found = type(logits).__name__
+            raise InputError(f"{self.name}: expected logits as a tensor, got a {found}")
         if logits.ndim != 2 or len(logits) != len(images) or logits.dtype != np.float32:
             found = f"{logits.dtype} {logits.shape}"
             raise InputError(
