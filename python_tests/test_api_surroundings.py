@@ -204,7 +204,7 @@ def test_weights_that_hooks_compute_are_copied(compute):
 def test_a_model_that_cannot_be_copied_is_refused():
     model = small_residual()
     model.lock = Lock()
-    with pytest.raises(InputError, match="classifier: .* cannot be copied .*lock"):
+    with pytest.raises(InputError, match=r"classifier: .* cannot be copied .*lock"):
         load(model)
 
 
