@@ -464,8 +464,9 @@ def resumed_facts(
     check_facts(facts, before, source)
     if WEIGHTS not in before:  # of no file yet
         return dict(facts)
-    answers = {ANSWERS: before[ANSWERS]} if ANSWERS in before else {}
-    return {name: value for name, value in facts.items() if name != ANSWERS} | answers
+    if ANSWERS in before:
+        return {**facts, ANSWERS: before[ANSWERS]}
+    return {name: value for name, value in facts.items() if name != ANSWERS}
 
 
 def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str) -> None:
