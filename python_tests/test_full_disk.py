@@ -47,10 +47,10 @@ WRITINGS = (
     *(("model.safetensors", 2), ("model.onnx", 2), ("export.json", 2), ("report.html", 1)),
 )
 INSTANT_IS_DELETED = WRITINGS.index(("generator.safetensors", 2))  # after it
+EXPORTED = ("model.safetensors", "model.onnx", "export.json")
+EXPORTED_ARE_DELETED = WRITINGS.index(("quantized.safetensors", 2))  # after it, until they follow
 # What is written between steps, when some have been taken.
-AFTER_STEPS = {(name, 2) for name in ("model.safetensors", "model.onnx", "export.json")} | {
-    ("report.html", 1)
-}
+AFTER_STEPS = {*((name, 2) for name in EXPORTED), ("report.html", 1)}
 # Options without which a run does not write these.
 OPTIONS = {
     "model.onnx": "--export=safetensors,onnx",
@@ -247,8 +247,11 @@ def images(tmp_path_factory):
 
 def files_before(index: int, options: set[str]) -> set[str]:
     """Return the names of the files that a run with these options holds before a writing."""
-    names = {name for name, _ in WRITINGS[:index] if OPTIONS.get(name) in {None, *options}}
-    return names - ({"instant.safetensors"} if index > INSTANT_IS_DELETED else set()) | {LIST}
+    deleted = {("instant.safetensors", 1)} if index > INSTANT_IS_DELETED else set()
+    if index > EXPORTED_ARE_DELETED:
+        deleted |= {(name, 1) for name in EXPORTED}
+    kept = [each for each in WRITINGS[:index] if each not in deleted]
+    return {name for name, _ in kept if OPTIONS.get(name) in {None, *options}} | {LIST}
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,9 @@ def save_student(run: Run, student: QuantizedClassifier, generator: ConditionalG
             student = best_student(run, student, generator)
             images, _ = next(probe_batches(run, generator))
             run.results.warn(dead_quantizers(student, images))
+            run.folder.save_tensors(STUDENT, student.state_dict(), metadata_of(run.made_with()))
             # Those of the instant student, unless they are written again.
             run.folder.delete([EXPORT, *EXPORTED.values()])
-            run.folder.save_tensors(STUDENT, student.state_dict(), metadata_of(run.made_with()))
             save_generator(run, generator)
             run.checkpoints.release(FINE_TUNED.student_name)
     run.folder.delete([INSTANT_STUDENT])
