@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmarks.results_file import made_with, write_rows
 from zscgan_ext.classifiers.loading import Classifier, classifier_of
 from zscgan_ext.config.configs import FineTuningConfig
+from zscgan_ext.export.integers import integer_weight
 from zscgan_ext.images.datasets import Images, read_idx_folder
 from zscgan_ext.measures import predict, top1
 from zscgan_ext.quantization import fine_tuning
@@ -126,17 +127,9 @@ def accuracies(
     return found
 
 
-@torch.no_grad()
 def integers(student: QuantizedClassifier) -> dict[str, Tensor]:
     """Return the integers of each layer's weight."""
-    found = {}
-    for name, layer in student.named_layers().items():
-        weight = layer.layer.weight
-        shape = (-1, *[1] * (weight.dim() - 1))
-        scale, zero_point = (values.view(shape) for values in layer.qparams())
-        limits = layer.quant_range.quant_min, layer.quant_range.quant_max
-        found[name] = (weight / scale + zero_point).round().clamp(*limits)
-    return found
+    return {name: integer_weight(layer).integers for name, layer in student.named_layers().items()}
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:

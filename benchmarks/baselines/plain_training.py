@@ -117,7 +117,9 @@ def plain_step(
     execution: Execution,
 ) -> Callable[[], Tensor]:
     """Return a step of torch's own optimizer, as it comes."""
-    optimizer = torch.optim.Adam([{"params": p, "lr": rate} for p, rate in groups])
+    optimizer = torch.optim.Adam(
+        [{"params": group.parameters, "lr": group.learning_rate} for group in groups]
+    )
     precision = execution.new_precision()
     computed = torch.compile(loss) if execution.compile else loss
 

@@ -159,14 +159,15 @@ def float_model_of(
     if config.classifier != classifier:
         return None
     loaded = classifier_of(config, file.parent / CONFIG)
-    if os.path.isfile(file.parent / STUDENT):
+    has_student = os.path.isfile(file.parent / STUDENT)
+    if has_student:
         checked_made_with(file.parent, config, loaded)
     if loaded.preprocessing.metadata() != preprocessing.metadata():
         raise InputError(
             f"{file}: takes other images than the classifier of the run in whose folder it lies; "
             "move a file of another run elsewhere"
         )
-    if os.path.isfile(file.parent / STUDENT):
+    if has_student:
         check_exported(file, digest_of_student(file.parent), read_export(file.parent))
     return loaded.model
 

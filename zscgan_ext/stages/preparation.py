@@ -470,7 +470,7 @@ def resumed_facts(
 
 
 def check_facts(facts: Mapping[str, Any], before: Mapping[str, Any], source: str) -> None:
-    """Require that a run is the one that it resumes; as `resumed_facts`."""
+    """Require that a run is the one that it resumes; arguments and errors as of `resumed_facts`."""
     for name, value in facts.items():
         if name in OPTIONS and name not in CHANGEABLE and name not in before:
             raise InputError(
